@@ -1,0 +1,190 @@
+"""The artifacts: small frozen facts beside a folder of files. A stage consumes some and produces one."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from lepton_ray.artifacts.ledger import Ledger
+
+History = Annotated[tuple[dict[str, float], ...], Strict(False)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+
+
+class Artifact(BaseModel):
+    """Facts about files in ``folder``; a subclass for each kind. Only the store makes and reads manifests of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    folder: Annotated[Path, Field(exclude=True)] = Path()
+    """Local folder that holds the files; set by the store."""
+    digest: Annotated[str, Field(exclude=True)] = ""
+    """SHA-256 over the facts and the files; set by the store."""
+
+    def account(self) -> list[str]:
+        """What a person should read of it, a line each."""
+        return []
+
+    def failed_gates(self) -> list[str]:
+        """Sentences on the gates that were not met; any of them stops the run."""
+        return []
+
+
+class RawDataset(Artifact):
+    """``rows.parquet`` (raw cells, source, line, original text) and ``quarantine.parquet`` (records that are no rows)."""
+
+    ledger: Ledger
+    ignored_columns: Names = ()
+
+    def account(self) -> list[str]:
+        """Rows in and out."""
+        ignored = [f"columns left out: {', '.join(self.ignored_columns)}"] if self.ignored_columns else []
+        return [str(self.ledger), *ignored]
+
+
+class Dataset(Artifact):
+    """``train.parquet``, ``val.parquet``, ``test.parquet`` (typed rows) and ``quarantine.parquet``."""
+
+    ledger: Ledger
+    split_rows: dict[str, int]
+    classes: Names
+    class_rows: dict[str, dict[str, int]]
+    """Rows by split and class."""
+
+    def account(self) -> list[str]:
+        """Rows in and out, splits."""
+        splits = ", ".join(f"{name} {count}" for name, count in self.split_rows.items())
+        return [str(self.ledger), f"split: {splits}"]
+
+
+class FeatureSet(Artifact):
+    """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and for each split ``NAME_x.npy``
+    (float32, rows first) and ``NAME_y.npy`` (int64)."""
+
+    classes: Names
+    shape: Annotated[tuple[int, ...], Strict(False)]
+    """Shape of one row of the model input."""
+    split_rows: dict[str, int]
+
+    def account(self) -> list[str]:
+        """Shape of the model input."""
+        return [f"model input: {'x'.join(map(str, self.shape))} float32, {len(self.classes)} classes"]
+
+
+class Trials(Artifact):
+    """``trials.jsonl``: settings and validation loss of every trial."""
+
+    best: dict[str, Any]
+    """Values by path (``train.lr``) of the best trial."""
+    best_loss: float
+    num_trials: int
+    num_stopped_early: int
+
+    def account(self) -> list[str]:
+        """Best settings."""
+        values = ", ".join(f"{path}={_plain(value)}" for path, value in self.best.items())
+        return [
+            f"{self.num_trials} trials, {self.num_stopped_early} stopped early; best validation loss {self.best_loss:.4f}",
+            f"best: {values}",
+        ]
+
+
+class Checkpoint(Artifact):
+    """``model.safetensors`` (weights of the best epoch), ``model.json`` (the model section), ``history.json``."""
+
+    best_epoch: int
+    metrics: dict[str, float]
+    history: History
+    """Train and validation loss and accuracy of each epoch."""
+    num_workers: int
+
+    def account(self) -> list[str]:
+        """Best epoch and its metrics."""
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        workers = "1 worker" if self.num_workers == 1 else f"{self.num_workers} workers"
+        return [f"{len(self.history)} epochs with {workers}; best {self.best_epoch}: {metrics}"]
+
+
+class PackageRef(Artifact):
+    """``package/``: the sealed model package."""
+
+    package_digest: str
+    parity: dict[str, float]
+    """Greatest absolute difference from the training code, by place."""
+    num_bytes: int
+
+    @property
+    def path(self) -> Path:
+        """Folder of the package."""
+        return self.folder / "package"
+
+    def account(self) -> list[str]:
+        """Where the package is and how near it is to the training code."""
+        parity = ", ".join(f"{place} {value:.1e}" for place, value in self.parity.items())
+        return [f"package: {self.path} ({self.num_bytes / 1024:.0f} KiB)", f"parity with the training code: {parity}"]
+
+
+class Evaluation(Artifact):
+    """``report.html``, ``metrics.json``: results on the held-out split."""
+
+    metrics: dict[str, float]
+    baseline: dict[str, float]
+    gates: dict[str, str]
+    """Sentence by gate that was not met."""
+    num_gates: int
+
+    def account(self) -> list[str]:
+        """Metrics, baseline, report."""
+        shown = ("accuracy", "f1", "roc_auc", "log_loss")
+        lines = ["held-out: " + ", ".join(f"{name} {self.metrics[name]:.4f}" for name in shown)]
+        if self.baseline:
+            lines.append("baseline: " + ", ".join(f"{name} {self.baseline[name]:.4f}" for name in shown))
+        if self.num_gates:
+            lines.append(f"gates met: {self.num_gates - len(self.gates)} of {self.num_gates}")
+        return [*lines, f"report: {self.folder / 'report.html'}"]
+
+    def failed_gates(self) -> list[str]:
+        """One sentence for each gate that was not met."""
+        return list(self.gates.values())
+
+
+class RegisteredModel(Artifact):
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    tracking_uri: str
+    """As the spec has it: references to the environment stay references."""
+
+    def account(self) -> list[str]:
+        """Name, version, alias."""
+        return [f"registered: {self.name} version {self.version}, models:/{self.name}@{self.alias}", f"MLflow: {self.tracking_uri}"]
+
+
+class Deployment(Artifact):
+    """A live application."""
+
+    url: str
+    model: str
+    version: str
+    parity: float
+    """Greatest absolute difference of the live endpoint from the golden outputs."""
+    metrics_url: str | None = None
+    request_file: str = ""
+    answer: Annotated[str, Field(exclude=True)] = ""
+
+    def account(self) -> list[str]:
+        """Where it is and how to call it."""
+        lines = [f"endpoint: {self.url} (Open Inference Protocol v2 at /v2, records at /predict)"]
+        if self.metrics_url:
+            lines.append(f"metrics: {self.metrics_url}")
+        if self.request_file:
+            lines.append(f"try: curl -s {self.url.rstrip('/')}/predict -H 'content-type: application/json' -d @{self.request_file}")
+        lines.append(f"parity of the endpoint with the training code: {self.parity:.1e}")
+        return [*lines, f"answer: {self.answer}"] if self.answer else lines
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

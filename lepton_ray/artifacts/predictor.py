@@ -1,0 +1,53 @@
+"""Run a package with onnxruntime: no torch, no TensorFlow, no Ray."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts.package import ModelPackage
+from lepton_ray.artifacts.signature import Feeds
+
+_MAX_BATCH_ROWS = 1024
+
+
+def open_session(model: bytes | str, num_threads: int = 1) -> ort.InferenceSession:
+    """Load an ONNX graph for the CPU; ``num_threads`` bounds the threads of one call."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class Predictor:
+    """A loaded package. Thread-safe: onnxruntime sessions may run calls side by side."""
+
+    def __init__(self, package: ModelPackage, num_threads: int = 1) -> None:
+        self.package = package
+        self.signature = package.signature
+        self._session = open_session(str(package.path / "model.onnx"), num_threads)
+        self._outputs = [tensor.name for tensor in self.signature.outputs]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return ``label`` (N,) and ``probabilities`` (N, classes) for checked input tensors; N may be 0."""
+        rows = len(next(iter(feeds.values())))
+        if rows == 0:
+            return {"label": np.empty(0, object), "probabilities": np.empty((0, len(self.signature.classes)), np.float32)}
+        parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows)]
+        return {name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)}
+
+    def predict(self, records: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """Return the outputs for raw records.
+
+        Raises:
+            RecordError: If a record breaks the signature.
+        """
+        return self.run(self.signature.encode(records))
+
+
+def _slices(feeds: Mapping[str, NDArray[Any]], rows: int) -> Iterator[Feeds]:
+    for start in range(0, rows, _MAX_BATCH_ROWS):
+        yield {name: values[start : start + _MAX_BATCH_ROWS] for name, values in feeds.items()}

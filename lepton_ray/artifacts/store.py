@@ -1,0 +1,245 @@
+"""The store: one folder per finished step, its manifest written last, so that a manifest means done.
+
+    STORAGE/NAME/lock                    one run at a time
+    STORAGE/NAME/STAGE/KEY/...           the stage's files
+    STORAGE/NAME/STAGE/KEY/manifest.json written last
+    STORAGE/NAME/STAGE/KEY/work/         what a stage resumes from when killed; gone when it is done
+
+On a local folder a stage writes in place. On any other pyarrow filesystem it writes to a temporary folder, which is
+uploaded before the manifest; artifacts are downloaded when they are loaded.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.fs as pafs
+from pydantic import ValidationError
+
+from lepton_ray.artifacts.kinds import Artifact
+from lepton_ray.core import settings
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.files import list_files, sha256_file, sha256_json, write_atomic
+
+ArtifactT = TypeVar("ArtifactT", bound=Artifact)
+
+MANIFEST = "manifest.json"
+WORK = "work"
+_LEASE_S = 60.0  # a lease on a remote filesystem that was not renewed for so long belongs to a dead run
+_RENEW_S = 10.0
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the pyarrow filesystem of a path or URI, and the path in it; ``${NAME}`` is expanded.
+
+    Raises:
+        ArtifactError: If the URI has an unknown scheme.
+    """
+    text = settings.expand(uri)
+    if "://" not in text:
+        return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(text)
+    except (ValueError, OSError) as error:
+        scheme = text.partition("://")[0]
+        raise ArtifactError(f"{uri!r} must be a path or a URI that pyarrow opens, got scheme {scheme!r} ({type(error).__name__})") from error
+    return filesystem, path
+
+
+@dataclass(frozen=True)
+class StepId:
+    """A stage's place in a plan: the key is the digest of all that its result depends on."""
+
+    stage: str
+    key: str
+
+
+@dataclass
+class Store:
+    """The run directory of one spec."""
+
+    filesystem: pafs.FileSystem
+    root: str
+    cache: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="lepton-ray-")))
+
+    @classmethod
+    def open(cls, storage: str, name: str) -> "Store":
+        """Open (and make) ``storage/name``."""
+        filesystem, path = open_filesystem(storage)
+        root = f"{path.rstrip('/')}/{name}"
+        try:
+            filesystem.create_dir(root, recursive=True)
+        except OSError as error:
+            raise ArtifactError(f"storage must be a folder that can be written, got {storage!r} ({error}). Choose another") from error
+        return cls(filesystem, root)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether stages write in place."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def path(self, step: StepId) -> str:
+        """Path of a step's folder in the filesystem."""
+        return f"{self.root}/{step.stage}/{step.key}"
+
+    def work_path(self, step: StepId) -> str:
+        """Path in the filesystem for what a killed stage resumes from; seen by all machines that share the storage."""
+        return f"{self.path(step)}/{WORK}"
+
+    def local_folder(self, step: StepId) -> Path:
+        """Local folder of a step's files."""
+        return Path(self.path(step)) if self.is_local else self.cache / step.stage / step.key
+
+    def load(self, step: StepId, kind: type[ArtifactT]) -> ArtifactT | None:
+        """Return the finished artifact of a step, or None.
+
+        Raises:
+            ArtifactError: If the manifest or a file of it is damaged.
+        """
+        path = f"{self.path(step)}/{MANIFEST}"
+        if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+            return None
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                manifest = json.loads(stream.read())
+            artifact = kind.model_validate_json(json.dumps(manifest["artifact"]))
+            files: dict[str, str] = manifest["files"]
+            digest: str = manifest["digest"]
+        except (ValueError, KeyError, ValidationError) as error:
+            raise ArtifactError(f"{path} must be a manifest of this version, got something else. Run with --from {step.stage}") from error
+        folder = self.local_folder(step)
+        if not self.is_local:
+            self._download(step, list(files), folder)
+        for name, expected in files.items():
+            if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+                raise ArtifactError(f"{folder / name} must be as the stage {step.stage} wrote it, but it has changed. Run with --from {step.stage}")
+        return artifact.model_copy(update={"folder": folder, "digest": digest})
+
+    def begin(self, step: StepId, fresh: bool) -> Path:
+        """Return the empty folder to write a step's files to; ``fresh`` also throws away what it could resume from."""
+        manifest = f"{self.path(step)}/{MANIFEST}"
+        if self.filesystem.get_file_info(manifest).type != pafs.FileType.NotFound:
+            self.filesystem.delete_file(manifest)
+        if fresh and self.filesystem.get_file_info(self.path(step)).type != pafs.FileType.NotFound:
+            self.filesystem.delete_dir(self.path(step))
+        folder = self.local_folder(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            if entry.name != WORK:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return folder
+
+    def commit(self, step: StepId, artifact: ArtifactT, facts: dict[str, Any]) -> ArtifactT:
+        """Make a step's files and facts final; returns the artifact with its folder and digest."""
+        folder = self.local_folder(step)
+        if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
+            self.filesystem.delete_dir(self.work_path(step))
+        files = {name: sha256_file(folder / name) for name in list_files(folder) if not name.startswith(".")}
+        data = artifact.model_dump(mode="json")
+        digest = sha256_json({"kind": type(artifact).__name__, "artifact": data, "files": files})
+        manifest = {**facts, "kind": type(artifact).__name__, "artifact": data, "files": files, "digest": digest}
+        text = json.dumps(manifest, indent=2)
+        if self.is_local:
+            write_atomic(folder / MANIFEST, text)
+        else:
+            self._upload(step, list(files), folder)
+            with self.filesystem.open_output_stream(f"{self.path(step)}/{MANIFEST}") as stream:
+                stream.write(text.encode())
+        return artifact.model_copy(update={"folder": folder, "digest": digest})
+
+    def _upload(self, step: StepId, names: list[str], folder: Path) -> None:
+        for name in names:
+            target = f"{self.path(step)}/{name}"
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            with self.filesystem.open_output_stream(target) as stream, (folder / name).open("rb") as file:
+                shutil.copyfileobj(file, stream)
+
+    def _download(self, step: StepId, names: list[str], folder: Path) -> None:
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self.filesystem.open_input_stream(f"{self.path(step)}/{name}") as stream, target.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory for this process; a killed process releases it.
+
+        Raises:
+            ArtifactError: If another run holds it.
+        """
+        with self._lock_file() if self.is_local else self._lease():
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.cache, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[None]:
+        path = Path(self.root) / "lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise _in_use(self.root, file.read().strip()) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[None]:
+        """A file renewed while the run lives. Object stores have no exclusive create: after writing, wait and look whether
+        the lease is still ours; of two that start together the later writer wins."""
+        path = f"{self.root}/lease.json"
+        owner = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
+        holder, age_s = self._read_lease(path)
+        if holder is not None and age_s < _LEASE_S:
+            raise _in_use(self.root, holder)
+        stop = threading.Event()
+
+        def write() -> None:
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(json.dumps({"owner": owner, "time": time.time()}).encode())
+
+        def renew() -> None:
+            while not stop.wait(_RENEW_S):
+                write()
+
+        write()
+        stop.wait(1.0)
+        holder, _ = self._read_lease(path)
+        if holder != owner:
+            raise _in_use(self.root, holder or "another run")
+        renewer = threading.Thread(target=renew, daemon=True, name="lepton-ray-lease")
+        renewer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            renewer.join()
+            self.filesystem.delete_file(path)
+
+    def _read_lease(self, path: str) -> tuple[str | None, float]:
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                lease = json.loads(stream.read())
+            return str(lease["owner"]), time.time() - float(lease["time"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None, 0.0
+
+
+def _in_use(root: str, holder: str) -> ArtifactError:
+    return ArtifactError(f"{root} must be used by one run at a time, and {holder or 'another run'} uses it. Wait for it, or change name or storage")

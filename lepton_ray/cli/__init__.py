@@ -1,0 +1,1 @@
+"""The ``lepton-ray`` command: reads arguments, calls the library, prints. No logic."""

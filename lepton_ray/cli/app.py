@@ -1,0 +1,210 @@
+"""All commands of ``lepton-ray``. Engines are imported inside the commands that need them, so that help is quick."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lepton_ray import __version__
+from lepton_ray.cli.output import RichProgress, errors_explained, print_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Raw data to a monitored, autoscaled model endpoint on Ray, from one spec.",
+)
+
+SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+PackageArgument = Annotated[str, typer.Argument(help="Folder of a model package.", show_default=False)]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Raw data to a monitored, autoscaled model endpoint on Ray, from one spec."""
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="CSV, JSON lines or Parquet file, or folder of image folders.", show_default=False)],
+    label: Annotated[str | None, typer.Option(help="Column to predict; the last one that can be a label if not given.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; standard output if not given.")] = None,
+) -> None:
+    """Write a commented starter spec from a data file."""
+    with errors_explained():
+        from lepton_ray.stages.starter import write_starter
+
+        text = write_starter(data, label)
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            with output.open("x", encoding="utf-8") as file:
+                file.write(text)
+            typer.echo(f"Wrote {output}. Look it over, then: lepton-ray run {output}", err=True)
+
+
+@app.command()
+def validate(spec: SpecArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Check a spec; all errors at once, with their lines."""
+    with errors_explained(as_json):
+        from lepton_ray.core.errors import SpecError
+        from lepton_ray.spec import load_spec
+
+        try:
+            loaded = load_spec(spec, overrides or [])
+        except SpecError as error:
+            if as_json:
+                print_json({"valid": False, "problems": error.problems})
+                raise typer.Exit(error.exit_status) from None
+            raise
+        if as_json:
+            print_json({"valid": True, "spec": loaded.model_dump(mode="json")})
+        else:
+            typer.echo(f"{spec} is valid: {loaded.name}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors."""
+    from lepton_ray.spec import RunSpec
+
+    print_json(RunSpec.model_json_schema())
+
+
+@app.command()
+def run(
+    spec: SpecArgument,
+    overrides: SetOption = None,
+    from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and the later ones again.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Do every stage again.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the endpoint of a local cluster up until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a spec: finished stages are skipped, an interrupted one goes on."""
+    progress = None if as_json else RichProgress()
+    with errors_explained(as_json, progress):
+        from lepton_ray.pipeline import run as run_pipeline
+        from lepton_ray.spec import load_spec
+
+        loaded = load_spec(spec, overrides or [])
+        with _ray_closed_after(serve):
+            result = run_pipeline(loaded, from_stage, force, progress)
+            if as_json:
+                print_json(result.to_json())
+            if serve and "deploy" in result.results:
+                _wait_for_interrupt(result["deploy"].url)
+
+
+@app.command()
+def inspect(package: PackageArgument, as_json: JsonOption = False) -> None:
+    """Show what a model package takes, gives and came from; every file is checked."""
+    with errors_explained(as_json):
+        from lepton_ray.stages.score import describe
+
+        facts = describe(package)
+        if as_json:
+            print_json(facts)
+        else:
+            typer.echo(_format_package(facts))
+
+
+@app.command()
+def predict(
+    package: PackageArgument,
+    file: Annotated[str, typer.Argument(help="CSV, JSON lines or Parquet file with raw records, or an image folder.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines file to write; standard output if not given.")] = None,
+) -> None:
+    """Score a file without Ray: a JSON line for each record, also for those that cannot be scored."""
+    with errors_explained():
+        from lepton_ray.stages.score import score_file
+
+        with typer.open_file(str(output), "w", encoding="utf-8") if output else typer.get_text_stream("stdout") as stream:
+            scored, refused = score_file(package, file, stream.write)
+        typer.echo(f"{scored + refused} records: {scored} scored, {refused} refused", err=True)
+        if refused:
+            raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the application; that of the package if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    max_replicas: Annotated[int, typer.Option(help="Most replicas that autoscaling starts.", min=1)] = 2,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")] = None,
+) -> None:
+    """Serve a package on a local cluster, or on the one that RAY_ADDRESS names."""
+    with errors_explained():
+        from lepton_ray.stages.deploy import resolve_model, start_application
+
+        package = resolve_model(model, tracking_uri)
+        spec = _serve_spec(host, port, max_replicas)
+        with _ray_closed_after(interruptible=True):
+            url, metrics_url = start_application(package, spec, name or package.name)
+            typer.echo(f"endpoint: {url}\nmetrics: {metrics_url}", err=True)
+            _wait_for_interrupt(url)
+
+
+def _serve_spec(host: str, port: int, max_replicas: int) -> Any:
+    from lepton_ray.spec.release import AutoscalingSpec, ServeSpec
+
+    return ServeSpec(host=host, port=port, autoscaling=AutoscalingSpec(max_replicas=max_replicas))
+
+
+class _ray_closed_after:  # noqa: N801  reads as a verb in a with statement
+    """Stop a local cluster at the end of a block, also when the process is asked to terminate."""
+
+    def __init__(self, interruptible: bool) -> None:
+        self._interruptible = interruptible
+
+    def __enter__(self) -> None:
+        """Make SIGTERM end the block as Ctrl-C does."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)
+
+    def __exit__(self, *error: object) -> None:
+        """Close Ray if this process has opened it."""
+        if "ray" in sys.modules:
+            from lepton_ray.engine.session import close
+
+            close()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _wait_for_interrupt(url: str) -> None:
+    typer.echo(f"serving at {url} until Ctrl-C", err=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        typer.echo("stopping", err=True)
+
+
+def _format_package(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['name']} {facts['version']} ({facts['path']})", "", "inputs"]
+    lines += [f"  {t['name']}: {t['datatype']} {t['shape']}  {', '.join(t['columns'])}" for t in facts["inputs"]]
+    lines += ["outputs", *(f"  {t['name']}: {t['datatype']} {t['shape']}  {', '.join(t['columns'])}" for t in facts["outputs"])]
+    lines += ["validation metrics", *(f"  {name}: {value:.4f}" for name, value in facts["metrics"].items())]
+    lines += ["files", *(f"  {digest[:12]}  {name}" for name, digest in facts["files"].items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command."""
+    app()

@@ -1,0 +1,86 @@
+"""What the command prints: progress and accounts for people, JSON for programs, errors without a traceback."""
+
+import contextlib
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from lepton_ray.core.errors import LeptonError
+
+_INTERRUPTED = 130
+
+
+class RichProgress:
+    """Draws a run on the terminal: a spinner while a stage works, its account when it is done."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._status: Status | None = None
+        self._stage = ""
+
+    def started(self, stage: str) -> None:
+        """Show the spinner."""
+        self._stage = stage
+        self._status = self.console.status(f"[bold]{stage}[/]")
+        self._status.start()
+
+    def update(self, message: str) -> None:
+        """Show how far the stage is."""
+        if self._status is not None:
+            self._status.update(f"[bold]{self._stage}[/] {message}")
+
+    def finished(self, stage: str, account: list[str], seconds: float, skipped: bool) -> None:
+        """Print the stage's account."""
+        self.stop()
+        state = "[dim]done before[/]" if skipped else f"[green]done[/] in {seconds:.1f} s"
+        self.console.print(f"[bold]{stage:<10}[/] {state}")
+        for line in account:
+            self.console.print(f"           {line}", markup=False)
+
+    def stop(self) -> None:
+        """Take the spinner away."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@contextlib.contextmanager
+def errors_explained(as_json: bool = False, progress: RichProgress | None = None) -> Iterator[None]:
+    """Turn errors into messages and exit statuses: 2 a bad spec, 3 a gate not met, 1 anything else."""
+    try:
+        yield
+    except LeptonError as error:
+        _fail(error, str(error), error.exit_status, as_json, progress)
+    except KeyboardInterrupt as error:
+        _fail(error, "interrupted", _INTERRUPTED, as_json, progress)
+    except typer.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001  the last place to explain an error; its traceback goes to a file
+        with tempfile.NamedTemporaryFile("w", prefix="lepton-ray-error-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        lines = str(error).strip().splitlines()
+        message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\nThe details are in {file.name}"
+        _fail(error, message, 1, as_json, progress)
+
+
+def _fail(error: BaseException, message: str, status: int, as_json: bool, progress: RichProgress | None) -> NoReturn:
+    if progress is not None:
+        progress.stop()
+    notes = getattr(error, "__notes__", [])
+    if as_json:
+        print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})
+    else:
+        sys.stderr.write("\n".join([f"error: {message}", *notes]) + "\n")
+    raise typer.Exit(status) from None

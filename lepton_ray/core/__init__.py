@@ -1,0 +1,1 @@
+"""What every layer needs and no engine: errors, settings, optional dependencies, files, progress, metric names."""

@@ -1,0 +1,37 @@
+"""The catalogue of metrics that this project exports, in Prometheus terms.
+
+Ray adds the prefix ``ray_`` and, to counters, the suffix ``_total``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One exported metric; ``buckets`` are the upper bounds of a histogram, in the metric's unit."""
+
+    name: str
+    kind: Literal["counter", "histogram"]
+    description: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+REQUESTS = Metric(
+    "lepton_requests",
+    "counter",
+    "Prediction requests answered, by HTTP status code.",
+    ("model", "version", "protocol", "code"),
+)
+ROWS = Metric("lepton_rows", "counter", "Rows predicted.", ("model", "version"))
+LATENCY = Metric(
+    "lepton_request_latency_ms",
+    "histogram",
+    "Time from a parsed request head to its answer in the replica, milliseconds.",
+    ("model", "version", "protocol"),
+    (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000),
+)
+PREDICTIONS = Metric("lepton_predictions", "counter", "Predicted rows, by predicted label.", ("model", "version", "label"))
+
+CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS)

@@ -1,0 +1,77 @@
+"""What the environment says (addresses, credentials, tokens): the only reader and writer of ``os.environ``."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from lepton_ray.core.errors import SpecError
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+# Ray reads these when it starts. Two workers of a small machine share its cores with the driver, so they must not run
+# at Ray's default niceness of 15; usage reports leave the machine only when the user asks for them.
+_RAY_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def references(text: str) -> list[str]:
+    """Return the names of the environment variables that ``text`` refers to as ``${NAME}``."""
+    return _REFERENCE.findall(text)
+
+
+def expand(text: str) -> str:
+    """Return ``text`` with each ``${NAME}`` replaced by the environment's value.
+
+    The expanded text may hold a secret: use it at once, never store or log it.
+
+    Raises:
+        SpecError: If a variable is not set.
+    """
+    missing = [name for name in references(text) if name not in os.environ]
+    if missing:
+        raise SpecError([f"{text!r} needs the environment variable {name}, which is not set. Set it." for name in missing])
+    return _REFERENCE.sub(lambda match: os.environ[match.group(1)], text)
+
+
+def is_set(name: str) -> bool:
+    """Whether the environment variable is set."""
+    return name in os.environ
+
+
+def ray_address() -> str | None:
+    """Address of the cluster to join (``RAY_ADDRESS``), or None for a local one that ends with the process."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by ``ray job submit``."""
+    return "RAY_JOB_ID" in os.environ or "RAY_JOB_SUBMISSION_ID" in os.environ
+
+
+def ray_token() -> str | None:
+    """The cluster's token, looked up where Ray looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def prepare_ray(environment: Mapping[str, str] | None = None) -> None:
+    """Set Ray's start-up variables that the user has not set.
+
+    With a token present and ``RAY_AUTH_MODE`` unset, Ray 2.60's servers demand the token while its clients do not send
+    it, so the mode is set here for both.
+    """
+    for name, value in {**_RAY_DEFAULTS, **(environment or {})}.items():
+        os.environ.setdefault(name, value)
+    if "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
+        os.environ["RAY_AUTH_MODE"] = "token"

@@ -1,0 +1,1 @@
+"""The small door to Ray: connect, ask for resources, translate its errors."""

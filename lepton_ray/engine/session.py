@@ -1,0 +1,88 @@
+"""Connect to a Ray cluster: the one that RAY_ADDRESS names, or a local one that ends with this process."""
+
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from lepton_ray.core import settings
+from lepton_ray.core.errors import EngineError
+
+_LOCAL_OBJECT_STORE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection; ``is_local`` says whether the cluster ends with this process."""
+
+    address: str
+    is_local: bool
+    metrics_url: str | None
+    """Prometheus text of this node; open without a token."""
+
+
+def connect() -> Session:
+    """Connect this process to Ray, once; later calls return the same cluster.
+
+    Raises:
+        EngineError: If the cluster cannot be reached or refuses the token.
+    """
+    settings.prepare_ray()
+    address = settings.ray_address()
+    is_local = address is None and not settings.in_ray_job()
+    if not ray.is_initialized():
+        try:
+            _init(address or "auto", is_local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            hint = "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token" if not is_local else "Is the machine out of memory or ports?"
+            raise EngineError(f"Ray must be reachable at {address or 'a new local cluster'}, got: {_first_line(error)}. {hint}", retryable=True) from error
+    node = next((n for n in ray.nodes() if n["Alive"] and n["NodeID"] == ray.get_runtime_context().get_node_id()), None)
+    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" if node and node.get("MetricsExportPort") else None
+    return Session(ray.get_runtime_context().gcs_address, is_local, metrics)
+
+
+def _init(address: str, is_local: bool) -> None:
+    if not is_local:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        dashboard_host="127.0.0.1",
+        _node_ip_address="127.0.0.1",
+        object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+        _metrics_export_port=free_port(),
+    )
+
+
+def close() -> None:
+    """Disconnect; a local cluster stops with all its processes."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def session() -> Iterator[Session]:
+    """Connect for the length of a block."""
+    try:
+        yield connect()
+    finally:
+        close()
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing on the loopback interface listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _first_line(error: BaseException) -> str:
+    text: Any = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

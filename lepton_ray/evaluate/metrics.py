@@ -1,0 +1,92 @@
+"""Metrics of a classifier, by scikit-learn. Legend: N rows, C classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
+
+from lepton_ray.spec.release import Gate
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability of the predicted class's probability, by equally wide bins that hold rows."""
+
+    confidence: list[float]
+    accuracy: list[float]
+    rows: list[int]
+    expected_error: float
+    """Mean distance of the two, weighted by rows (Guo et al. 2017, arXiv:1706.04599)."""
+
+
+def compute_metrics(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], num_bins: int) -> dict[str, float]:
+    """Return accuracy; macro averages of precision, recall, F1 and ROC AUC (one against the rest); log loss;
+    expected calibration error. A class without rows in ``y_N`` is left out of the ROC AUC."""
+    p = _normalise(probabilities_NC)
+    predicted = p.argmax(1)
+    labels = np.arange(p.shape[1])
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(y_N, predicted, labels=labels, average="macro", zero_division=0.0)
+    return {
+        "accuracy": float(sk.accuracy_score(y_N, predicted)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "roc_auc": _roc_auc(y_N, p),
+        "log_loss": float(sk.log_loss(y_N, p, labels=labels)) if len(labels) > 1 else 0.0,
+        "expected_calibration_error": calibrate(y_N, p, num_bins).expected_error,
+    }
+
+
+def _normalise(probabilities_NC: NDArray[np.floating]) -> NDArray[np.float64]:
+    """In float64, with rows that add up to 1: float32 misses it by more than scikit-learn takes."""
+    p = probabilities_NC.astype(np.float64)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def _roc_auc(y_N: NDArray[np.int64], p_NC: NDArray[np.float64]) -> float:
+    scores = [sk.roc_auc_score(y_N == c, p_NC[:, c]) for c in range(p_NC.shape[1]) if 0 < (y_N == c).sum() < len(y_N)]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def calibrate(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], num_bins: int) -> Calibration:
+    """Return the reliability curve."""
+    confidence = probabilities_NC.max(axis=1)
+    is_right = probabilities_NC.argmax(1) == y_N
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    used = np.unique(bins)
+    means = [float(confidence[bins == b].mean()) for b in used]
+    accuracies = [float(is_right[bins == b].mean()) for b in used]
+    rows = [int((bins == b).sum()) for b in used]
+    error = float(np.average(np.abs(np.subtract(means, accuracies)), weights=rows))
+    return Calibration(means, accuracies, rows, error)
+
+
+def confusion(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return counts, true class by predicted class."""
+    matrix: NDArray[np.int64] = sk.confusion_matrix(y_N, probabilities_NC.argmax(1), labels=np.arange(probabilities_NC.shape[1]))
+    return matrix
+
+
+def baseline_probabilities(
+    x_train: NDArray[np.float32], y_train: NDArray[np.int64], x_test: NDArray[np.float32], num_classes: int
+) -> NDArray[np.float64]:
+    """Return what scikit-learn's logistic regression, fitted on the same training rows, says of the test rows."""
+    model = LogisticRegression(max_iter=2000).fit(x_train.reshape(len(x_train), -1), y_train)
+    result = np.zeros((len(x_test), num_classes))
+    result[:, model.classes_] = model.predict_proba(x_test.reshape(len(x_test), -1))
+    return result
+
+
+def missed_gates(metrics: Mapping[str, float], gates: Mapping[str, Gate]) -> dict[str, str]:
+    """Return a sentence for each gate that a metric does not keep; a metric that is NaN keeps none."""
+    missed = {}
+    for name, gate in gates.items():
+        value = metrics[name]
+        if gate.min is not None and not value >= gate.min:
+            missed[name] = f"evaluate.gates.{name} must be at least {gate.min:g}, got {value:.4f}"
+        elif gate.max is not None and not value <= gate.max:
+            missed[name] = f"evaluate.gates.{name} must be at most {gate.max:g}, got {value:.4f}"
+    return missed

@@ -1,0 +1,51 @@
+"""Golden rows: records that the package carries with the outputs of the training code, and the parity gate on them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts.signature import Signature
+from lepton_ray.core.errors import QualityGateError
+from lepton_ray.spec.data import CategoryColumn, NumberColumn
+
+
+def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.int64]:
+    """Return positions of at most ``count`` rows; up to half of them are rows with a missing value."""
+    has_missing = np.zeros(test.num_rows, bool)
+    for name, column in signature.columns.items():
+        values = test.column(name)
+        if isinstance(column, NumberColumn):
+            has_missing |= np.isnan(values.to_numpy())
+        elif isinstance(column, CategoryColumn):
+            has_missing |= values.to_numpy() == ""
+    lacking = np.flatnonzero(has_missing)[: count // 2]
+    others = np.setdiff1d(np.arange(test.num_rows), lacking)
+    return np.sort(np.concatenate([lacking, others[: count - len(lacking)]]))
+
+
+def outputs_to_json(probabilities_NC: NDArray[np.float32], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the outputs as the package stores them."""
+    labels = [classes[index] for index in probabilities_NC.argmax(1)]
+    return {"label": labels, "probabilities": probabilities_NC.tolist()}
+
+
+def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> float:
+    """Return the greatest absolute difference of a probability from the training code's.
+
+    Raises:
+        QualityGateError: If it exceeds the tolerance, or a label differs that is not a tie within it.
+    """
+    wanted = np.asarray(expected["probabilities"], np.float64)
+    actual = np.asarray(got["probabilities"], np.float64)
+    difference = float(np.abs(actual - wanted).max())
+    if not difference <= tolerance:
+        raise QualityGateError(f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted")
+    top = np.sort(wanted, axis=1)
+    is_clear = top[:, -1] - top[:, -2] > 2 * tolerance if wanted.shape[1] > 1 else np.ones(len(wanted), bool)
+    for row in np.flatnonzero(is_clear):
+        if got["label"][row] != expected["label"][row]:
+            raise QualityGateError(f"{place} must answer {expected['label'][row]!r} for golden row {row}, got {got['label'][row]!r}")
+    return difference

@@ -1,0 +1,28 @@
+"""The model card: what the package is, for people (Mitchell et al. 2019, arXiv:1810.03993, shortened to what is known)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lepton_ray.artifacts.signature import Signature
+
+
+def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    """Return the card in Markdown."""
+    data = lineage["spec"]["data"]
+    rows = ", ".join(f"{split} {count}" for split, count in lineage["split_rows"].items())
+    kinds = ", ".join(f"{len(signature.of_kind(kind))} {kind}" for kind in ("number", "category", "image") if signature.of_kind(kind))
+    values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    classes = ", ".join(f"`{name}`" for name in signature.classes)
+    return f"""# {lineage["name"]}
+
+Predicts `{data["label"]}` ({classes}) from {kinds} column(s).
+
+- Model: {lineage["spec"]["model"]["kind"]}, trained for {lineage["epochs"]} epochs, best epoch {lineage["best_epoch"]}
+- Data: {data["source"]["kind"]} at `{data["source"]["uri"]}`; rows: {rows}
+- Input: raw records; missing values are imputed, categories not seen in training count as none of the known
+- Files: `signature.json` has the tensors, `lineage.json` the spec and digests, `reference.json` the training data's sketches
+
+| validation metric | value |
+|---|---|
+{values}
+"""

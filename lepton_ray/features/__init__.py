@@ -1,0 +1,1 @@
+"""Features: statistics fitted once on the training split, compiled to an ONNX graph for training and serving alike."""

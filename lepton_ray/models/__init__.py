@@ -1,0 +1,1 @@
+"""Model families: plain modules, with no engine and no data handling."""

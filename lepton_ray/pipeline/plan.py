@@ -1,0 +1,91 @@
+"""Which stages a spec asks for, what each depends on, and the key that says whether its result is there already."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from lepton_ray.artifacts import kinds
+from lepton_ray.artifacts.kinds import Artifact
+from lepton_ray.artifacts.store import StepId
+from lepton_ray.core.errors import SpecError
+from lepton_ray.core.files import sha256_json
+from lepton_ray.spec.run import RunSpec
+
+_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage by name; its function is imported when it is needed."""
+
+    name: str
+    produces: str
+    kind: type[Artifact]
+    section: str | None = None
+    """The stage runs only when the spec has this section."""
+    is_live: bool = False
+    """Its result is a state of the world, not files: never skipped."""
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """The module that has the function and its ``VERSION``."""
+        return importlib.import_module(f"lepton_ray.stages.{self.name}")
+
+    @cached_property
+    def parameters(self) -> list[str]:
+        """Names of the function's parameters besides the context: sections and artifacts."""
+        return [name for name in inspect.signature(getattr(self.module, self.name)).parameters if name != "ctx"]
+
+
+STAGES = (
+    Stage("ingest", "raw", kinds.RawDataset),
+    Stage("clean", "dataset", kinds.Dataset),
+    Stage("featurize", "feature_set", kinds.FeatureSet),
+    Stage("tune", "trials", kinds.Trials, section="tune"),
+    Stage("train", "checkpoint", kinds.Checkpoint),
+    Stage("export", "package", kinds.PackageRef),
+    Stage("evaluate", "evaluation", kinds.Evaluation),
+    Stage("register", "registered", kinds.RegisteredModel, section="register"),
+    Stage("deploy", "deployment", kinds.Deployment, section="serve", is_live=True),
+)
+
+
+def plan(spec: RunSpec) -> list[Stage]:
+    """Return the stages that a spec asks for, in order."""
+    return [stage for stage in STAGES if stage.section is None or section_of(spec, stage.section) is not None]
+
+
+def section_of(spec: RunSpec, name: str) -> Any:
+    """Return a section under its name in the YAML file."""
+    return getattr(spec, "register_" if name == "register" else name)
+
+
+def arguments_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the sections and artifacts that a stage's parameters name; a stage that is not planned gives None."""
+    produced = {other.produces for other in STAGES}
+    return {name: artifacts.get(name) if name in produced else section_of(spec, name) for name in stage.parameters}
+
+
+def step_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> StepId:
+    """Return the step: its key is the digest of the sections, inputs, code version and seed that the result depends on."""
+    depends: dict[str, Any] = {"stage": stage.name, "version": stage.module.VERSION, "seed": spec.seed}
+    for name, value in arguments_of(stage, spec, artifacts).items():
+        depends[name] = value.digest if isinstance(value, Artifact) else value and value.model_dump(mode="json")
+    if fingerprint := getattr(stage.module, "fingerprint", None):
+        depends["fingerprint"] = fingerprint(spec.data)
+    return StepId(stage.name, sha256_json(depends)[:_KEY_LENGTH])
+
+
+def check_stage_name(name: str, stages: list[Stage]) -> None:
+    """Check the argument of ``--from``.
+
+    Raises:
+        SpecError: If the spec has no such stage.
+    """
+    names = [stage.name for stage in stages]
+    if name not in names:
+        raise SpecError([f"--from must name a stage of this spec ({', '.join(names)}), got {name!r}"], "the command")

@@ -1,0 +1,146 @@
+"""The registry on MLflow: one MLflow run and one version for each package, however often the stage is run."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from lepton_ray.core.errors import ArtifactError
+
+_PACKAGE_TAG = "lepton_ray.package"
+_PACKAGE_FOLDER = "package"
+_MAX_PARAM_LENGTH = 6000  # MLflow's own bound
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    name: str
+    version: str
+    run_id: str
+
+
+def local_tracking_uri(storage: Path) -> str:
+    """Return the URI of the SQLite file that stands in for a server."""
+    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+
+
+def register(
+    tracking_uri: str,
+    experiment: str,
+    model_name: str,
+    alias: str,
+    digest: str,
+    package: Path,
+    files: list[Path],
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    history: list[dict[str, float]],
+    artifact_root: str | None,
+) -> Version:
+    """Log a package as an MLflow run and make it the version that ``alias`` names.
+
+    Called again for the same package (``digest``), it takes the run and version that are there.
+
+    Raises:
+        ArtifactError: If MLflow cannot be reached or refuses.
+    """
+    _quiet()
+    try:
+        client = MlflowClient(tracking_uri)
+        experiment_id = _experiment(client, experiment, artifact_root)
+        run_id = _find_run(client, experiment_id, digest) or _log_run(
+            client, experiment_id, model_name, digest, package, files, params, metrics, history
+        )
+        version = _find_version(client, model_name, run_id) or _create_version(client, model_name, run_id, digest)
+        client.set_registered_model_alias(model_name, alias, version)
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(f"register: MLflow must take the package, got: {str(error).splitlines()[0]}. Check register.tracking_uri") from error
+    return Version(model_name, version, run_id)
+
+
+def _quiet() -> None:
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    return str(found.experiment_id) if found else str(client.create_experiment(name, artifact_location=artifact_root))
+
+
+def _find_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:
+    runs = client.search_runs([experiment_id], f"tags.`{_PACKAGE_TAG}` = '{digest}' AND attributes.status = 'FINISHED'", ViewType.ACTIVE_ONLY, 1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _log_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    digest: str,
+    package: Path,
+    files: list[Path],
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    history: list[dict[str, float]],
+) -> str:
+    run = client.create_run(experiment_id, run_name=name, tags={_PACKAGE_TAG: digest})
+    run_id: str = run.info.run_id
+    start = run.info.start_time
+    values = [Metric(key, value, start, 0) for key, value in metrics.items()]
+    values += [Metric(key, value, start, step + 1) for step, epoch in enumerate(history) for key, value in epoch.items()]
+    texts = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
+    client.log_batch(run_id, params=texts)
+    for begin in range(0, len(values), 500):
+        client.log_batch(run_id, metrics=values[begin : begin + 500])
+    client.log_artifacts(run_id, str(package), _PACKAGE_FOLDER)
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _find_version(client: MlflowClient, name: str, run_id: str) -> str | None:
+    versions = client.search_model_versions(f"name = '{name}'")
+    return next((str(v.version) for v in versions if v.run_id == run_id), None)
+
+
+def _create_version(client: MlflowClient, name: str, run_id: str, digest: str) -> str:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/{_PACKAGE_FOLDER}"
+    return str(client.create_model_version(name, source, run_id, tags={_PACKAGE_TAG: digest}).version)
+
+
+def fetch(uri: str, tracking_uri: str) -> tuple[Path, str]:
+    """Return the local folder of a registered package and its version.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking_uri: MLflow server or database.
+
+    Raises:
+        ArtifactError: If there is no such model.
+    """
+    _quiet()
+    name, _, wanted = uri.removeprefix("models:/").replace("@", "/@").partition("/")
+    try:
+        client = MlflowClient(tracking_uri)
+        found = client.get_model_version_by_alias(name, wanted[1:]) if wanted.startswith("@") else client.get_model_version(name, wanted)
+        target = tempfile.mkdtemp(prefix="lepton-ray-model-")
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=target, tracking_uri=tracking_uri)
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(f"{uri!r} must name a registered model, got: {str(error).splitlines()[0]}. Check the name, and MLFLOW_TRACKING_URI") from error
+    return Path(folder), str(found.version)

@@ -1,0 +1,59 @@
+"""The base of every section and the field types that sections share."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from lepton_ray.core import settings
+
+
+class EnvReferences:
+    """Marks a text field in which ``${NAME}`` stands for an environment variable, expanded only when it is used."""
+
+
+Uri = Annotated[str, EnvReferences(), Field(min_length=1, max_length=2048)]
+"""A path or URI; may refer to the environment, so that no credential needs to stand in a spec."""
+
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""``package.module:function``."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+"""Lower-case letters, digits, ``_`` and ``-``; at most 63 characters."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+IntTuple = Annotated[tuple[PositiveInt, ...], Strict(False)]
+StrTuple = Annotated[tuple[str, ...], Strict(False)]
+
+
+class Section(BaseModel):
+    """A frozen part of a spec that refuses unknown keys and does not turn text into numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _check_env_references(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or not (variables := settings.references(value)):
+                continue
+            if not any(isinstance(mark, EnvReferences) for mark in field.metadata):
+                raise ValueError(f"{name} must not refer to the environment, got {value!r}. Only URI fields may: write the value")
+            for variable in variables:
+                if not settings.is_set(variable):
+                    raise ValueError(
+                        f"{name} must refer to environment variables that are set, got {value!r}. Set {variable}"
+                    )
+        return self
+
+
+def replace(section: Section, path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """Return the section's data with ``value`` at ``path``; validate it again, ``model_copy`` would not."""
+    data: dict[str, Any] = section.model_dump(mode="json")
+    target = data
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return data

@@ -1,0 +1,96 @@
+"""Sections ``export``, ``evaluate``, ``register`` and ``serve``: from a checkpoint to an endpoint."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
+
+
+class ExportSpec(Section):
+    """The model package."""
+
+    parity_tolerance: PositiveFloat = 1e-5
+    """Greatest allowed absolute difference of a probability between the training code, the package and the endpoint."""
+    golden_rows: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Records of the test split that the package carries with the outputs that the training code gave for them."""
+
+
+MetricName = Literal[
+    "accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "expected_calibration_error", "baseline_accuracy"
+]
+
+
+class Gate(Section):
+    """Bounds that a metric of the held-out split has to keep."""
+
+    min: FiniteFloat | None = None
+    max: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a gate must have min or max, got neither. Add one")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min must be at most max ({self.max}), got {self.min}. No value can satisfy both")
+        return self
+
+
+class EvaluateSpec(Section):
+    """Evaluation of the package on the test split, which nothing before has looked at."""
+
+    baseline: Literal["logistic_regression", "none"] = "logistic_regression"
+    """A scikit-learn model fitted and measured on the same splits, to compare with."""
+    gates: dict[MetricName, Gate] = {}
+    """A run whose package misses one registers and serves nothing, and exits with status 3."""
+    calibration_bins: Annotated[int, Field(ge=2, le=100)] = 10
+
+
+class RegisterSpec(Section):
+    """A version in the MLflow registry."""
+
+    model_name: Annotated[str, Field(pattern=r"^[^/:]{1,200}$")] | None = None
+    """Registered model; None takes the run's name."""
+    tracking_uri: Uri | None = None
+    """MLflow server or database; None takes the file ``mlflow.db`` in ``storage``."""
+    experiment: str = "lepton_ray"
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]{0,62}$")] = "champion"
+    """Given to the new version, which is what ``models:/NAME@champion`` then means."""
+
+
+class AutoscalingSpec(Section):
+    """Replicas follow the requests that are under way."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 2
+    target_ongoing_requests: PositiveFloat = 8.0
+    """Requests under way in a replica, on average, that Ray Serve steers to."""
+    upscale_delay_s: PositiveFloat = 5.0
+    downscale_delay_s: PositiveFloat = 60.0
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas must be at most max_replicas ({self.max_replicas}), got {self.min_replicas}")
+        return self
+
+
+class ServeSpec(Section):
+    """The Ray Serve application."""
+
+    application: Name | None = None
+    """Name of the application; None takes the run's name."""
+    host: str = "127.0.0.1"
+    """Address that the proxy listens on; ``0.0.0.0`` for every interface."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes a free one."""
+    route_prefix: Annotated[str, Field(pattern=r"^/[\w/-]*$")] = "/"
+    autoscaling: AutoscalingSpec = AutoscalingSpec()
+    cpus_per_replica: PositiveFloat = 1.0
+    max_ongoing_requests: PositiveInt = 64
+    """Requests that one replica takes at once."""
+    max_queued_requests: PositiveInt = 1000
+    """Requests that wait for a replica before more are answered with 503."""
+    max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 16 << 20
+    """Larger bodies are answered with 413."""
+    max_rows_per_request: PositiveInt = 4096

@@ -1,0 +1,90 @@
+"""``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from lepton_ray.spec.base import Name, Section, Uri, replace
+from lepton_ray.spec.data import CleanSpec, DataSpec, ImageColumn
+from lepton_ray.spec.model import CnnModel, FeaturesSpec, Model, TrainSpec
+from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
+from lepton_ray.spec.tune import Choice, Domain, TuneSpec
+
+
+class RunSpec(Section):
+    """From raw records to a live endpoint. Sections that are left out take their defaults; ``tune``, ``register`` and
+    ``serve`` are stages that run only when their section is there."""
+
+    name: Name
+    """Names the run directory, the registered model and the application."""
+    storage: Uri = "runs"
+    """Folder, or pyarrow filesystem URI, that holds the run directory ``NAME`` and by default MLflow's database."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Same seed, data and number of workers: same result."""
+    data: DataSpec
+    clean: CleanSpec = CleanSpec()
+    features: FeaturesSpec = FeaturesSpec()
+    model: Model
+    train: TrainSpec = TrainSpec()
+    tune: TuneSpec | None = None
+    export: ExportSpec = ExportSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    register_: Annotated[RegisterSpec | None, Field(alias="register")] = None
+    serve: ServeSpec | None = None
+
+    @model_validator(mode="after")
+    def _check_model_fits_data(self) -> Self:
+        images = [column for column in self.data.features.values() if isinstance(column, ImageColumn)]
+        if isinstance(self.model, CnnModel):
+            if not images:
+                raise ValueError("model.kind must be 'mlp' for data without an image column, got 'cnn'. Use mlp")
+            side = min(images[0].height, images[0].width)
+            if side >> len(self.model.channels) == 0:
+                raise ValueError(
+                    f"model.channels must have at most {side.bit_length() - 1} entries for images of side {side}, "
+                    f"got {len(self.model.channels)}. Remove some: each halves the image"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_search_space(self) -> Self:
+        for path, domain in (self.tune.space if self.tune else {}).items():
+            for value in _extremes(domain):
+                try:
+                    self.with_value(path, value)
+                except (ValidationError, KeyError) as error:
+                    raise ValueError(
+                        f"tune.space.{path} must only hold values that {path} takes, got {value!r} ({_reason(error)})"
+                    ) from error
+        return self
+
+    def with_value(self, path: str, value: Any) -> Self:
+        """Return this spec with another value at ``path`` (``train.lr``) and no search, validated again.
+
+        Raises:
+            KeyError: If the path names no field.
+            ValidationError: If the value does not fit.
+        """
+        section, _, field = path.partition(".")
+        if field not in type(getattr(self, section)).model_fields:
+            raise KeyError(f"{section} of kind {getattr(getattr(self, section), 'kind', section)!r} has no {field!r}")
+        data = replace(self, (section, field), list(value) if isinstance(value, tuple) else value)
+        return type(self).model_validate({**data, "tune": None})
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """Dump under the names of the YAML file."""
+        return super().model_dump(**{"by_alias": True, **options})
+
+
+def _extremes(domain: Domain) -> list[Any]:
+    if isinstance(domain, Choice):
+        return list(domain.values)
+    return [domain.low, domain.high]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"]
+    return str(error.args[0])
+
+

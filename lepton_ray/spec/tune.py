@@ -1,0 +1,75 @@
+"""Section ``tune``: the search for better settings of ``model`` and ``train``."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Strict, model_validator
+
+from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section
+
+Scalar = int | float | str | bool
+
+
+class Choice(Section):
+    """One of the given values; a list stands for itself, as in ``[[64], [64, 32]]`` for ``model.hidden``."""
+
+    kind: Literal["choice"]
+    values: Annotated[
+        tuple[Scalar | Annotated[tuple[Scalar, ...], Strict(False)], ...], Strict(False), Field(min_length=1)
+    ]
+
+
+class _Range(Section):
+    low: FiniteFloat
+    high: FiniteFloat
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be less than high ({self.high}), got {self.low}. Swap them")
+        return self
+
+
+class Uniform(_Range):
+    """A number between ``low`` and ``high``, each equally likely."""
+
+    kind: Literal["uniform"]
+
+
+class LogUniform(_Range):
+    """A number between ``low`` and ``high``, each order of magnitude equally likely; ``low`` > 0."""
+
+    kind: Literal["log_uniform"]
+    low: PositiveFloat
+
+
+class Integer(Section):
+    """A whole number from ``low`` to ``high``, both included."""
+
+    kind: Literal["integer"]
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be less than high ({self.high}), got {self.low}. Swap them")
+        return self
+
+
+Domain = Annotated[Choice | Uniform | LogUniform | Integer, Field(discriminator="kind")]
+SpacePath = Annotated[str, Field(pattern=r"^(model|train)\.[a-z_]+$")]
+
+
+class TuneSpec(Section):
+    """Search through Ray Tune: Optuna proposes, ASHA stops the poor ones early; minimises the validation loss."""
+
+    num_trials: Annotated[int, Field(ge=1, le=10_000)] = 8
+    space: Annotated[dict[SpacePath, Domain], Field(min_length=1)]
+    """What to vary, by its path in the spec: ``train.lr``, ``model.hidden``."""
+    epochs: PositiveInt = 10
+    """Epochs of a trial that is not stopped early."""
+    grace_epochs: PositiveInt = 2
+    """Epochs that every trial gets before ASHA may stop it."""
+    cpus_per_trial: PositiveFloat = 1.0
+    max_concurrent_trials: PositiveInt | None = None
+    """At most this many at once; None takes what the cluster holds."""

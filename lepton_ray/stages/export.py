@@ -1,0 +1,104 @@
+"""export: weights and features -> the sealed model package, held against the training code."""
+
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from lepton_ray import __version__
+from lepton_ray.artifacts.kinds import Checkpoint, Dataset, FeatureSet, PackageRef
+from lepton_ray.artifacts.package import open_package, seal
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.signature import Signature
+from lepton_ray.artifacts.tables import to_feeds, to_records
+from lepton_ray.core.extras import require
+from lepton_ray.core.files import list_files, read_json, write_json
+from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json
+from lepton_ray.export.model_card import write_card
+from lepton_ray.models.catalog import build_model
+from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.model import Model
+from lepton_ray.spec.release import ExportSpec
+from lepton_ray.stages.context import RunContext
+
+VERSION = 1
+
+
+def export(
+    data: DataSpec, export: ExportSpec, dataset: Dataset, feature_set: FeatureSet, checkpoint: Checkpoint, ctx: RunContext
+) -> PackageRef:
+    """Export, seal and check.
+
+    Raises:
+        QualityGateError: If the package does not answer as the training code does.
+    """
+    require("torch", "exporting")
+    from lepton_ray.export import to_onnx  # noqa: PLC0415  torch is optional
+
+    package = ctx.folder / "package"
+    package.mkdir()
+    signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
+    model = _load_model(checkpoint, feature_set)
+    graph = to_onnx.export_model(model, feature_set.shape, onnx.load(feature_set.folder / "prep.onnx"), signature.classes)
+    ctx.update("graph exported")
+    (package / "model.onnx").write_bytes(graph.SerializeToString())
+    test = pq.read_table(dataset.folder / "test.parquet")
+    rows = choose_rows(test, signature, export.golden_rows)
+    expected = to_onnx.predict(model, np.load(feature_set.folder / "test_x.npy")[rows])
+    golden = test.take(pa.array(rows))
+    outputs = outputs_to_json(expected, signature.classes)
+    write_json(package / "golden_records.json", {"records": to_records(golden, signature)})
+    write_json(package / "golden_outputs.json", outputs)
+    _write_facts(package, data, dataset, feature_set, checkpoint, signature, ctx)
+    digest = seal(package)
+    got = Predictor(open_package(package)).run(to_feeds(golden, signature))
+    difference = check_parity("the package", got, outputs, export.parity_tolerance)
+    size = sum((package / name).stat().st_size for name in list_files(package))
+    return PackageRef(package_digest=digest, parity={"package": difference}, num_bytes=size)
+
+
+def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet) -> Any:
+    from safetensors.torch import load_file  # noqa: PLC0415  torch is optional
+
+    spec: Any = TypeAdapter(Model).validate_json((checkpoint.folder / "model.json").read_bytes())
+    model = build_model(spec, feature_set.shape, len(feature_set.classes))
+    model.load_state_dict(load_file(checkpoint.folder / "model.safetensors"))
+    return model.eval()
+
+
+def _write_facts(
+    package: Path,
+    data: DataSpec,
+    dataset: Dataset,
+    feature_set: FeatureSet,
+    checkpoint: Checkpoint,
+    signature: Signature,
+    ctx: RunContext,
+) -> None:
+    lineage = {
+        "name": ctx.name,
+        "seed": ctx.seed,
+        "spec": {
+            "data": data.model_dump(mode="json"),
+            "model": read_json(checkpoint.folder / "model.json"),
+            "train": read_json(checkpoint.folder / "train.json"),
+        },
+        "digests": {"dataset": dataset.digest, "feature_set": feature_set.digest, "checkpoint": checkpoint.digest},
+        "ledger": dataset.ledger.model_dump(),
+        "split_rows": dataset.split_rows,
+        "epochs": len(checkpoint.history),
+        "best_epoch": checkpoint.best_epoch,
+        "versions": {"lepton_ray": __version__, "python": platform.python_version(), **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},
+    }
+    shutil.copyfile(feature_set.folder / "signature.json", package / "signature.json")
+    shutil.copyfile(feature_set.folder / "reference.json", package / "reference.json")
+    write_json(package / "metrics.json", checkpoint.metrics)
+    write_json(package / "lineage.json", lineage)
+    (package / "MODEL_CARD.md").write_text(write_card(signature, lineage, checkpoint.metrics), encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Score a file with a package, and describe one: what the command line does without Ray and without a run."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lepton_ray.artifacts.package import DIGESTS, open_package
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.artifacts.tables import to_feeds
+from lepton_ray.core.errors import DataError
+from lepton_ray.core.files import read_json
+from lepton_ray.data import sources
+from lepton_ray.data.block import DETAIL, LINE, REASON
+from lepton_ray.data.clean import check_block
+from lepton_ray.spec.data import CleanSpec, DataSpec
+
+_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
+
+def source_of(path: str) -> dict[str, Any]:
+    """Return the source section for a file, by its suffix, or for a folder of image folders.
+
+    Raises:
+        DataError: If the suffix is not known.
+    """
+    if Path(path).is_dir():
+        return {"kind": "image_folder", "uri": path}
+    suffix = Path(path).suffix.lower()
+    if suffix not in _KINDS:
+        raise DataError(f"the file must end in {', '.join(_KINDS)}, got {path!r}. Rename or convert it")
+    return {"kind": _KINDS[suffix], "uri": path, **({"delimiter": "\t"} if suffix == ".tsv" else {})}
+
+
+def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple[int, int]:
+    """Write a JSON line for each record of a file and return how many were scored and how many refused.
+
+    A line has ``line`` of the record and either ``label`` and ``probabilities`` or ``error``.
+
+    Raises:
+        ArtifactError: If the package is damaged.
+        DataError: If the file cannot be read.
+    """
+    opened = open_package(package)
+    predictor = Predictor(opened)
+    data = _data_spec(opened.lineage["spec"]["data"], path)
+    filesystem, root = open_filesystem(path)
+    listing = sources.list_source(data, filesystem, root)
+    scored = refused = 0
+    for part in sources.split_into_parts(data, listing):
+        for block in sources.read_part(data, filesystem, root, part):
+            for line in _score_block(block, data, predictor):
+                write(json.dumps(line, ensure_ascii=False) + "\n")
+                scored, refused = (scored, refused + 1) if "error" in line else (scored + 1, refused)
+    if scored + refused == 0:
+        raise DataError(f"the file must hold records, got none in {path!r}")
+    return scored, refused
+
+
+def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
+    """The data section of the training, with the file to score as its source and no label to require."""
+    source = source_of(path)
+    words = {"missing_words": trained["source"]["missing_words"]} if "missing_words" in trained["source"] and source["kind"] in ("csv", "jsonl") else {}
+    if trained["source"].get("delimiter") and source["kind"] == "csv" and "delimiter" not in source:
+        words["delimiter"] = trained["source"]["delimiter"]
+    features = DataSpec.model_validate({**trained, "source": {**source, **words}})
+    columns = dict(features.features)
+    label = "label_of_scoring"  # a label is required of training data only: score files need not have one
+    return DataSpec.model_construct(source=features.source, columns=columns, label=label, split=features.split, engine="local")
+
+
+def _score_block(block: pa.Table, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:
+    is_row = np.array(block.column(REASON).is_null())
+    checked = check_block(block.filter(pa.array(is_row)), data, CleanSpec(max_missing_fraction=1.0))
+    reasons = np.array(checked.column(REASON).is_null())
+    good = checked.filter(pa.array(reasons))
+    outputs = predictor.run(to_feeds(good, predictor.signature))
+    classes = predictor.signature.classes
+    lines: list[dict[str, Any]] = [
+        {"line": line, "label": label, "probabilities": dict(zip(classes, map(float, row), strict=True))}
+        for line, label, row in zip(good.column(LINE).to_pylist(), outputs["label"], outputs["probabilities"], strict=True)
+    ]
+    for bad in (block.filter(pa.array(~is_row)), checked.filter(pa.array(~reasons))):
+        lines += [{"line": line, "error": text} for line, text in zip(bad.column(LINE).to_pylist(), bad.column(DETAIL).to_pylist(), strict=True)]
+    return iter(sorted(lines, key=lambda line: line["line"]))
+
+
+def describe(package: str) -> dict[str, Any]:
+    """Return what a package takes, gives and came from."""
+    opened = open_package(package)
+    signature = opened.signature
+    return {
+        "name": opened.name,
+        "version": opened.version,
+        "digest": opened.digest,
+        "path": str(opened.path),
+        "inputs": [tensor.model_dump() for tensor in signature.inputs],
+        "outputs": [tensor.model_dump() for tensor in signature.outputs],
+        "classes": list(signature.classes),
+        "columns": {name: column.model_dump() for name, column in signature.columns.items()},
+        "metrics": read_json(opened.path / "metrics.json"),
+        "lineage": opened.lineage,
+        "files": read_json(opened.path / DIGESTS)["files"],
+    }

@@ -1,0 +1,63 @@
+"""train: features -> the weights of the best epoch."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Trials
+from lepton_ray.core.extras import require
+from lepton_ray.core.files import write_json
+from lepton_ray.models.catalog import build_model
+from lepton_ray.spec.model import Model, TrainSpec
+from lepton_ray.stages.context import RunContext
+
+if TYPE_CHECKING:
+    from lepton_ray.train.torch_loop import TrainData
+
+VERSION = 1
+
+
+def train(model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trials | None, ctx: RunContext) -> Checkpoint:
+    """Train with the best settings that the search found, or those of the spec."""
+    require("torch", "training")
+    if trials is not None:
+        from lepton_ray.stages.tune import settings_of  # noqa: PLC0415  needs Ray only when there was a search
+
+        model, train = settings_of(model, train, trials.best)
+    build = partial(build_model, model, feature_set.shape, len(feature_set.classes))
+    state = _fit(build, feature_set, train, ctx)
+    from safetensors.torch import save_file  # noqa: PLC0415  torch is optional
+
+    save_file({name: value.cpu().contiguous() for name, value in state.best_weights.items()}, ctx.folder / "model.safetensors")
+    write_json(ctx.folder / "model.json", model.model_dump(mode="json"))
+    write_json(ctx.folder / "train.json", train.model_dump(mode="json"))
+    return Checkpoint(
+        best_epoch=state.best_epoch,
+        metrics=state.best_metrics,
+        history=tuple(state.history),
+        num_workers=train.num_workers,
+    )
+
+
+def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
+    data = load_data(feature_set)
+    if train.num_workers == 1 and not train.use_gpu and ctx.is_local:
+        from lepton_ray.train import in_process  # noqa: PLC0415  torch is optional
+
+        return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update)
+    from lepton_ray.engine.session import connect  # noqa: PLC0415  one worker needs no cluster
+    from lepton_ray.train import on_ray  # noqa: PLC0415
+
+    connect()
+    return on_ray.fit(build, data, train, ctx.seed, on_ray.Storage(ctx.filesystem, ctx.work_path), ctx.update)
+
+
+def load_data(feature_set: FeatureSet) -> "TrainData":
+    """Map the prepared splits into memory."""
+    from lepton_ray.train.torch_loop import TrainData  # noqa: PLC0415  torch is optional
+
+    names = ("train_x", "train_y", "val_x", "val_y")
+    x_train, y_train, x_val, y_val = (np.load(feature_set.folder / f"{name}.npy") for name in names)
+    return TrainData(x_train, y_train, x_val, y_val)

@@ -1,0 +1,1 @@
+"""Small real data sets and helpers that tests, demos and users share."""

@@ -1,0 +1,1 @@
+"""Training: a loop that knows nothing of Ray, its checkpoints, and the Ray Train driver."""

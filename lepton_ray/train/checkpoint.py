@@ -1,0 +1,54 @@
+"""Checkpoints: safetensors and JSON, no pickle.
+
+    model.safetensors      weights after the last finished epoch
+    best.safetensors       weights of the best epoch
+    optimizer.safetensors  its tensors, as INDEX.NAME
+    state.json             history, best epoch, the optimizer's settings
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.files import read_json, write_json
+from lepton_ray.train.torch_loop import TrainState
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write a checkpoint to an existing folder."""
+    save_file(_contiguous(state.model.state_dict()), folder / "model.safetensors")
+    save_file(_contiguous(state.best_weights), folder / "best.safetensors")
+    optimizer = state.optimizer.state_dict()
+    tensors = {f"{index}.{name}": value for index, slots in optimizer["state"].items() for name, value in slots.items()}
+    save_file(_contiguous({name: torch.as_tensor(value) for name, value in tensors.items()}), folder / "optimizer.safetensors")
+    facts = {"history": state.history, "best_epoch": state.best_epoch, "optimizer_groups": optimizer["param_groups"]}
+    write_json(folder / "state.json", facts)
+
+
+def restore(state: TrainState, folder: Path) -> None:
+    """Bring a fresh state to where the checkpoint was written.
+
+    Raises:
+        ArtifactError: If the checkpoint does not fit the model.
+    """
+    try:
+        facts = read_json(folder / "state.json")
+        state.model.load_state_dict(load_file(folder / "model.safetensors"))
+        slots: dict[int, dict[str, Any]] = {}
+        for name, value in load_file(folder / "optimizer.safetensors").items():
+            index, _, slot = name.partition(".")
+            slots.setdefault(int(index), {})[slot] = value
+        state.optimizer.load_state_dict({"state": slots, "param_groups": facts["optimizer_groups"]})
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise ArtifactError(f"{folder} must be a checkpoint of this model ({type(error).__name__}). Run with --from train") from error
+    state.history = facts["history"]
+    state.best_epoch = facts["best_epoch"]
+    device = next(state.model.parameters()).device
+    state.best_weights = {name: value.to(device) for name, value in load_file(folder / "best.safetensors").items()}
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -1,0 +1,44 @@
+"""The loop in the driver's own process: what one worker needs, without a worker group to start."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lepton_ray.spec.model import TrainSpec
+from lepton_ray.train import checkpoint
+from lepton_ray.train.torch_loop import TrainData, TrainState, start_state, train_epochs
+
+_LATEST = "latest"
+_PREVIOUS = "previous"
+
+
+def fit(
+    build_model: Callable[[], Any],
+    data: TrainData,
+    spec: TrainSpec,
+    seed: int,
+    folder: Path,
+    update: Callable[[str], None],
+) -> TrainState:
+    """Train here and return the last state; called again with the same folder, it goes on from the last checkpoint."""
+    state = start_state(build_model, spec, seed)
+    if latest := next((folder / name for name in (_LATEST, _PREVIOUS) if (folder / name).is_dir()), None):
+        checkpoint.restore(state, latest)
+    for state_now in train_epochs(state, data, spec, seed):
+        _save(state_now, folder)
+        metrics = state_now.history[-1]
+        update(f"epoch {state_now.epoch} of {spec.epochs}, validation loss {metrics['val_loss']:.4f}")
+    return state
+
+
+def _save(state: TrainState, folder: Path) -> None:
+    """Replace the last checkpoint; killed at any point, it or the one before is whole."""
+    new, latest, previous = folder / "new", folder / _LATEST, folder / _PREVIOUS
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    checkpoint.save(state, new)
+    if latest.is_dir():
+        shutil.rmtree(previous, ignore_errors=True)
+        latest.rename(previous)
+    new.rename(latest)

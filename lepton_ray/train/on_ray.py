@@ -1,0 +1,175 @@
+"""The loop on workers of Ray Train, resumed from its last checkpoint after whatever killed it.
+
+Ray Train restarts lost workers; it does not restart its own controller (Ray 2.60 raises ActorDiedError), so ``fit`` does.
+"""
+
+import contextlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import ActorDiedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from lepton_ray.core.errors import EngineError
+from lepton_ray.engine.resources import wait_for_capacity
+from lepton_ray.spec.model import TrainSpec
+from lepton_ray.train import checkpoint
+from lepton_ray.train.torch_loop import Group, TrainData, TrainState, start_state, train_epochs
+
+_NAME = "train"
+_PROGRESS = "progress.json"
+_POLL_S = 0.5
+_NUM_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where checkpoints lie; every machine must reach it."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+
+def fit(
+    build_model: Callable[[], Any],
+    data: TrainData,
+    spec: TrainSpec,
+    seed: int,
+    storage: Storage,
+    update: Callable[[str], None],
+) -> TrainState:
+    """Train on ``spec.num_workers`` workers and return the last state.
+
+    Called again with the same storage, it goes on from the last checkpoint.
+
+    Raises:
+        EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
+    """
+    per_worker = {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
+    needed = {name: amount * spec.num_workers for name, amount in per_worker.items()}
+    wait_for_capacity(needed, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update)
+    config = {"build_model": build_model, "data": ray.put(data), "spec": spec, "seed": seed}
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=spec.num_workers, use_gpu=spec.use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=_NAME,
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_NUM_CHECKPOINTS),
+            callbacks=[_WriteProgress(storage, spec.epochs)],
+        ),
+    )
+    with _show_progress(storage, update):
+        result = _supervise(trainer, spec.max_failures, update)
+    state = start_state(build_model, spec, seed)
+    with result.checkpoint.as_directory() as folder:
+        checkpoint.restore(state, Path(folder))
+    return state
+
+
+def _supervise(trainer: Any, max_failures: int, update: Callable[[str], None]) -> Any:
+    for attempt in range(max_failures + 1):
+        try:
+            return trainer.fit()
+        except ActorDiedError as error:
+            if attempt == max_failures:
+                raise EngineError("Ray Train's controller died too often. See the Ray logs", retryable=True) from error
+            update("Ray Train's controller died: starting it again")
+        except WorkerGroupError as error:
+            rank, cause = next(iter(error.worker_failures.items()), (0, error))
+            raise EngineError(
+                f"train: worker {rank} failed more often than train.max_failures ({max_failures}) allows: {_last_line(cause)}",
+                retryable=True,
+            ) from error
+        except ControllerError as error:
+            raise EngineError(f"train: the workers could not be started: {_last_line(error)}", retryable=True) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker runs."""
+    spec: TrainSpec = config["spec"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    state = start_state(config["build_model"], spec, config["seed"], str(device))
+    if latest := ray.train.get_checkpoint():
+        with latest.as_directory() as folder:
+            checkpoint.restore(state, Path(folder))
+    group = Group(context.get_world_rank(), context.get_world_size(), str(device), _add_up, ray.train.torch.prepare_model)
+    for state_now in train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
+        _report(state_now, is_writer=group.rank == 0)
+
+
+def _add_up(values: torch.Tensor) -> None:
+    device = ray.train.torch.get_device()
+    on_device = values.to(device)
+    torch.distributed.all_reduce(on_device)
+    values.copy_(on_device)
+
+
+def _report(state: TrainState, is_writer: bool) -> None:
+    metrics = {"epoch": state.epoch, **state.history[-1]}
+    if not is_writer:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(state, Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _WriteProgress(ray.train.UserCallback):
+    """Runs on the controller: leaves the last metrics where the driver can read them."""
+
+    def __init__(self, storage: Storage, epochs: int) -> None:
+        self.storage = storage
+        self.epochs = epochs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Write the metrics of rank 0."""
+        with self.storage.filesystem.open_output_stream(f"{self.storage.path}/{_PROGRESS}") as stream:
+            stream.write(json.dumps({**metrics[0], "epochs": self.epochs}).encode())
+
+
+@contextlib.contextmanager
+def _show_progress(storage: Storage, update: Callable[[str], None]) -> Iterator[None]:
+    stop = threading.Event()
+    storage.filesystem.create_dir(storage.path, recursive=True)
+
+    def watch() -> None:
+        shown = ""
+        while not stop.wait(_POLL_S):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or half of it
+                with storage.filesystem.open_input_stream(f"{storage.path}/{_PROGRESS}") as stream:
+                    m = json.loads(stream.read())
+                text = f"epoch {m['epoch']} of {m['epochs']}, validation loss {m['val_loss']:.4f}"
+                if text != shown:
+                    update(text)
+                    shown = text
+
+    watcher = threading.Thread(target=watch, daemon=True, name="lepton-ray-progress")
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()

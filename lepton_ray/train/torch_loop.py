@@ -1,0 +1,157 @@
+"""The training loop in PyTorch: a generator that yields after each epoch, the same for one worker or many.
+
+A step takes ``global_batch_size`` rows of a permutation that all workers know; each worker takes every world_size-th of
+them, and losses are weighted so that the averaged gradient is that of the joined batch, also when shares are unequal.
+An epoch's randomness comes from (seed, epoch, rank) alone, so training resumed at an epoch goes on as if undisturbed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lepton_ray.spec.model import TrainSpec
+
+_VAL_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Model input (rows first, float32) and class index (int64) of two splits; read only."""
+
+    x_train: NDArray[np.float32]
+    y_train: NDArray[np.int64]
+    x_val: NDArray[np.float32]
+    y_val: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the workers of a training; the default is alone on the CPU."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    add_up: Callable[[Tensor], None] = lambda values: None
+    """Replaces a tensor by its sum over all workers."""
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    """Makes a module whose gradients are averaged over the workers."""
+
+
+@dataclass
+class TrainState:
+    """All that training resumes from."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def best_metrics(self) -> dict[str, float]:
+        """Metrics of the epoch with the least validation loss."""
+        return self.history[self.best_epoch - 1]
+
+
+def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int, device: str = "cpu") -> TrainState:
+    """Return the state before the first epoch; equal on all workers."""
+    torch.manual_seed(seed)
+    model = build_model().to(device)
+    return TrainState(model, _build_optimizer(model, spec))
+
+
+def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9, weight_decay=spec.weight_decay)
+    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+
+
+def train_epochs(
+    state: TrainState, data: TrainData, spec: TrainSpec, seed: int, group: Group | None = None
+) -> Iterator[TrainState]:
+    """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
+    group = group or Group()
+    model = group.wrap(state.model)
+    while state.epoch < spec.epochs and not has_stalled(state, spec):
+        torch.manual_seed(_mix(seed, state.epoch, group.rank))
+        order = np.random.default_rng([seed, state.epoch]).permutation(len(data.y_train))
+        train_loss, train_accuracy = _train_epoch(model, state.optimizer, data, order, spec, group)
+        val_loss, val_accuracy = _evaluate(state.model, data, group)
+        metrics = {
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+        state.history.append(metrics)
+        if state.epoch == 1 or val_loss < state.best_metrics["val_loss"]:
+            state.best_epoch = state.epoch
+            state.best_weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
+        yield state
+
+
+def has_stalled(state: TrainState, spec: TrainSpec) -> bool:
+    """Whether early stopping ends the training."""
+    patience = spec.early_stopping_epochs
+    return patience is not None and state.epoch - state.best_epoch >= patience
+
+
+def _mix(seed: int, epoch: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: TrainData,
+    order: NDArray[np.int64],
+    spec: TrainSpec,
+    group: Group,
+) -> tuple[float, float]:
+    model.train()
+    totals = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, len(order), spec.global_batch_size):
+        batch = order[start : start + spec.global_batch_size]
+        share = batch[group.rank :: group.world_size]
+        is_idle = len(share) == 0  # a last batch may have fewer rows than workers: the idle ones add a gradient of zero
+        rows = np.sort(batch[:1] if is_idle else share)
+        x = torch.from_numpy(data.x_train[rows]).to(group.device)
+        y = torch.from_numpy(data.y_train[rows]).to(group.device)
+        logits_NC = model(x)
+        loss_sum = nn.functional.cross_entropy(logits_NC, y, reduction="sum") * (0.0 if is_idle else 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        (loss_sum * (group.world_size / len(batch))).backward()
+        optimizer.step()
+        if not is_idle:
+            totals[0] += loss_sum.item()
+            totals[1] += (logits_NC.argmax(1) == y).sum().item()
+    group.add_up(totals)
+    loss, accuracy = (totals / len(order)).tolist()
+    return loss, accuracy
+
+
+@torch.inference_mode()
+def _evaluate(model: nn.Module, data: TrainData, group: Group) -> tuple[float, float]:
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64)
+    share = np.arange(len(data.y_val))[group.rank :: group.world_size]
+    for start in range(0, len(share), _VAL_BATCH_ROWS):
+        rows = share[start : start + _VAL_BATCH_ROWS]
+        y = torch.from_numpy(data.y_val[rows]).to(group.device)
+        logits_NC = model(torch.from_numpy(data.x_val[rows]).to(group.device))
+        totals[0] += nn.functional.cross_entropy(logits_NC, y, reduction="sum").item()
+        totals[1] += (logits_NC.argmax(1) == y).sum().item()
+    group.add_up(totals)
+    loss, accuracy = (totals / len(data.y_val)).tolist()
+    return loss, accuracy
