@@ -58,8 +58,10 @@ class Dataset(Artifact):
 
 
 class FeatureSet(Artifact):
-    """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and for each split ``NAME_x.npy``
-    (float32, rows first) and ``NAME_y.npy`` (int64)."""
+    """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and the model input of each split.
+
+    ``NAME_x.npy`` is float32 with rows first, ``NAME_y.npy`` the class index, int64.
+    """
 
     classes: Names
     shape: Annotated[tuple[int, ...], Strict(False)]
@@ -160,7 +162,10 @@ class RegisteredModel(Artifact):
 
     def account(self) -> list[str]:
         """Name, version, alias."""
-        return [f"registered: {self.name} version {self.version}, models:/{self.name}@{self.alias}", f"MLflow: {self.tracking_uri}"]
+        return [
+            f"registered: {self.name} version {self.version}, models:/{self.name}@{self.alias}",
+            f"MLflow: {self.tracking_uri}",
+        ]
 
 
 class Deployment(Artifact):
@@ -181,7 +186,9 @@ class Deployment(Artifact):
         if self.metrics_url:
             lines.append(f"metrics: {self.metrics_url}")
         if self.request_file:
-            lines.append(f"try: curl -s {self.url.rstrip('/')}/predict -H 'content-type: application/json' -d @{self.request_file}")
+            lines.append(
+                f"try: curl -s {self.url.rstrip('/')}/predict -H 'content-type: application/json' -d @{self.request_file}"
+            )
         lines.append(f"parity of the endpoint with the training code: {self.parity:.1e}")
         return [*lines, f"answer: {self.answer}"] if self.answer else lines
 

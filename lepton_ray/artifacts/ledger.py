@@ -39,7 +39,9 @@ class Ledger(BaseModel):
     def _check_equation(self) -> Self:
         total = self.rows_kept + sum(self.removed.values())
         if self.rows_in != total:
-            raise DataError(f"rows in must equal rows kept + rows removed, got {self.rows_in} and {total}. Report this as a bug")
+            raise DataError(
+                f"rows in must equal rows kept + rows removed, got {self.rows_in} and {total}. Report this as a bug"
+            )
         return self
 
     @classmethod
@@ -58,4 +60,6 @@ class Ledger(BaseModel):
     def __str__(self) -> str:
         """One line: 569 rows in, 560 kept, 9 removed (duplicate 9)."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.removed.items())
-        return f"{self.rows_in} rows in, {self.rows_kept} kept, {self.rows_in - self.rows_kept} removed" + (f" ({reasons})" if reasons else "")
+        return f"{self.rows_in} rows in, {self.rows_kept} kept, {self.rows_in - self.rows_kept} removed" + (
+            f" ({reasons})" if reasons else ""
+        )

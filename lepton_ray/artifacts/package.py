@@ -1,14 +1,14 @@
 """The sealed model package: the only thing that leaves training. No pickle; a digest for each file.
 
-    model.onnx            raw records in, label and probabilities out
-    signature.json        columns, rules, tensors
-    golden_records.json   records of the test split, the body of a POST /predict
-    golden_outputs.json   what the training code gave for them
-    reference.json        sketches of the training data, for drift
-    metrics.json          validation metrics
-    lineage.json          spec, digests and versions that it came from
-    MODEL_CARD.md         the same for people
-    digests.json          SHA-256 of each file, and of this list
+model.onnx            raw records in, label and probabilities out
+signature.json        columns, rules, tensors
+golden_records.json   records of the test split, the body of a POST /predict
+golden_outputs.json   what the training code gave for them
+reference.json        sketches of the training data, for drift
+metrics.json          validation metrics
+lineage.json          spec, digests and versions that it came from
+MODEL_CARD.md         the same for people
+digests.json          SHA-256 of each file, and of this list
 """
 
 from dataclasses import dataclass
@@ -60,13 +60,17 @@ def open_package(path: str | Path) -> ModelPackage:
     """
     folder = Path(path)
     if not (folder / DIGESTS).is_file():
-        raise ArtifactError(f"{folder} must be a model package, but has no {DIGESTS}. Give the folder that the export stage wrote")
+        raise ArtifactError(
+            f"{folder} must be a model package, but has no {DIGESTS}. Give the folder that the export stage wrote"
+        )
     digest = _verify(folder)
     try:
         signature = Signature.model_validate_json((folder / "signature.json").read_bytes())
         lineage = read_json(folder / "lineage.json")
     except (ValidationError, ValueError, OSError) as error:
-        raise ArtifactError(f"{folder} must be a model package of this version ({type(error).__name__}). Export it again") from error
+        raise ArtifactError(
+            f"{folder} must be a model package of this version ({type(error).__name__}). Export it again"
+        ) from error
     return ModelPackage(folder, digest, signature, lineage)
 
 

@@ -35,9 +35,14 @@ class Predictor:
         """Return ``label`` (N,) and ``probabilities`` (N, classes) for checked input tensors; N may be 0."""
         rows = len(next(iter(feeds.values())))
         if rows == 0:
-            return {"label": np.empty(0, object), "probabilities": np.empty((0, len(self.signature.classes)), np.float32)}
+            return {
+                "label": np.empty(0, object),
+                "probabilities": np.empty((0, len(self.signature.classes)), np.float32),
+            }
         parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows)]
-        return {name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)}
+        return {
+            name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)
+        }
 
     def predict(self, records: Sequence[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs for raw records.

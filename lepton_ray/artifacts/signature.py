@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Strict
 
 from lepton_ray.artifacts.rules import category_breaches, number_breaches
 from lepton_ray.core.errors import RecordError
+from lepton_ray.core.text import show
 from lepton_ray.spec.data import CategoryColumn, Column, DataSpec, ImageColumn, NumberColumn
 
 Datatype = Literal["FP64", "FP32", "INT64", "BYTES", "UINT8"]
 Feeds = dict[str, NDArray[Any]]
 Shape = Annotated[tuple[int, ...], Strict(False)]
 
+_MAX_PIXEL = 255
 _MAX_PROBLEMS = 20  # an answer must stay small, however large and wrong the request
 
 
@@ -85,7 +87,9 @@ class Signature(BaseModel):
                 problems.append(f"records[{index}] must be an object of fields, got {_show(record)}")
             elif unknown := record.keys() - self.columns.keys() - set(self.unused):
                 known = ", ".join(self.columns)
-                problems.append(f"records[{index}].{sorted(map(str, unknown))[0]} must be a known field. Known are: {known}")
+                problems.append(
+                    f"records[{index}].{sorted(map(str, unknown))[0]} must be a known field. Known are: {known}"
+                )
             if len(problems) >= _MAX_PROBLEMS:
                 break
         _raise(problems)
@@ -98,7 +102,9 @@ class Signature(BaseModel):
                 dtype = np.float64 if tensor.name == "numbers" else object
                 matrix = np.empty((len(records), len(tensor.columns)), dtype=dtype)
                 for position, name in enumerate(tensor.columns):
-                    matrix[:, position] = [encode(record.get(name), name, index, problems) for index, record in enumerate(records)]
+                    matrix[:, position] = [
+                        encode(record.get(name), name, index, problems) for index, record in enumerate(records)
+                    ]
                 feeds[tensor.name] = matrix
         _raise(problems)
         self.check(feeds)
@@ -109,7 +115,9 @@ class Signature(BaseModel):
         images = np.zeros((len(records), *shape), np.uint8)
         for index, record in enumerate(records):
             if (problem := _put_image(record.get(name), images[index])) and len(problems) < _MAX_PROBLEMS:
-                problems.append(f"records[{index}].{name} must be {'x'.join(map(str, shape))} whole numbers from 0 to 255, got {problem}")
+                problems.append(
+                    f"records[{index}].{name} must be {'x'.join(map(str, shape))} whole numbers from 0 to 255, got {problem}"
+                )
         return images
 
     def check(self, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -200,7 +208,7 @@ def _put_image(value: Any, target: NDArray[np.uint8]) -> str | None:
         return "lists of unequal length"
     if array.shape != target.shape:
         return f"the shape {'x'.join(map(str, array.shape)) or _show(value)}"
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > _MAX_PIXEL:
         return "values outside of that"
     target[...] = array
     return None
@@ -213,8 +221,7 @@ def _python(value: Any) -> Any:
 def _show(value: Any) -> str:
     if value is None or value == "":
         return "nothing"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return show(value)
 
 
 def _raise(problems: list[str]) -> None:

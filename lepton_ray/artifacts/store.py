@@ -53,7 +53,9 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(text)
     except (ValueError, OSError) as error:
         scheme = text.partition("://")[0]
-        raise ArtifactError(f"{uri!r} must be a path or a URI that pyarrow opens, got scheme {scheme!r} ({type(error).__name__})") from error
+        raise ArtifactError(
+            f"{uri!r} must be a path or a URI that pyarrow opens, got scheme {scheme!r} ({type(error).__name__})"
+        ) from error
     return filesystem, path
 
 
@@ -81,7 +83,9 @@ class Store:
         try:
             filesystem.create_dir(root, recursive=True)
         except OSError as error:
-            raise ArtifactError(f"storage must be a folder that can be written, got {storage!r} ({error}). Choose another") from error
+            raise ArtifactError(
+                f"storage must be a folder that can be written, got {storage!r} ({error}). Choose another"
+            ) from error
         return cls(filesystem, root)
 
     @property
@@ -117,13 +121,17 @@ class Store:
             files: dict[str, str] = manifest["files"]
             digest: str = manifest["digest"]
         except (ValueError, KeyError, ValidationError) as error:
-            raise ArtifactError(f"{path} must be a manifest of this version, got something else. Run with --from {step.stage}") from error
+            raise ArtifactError(
+                f"{path} must be a manifest of this version, got something else. Run with --from {step.stage}"
+            ) from error
         folder = self.local_folder(step)
         if not self.is_local:
             self._download(step, list(files), folder)
         for name, expected in files.items():
             if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-                raise ArtifactError(f"{folder / name} must be as the stage {step.stage} wrote it, but it has changed. Run with --from {step.stage}")
+                raise ArtifactError(
+                    f"{folder / name} must be as the stage {step.stage} wrote it, but it has changed. Run with --from {step.stage}"
+                )
         return artifact.model_copy(update={"folder": folder, "digest": digest})
 
     def begin(self, step: StepId, fresh: bool) -> Path:
@@ -201,8 +209,11 @@ class Store:
 
     @contextlib.contextmanager
     def _lease(self) -> Iterator[None]:
-        """A file renewed while the run lives. Object stores have no exclusive create: after writing, wait and look whether
-        the lease is still ours; of two that start together the later writer wins."""
+        """Hold a file that is renewed while the run lives.
+
+        Object stores have no exclusive create: after writing, wait and look whether the lease is still ours; of two
+        that start together the later writer wins.
+        """
         path = f"{self.root}/lease.json"
         owner = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
         holder, age_s = self._read_lease(path)
@@ -242,4 +253,6 @@ class Store:
 
 
 def _in_use(root: str, holder: str) -> ArtifactError:
-    return ArtifactError(f"{root} must be used by one run at a time, and {holder or 'another run'} uses it. Wait for it, or change name or storage")
+    return ArtifactError(
+        f"{root} must be used by one run at a time, and {holder or 'another run'} uses it. Wait for it, or change name or storage"
+    )

@@ -1,5 +1,6 @@
 """All commands of ``lepton-ray``. Engines are imported inside the commands that need them, so that help is quick."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -19,7 +20,9 @@ app = typer.Typer(
 )
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 PackageArgument = Annotated[str, typer.Argument(help="Folder of a model package.", show_default=False)]
 
@@ -32,16 +35,24 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def main_options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Raw data to a monitored, autoscaled model endpoint on Ray, from one spec."""
 
 
 @app.command()
 def init(
-    data: Annotated[str, typer.Argument(help="CSV, JSON lines or Parquet file, or folder of image folders.", show_default=False)],
-    label: Annotated[str | None, typer.Option(help="Column to predict; the last one that can be a label if not given.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; standard output if not given.")] = None,
+    data: Annotated[
+        str, typer.Argument(help="CSV, JSON lines or Parquet file, or folder of image folders.", show_default=False)
+    ],
+    label: Annotated[
+        str | None, typer.Option(help="Column to predict; the last one that can be a label if not given.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; standard output if not given.")
+    ] = None,
 ) -> None:
     """Write a commented starter spec from a data file."""
     with errors_explained():
@@ -88,9 +99,13 @@ def schema() -> None:
 def run(
     spec: SpecArgument,
     overrides: SetOption = None,
-    from_stage: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and the later ones again.")] = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and the later ones again.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Do every stage again.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="Keep the endpoint of a local cluster up until Ctrl-C.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep the endpoint of a local cluster up until Ctrl-C.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a spec: finished stages are skipped, an interrupted one goes on."""
@@ -124,14 +139,21 @@ def inspect(package: PackageArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def predict(
     package: PackageArgument,
-    file: Annotated[str, typer.Argument(help="CSV, JSON lines or Parquet file with raw records, or an image folder.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines file to write; standard output if not given.")] = None,
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="CSV, JSON lines or Parquet file with raw records, or an image folder.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON lines file to write; standard output if not given.")
+    ] = None,
 ) -> None:
     """Score a file without Ray: a JSON line for each record, also for those that cannot be scored."""
     with errors_explained():
         from lepton_ray.stages.score import score_file
 
-        with typer.open_file(str(output), "w", encoding="utf-8") if output else typer.get_text_stream("stdout") as stream:
+        with output.open("w", encoding="utf-8") if output else contextlib.nullcontext(sys.stdout) as stream:
             scored, refused = score_file(package, file, stream.write)
         typer.echo(f"{scored + refused} records: {scored} scored, {refused} refused", err=True)
         if refused:
@@ -145,7 +167,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
     max_replicas: Annotated[int, typer.Option(help="Most replicas that autoscaling starts.", min=1)] = 2,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")
+    ] = None,
 ) -> None:
     """Serve a package on a local cluster, or on the one that RAY_ADDRESS names."""
     with errors_explained():
@@ -199,7 +223,10 @@ def _wait_for_interrupt(url: str) -> None:
 def _format_package(facts: dict[str, Any]) -> str:
     lines = [f"{facts['name']} {facts['version']} ({facts['path']})", "", "inputs"]
     lines += [f"  {t['name']}: {t['datatype']} {t['shape']}  {', '.join(t['columns'])}" for t in facts["inputs"]]
-    lines += ["outputs", *(f"  {t['name']}: {t['datatype']} {t['shape']}  {', '.join(t['columns'])}" for t in facts["outputs"])]
+    lines += [
+        "outputs",
+        *(f"  {t['name']}: {t['datatype']} {t['shape']}  {', '.join(t['columns'])}" for t in facts["outputs"]),
+    ]
     lines += ["validation metrics", *(f"  {name}: {value:.4f}" for name, value in facts["metrics"].items())]
     lines += ["files", *(f"  {digest[:12]}  {name}" for name, digest in facts["files"].items())]
     return "\n".join(lines)

@@ -67,6 +67,9 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
         _fail(error, "interrupted", _INTERRUPTED, as_json, progress)
     except typer.Exit:
         raise
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        raise typer.Exit(1) from None
     except Exception as error:  # noqa: BLE001  the last place to explain an error; its traceback goes to a file
         with tempfile.NamedTemporaryFile("w", prefix="lepton-ray-error-", suffix=".txt", delete=False) as file:
             traceback.print_exception(error, file=file)

@@ -32,5 +32,7 @@ def require(module: str, purpose: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != root:
             raise
         extra = _EXTRA_OF_MODULE.get(root, "pipeline")
-        message = f"{purpose} needs the package {root!r}, which is not installed. Run: pip install 'lepton-ray[{extra}]'."
+        message = (
+            f"{purpose} needs the package {root!r}, which is not installed. Run: pip install 'lepton-ray[{extra}]'."
+        )
         raise MissingExtraError(message) from error

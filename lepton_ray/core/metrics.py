@@ -32,6 +32,8 @@ LATENCY = Metric(
     ("model", "version", "protocol"),
     (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000),
 )
-PREDICTIONS = Metric("lepton_predictions", "counter", "Predicted rows, by predicted label.", ("model", "version", "label"))
+PREDICTIONS = Metric(
+    "lepton_predictions", "counter", "Predicted rows, by predicted label.", ("model", "version", "label")
+)
 
 CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def expand(text: str) -> str:
     """
     missing = [name for name in references(text) if name not in os.environ]
     if missing:
-        raise SpecError([f"{text!r} needs the environment variable {name}, which is not set. Set it." for name in missing])
+        raise SpecError(
+            [f"{text!r} needs the environment variable {name}, which is not set. Set it." for name in missing]
+        )
     return _REFERENCE.sub(lambda match: os.environ[match.group(1)], text)
 
 
@@ -69,9 +72,9 @@ def prepare_ray(environment: Mapping[str, str] | None = None) -> None:
     """Set Ray's start-up variables that the user has not set.
 
     With a token present and ``RAY_AUTH_MODE`` unset, Ray 2.60's servers demand the token while its clients do not send
-    it, so the mode is set here for both.
+    it, so the mode is set here for both. Ray reads it when it is imported: later it would reach only half of Ray.
     """
     for name, value in {**_RAY_DEFAULTS, **(environment or {})}.items():
         os.environ.setdefault(name, value)
-    if "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"

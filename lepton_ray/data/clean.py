@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.rules import Breach, category_breaches, number_breaches
+from lepton_ray.core.text import show
 from lepton_ray.data.block import DETAIL, LINE, QUARANTINE_SCHEMA, REASON, SOURCE, TEXT
 from lepton_ray.data.hashing import hash_columns
 from lepton_ray.spec.data import CategoryColumn, CleanSpec, Column, DataSpec, ImageColumn, NumberColumn, OutlierSpec
@@ -90,13 +91,10 @@ class _Verdict:
 
 
 def _show(value: object) -> str:
-    text = repr(value.item() if isinstance(value, np.generic) else value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return show(value.item() if isinstance(value, np.generic) else value)
 
 
-def _type_cells(
-    name: str, column: Column, cells: pa.Array, data: DataSpec, verdict: _Verdict
-) -> tuple[pa.Array, Mask]:
+def _type_cells(name: str, column: Column, cells: pa.Array, data: DataSpec, verdict: _Verdict) -> tuple[pa.Array, Mask]:
     """Return the typed cells and which are missing."""
     if isinstance(column, ImageColumn):
         return cells, cells.is_null().to_numpy(zero_copy_only=False)
@@ -105,7 +103,7 @@ def _type_cells(
     missing = is_missing.to_numpy(zero_copy_only=False)
     original = cells.to_numpy(zero_copy_only=False)
     if isinstance(column, NumberColumn):
-        numbers, is_number = _parse_numbers(text)
+        numbers, is_number = parse_numbers(text)
         verdict.remove("type_error", ~is_number & ~missing, f"{name} must be a number", original)
         for breach in number_breaches(column, np.where(missing, np.nan, numbers)):
             verdict.remove_breach(name, breach, original)
@@ -117,7 +115,8 @@ def _type_cells(
     return values, missing
 
 
-def _parse_numbers(text: pa.Array) -> tuple[NDArray[np.float64], Mask]:
+def parse_numbers(text: pa.Array) -> tuple[NDArray[np.float64], Mask]:
+    """Return the numbers of trimmed texts (NaN where there is none) and which texts are numbers, infinite ones included."""
     is_number = pc.match_substring_regex(text, _NUMBER)
     is_infinite = pc.is_in(pc.utf8_lower(text), value_set=pa.array(_INFINITE))
     numbers = pc.if_else(is_number, text, None).cast(pa.float64())

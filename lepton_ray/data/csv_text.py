@@ -156,14 +156,15 @@ def _find_irregular(data: bytes, delimiter: str, is_last: bool) -> Records:
         if end > position:
             spans.append((position, end, match is None or end != match.end()))
         position = max(after, position + 1)
-    starts, ends, is_unclosed = (np.array(values) for values in zip(*spans, strict=True)) if spans else (np.empty(0, int),) * 3
+    starts, ends, is_unclosed = (
+        (np.array(values) for values in zip(*spans, strict=True)) if spans else (np.empty(0, int),) * 3
+    )
     return Records(starts, ends, position, is_unclosed.astype(bool), is_regular=False)
 
 
 def _search(pattern: re.Pattern[bytes], data: bytes, position: int) -> re.Match[bytes]:
-    match = pattern.search(data, position)
-    assert match is not None, "the pattern matches the end of the data"
-    return match
+    """Search for a pattern that matches at the latest at the end of the data."""
+    return next(pattern.finditer(data, position))
 
 
 def _lines_before(data: bytes, positions: Indices) -> Indices:
@@ -171,11 +172,15 @@ def _lines_before(data: bytes, positions: Indices) -> Indices:
     return np.searchsorted(line_ends, positions)
 
 
-def _take_header(file: _File, data: bytes, records: Records, lines: Indices) -> tuple[_File, tuple[bytes, Records, Indices]]:
+def _take_header(
+    file: _File, data: bytes, records: Records, lines: Indices
+) -> tuple[_File, tuple[bytes, Records, Indices]]:
     text = _text_of(data, records, 0)
     names = _cells(text, file.delimiter)
     fault = _header_fault(names, file, is_utf8=_is_utf8(data[records.starts[0] : records.ends[0]]))
-    rest = Records(records.starts[1:], records.ends[1:], records.next_start, records.is_unclosed[1:], records.is_regular)
+    rest = Records(
+        records.starts[1:], records.ends[1:], records.next_start, records.is_unclosed[1:], records.is_regular
+    )
     return _File(file.source, file.delimiter, file.columns, tuple(names), fault), (data, rest, lines[1:])
 
 
@@ -193,7 +198,9 @@ def _to_block(file: _File, data: bytes, records: Records, lines: Indices) -> pa.
     """Tell rows from bad records and parse the rows."""
     reasons = _faults(file, data, records)
     good = np.array([reason is None for reason in reasons], bool) if reasons else np.ones(len(records.starts), bool)
-    kept = Records(records.starts[good], records.ends[good], records.next_start, records.is_unclosed[good], records.is_regular)
+    kept = Records(
+        records.starts[good], records.ends[good], records.next_start, records.is_unclosed[good], records.is_regular
+    )
     blocks = []
     if len(kept.starts):
         cells = _parse_regular(file, data, kept) if records.is_regular else _parse_irregular(file, data, kept)
@@ -221,11 +228,11 @@ def _faults(file: _File, data: bytes, records: Records) -> list[tuple[str, str] 
             if not _is_utf8(data[records.starts[index] : records.ends[index]]):
                 faults[index] = ("invalid_utf8", "the record must be UTF-8")
                 is_faulty = True
-    for index in np.flatnonzero(records.is_unclosed):
+    for index in np.flatnonzero(records.is_unclosed).tolist():
         faults[index] = ("malformed_quotes", "a quote must be closed within the record")
         is_faulty = True
     num_cells = _count_cells(file, data, records)
-    for index in np.flatnonzero(num_cells != len(file.header)):
+    for index in np.flatnonzero(num_cells != len(file.header)).tolist():
         if faults[index] is None:
             faults[index] = ("ragged_row", f"the row must have {len(file.header)} cells, got {num_cells[index]}")
             is_faulty = True
@@ -234,7 +241,9 @@ def _faults(file: _File, data: bytes, records: Records) -> list[tuple[str, str] 
 
 def _count_cells(file: _File, data: bytes, records: Records) -> Indices:
     if not records.is_regular:
-        return np.array([len(_cells(_text_of(data, records, index), file.delimiter)) for index in range(len(records.starts))])
+        return np.array(
+            [len(_cells(_text_of(data, records, index), file.delimiter)) for index in range(len(records.starts))]
+        )
     array = np.frombuffer(data, np.uint8)
     delimiters = np.flatnonzero(array == ord(file.delimiter))
     quotes = np.flatnonzero(array == _QUOTE)
@@ -244,7 +253,9 @@ def _count_cells(file: _File, data: bytes, records: Records) -> Indices:
 
 
 def _parse_regular(file: _File, data: bytes, records: Records) -> Any:
-    rows = b"\n".join(data[start:end] for start, end in zip(records.starts.tolist(), records.ends.tolist(), strict=True))
+    rows = b"\n".join(
+        data[start:end] for start, end in zip(records.starts.tolist(), records.ends.tolist(), strict=True)
+    )
     names = list(file.header)
     unique = [name if name in file.columns else f"_{index}" for index, name in enumerate(names)]
     table = pacsv.read_csv(
@@ -252,7 +263,9 @@ def _parse_regular(file: _File, data: bytes, records: Records) -> Any:
         read_options=pacsv.ReadOptions(column_names=unique, block_size=len(rows) + 2, use_threads=False),
         parse_options=pacsv.ParseOptions(delimiter=file.delimiter, newlines_in_values=True),
         convert_options=pacsv.ConvertOptions(
-            include_columns=list(file.columns), column_types=dict.fromkeys(file.columns, pa.string()), strings_can_be_null=False
+            include_columns=list(file.columns),
+            column_types=dict.fromkeys(file.columns, pa.string()),
+            strings_can_be_null=False,
         ),
     )
     if table.num_rows == len(records.starts):

@@ -36,19 +36,22 @@ def mix(words: Words) -> Words:
         z = words + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        mixed: Words = z ^ (z >> np.uint64(31))
+        return mixed
 
 
 def _words(column: pa.Array) -> Words:
     if pa.types.is_floating(column.type):
         values = column.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0  # -0.0 and 0.0 are one value
         values[np.isnan(values)] = np.nan
-        return values.view(np.uint64)
+        bits: Words = values.view(np.uint64)
+        return bits
     encoded = column.dictionary_encode()
     hashes = [_hash_bytes(value.as_buffer()) for value in encoded.dictionary.cast(pa.large_binary())]
     table = np.array([*hashes, 0], np.uint64)
     indices = encoded.indices.fill_null(len(hashes)).to_numpy(zero_copy_only=False)
-    return table[indices]
+    words: Words = table[indices]
+    return words
 
 
 def _hash_bytes(value: pa.Buffer | None) -> int:
@@ -58,6 +61,8 @@ def _hash_bytes(value: pa.Buffer | None) -> int:
 def to_voids(hashes: pa.ChunkedArray) -> NDArray[np.void]:
     """Return a column of 16-byte hashes as a NumPy array that can be sorted and compared."""
     data = b"".join(
-        chunk.buffers()[1].slice(chunk.offset * 16, len(chunk) * 16).to_pybytes() for chunk in hashes.chunks if len(chunk)
+        chunk.buffers()[1].slice(chunk.offset * 16, len(chunk) * 16).to_pybytes()
+        for chunk in hashes.chunks
+        if len(chunk)
     )
     return np.frombuffer(data, "V16")

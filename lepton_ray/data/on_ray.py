@@ -21,7 +21,10 @@ def read_parts(read: Callable[[Part], Iterator[pa.Table]], parts: Sequence[Part]
         for index in batch.column("part").to_pylist():
             yield from read(parts[index])
 
-    return _stream(_ordered(ray.data.from_items([{"part": i} for i in range(len(parts))], override_num_blocks=len(parts))), read_batch)
+    return _stream(
+        _ordered(ray.data.from_items([{"part": i} for i in range(len(parts))], override_num_blocks=len(parts))),
+        read_batch,
+    )
 
 
 def map_blocks(function: Callable[[pa.Table], pa.Table], blocks: Sequence[pa.Table]) -> Iterator[pa.Table]:

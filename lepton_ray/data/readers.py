@@ -81,8 +81,10 @@ def _json_cell(value: Any) -> str | None:
 
 
 def read_parquet(file: pa.NativeFile, source: str, columns: Mapping[str, Column]) -> Iterator[pa.Table]:
-    """Yield raw blocks of a Parquet file; the line is the row's number from 1. The original text stays null: cleaning
-    writes the cells of a bad row as JSON."""
+    """Yield raw blocks of a Parquet file; the line is the row's number from 1.
+
+    The original text stays null: cleaning writes the cells of a bad row as JSON.
+    """
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
     if missing := [name for name in columns if name not in names]:
@@ -93,7 +95,9 @@ def read_parquet(file: pa.NativeFile, source: str, columns: Mapping[str, Column]
     start = 1
     for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
         cells = {name: _text_cells(batch.column(name)) for name in columns}
-        yield raw_block(columns, cells, {SOURCE: source, LINE: np.arange(start, start + batch.num_rows)}, batch.num_rows)
+        yield raw_block(
+            columns, cells, {SOURCE: source, LINE: np.arange(start, start + batch.num_rows)}, batch.num_rows
+        )
         start += batch.num_rows
 
 
@@ -103,7 +107,9 @@ def _text_cells(array: pa.Array) -> pa.Array:
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
     if pa.types.is_nested(array.type):
-        return pa.array([None if value is None else json.dumps(value, default=str) for value in array.to_pylist()], pa.string())
+        return pa.array(
+            [None if value is None else json.dumps(value, default=str) for value in array.to_pylist()], pa.string()
+        )
     return array.cast(pa.string())
 
 
@@ -160,3 +166,15 @@ def parquet_columns(file: pa.NativeFile) -> list[str]:
         return list(pq.ParquetFile(file).schema_arrow.names)
     except pa.ArrowInvalid:
         return []
+
+
+def json_keys(stream: BinaryIO) -> list[str]:
+    """Return the keys of the objects in the first lines of a JSON lines file, in the order they come up."""
+    keys: dict[str, None] = {}
+    for line in stream.read(_CHUNK_BYTES).split(b"\n")[:1000]:
+        try:
+            record = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        except orjson.JSONDecodeError:
+            continue
+        keys |= dict.fromkeys(record if isinstance(record, dict) else ())
+    return list(keys)

@@ -12,7 +12,7 @@ from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data import csv_text, readers
 from lepton_ray.spec.data import CsvSource, DataSpec, ImageFolderSource, JsonLinesSource
 
-_SUFFIXES = {
+SUFFIXES = {
     "csv": (".csv", ".tsv", ".txt"),
     "jsonl": (".jsonl", ".json", ".ndjson"),
     "parquet": (".parquet", ".pq"),
@@ -62,15 +62,19 @@ def list_source(data: DataSpec, filesystem: pafs.FileSystem, root: str) -> Listi
         load_function(source.prepare, "data.source.prepare")(root)
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.NotFound:
-        raise DataError(f"data.source.uri must name a file or folder, nothing is at {source.uri!r}. Check it, or name a prepare function")
+        raise DataError(
+            f"data.source.uri must name a file or folder, nothing is at {source.uri!r}. Check it, or name a prepare function"
+        )
     if info.type == pafs.FileType.File:
         infos = [info]
     else:
-        suffixes = _SUFFIXES[source.kind]
+        suffixes = SUFFIXES[source.kind]
         selector = pafs.FileSelector(root, recursive=True)
         infos = [i for i in filesystem.get_file_info(selector) if i.is_file and i.path.lower().endswith(suffixes)]
         if not infos:
-            raise DataError(f"data.source.uri must hold files that end in {', '.join(suffixes)}, found none in {source.uri!r}")
+            raise DataError(
+                f"data.source.uri must hold files that end in {', '.join(suffixes)}, found none in {source.uri!r}"
+            )
     files = tuple(sorted((File(i.path, i.size, i.mtime_ns or 0) for i in infos), key=lambda file: file.path))
     return Listing(filesystem, root, files)
 
@@ -85,7 +89,9 @@ def load_function(path: str, place: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise SpecError([f"{place} must name a function that can be imported, got {path!r} ({error}). Check the module and name"]) from error
+        raise SpecError(
+            [f"{place} must name a function that can be imported, got {path!r} ({error}). Check the module and name"]
+        ) from error
 
 
 def split_into_parts(data: DataSpec, listing: Listing) -> list[Part]:
@@ -115,7 +121,9 @@ def read_part(data: DataSpec, filesystem: pafs.FileSystem, root: str, part: Part
             else:
                 yield from readers.read_parquet(filesystem.open_input_file(path), path, columns)
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path} must be a readable {source.kind} file, got: {str(error).splitlines()[0]}. Repair or remove it") from error
+            raise DataError(
+                f"{path} must be a readable {source.kind} file, got: {str(error).splitlines()[0]}. Repair or remove it"
+            ) from error
 
 
 def unread_columns(data: DataSpec, listing: Listing) -> list[str]:

@@ -21,7 +21,9 @@ def assign_splits(
     the least label in it. Within a class, groups go in the order of their seeded hash to test, then val, until these
     hold their share of the class (at least one row), and the rest to train.
     """
-    _, first, group_N, group_rows = np.unique(feature_hash_N, return_index=True, return_inverse=True, return_counts=True)
+    _, first, group_N, group_rows = np.unique(
+        feature_hash_N, return_index=True, return_inverse=True, return_counts=True
+    )
     words = np.frombuffer(feature_hash_N[first].tobytes(), np.uint64).reshape(-1, 2)
     order_key = mix(words[:, 0] ^ mix(words[:, 1] ^ np.uint64(seed)))
     group_label = np.full(len(first), np.iinfo(np.int64).max)

@@ -25,12 +25,16 @@ def wait_for_capacity(needed: dict[str, float], place: str, timeout_s: float, up
     deadline = time.monotonic() + timeout_s
     while True:
         there = ray.cluster_resources()
-        lacking = {name: (amount, there.get(name, 0.0)) for name, amount in needed.items() if there.get(name, 0.0) < amount}
+        lacking = {
+            name: (amount, there.get(name, 0.0)) for name, amount in needed.items() if there.get(name, 0.0) < amount
+        }
         if not lacking:
             return
         text = ", ".join(f"{amount:g} {name} (has {has:g})" for name, (amount, has) in lacking.items())
         if time.monotonic() >= deadline or len(ray.nodes()) == 1:
-            raise EngineError(f"{place} must fit the cluster, which lacks {text}. Ask for less, or add nodes", retryable=True)
+            raise EngineError(
+                f"{place} must fit the cluster, which lacks {text}. Ask for less, or add nodes", retryable=True
+            )
         update(f"waiting for {text}")
         time.sleep(_POLL_S)
 

@@ -1,16 +1,20 @@
-"""Connect to a Ray cluster: the one that RAY_ADDRESS names, or a local one that ends with this process."""
+"""Connect to a Ray cluster: the one that RAY_ADDRESS names, or a local one that ends with this process.
+
+Ray 2.60 reads ``RAY_AUTH_MODE`` when it is imported, so Ray is imported here, after the settings are made, and
+modules that import Ray themselves are imported after ``connect``.
+"""
 
 import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError
+from lepton_ray.core.extras import require
 
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
@@ -32,20 +36,32 @@ def connect() -> Session:
         EngineError: If the cluster cannot be reached or refuses the token.
     """
     settings.prepare_ray()
+    ray = require("ray", "this stage")
     address = settings.ray_address()
     is_local = address is None and not settings.in_ray_job()
     if not ray.is_initialized():
         try:
-            _init(address or "auto", is_local)
+            _init(ray, address or "auto", is_local)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token" if not is_local else "Is the machine out of memory or ports?"
-            raise EngineError(f"Ray must be reachable at {address or 'a new local cluster'}, got: {_first_line(error)}. {hint}", retryable=True) from error
+            hint = (
+                "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+                if not is_local
+                else "Is the machine out of memory or ports?"
+            )
+            raise EngineError(
+                f"Ray must be reachable at {address or 'a new local cluster'}, got: {_first_line(error)}. {hint}",
+                retryable=True,
+            ) from error
     node = next((n for n in ray.nodes() if n["Alive"] and n["NodeID"] == ray.get_runtime_context().get_node_id()), None)
-    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" if node and node.get("MetricsExportPort") else None
+    metrics = (
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        if node and node.get("MetricsExportPort")
+        else None
+    )
     return Session(ray.get_runtime_context().gcs_address, is_local, metrics)
 
 
-def _init(address: str, is_local: bool) -> None:
+def _init(ray: Any, address: str, is_local: bool) -> None:
     if not is_local:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
@@ -54,7 +70,6 @@ def _init(address: str, is_local: bool) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1",
         object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
         _metrics_export_port=free_port(),
     )
@@ -62,7 +77,8 @@ def _init(address: str, is_local: bool) -> None:
 
 def close() -> None:
     """Disconnect; a local cluster stops with all its processes."""
-    if ray.is_initialized():
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         ray.shutdown()
 
 

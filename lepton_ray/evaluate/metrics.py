@@ -23,12 +23,17 @@ class Calibration:
 
 
 def compute_metrics(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], num_bins: int) -> dict[str, float]:
-    """Return accuracy; macro averages of precision, recall, F1 and ROC AUC (one against the rest); log loss;
-    expected calibration error. A class without rows in ``y_N`` is left out of the ROC AUC."""
+    """Return accuracy, precision, recall, F1, ROC AUC, log loss and expected calibration error.
+
+    Precision, recall, F1 and ROC AUC (one against the rest) are means over the classes; a class without rows in
+    ``y_N`` is left out of the ROC AUC.
+    """
     p = _normalise(probabilities_NC)
     predicted = p.argmax(1)
     labels = np.arange(p.shape[1])
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(y_N, predicted, labels=labels, average="macro", zero_division=0.0)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        y_N, predicted, labels=labels, average="macro", zero_division=0.0
+    )
     return {
         "accuracy": float(sk.accuracy_score(y_N, predicted)),
         "precision": float(precision),
@@ -43,7 +48,8 @@ def compute_metrics(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floatin
 def _normalise(probabilities_NC: NDArray[np.floating]) -> NDArray[np.float64]:
     """In float64, with rows that add up to 1: float32 misses it by more than scikit-learn takes."""
     p = probabilities_NC.astype(np.float64)
-    return p / p.sum(axis=1, keepdims=True)
+    normalised: NDArray[np.float64] = p / p.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def _roc_auc(y_N: NDArray[np.int64], p_NC: NDArray[np.float64]) -> float:
@@ -66,7 +72,9 @@ def calibrate(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], nu
 
 def confusion(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return counts, true class by predicted class."""
-    matrix: NDArray[np.int64] = sk.confusion_matrix(y_N, probabilities_NC.argmax(1), labels=np.arange(probabilities_NC.shape[1]))
+    matrix: NDArray[np.int64] = sk.confusion_matrix(
+        y_N, probabilities_NC.argmax(1), labels=np.arange(probabilities_NC.shape[1])
+    )
     return matrix
 
 

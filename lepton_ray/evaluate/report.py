@@ -25,6 +25,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } svg { max-
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .good { color: var(--good); } .bad { color: var(--bad); }
 pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: 12.5px; }
 """
+_DARK = 0.5  # of the blue scale: text on it must be white
+_MAX_FLAT_LABELS = 4
 _BLUE, _GREY = "#2463a5", "#9aa7b4"
 _MAX_CLASSES_SHOWN = 20
 _MAX_TRIALS_SHOWN = 50
@@ -69,9 +71,16 @@ def write_report(data: ReportData) -> str:
 
 def _summary(data: ReportData) -> str:
     met = data.num_gates - len(data.gates)
-    state = f'<span class="{"bad" if data.gates else "good"}">{met} of {data.num_gates} gates met</span>' if data.num_gates else "no gates set"
+    state = (
+        f'<span class="{"bad" if data.gates else "good"}">{met} of {data.num_gates} gates met</span>'
+        if data.num_gates
+        else "no gates set"
+    )
     misses = "".join(f'<li class="bad">{html.escape(text)}</li>' for text in data.gates.values())
-    return f'<h1>{html.escape(data.name)}</h1><p class="soft">Model package {html.escape(data.package[:12])} &middot; {state}</p>' + (f"<ul>{misses}</ul>" if misses else "")
+    return (
+        f'<h1>{html.escape(data.name)}</h1><p class="soft">Model package {html.escape(data.package[:12])} &middot; {state}</p>'
+        + (f"<ul>{misses}</ul>" if misses else "")
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], num_text_columns: int = 1) -> str:
@@ -80,7 +89,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], num_text_columns:
         return f"<{tag}{mark}>{html.escape(_plain(value))}</{tag}>"
 
     header = "".join(cell("th", index, value) for index, value in enumerate(head))
-    body = "".join("<tr>" + "".join(cell("td", index, value) for index, value in enumerate(row)) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(cell("td", index, value) for index, value in enumerate(row)) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -90,17 +101,27 @@ def _plain(value: Any) -> str:
 
 def _metrics_table(data: ReportData) -> str:
     head = ["metric", "model", *(["logistic regression"] if data.baseline else [])]
-    rows = [[name.replace("_", " "), value, *([data.baseline[name]] if data.baseline else [])] for name, value in data.metrics.items() if name in data.baseline or not data.baseline]
+    rows = [
+        [name.replace("_", " "), value, *([data.baseline[name]] if data.baseline else [])]
+        for name, value in data.metrics.items()
+        if name in data.baseline or not data.baseline
+    ]
     return _table(head, rows) + '<p class="soft">Precision, recall, F1 and ROC AUC are averages over the classes.</p>'
 
 
 def _ledger_table(ledger: Ledger) -> str:
-    rows = [["rows in", ledger.rows_in, ""], *([f"removed: {reason}", count, REASONS[reason]] for reason, count in ledger.removed.items()), ["rows kept", ledger.rows_kept, ""]]
+    rows = [
+        ["rows in", ledger.rows_in, ""],
+        *([f"removed: {reason}", count, REASONS[reason]] for reason, count in ledger.removed.items()),
+        ["rows kept", ledger.rows_kept, ""],
+    ]
     return _table(["", "rows", "why"], rows)
 
 
 def _class_table(data: ReportData) -> str:
-    rows = [[name, *(data.class_rows[split].get(name, 0) for split in ("train", "val", "test"))] for name in data.classes]
+    rows = [
+        [name, *(data.class_rows[split].get(name, 0) for split in ("train", "val", "test"))] for name in data.classes
+    ]
     return _table(["class", "train", "val", "test"], rows)
 
 
@@ -118,7 +139,15 @@ def _plots(figures: Sequence[str]) -> str:
 
 
 def _draw(paint: Callable[[Any], None], width: float = 4.4, height: float = 3.4) -> str:
-    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "lepton_ray", "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "svg.hashsalt": "lepton_ray",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
         figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure.add_subplot())
         buffer = io.StringIO()
@@ -135,10 +164,17 @@ def _plot_confusion(data: ReportData) -> str:
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axes.set(title="Confusion", xlabel="predicted", ylabel="true")
         if size <= _MAX_CLASSES_SHOWN:
-            axes.set_xticks(range(size), data.classes, rotation=45 if size > 4 else 0)  # noqa: PLR2004  labels overlap
+            axes.set_xticks(range(size), data.classes, rotation=45 if size > _MAX_FLAT_LABELS else 0)
             axes.set_yticks(range(size), data.classes)
             for row, column in np.ndindex(size, size):
-                axes.text(column, row, str(data.confusion[row, column]), ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")  # noqa: PLR2004  half of the scale
+                axes.text(
+                    column,
+                    row,
+                    str(data.confusion[row, column]),
+                    ha="center",
+                    va="center",
+                    color="white" if share[row, column] > _DARK else "black",
+                )
         axes.spines[:].set_visible(False)
 
     return _draw(paint)
@@ -148,7 +184,13 @@ def _plot_calibration(calibration: Calibration) -> str:
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
         axes.plot(calibration.confidence, calibration.accuracy, marker="o", color=_BLUE)
-        axes.set(title=f"Calibration (expected error {calibration.expected_error:.3f})", xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set(
+            title=f"Calibration (expected error {calibration.expected_error:.3f})",
+            xlabel="probability of the predicted class",
+            ylabel="share that is right",
+            xlim=(0, 1.02),
+            ylim=(0, 1.02),
+        )
 
     return _draw(paint)
 

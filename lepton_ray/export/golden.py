@@ -42,10 +42,14 @@ def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any]
     actual = np.asarray(got["probabilities"], np.float64)
     difference = float(np.abs(actual - wanted).max())
     if not difference <= tolerance:
-        raise QualityGateError(f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted")
+        raise QualityGateError(
+            f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted"
+        )
     top = np.sort(wanted, axis=1)
     is_clear = top[:, -1] - top[:, -2] > 2 * tolerance if wanted.shape[1] > 1 else np.ones(len(wanted), bool)
     for row in np.flatnonzero(is_clear):
         if got["label"][row] != expected["label"][row]:
-            raise QualityGateError(f"{place} must answer {expected['label'][row]!r} for golden row {row}, got {got['label'][row]!r}")
+            raise QualityGateError(
+                f"{place} must answer {expected['label'][row]!r} for golden row {row}, got {got['label'][row]!r}"
+            )
     return difference

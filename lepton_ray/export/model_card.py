@@ -10,7 +10,9 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
     """Return the card in Markdown."""
     data = lineage["spec"]["data"]
     rows = ", ".join(f"{split} {count}" for split, count in lineage["split_rows"].items())
-    kinds = ", ".join(f"{len(signature.of_kind(kind))} {kind}" for kind in ("number", "category", "image") if signature.of_kind(kind))
+    kinds = ", ".join(
+        f"{len(signature.of_kind(kind))} {kind}" for kind in ("number", "category", "image") if signature.of_kind(kind)
+    )
     values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     classes = ", ".join(f"`{name}`" for name in signature.classes)
     return f"""# {lineage["name"]}

@@ -39,7 +39,9 @@ def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float
     return result
 
 
-def export_model(model: nn.Module, input_shape: tuple[int, ...], prepare: onnx.ModelProto, classes: Sequence[str]) -> onnx.ModelProto:
+def export_model(
+    model: nn.Module, input_shape: tuple[int, ...], prepare: onnx.ModelProto, classes: Sequence[str]
+) -> onnx.ModelProto:
     """Return one graph from raw tensors to ``label`` (N,) text and ``probabilities`` (N, C) float32.
 
     Args:
@@ -79,7 +81,9 @@ def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> onnx.M
         )
         core = onnx.load(path)
     if _opset(core) != opset:
-        raise EngineError(f"the exported model must have opset {opset}, got {_opset(core)}. Use the pinned versions of torch and onnx")
+        raise EngineError(
+            f"the exported model must have opset {opset}, got {_opset(core)}. Use the pinned versions of torch and onnx"
+        )
     return core
 
 

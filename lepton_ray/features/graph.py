@@ -56,11 +56,14 @@ def compile_graph(signature: Signature, state: FeatureState, spec: FeaturesSpec)
     images = [column for column in signature.columns.values() if isinstance(column, ImageColumn)]
     if images:
         _add_image(graph, spec)
-        shape = (images[0].channels, images[0].height, images[0].width)
+        shape: tuple[int, ...] = (images[0].channels, images[0].height, images[0].width)
     else:
         graph.add("Concat", parts, FEATURES, axis=1)
         shape = (width,)
-    inputs = [helper.make_tensor_value_info(t.name, _ELEMENT_TYPES[t.datatype], ["batch", *t.shape[1:]]) for t in signature.inputs]
+    inputs = [
+        helper.make_tensor_value_info(t.name, _ELEMENT_TYPES[t.datatype], ["batch", *t.shape[1:]])
+        for t in signature.inputs
+    ]
     output = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", *shape])
     proto = helper.make_graph(graph.nodes, "prepare", inputs, [output], graph.constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)]

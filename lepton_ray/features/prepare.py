@@ -12,7 +12,9 @@ from lepton_ray.features.graph import FEATURES
 _BATCH_ROWS = 8192
 
 
-def prepare(graph: bytes, table: pa.Table, signature: Signature, shape: tuple[int, ...], num_threads: int) -> NDArray[np.float32]:
+def prepare(
+    graph: bytes, table: pa.Table, signature: Signature, shape: tuple[int, ...], num_threads: int
+) -> NDArray[np.float32]:
     """Return the model input of a typed table, (N, *shape)."""
     session = open_session(graph, num_threads)
     result = np.empty((table.num_rows, *shape), np.float32)

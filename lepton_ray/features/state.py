@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Strict
 from lepton_ray.spec.data import CategoryColumn, DataSpec, NumberColumn
 from lepton_ray.spec.model import CategoryFeatures, FeaturesSpec, NumberFeatures
 
+_LEAST_SPREAD = 1e-300  # dividing by less overflows
 _NUM_BINS = 10
 _MAX_REFERENCE_CATEGORIES = 100
 
@@ -64,19 +65,19 @@ def _fit_number(values_N: NDArray[np.float64], spec: NumberFeatures) -> NumberSt
     present = values_N[~np.isnan(values_N)]
     if len(present) == 0:
         return NumberState(impute=0.0, offset=0.0, scale=1.0)
-    impute = {"mean": present.mean, "median": lambda: np.median(present), "zero": lambda: 0.0}[spec.impute]()
+    impute = 0.0 if spec.impute == "zero" else float(present.mean() if spec.impute == "mean" else np.median(present))
     filled = np.where(np.isnan(values_N), impute, values_N)
     offset, scale = 0.0, 1.0
     if spec.scale == "standard":
         offset, scale = float(filled.mean()), float(filled.std())
     elif spec.scale == "min_max":
         offset, scale = float(filled.min()), float(np.ptp(filled))
-    return NumberState(impute=float(impute), offset=offset, scale=scale if _is_usable(scale) else 1.0)
+    return NumberState(impute=impute, offset=offset, scale=scale if _is_usable(scale) else 1.0)
 
 
 def _is_usable(scale: float) -> bool:
     """A constant column has no spread to divide by; rounding may leave a trace of one."""
-    return bool(np.isfinite(scale)) and scale > 1e-300
+    return bool(np.isfinite(scale)) and scale > _LEAST_SPREAD
 
 
 def _fit_category(counts: Counter[str], spec: CategoryFeatures) -> CategoryState:
@@ -93,13 +94,20 @@ def _sketch_number(values_N: NDArray[np.float64]) -> dict[str, Any]:
         edges = np.unique(np.quantile(present, np.linspace(0, 1, _NUM_BINS + 1)))
         inner = edges[1:-1]
         counts = np.bincount(np.searchsorted(inner, present, side="right"), minlength=len(inner) + 1)
-        sketch |= {"mean": float(present.mean()), "std": float(present.std()), "min": float(present.min()), "max": float(present.max())}
+        sketch |= {
+            "mean": float(present.mean()),
+            "std": float(present.std()),
+            "min": float(present.min()),
+            "max": float(present.max()),
+        }
         sketch |= {"bin_edges": inner.tolist(), "bin_fractions": (counts / len(present)).tolist()}
     return sketch
 
 
 def _sketch_category(counts: Counter[str]) -> dict[str, Any]:
     total = sum(counts.values())
-    top = sorted((value for value in counts if value), key=lambda value: (-counts[value], value))[:_MAX_REFERENCE_CATEGORIES]
+    top = sorted((value for value in counts if value), key=lambda value: (-counts[value], value))[
+        :_MAX_REFERENCE_CATEGORIES
+    ]
     fractions = {value: counts[value] / total for value in top}
     return {"kind": "category", "missing_fraction": counts[""] / total, "fractions": fractions}

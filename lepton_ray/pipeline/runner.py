@@ -25,7 +25,12 @@ class StageResult:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         facts = self.artifact.model_dump(mode="json")
-        return {"skipped": self.skipped, "seconds": round(self.seconds, 3), "folder": str(self.artifact.folder), **facts}
+        return {
+            "skipped": self.skipped,
+            "seconds": round(self.seconds, 3),
+            "folder": str(self.artifact.folder),
+            **facts,
+        }
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class RunResult:
         return {"name": self.name, "stages": {name: result.to_json() for name, result in self.results.items()}}
 
 
-def run(spec: RunSpec, from_stage: str | None = None, force: bool = False, progress: Progress | None = None) -> RunResult:
+def run(
+    spec: RunSpec, from_stage: str | None = None, force: bool = False, progress: Progress | None = None
+) -> RunResult:
     """Run a spec to its end.
 
     Args:
@@ -90,7 +97,9 @@ def _run_stage(
         found = None if is_fresh or stage.is_live else store.load(step, stage.kind)
         artifact = found or _do(stage, step, spec, store, artifacts, is_fresh, progress)
     except BaseException as error:
-        error.add_note(f"The run stopped in the stage {stage.name}. Run it again to go on there: finished stages are kept.")
+        error.add_note(
+            f"The run stopped in the stage {stage.name}. Run it again to go on there: finished stages are kept."
+        )
         raise
     seconds = time.monotonic() - start
     progress.finished(stage.name, artifact.account(), seconds, skipped=found is not None)

@@ -63,7 +63,9 @@ def register(
         version = _find_version(client, model_name, run_id) or _create_version(client, model_name, run_id, digest)
         client.set_registered_model_alias(model_name, alias, version)
     except (MlflowException, OSError) as error:
-        raise ArtifactError(f"register: MLflow must take the package, got: {str(error).splitlines()[0]}. Check register.tracking_uri") from error
+        raise ArtifactError(
+            f"register: MLflow must take the package, got: {str(error).splitlines()[0]}. Check register.tracking_uri"
+        ) from error
     return Version(model_name, version, run_id)
 
 
@@ -78,7 +80,12 @@ def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> s
 
 
 def _find_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:
-    runs = client.search_runs([experiment_id], f"tags.`{_PACKAGE_TAG}` = '{digest}' AND attributes.status = 'FINISHED'", ViewType.ACTIVE_ONLY, 1)
+    runs = client.search_runs(
+        [experiment_id],
+        f"tags.`{_PACKAGE_TAG}` = '{digest}' AND attributes.status = 'FINISHED'",
+        ViewType.ACTIVE_ONLY,
+        1,
+    )
     return str(runs[0].info.run_id) if runs else None
 
 
@@ -97,7 +104,9 @@ def _log_run(
     run_id: str = run.info.run_id
     start = run.info.start_time
     values = [Metric(key, value, start, 0) for key, value in metrics.items()]
-    values += [Metric(key, value, start, step + 1) for step, epoch in enumerate(history) for key, value in epoch.items()]
+    values += [
+        Metric(key, value, start, step + 1) for step, epoch in enumerate(history) for key, value in epoch.items()
+    ]
     texts = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
     client.log_batch(run_id, params=texts)
     for begin in range(0, len(values), 500):
@@ -138,9 +147,17 @@ def fetch(uri: str, tracking_uri: str) -> tuple[Path, str]:
     name, _, wanted = uri.removeprefix("models:/").replace("@", "/@").partition("/")
     try:
         client = MlflowClient(tracking_uri)
-        found = client.get_model_version_by_alias(name, wanted[1:]) if wanted.startswith("@") else client.get_model_version(name, wanted)
+        found = (
+            client.get_model_version_by_alias(name, wanted[1:])
+            if wanted.startswith("@")
+            else client.get_model_version(name, wanted)
+        )
         target = tempfile.mkdtemp(prefix="lepton-ray-model-")
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=target, tracking_uri=tracking_uri)
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=found.source, dst_path=target, tracking_uri=tracking_uri
+        )
     except (MlflowException, OSError) as error:
-        raise ArtifactError(f"{uri!r} must name a registered model, got: {str(error).splitlines()[0]}. Check the name, and MLFLOW_TRACKING_URI") from error
+        raise ArtifactError(
+            f"{uri!r} must name a registered model, got: {str(error).splitlines()[0]}. Check the name, and MLFLOW_TRACKING_URI"
+        ) from error
     return Path(folder), str(found.version)

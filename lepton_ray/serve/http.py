@@ -52,7 +52,7 @@ class Limits:
     max_rows: int = 4096
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """An answer other than 200."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -78,7 +78,7 @@ def build_http_app(predictor: Predictor, name: str, limits: Limits, meter: Meter
             Route(f"{prefix}/infer", endpoints.infer, methods=["POST"]),
         ]
     not_found = {404: _not_found, 405: _not_allowed, 500: _failed}
-    return Starlette(routes=routes, exception_handlers=not_found)  # type: ignore[arg-type]
+    return Starlette(routes=routes, exception_handlers=not_found)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -87,7 +87,11 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 async def _not_allowed(request: Request, error: Exception) -> Response:
     allow = getattr(error, "headers", None) or {}
-    return _json({"error": f"{request.method} is not allowed here; allowed: {allow.get('Allow', 'see the protocol')}"}, 405, allow)
+    return _json(
+        {"error": f"{request.method} is not allowed here; allowed: {allow.get('Allow', 'see the protocol')}"},
+        405,
+        allow,
+    )
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -96,7 +100,9 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _json(content: Any, code: int = _HTTP_OK, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), code, headers, media_type="application/json")
+    return Response(
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), code, headers, media_type="application/json"
+    )
 
 
 @dataclass(frozen=True)
@@ -142,13 +148,15 @@ class _Endpoints:
     async def predict(self, request: Request) -> Response:
         return await self._answer(request, "records", self._predict)
 
-    async def _answer(self, request: Request, name: str, handle: Callable[[Any], Awaitable[tuple[Any, NDArray[Any]]]]) -> Response:
+    async def _answer(
+        self, request: Request, name: str, handle: Callable[[Any], Awaitable[tuple[Any, NDArray[Any]]]]
+    ) -> Response:
         start = time.perf_counter()
         labels = None
         try:
             content, labels = await handle(_parse_json(await self._read(request)))
             response = _json(content)
-        except _Refusal as refusal:
+        except _RefusalError as refusal:
             response = _json({"error": str(refusal)}, refusal.code)
         except protocol.ProtocolError as error:
             response = _json({"error": str(error)}, _HTTP_BAD_REQUEST)
@@ -164,7 +172,10 @@ class _Endpoints:
         async for part in request.stream():
             size += len(part)
             if size > self.limits.max_request_bytes:
-                raise _Refusal(_HTTP_TOO_LARGE, f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request")
+                raise _RefusalError(
+                    _HTTP_TOO_LARGE,
+                    f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request",
+                )
             parts.append(part)
         return b"".join(parts)
 
@@ -181,7 +192,9 @@ class _Endpoints:
         if not isinstance(records, list):
             raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
         if not 1 <= len(records) <= self.limits.max_rows:
-            raise protocol.ProtocolError(f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request")
+            raise protocol.ProtocolError(
+                f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request"
+            )
         outputs = await self._run(self.predictor.signature.encode(records))
         classes = self.predictor.signature.classes
         predictions = [
@@ -200,5 +213,4 @@ def _parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise _Refusal(_HTTP_BAD_REQUEST, f"the body must be JSON: {error.args[0]}") from error
-
+        raise _RefusalError(_HTTP_BAD_REQUEST, f"the body must be JSON: {error.args[0]}") from error

@@ -38,13 +38,17 @@ class _RayMeter:
 
     def __init__(self, name: str, version: str) -> None:
         self._model = {"model": name, "version": version}
-        self._requests = serve_metrics.Counter(catalogue.REQUESTS.name, catalogue.REQUESTS.description, catalogue.REQUESTS.labels)
+        self._requests = serve_metrics.Counter(
+            catalogue.REQUESTS.name, catalogue.REQUESTS.description, catalogue.REQUESTS.labels
+        )
         self._rows = serve_metrics.Counter(catalogue.ROWS.name, catalogue.ROWS.description, catalogue.ROWS.labels)
         self._predictions = serve_metrics.Counter(
             catalogue.PREDICTIONS.name, catalogue.PREDICTIONS.description, catalogue.PREDICTIONS.labels
         )
         latency: Metric = catalogue.LATENCY
-        self._latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
+        self._latency = serve_metrics.Histogram(
+            latency.name, latency.description, list(latency.buckets), latency.labels
+        )
 
     def observe(self, protocol_name: str, code: int, seconds: float, labels: NDArray[Any] | None) -> None:
         """Count a request."""
@@ -65,12 +69,14 @@ class ModelReplica:
     def __init__(self, served: Served) -> None:
         package = open_package(served.folder)
         if package.digest != served.digest:
-            raise ArtifactError(f"{served.folder} must hold the package {served.digest[:12]}, got {package.version}. Deploy again")
+            raise ArtifactError(
+                f"{served.folder} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
+            )
         self._served = served
         self._predictor = Predictor(package, served.num_threads)
         self._predictor.run(empty_feeds(package.signature, rows=1))
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201  Ray Serve's name for it
+    def __serve_build_asgi_app__(self) -> Any:
         """Build the application in the replica."""
         meter = _RayMeter(self._served.name, self._predictor.package.version)
         return build_http_app(self._predictor, self._served.name, self._served.limits, meter)
@@ -108,7 +114,9 @@ def run(application: Any, name: str, spec: ServeSpec) -> str:
         serve.run(application, name=name, route_prefix=spec.route_prefix)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()
-        raise EngineError(f"serve: the application {name!r} must start, got: {reason[0] if reason else error!r}", retryable=True) from error
+        raise EngineError(
+            f"serve: the application {name!r} must start, got: {reason[0] if reason else error!r}", retryable=True
+        ) from error
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in ("0.0.0.0", None) else options.host  # noqa: S104  compared, not bound
     return f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"

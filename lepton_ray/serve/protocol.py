@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Feeds, Signature, TensorSpec
+from lepton_ray.core.text import show
 
 _NUMERIC = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
 _ACCEPTED = {"FP64": _NUMERIC[1:], "BYTES": ("BYTES",), "UINT8": ("UINT8",)}
 _MAX_DEPTH = 8
+_MAX_BYTE = 255
 
 
 class ProtocolError(ValueError):
@@ -72,17 +74,21 @@ def _parse_tensor(item: Mapping[str, Any], tensor: TensorSpec, max_rows: int) ->
     if datatype not in accepted:
         raise ProtocolError(f"{place}.datatype must be {tensor.datatype}, got {datatype!r}")
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-        raise ProtocolError(f"{place}.shape must be a list of whole numbers, got {_short(shape)}")
-    if len(shape) != len(tensor.shape) or any(want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)):
-        raise ProtocolError(f"{place}.shape must be {list(tensor.shape)} with any first number, got {_short(shape)}")
+        raise ProtocolError(f"{place}.shape must be a list of whole numbers, got {show(shape)}")
+    if len(shape) != len(tensor.shape) or any(
+        want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)
+    ):
+        raise ProtocolError(f"{place}.shape must be {list(tensor.shape)} with any first number, got {show(shape)}")
     if not 1 <= shape[0] <= max_rows:
         raise ProtocolError(f"{place}.shape must have 1 to {max_rows} rows, got {shape[0]}. Split the request")
     if not isinstance(data, list):
-        raise ProtocolError(f"{place}.data must be a list, got {_short(data)}")
+        raise ProtocolError(f"{place}.data must be a list, got {show(data)}")
     values: list[Any] = []
     _flatten(data, values, 0, place)
     if len(values) != math.prod(shape):
-        raise ProtocolError(f"{place}.data must have {math.prod(shape)} values for the shape {shape}, got {len(values)}")
+        raise ProtocolError(
+            f"{place}.data must have {math.prod(shape)} values for the shape {shape}, got {len(values)}"
+        )
     return _to_array(values, tensor, place).reshape(shape)
 
 
@@ -92,7 +98,7 @@ def _flatten(data: list[Any], values: list[Any], depth: int, place: str) -> None
     if data and isinstance(data[0], list):
         for item in data:
             if not isinstance(item, list):
-                raise ProtocolError(f"{place}.data must be nested evenly, got {_short(item)} beside a list")
+                raise ProtocolError(f"{place}.data must be nested evenly, got {show(item)} beside a list")
             _flatten(item, values, depth + 1, place)
     else:
         values += data
@@ -102,10 +108,12 @@ def _to_array(values: list[Any], tensor: TensorSpec, place: str) -> NDArray[Any]
     if tensor.datatype == "BYTES":
         return np.array([_text(value, index, place) for index, value in enumerate(values)], object)
     for index, value in enumerate(values):
-        if isinstance(value, bool) or not (isinstance(value, int | float) or (value is None and tensor.datatype == "FP64")):
-            raise ProtocolError(f"{place}.data[{index}] must be a number, got {_short(value)}")
-        if tensor.datatype == "UINT8" and not (isinstance(value, int) and 0 <= value <= 255):  # noqa: PLR2004  a byte
-            raise ProtocolError(f"{place}.data[{index}] must be a whole number from 0 to 255, got {_short(value)}")
+        if isinstance(value, bool) or not (
+            isinstance(value, int | float) or (value is None and tensor.datatype == "FP64")
+        ):
+            raise ProtocolError(f"{place}.data[{index}] must be a number, got {show(value)}")
+        if tensor.datatype == "UINT8" and not (isinstance(value, int) and 0 <= value <= _MAX_BYTE):
+            raise ProtocolError(f"{place}.data[{index}] must be a whole number from 0 to 255, got {show(value)}")
     if tensor.datatype == "UINT8":
         return np.array(values, np.uint8)
     return np.array([math.nan if value is None else value for value in values], np.float64)
@@ -115,7 +123,7 @@ def _text(value: Any, index: int, place: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ProtocolError(f"{place}.data[{index}] must be a text, got {_short(value)}")
+        raise ProtocolError(f"{place}.data[{index}] must be a text, got {show(value)}")
     return value
 
 
@@ -123,25 +131,34 @@ def _parse_outputs(outputs: Any, signature: Signature) -> list[str]:
     known = [tensor.name for tensor in signature.outputs]
     if outputs is None or outputs == []:
         return known
-    names = [item.get("name") if isinstance(item, Mapping) else None for item in outputs] if isinstance(outputs, list) else [None]
+    names = (
+        [item.get("name") if isinstance(item, Mapping) else None for item in outputs]
+        if isinstance(outputs, list)
+        else [None]
+    )
     if unknown := [name for name in names if name not in known]:
-        raise ProtocolError(f"outputs must be of {', '.join(known)}, got {_short(unknown[0])}")
+        raise ProtocolError(f"outputs must be of {', '.join(known)}, got {show(unknown[0])}")
     return [name for name in known if name in names]
 
 
 def infer_answer(
-    name: str, version: str, request_id: Any, outputs: Mapping[str, NDArray[Any]], signature: Signature, wanted: Sequence[str]
+    name: str,
+    version: str,
+    request_id: Any,
+    outputs: Mapping[str, NDArray[Any]],
+    signature: Signature,
+    wanted: Sequence[str],
 ) -> dict[str, Any]:
     """Return the answer to an inference request."""
     datatypes = {tensor.name: tensor.datatype for tensor in signature.outputs}
     tensors = [
-        {"name": key, "datatype": datatypes[key], "shape": list(outputs[key].shape), "data": outputs[key].ravel().tolist()}
+        {
+            "name": key,
+            "datatype": datatypes[key],
+            "shape": list(outputs[key].shape),
+            "data": outputs[key].ravel().tolist(),
+        }
         for key in wanted
     ]
     answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
     return {"id": request_id, **answer} if isinstance(request_id, str) else answer
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -40,7 +40,9 @@ class Section(BaseModel):
             if not isinstance(value, str) or not (variables := settings.references(value)):
                 continue
             if not any(isinstance(mark, EnvReferences) for mark in field.metadata):
-                raise ValueError(f"{name} must not refer to the environment, got {value!r}. Only URI fields may: write the value")
+                raise ValueError(
+                    f"{name} must not refer to the environment, got {value!r}. Only URI fields may: write the value"
+                )
             for variable in variables:
                 if not settings.is_set(variable):
                     raise ValueError(

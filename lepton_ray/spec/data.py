@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, Fraction, ImportPath, PositiveFloat, PositiveInt, Section, StrTuple, Uri
 
+_ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
 MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 
 
@@ -126,7 +127,7 @@ class SplitSpec(Section):
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
         total = self.train + self.val + self.test
-        if abs(total - 1) > 1e-9:
+        if abs(total - 1) > _ROUNDING:
             raise ValueError(f"train + val + test must be 1, got {total:g}. Change one of them by {1 - total:+g}")
         return self
 
@@ -163,7 +164,9 @@ class DataSpec(Section):
         label = self.columns.get(self.label)
         if not isinstance(label, CategoryColumn):
             found = "no such column" if label is None else f"one of kind {label.kind!r}"
-            raise ValueError(f"label must name a column of kind 'category', got {self.label!r} ({found}). Add it to columns")
+            raise ValueError(
+                f"label must name a column of kind 'category', got {self.label!r} ({found}). Add it to columns"
+            )
         if not self.features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
         images = [name for name, column in self.features.items() if isinstance(column, ImageColumn)]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lepton_ray.core.errors import SpecError
+from lepton_ray.core.text import show
 from lepton_ray.spec import yaml_text
 from lepton_ray.spec.run import RunSpec
 
@@ -30,13 +31,17 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SpecError([f"the spec must be a readable file, got {str(path)!r} ({error.strerror}). Check the path"]) from error
+        raise SpecError(
+            [f"the spec must be a readable file, got {str(path)!r} ({error.strerror}). Check the path"]
+        ) from error
     if len(content) > _MAX_SPEC_BYTES:
         raise SpecError([f"the spec must be at most {_MAX_SPEC_BYTES} bytes, got {len(content)}"], str(path))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError([f"the spec must be UTF-8, got byte {content[error.start]:#x} at offset {error.start}"], str(path)) from error
+        raise SpecError(
+            [f"the spec must be UTF-8, got byte {content[error.start]:#x} at offset {error.start}"], str(path)
+        ) from error
     return parse_spec(text, overrides, source=str(path))
 
 
@@ -102,10 +107,12 @@ def _explain(details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths:
         choices = details["ctx"].get("expected_tags", "see lepton-ray schema")
         tag = details["ctx"].get("tag", "none")
         return f"{place}{name}.kind must be one of {choices}, got {tag!r}. Set it."
-    message = message.replace("String should", "must").replace("Dictionary should", "must").replace("Tuple should", "must")
+    message = (
+        message.replace("String should", "must").replace("Dictionary should", "must").replace("Tuple should", "must")
+    )
     hint = " Write the number without quotes." if isinstance(got, str) and kind in ("int_type", "float_type") else ""
     hint = hint or (" Put it in quotes." if kind == "string_type" and isinstance(got, bool | int | float) else "")
-    return f"{place}{name} {message if message.startswith('must') else 'must be valid: ' + message}, got {_short(got)}.{hint}"
+    return f"{place}{name} {message if message.startswith('must') else 'must be valid: ' + message}, got {show(got)}.{hint}"
 
 
 def _place(location: yaml_text.Path, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]) -> str:
@@ -115,11 +122,6 @@ def _place(location: yaml_text.Path, lines: dict[yaml_text.Path, int], set_paths
         if line := lines.get(location[:length]):
             return f"line {line}: "
     return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _suggest(wrong: str, known: list[str]) -> str:

@@ -41,7 +41,7 @@ class EvaluateSpec(Section):
 
     baseline: Literal["logistic_regression", "none"] = "logistic_regression"
     """A scikit-learn model fitted and measured on the same splits, to compare with."""
-    gates: dict[MetricName, Gate] = {}
+    gates: dict[MetricName, Gate] = Field(default_factory=dict)
     """A run whose package misses one registers and serves nothing, and exits with status 3."""
     calibration_bins: Annotated[int, Field(ge=2, le=100)] = 10
 
@@ -71,7 +71,9 @@ class AutoscalingSpec(Section):
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas must be at most max_replicas ({self.max_replicas}), got {self.min_replicas}")
+            raise ValueError(
+                f"min_replicas must be at most max_replicas ({self.max_replicas}), got {self.min_replicas}"
+            )
         return self
 
 

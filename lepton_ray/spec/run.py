@@ -12,8 +12,11 @@ from lepton_ray.spec.tune import Choice, Domain, TuneSpec
 
 
 class RunSpec(Section):
-    """From raw records to a live endpoint. Sections that are left out take their defaults; ``tune``, ``register`` and
-    ``serve`` are stages that run only when their section is there."""
+    """From raw records to a live endpoint.
+
+    Sections that are left out take their defaults; ``tune``, ``register`` and ``serve`` are stages that run only when
+    their section is there.
+    """
 
     name: Name
     """Names the run directory, the registered model and the application."""
@@ -86,5 +89,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return error.errors()[0]["msg"]
     return str(error.args[0])
-
-

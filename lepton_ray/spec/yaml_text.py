@@ -86,7 +86,9 @@ def _build_mapping(node: yaml.MappingNode, path: Path, document: Document, budge
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
-            document.problems.append(f"line {line}: a key must be a plain text, got {key_node.value!r}. Write the keys out")
+            document.problems.append(
+                f"line {line}: a key must be a plain text, got {key_node.value!r}. Write the keys out"
+            )
             continue
         key = key_node.value
         if key in result:
@@ -113,7 +115,9 @@ def _build_scalar(node: yaml.Node, path: Path, document: Document) -> Any:
     if kind == "str":
         return text
     name = ".".join(map(str, path)) or "the file"
-    document.problems.append(f"line {node.start_mark.line + 1}: {name} must be plain YAML, got the tag {node.tag!r}. Remove it")
+    document.problems.append(
+        f"line {node.start_mark.line + 1}: {name} must be plain YAML, got the tag {node.tag!r}. Remove it"
+    )
     return None
 
 

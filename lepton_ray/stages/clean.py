@@ -16,6 +16,7 @@ from lepton_ray.data import clean as rules
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.hashing import to_voids
 from lepton_ray.data.split import SPLITS, TRAIN, assign_splits
+from lepton_ray.engine.session import connect
 from lepton_ray.spec.data import CleanSpec, DataSpec, NumberColumn
 from lepton_ray.stages.context import RunContext
 
@@ -37,7 +38,9 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     kept = np.flatnonzero(reasons == None)  # noqa: E711  element-wise
     classes, label_N = np.unique(_to_objects(table, data.label)[kept].astype(str), return_inverse=True)
     _check_classes(classes, label_N, data, clean, ctx, table, reasons, details)
-    split_N = assign_splits(to_voids(table.column(rules.FEATURE_HASH).take(pa.array(kept))), label_N, data.split, ctx.seed)
+    split_N = assign_splits(
+        to_voids(table.column(rules.FEATURE_HASH).take(pa.array(kept))), label_N, data.split, ctx.seed
+    )
     _remove_outliers(table, data, clean, kept[split_N == TRAIN], reasons, details)
     removed = Counter(reasons[reasons != None].tolist())  # noqa: E711  element-wise
     ledger = raw.ledger.then(Ledger.of(table.num_rows, removed))
@@ -51,10 +54,9 @@ def _check(data: DataSpec, clean: CleanSpec, raw: RawDataset) -> Iterator[pa.Tab
     blocks = (pa.Table.from_batches([batch]) for batch in file.iter_batches(batch_size=_BLOCK_ROWS))
     check = partial(rules.check_block, data=data, clean=clean)
     if data.engine == "ray":
-        from lepton_ray.data import on_ray  # noqa: PLC0415  rows that fit in memory do not pay for a cluster
-        from lepton_ray.engine.session import connect  # noqa: PLC0415
-
         connect()
+        from lepton_ray.data import on_ray  # noqa: PLC0415  Ray is imported by connect
+
         return on_ray.map_blocks(check, list(blocks))
     return map(check, blocks)
 
@@ -86,13 +88,17 @@ def _check_classes(
     details: NDArray[np.object_],
 ) -> None:
     counts = np.bincount(label_N, minlength=len(classes))
-    rare = [f"{name!r} {count}" for name, count in zip(classes, counts, strict=True) if count < clean.min_rows_per_class]
+    rare = [
+        f"{name!r} {count}" for name, count in zip(classes, counts, strict=True) if count < clean.min_rows_per_class
+    ]
     if len(classes) >= _MIN_CLASSES and not rare:
         return
     seen = Counter(reasons[reasons != None].tolist())  # noqa: E711  element-wise
     fate = f" Removed: {', '.join(f'{reason} {count}' for reason, count in seen.items())}." if seen else ""
     if len(classes) < _MIN_CLASSES:
-        raise DataError(f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {[str(c) for c in classes]}.{fate}")
+        raise DataError(
+            f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {[str(c) for c in classes]}.{fate}"
+        )
     raise DataError(
         f"each class of data.label ({data.label}) must have at least {clean.min_rows_per_class} rows, got {', '.join(rare)}.{fate} "
         f"Add rows, or lower clean.min_rows_per_class to 1"
@@ -128,7 +134,9 @@ def _write_quarantine(
     for name, values in fate.items():
         removed = removed.set_column(removed.schema.get_field_index(name), name, values)
     earlier = pq.read_table(raw.folder / "quarantine.parquet")
-    pq.write_table(pa.concat_tables([earlier, rules.to_quarantine(removed)]), ctx.folder / "quarantine.parquet", compression="zstd")
+    pq.write_table(
+        pa.concat_tables([earlier, rules.to_quarantine(removed)]), ctx.folder / "quarantine.parquet", compression="zstd"
+    )
 
 
 def _check_loss(ledger: Ledger, clean: CleanSpec, ctx: RunContext) -> None:

@@ -18,6 +18,7 @@ from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError, QualityGateError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
+from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity
 from lepton_ray.spec.base import Section, Uri
 from lepton_ray.spec.release import ExportSpec, ServeSpec
@@ -101,7 +102,9 @@ def deploy(
             "label": [p["label"] for p in answer["predictions"]],
             "probabilities": [[p["probabilities"][c] for c in opened.signature.classes] for p in answer["predictions"]],
         }
-        difference = check_parity("the endpoint", got, read_json(opened.path / "golden_outputs.json"), export.parity_tolerance)
+        difference = check_parity(
+            "the endpoint", got, read_json(opened.path / "golden_outputs.json"), export.parity_tolerance
+        )
     except (QualityGateError, EngineError):
         from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
 
@@ -120,12 +123,10 @@ def deploy(
 
 def start_application(package: ModelPackage, spec: ServeSpec, name: str) -> tuple[str, str | None]:
     """Deploy a package in the connected cluster; returns its URL and that of the node's metrics."""
-    application = _application(package, None, spec)
-    from lepton_ray.engine.session import connect  # noqa: PLC0415  Ray is optional
-    from lepton_ray.serve import on_ray  # noqa: PLC0415
-
     session = connect()
-    return on_ray.run(application, spec.application or name, spec), session.metrics_url
+    from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
+
+    return on_ray.run(_application(package, None, spec), spec.application or name, spec), session.metrics_url
 
 
 def post_json(url: str, body: bytes) -> Any:
@@ -139,7 +140,9 @@ def post_json(url: str, body: bytes) -> Any:
         with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as response:  # noqa: S310
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
-        raise EngineError(f"{url} must answer the golden rows, got status {error.code}: {error.read()[:500].decode(errors='replace')}") from error
+        raise EngineError(
+            f"{url} must answer the golden rows, got status {error.code}: {error.read()[:500].decode(errors='replace')}"
+        ) from error
     except (urllib.error.URLError, TimeoutError, ValueError) as error:
         raise EngineError(f"{url} must answer the golden rows, got: {error}", retryable=True) from error
 

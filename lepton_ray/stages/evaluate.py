@@ -65,7 +65,9 @@ def evaluate(
 def _measure_baseline(spec: EvaluateSpec, feature_set: FeatureSet, y_test: np.ndarray) -> dict[str, float]:
     if spec.baseline == "none":
         return {}
-    x_train, y_train, x_test = (np.load(feature_set.folder / f"{name}.npy") for name in ("train_x", "train_y", "test_x"))
+    x_train, y_train, x_test = (
+        np.load(feature_set.folder / f"{name}.npy") for name in ("train_x", "train_y", "test_x")
+    )
     probabilities = scores.baseline_probabilities(x_train, y_train, x_test, len(feature_set.classes))
     return scores.compute_metrics(y_test, probabilities, spec.calibration_bins)
 

@@ -32,7 +32,12 @@ VERSION = 1
 
 
 def export(
-    data: DataSpec, export: ExportSpec, dataset: Dataset, feature_set: FeatureSet, checkpoint: Checkpoint, ctx: RunContext
+    data: DataSpec,
+    export: ExportSpec,
+    dataset: Dataset,
+    feature_set: FeatureSet,
+    checkpoint: Checkpoint,
+    ctx: RunContext,
 ) -> PackageRef:
     """Export, seal and check.
 
@@ -46,7 +51,9 @@ def export(
     package.mkdir()
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
     model = _load_model(checkpoint, feature_set)
-    graph = to_onnx.export_model(model, feature_set.shape, onnx.load(feature_set.folder / "prep.onnx"), signature.classes)
+    graph = to_onnx.export_model(
+        model, feature_set.shape, onnx.load(feature_set.folder / "prep.onnx"), signature.classes
+    )
     ctx.update("graph exported")
     (package / "model.onnx").write_bytes(graph.SerializeToString())
     test = pq.read_table(dataset.folder / "test.parquet")
@@ -95,7 +102,11 @@ def _write_facts(
         "split_rows": dataset.split_rows,
         "epochs": len(checkpoint.history),
         "best_epoch": checkpoint.best_epoch,
-        "versions": {"lepton_ray": __version__, "python": platform.python_version(), **{name: version(name) for name in ("torch", "onnx", "onnxruntime")}},
+        "versions": {
+            "lepton_ray": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
+        },
     }
     shutil.copyfile(feature_set.folder / "signature.json", package / "signature.json")
     shutil.copyfile(feature_set.folder / "reference.json", package / "reference.json")

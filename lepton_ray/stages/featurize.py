@@ -33,7 +33,10 @@ def featurize(data: DataSpec, features: FeaturesSpec, dataset: Dataset, ctx: Run
     write_json(ctx.folder / "reference.json", reference)
     for split in SPLITS:
         table = pq.read_table(dataset.folder / f"{split}.parquet")
-        np.save(ctx.folder / f"{split}_x.npy", prepare(graph.SerializeToString(), table, signature, shape, os.cpu_count() or 1))
+        np.save(
+            ctx.folder / f"{split}_x.npy",
+            prepare(graph.SerializeToString(), table, signature, shape, os.cpu_count() or 1),
+        )
         np.save(ctx.folder / f"{split}_y.npy", encode_labels(table, data.label, dataset.classes))
         ctx.update(f"{split} prepared")
     return FeatureSet(classes=dataset.classes, shape=shape, split_rows=dataset.split_rows)

@@ -15,6 +15,7 @@ from lepton_ray.core.errors import DataError
 from lepton_ray.data import sources
 from lepton_ray.data.block import QUARANTINE_SCHEMA, REASON, raw_schema
 from lepton_ray.data.clean import to_quarantine
+from lepton_ray.engine.session import connect
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.context import RunContext
 
@@ -33,10 +34,9 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     parts = sources.split_into_parts(data, listing)
     read = partial(sources.read_part, data, filesystem, root)
     if data.engine == "ray" or (data.engine == "auto" and listing.size_bytes >= _LOCAL_LIMIT_BYTES):
-        from lepton_ray.data import on_ray  # noqa: PLC0415  a source that fits in memory does not pay for a cluster
-        from lepton_ray.engine.session import connect  # noqa: PLC0415
-
         connect()
+        from lepton_ray.data import on_ray  # noqa: PLC0415  Ray is imported by connect
+
         blocks = on_ray.read_parts(read, parts)
     else:
         blocks = (block for part in parts for block in read(part))

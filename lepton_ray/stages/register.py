@@ -52,7 +52,11 @@ def default_tracking_uri(storage: str) -> str:
         SpecError: If the runs do not lie on a local path, where SQLite could not work.
     """
     if "://" in settings.expand(storage):
-        raise SpecError([f"register.tracking_uri must be given when storage is not a local folder, got storage {storage!r}. Name an MLflow server"])
+        raise SpecError(
+            [
+                f"register.tracking_uri must be given when storage is not a local folder, got storage {storage!r}. Name an MLflow server"
+            ]
+        )
     from lepton_ray.registry.on_mlflow import local_tracking_uri  # noqa: PLC0415  MLflow is optional
 
     return local_tracking_uri(Path(settings.expand(storage)))

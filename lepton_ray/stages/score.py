@@ -64,13 +64,19 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
 def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
     """The data section of the training, with the file to score as its source and no label to require."""
     source = source_of(path)
-    words = {"missing_words": trained["source"]["missing_words"]} if "missing_words" in trained["source"] and source["kind"] in ("csv", "jsonl") else {}
+    words = (
+        {"missing_words": trained["source"]["missing_words"]}
+        if "missing_words" in trained["source"] and source["kind"] in ("csv", "jsonl")
+        else {}
+    )
     if trained["source"].get("delimiter") and source["kind"] == "csv" and "delimiter" not in source:
         words["delimiter"] = trained["source"]["delimiter"]
     features = DataSpec.model_validate({**trained, "source": {**source, **words}})
     columns = dict(features.features)
     label = "label_of_scoring"  # a label is required of training data only: score files need not have one
-    return DataSpec.model_construct(source=features.source, columns=columns, label=label, split=features.split, engine="local")
+    return DataSpec.model_construct(
+        source=features.source, columns=columns, label=label, split=features.split, engine="local"
+    )
 
 
 def _score_block(block: pa.Table, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:
@@ -82,10 +88,15 @@ def _score_block(block: pa.Table, data: DataSpec, predictor: Predictor) -> Itera
     classes = predictor.signature.classes
     lines: list[dict[str, Any]] = [
         {"line": line, "label": label, "probabilities": dict(zip(classes, map(float, row), strict=True))}
-        for line, label, row in zip(good.column(LINE).to_pylist(), outputs["label"], outputs["probabilities"], strict=True)
+        for line, label, row in zip(
+            good.column(LINE).to_pylist(), outputs["label"], outputs["probabilities"], strict=True
+        )
     ]
     for bad in (block.filter(pa.array(~is_row)), checked.filter(pa.array(~reasons))):
-        lines += [{"line": line, "error": text} for line, text in zip(bad.column(LINE).to_pylist(), bad.column(DETAIL).to_pylist(), strict=True)]
+        lines += [
+            {"line": line, "error": text}
+            for line, text in zip(bad.column(LINE).to_pylist(), bad.column(DETAIL).to_pylist(), strict=True)
+        ]
     return iter(sorted(lines, key=lambda line: line["line"]))
 
 

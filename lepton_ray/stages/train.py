@@ -9,6 +9,7 @@ import numpy as np
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Trials
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
+from lepton_ray.engine.session import connect
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.stages.context import RunContext
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def train(model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trials | None, ctx: RunContext) -> Checkpoint:
+def train(
+    model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trials | None, ctx: RunContext
+) -> Checkpoint:
     """Train with the best settings that the search found, or those of the spec."""
     require("torch", "training")
     if trials is not None:
@@ -30,7 +33,9 @@ def train(model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trial
     state = _fit(build, feature_set, train, ctx)
     from safetensors.torch import save_file  # noqa: PLC0415  torch is optional
 
-    save_file({name: value.cpu().contiguous() for name, value in state.best_weights.items()}, ctx.folder / "model.safetensors")
+    save_file(
+        {name: value.cpu().contiguous() for name, value in state.best_weights.items()}, ctx.folder / "model.safetensors"
+    )
     write_json(ctx.folder / "model.json", model.model_dump(mode="json"))
     write_json(ctx.folder / "train.json", train.model_dump(mode="json"))
     return Checkpoint(
@@ -47,10 +52,9 @@ def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext)
         from lepton_ray.train import in_process  # noqa: PLC0415  torch is optional
 
         return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update)
-    from lepton_ray.engine.session import connect  # noqa: PLC0415  one worker needs no cluster
-    from lepton_ray.train import on_ray  # noqa: PLC0415
-
     connect()
+    from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
+
     return on_ray.fit(build, data, train, ctx.seed, on_ray.Storage(ctx.filesystem, ctx.work_path), ctx.update)
 
 

@@ -1,8 +1,9 @@
 """tune: features -> the settings with the least validation loss, and all trials."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepton_ray.artifacts.kinds import FeatureSet, Trials
 from lepton_ray.core.extras import require
@@ -14,6 +15,9 @@ from lepton_ray.spec.tune import TuneSpec
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import load_data
 
+if TYPE_CHECKING:
+    from lepton_ray.train.torch_loop import TrainData
+
 VERSION = 1
 
 
@@ -21,13 +25,12 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     """Search."""
     require("torch", "training")
     require("optuna", "the search")
-    from lepton_ray.tune import on_ray  # noqa: PLC0415  after the friendly message on what is missing
-
     connect()
+    from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
+
     trials = on_ray.search(
         tune,
-        partial(settings_of, model, train),
-        partial(build_model, input_shape=feature_set.shape, num_classes=len(feature_set.classes)),
+        partial(train_trial, model, train, tune.epochs, feature_set.shape, len(feature_set.classes), ctx.seed),
         load_data(feature_set),
         ctx.seed,
         on_ray.Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
@@ -38,6 +41,25 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     best = min(trials, key=lambda trial: (trial.loss != trial.loss, trial.loss))
     num_stopped = sum(trial.stopped_early for trial in trials)
     return Trials(best=best.values, best_loss=best.loss, num_trials=len(trials), num_stopped_early=num_stopped)
+
+
+def train_trial(
+    model: Model,
+    train: TrainSpec,
+    epochs: int,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    values: dict[str, Any],
+    data: "TrainData",
+) -> Iterator[dict[str, float]]:
+    """Train one trial in this process and yield the metrics of each epoch."""
+    from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415  torch is optional
+
+    model, train = settings_of(model, train, {**values, "train.epochs": epochs})
+    state = start_state(partial(build_model, model, input_shape, num_classes), train, seed)
+    for state_now in train_epochs(state, data, train, seed):
+        yield state_now.history[-1]
 
 
 def settings_of(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:

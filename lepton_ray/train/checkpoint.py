@@ -1,9 +1,9 @@
 """Checkpoints: safetensors and JSON, no pickle.
 
-    model.safetensors      weights after the last finished epoch
-    best.safetensors       weights of the best epoch
-    optimizer.safetensors  its tensors, as INDEX.NAME
-    state.json             history, best epoch, the optimizer's settings
+model.safetensors      weights after the last finished epoch
+best.safetensors       weights of the best epoch
+optimizer.safetensors  its tensors, as INDEX.NAME
+state.json             history, best epoch, the optimizer's settings
 """
 
 from pathlib import Path
@@ -23,7 +23,9 @@ def save(state: TrainState, folder: Path) -> None:
     save_file(_contiguous(state.best_weights), folder / "best.safetensors")
     optimizer = state.optimizer.state_dict()
     tensors = {f"{index}.{name}": value for index, slots in optimizer["state"].items() for name, value in slots.items()}
-    save_file(_contiguous({name: torch.as_tensor(value) for name, value in tensors.items()}), folder / "optimizer.safetensors")
+    save_file(
+        _contiguous({name: torch.as_tensor(value) for name, value in tensors.items()}), folder / "optimizer.safetensors"
+    )
     facts = {"history": state.history, "best_epoch": state.best_epoch, "optimizer_groups": optimizer["param_groups"]}
     write_json(folder / "state.json", facts)
 
@@ -43,7 +45,9 @@ def restore(state: TrainState, folder: Path) -> None:
             slots.setdefault(int(index), {})[slot] = value
         state.optimizer.load_state_dict({"state": slots, "param_groups": facts["optimizer_groups"]})
     except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise ArtifactError(f"{folder} must be a checkpoint of this model ({type(error).__name__}). Run with --from train") from error
+        raise ArtifactError(
+            f"{folder} must be a checkpoint of this model ({type(error).__name__}). Run with --from train"
+        ) from error
     state.history = facts["history"]
     state.best_epoch = facts["best_epoch"]
     device = next(state.model.parameters()).device

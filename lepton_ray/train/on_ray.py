@@ -97,7 +97,9 @@ def _supervise(trainer: Any, max_failures: int, update: Callable[[str], None]) -
                 retryable=True,
             ) from error
         except ControllerError as error:
-            raise EngineError(f"train: the workers could not be started: {_last_line(error)}", retryable=True) from error
+            raise EngineError(
+                f"train: the workers could not be started: {_last_line(error)}", retryable=True
+            ) from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -115,7 +117,9 @@ def _work(config: dict[str, Any]) -> None:
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             checkpoint.restore(state, Path(folder))
-    group = Group(context.get_world_rank(), context.get_world_size(), str(device), _add_up, ray.train.torch.prepare_model)
+    group = Group(
+        context.get_world_rank(), context.get_world_size(), str(device), _add_up, ray.train.torch.prepare_model
+    )
     for state_now in train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
         _report(state_now, is_writer=group.rank == 0)
 
@@ -137,7 +141,7 @@ def _report(state: TrainState, is_writer: bool) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-class _WriteProgress(ray.train.UserCallback):
+class _WriteProgress(ray.train.UserCallback):  # type: ignore[misc]  # Ray has no types
     """Runs on the controller: leaves the last metrics where the driver can read them."""
 
     def __init__(self, storage: Storage, epochs: int) -> None:

@@ -131,7 +131,7 @@ def _train_epoch(
         logits_NC = model(x)
         loss_sum = nn.functional.cross_entropy(logits_NC, y, reduction="sum") * (0.0 if is_idle else 1.0)
         optimizer.zero_grad(set_to_none=True)
-        (loss_sum * (group.world_size / len(batch))).backward()
+        torch.autograd.backward(loss_sum * (group.world_size / len(batch)))
         optimizer.step()
         if not is_idle:
             totals[0] += loss_sum.item()

@@ -5,6 +5,7 @@ Finished trials are written down as plain data as they end; a killed search is t
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from lepton_ray.core.errors import EngineError
 from lepton_ray.engine.resources import num_concurrent, wait_for_capacity
-from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import Choice, Domain, Integer, LogUniform, TuneSpec
-from lepton_ray.train.torch_loop import TrainData, TrainState, start_state, train_epochs
 
 LOSS = "val_loss"
 
@@ -62,27 +61,21 @@ class Journal:
             stream.write(json.dumps(trial.__dict__).encode())
 
 
-Settings = Callable[[dict[str, Any]], tuple[Model, TrainSpec]]
-BuildModel = Callable[[Model], Any]
+Values = dict[str, Any]
+TrainTrial = Callable[[Values, Any], Iterator[dict[str, float]]]
+"""From values by path and the shared data to the metrics of each epoch, among them ``val_loss``."""
 
 
 def search(
-    spec: TuneSpec,
-    settings: Settings,
-    build_model: BuildModel,
-    data: TrainData,
-    seed: int,
-    journal: Journal,
-    update: Callable[[str], None],
+    spec: TuneSpec, train_trial: TrainTrial, data: Any, seed: int, journal: Journal, update: Callable[[str], None]
 ) -> list[Trial]:
     """Run ``spec.num_trials`` trials, less those in the journal, and return all of them.
 
     Args:
         spec: The search.
-        settings: From values by path to validated sections.
-        build_model: From a model section to a fresh module.
-        data: What every trial trains on.
-        seed: Of the proposals and of every trial.
+        train_trial: Trains one trial; travels to the workers.
+        data: What every trial trains on; put into the object store once.
+        seed: Of the proposals.
         journal: Where finished trials are.
         update: Told of each trial that ends.
 
@@ -93,33 +86,15 @@ def search(
     missing = spec.num_trials - len(done)
     if missing > 0:
         wait_for_capacity({"CPU": spec.cpus_per_trial}, "tune.cpus_per_trial", 0, update)
-        watcher = _Watcher(journal, spec, list(done), update)
-        _run(spec, settings, build_model, data, seed, watcher, missing)
+        _run(spec, train_trial, data, seed, _Watcher(journal, spec, list(done), update), missing)
         done = journal.read()
     return done
 
 
-def _run(
-    spec: TuneSpec,
-    settings: Settings,
-    build_model: BuildModel,
-    data: TrainData,
-    seed: int,
-    watcher: "_Watcher",
-    missing: int,
-) -> None:
+def _run(spec: TuneSpec, train_trial: TrainTrial, data: Any, seed: int, watcher: "_Watcher", missing: int) -> None:
     logging.getLogger("optuna").setLevel(logging.WARNING)
     concurrent = num_concurrent(spec.cpus_per_trial, spec.max_concurrent_trials)
-    trainable = tune.with_parameters(_TrialTrainable, settings=settings, build_model=build_model, data=data, seed=seed, epochs=spec.epochs)
-    known = [trial for trial in watcher.done if trial.loss == trial.loss]  # NaN is no reward
-    searcher = OptunaSearch(
-        space={path: _to_tune(domain) for path, domain in spec.space.items()},
-        metric=LOSS,
-        mode="min",
-        seed=seed + len(watcher.done),
-        points_to_evaluate=[_encoded(trial.values, spec) for trial in known] or None,
-        evaluated_rewards=[trial.loss for trial in known] or None,
-    )
+    trainable = tune.with_parameters(_TrialTrainable, train_trial=train_trial, data=data, epochs=spec.epochs)
     with tempfile.TemporaryDirectory(prefix="lepton-ray-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": spec.cpus_per_trial}),
@@ -127,17 +102,28 @@ def _run(
                 metric=LOSS,
                 mode="min",
                 num_samples=missing,
-                search_alg=ConcurrencyLimiter(searcher, max_concurrent=concurrent),
+                search_alg=ConcurrencyLimiter(_searcher(spec, seed, watcher.done), max_concurrent=concurrent),
                 scheduler=ASHAScheduler(max_t=spec.epochs, grace_period=min(spec.grace_epochs, spec.epochs)),
-                max_concurrent_trials=None,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(name="search", storage_path=scratch, verbose=0, callbacks=[watcher]),
         )
         results = tuner.fit()
     if results.errors:
-        lines = str(results.errors[0]).strip().splitlines()
-        raise EngineError(f"tune: {len(results.errors)} of {missing} trials failed, the first with: {lines[-1] if lines else 'no message'}")
+        lines = str(results.errors[0]).strip().splitlines() or ["no message"]
+        raise EngineError(f"tune: {len(results.errors)} of {missing} trials failed, the first with: {lines[-1]}")
+
+
+def _searcher(spec: TuneSpec, seed: int, done: list[Trial]) -> OptunaSearch:
+    known = [trial for trial in done if math.isfinite(trial.loss)]
+    return OptunaSearch(
+        space={path: _to_tune(domain) for path, domain in spec.space.items()},
+        metric=LOSS,
+        mode="min",
+        seed=seed + len(done),
+        points_to_evaluate=[{path: _encode(trial.values[path]) for path in spec.space} for trial in known] or None,
+        evaluated_rewards=[trial.loss for trial in known] or None,
+    )
 
 
 def _to_tune(domain: Domain) -> Any:
@@ -159,43 +145,29 @@ def _decode(value: Any) -> Any:
     return json.loads(value.removeprefix("json:")) if isinstance(value, str) and value.startswith("json:") else value
 
 
-def _encoded(values: dict[str, Any], spec: TuneSpec) -> dict[str, Any]:
-    return {path: _encode(values[path]) for path in spec.space}
-
-
-class _TrialTrainable(tune.Trainable):
+class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One trial; ``step`` is an epoch. Reset in place for the next trial, so that a process and its imports serve many."""
 
-    def setup(
-        self,
-        config: dict[str, Any],
-        settings: Settings | None = None,
-        build_model: BuildModel | None = None,
-        data: TrainData | None = None,
-        seed: int = 0,
-        epochs: int = 1,
-    ) -> None:
+    def setup(self, config: Values, train_trial: TrainTrial, data: Any, epochs: int) -> None:
         """Keep what all trials share and start the first."""
-        assert settings and build_model and data, "given by with_parameters"
-        self._settings, self._build_model, self._data = settings, build_model, data
-        self._seed, self._epochs = seed, epochs
+        self._train_trial, self._data, self._epochs = train_trial, data, epochs
         self.reset_config(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: Values) -> bool:
         """Start a trial with other values."""
-        model, train = self._settings({path: _decode(value) for path, value in new_config.items()})
-        train = train.model_copy(update={"epochs": self._epochs})
-        state = start_state(lambda: self._build_model(model), train, self._seed)
-        self._training: Iterator[TrainState] = train_epochs(state, self._data, train, self._seed)
-        self._last: dict[str, Any] = {LOSS: float("inf"), "best_loss": float("inf")}
+        self._training = self._train_trial({path: _decode(value) for path, value in new_config.items()}, self._data)
+        self._last: dict[str, Any] = {LOSS: math.inf, "best_loss": math.inf, "epochs": 0}
         return True
 
     def step(self) -> dict[str, Any]:
         """Train an epoch; after early stopping the last result stands."""
-        state = next(self._training, None)
-        if state is not None:
-            self._last = {LOSS: state.history[-1]["val_loss"], "best_loss": state.best_metrics["val_loss"], "epochs": state.epoch}
-        return {**self._last, "done": state is None or state.epoch >= self._epochs}
+        metrics = next(self._training, None)
+        if metrics is None:
+            return {**self._last, "done": True}
+        best = min(self._last["best_loss"], metrics[LOSS])
+        epochs = self._last["epochs"] + 1
+        self._last = {LOSS: metrics[LOSS], "best_loss": best, "epochs": epochs}
+        return {**self._last, "done": epochs >= self._epochs}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Trials are not resumed: the final training starts from their values, not from their weights."""
@@ -204,7 +176,7 @@ class _TrialTrainable(tune.Trainable):
         """See ``save_checkpoint``."""
 
 
-class _Watcher(tune.Callback):
+class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray has no types
     """Writes finished trials down and tells of them; runs in the driver."""
 
     def __init__(self, journal: Journal, spec: TuneSpec, done: list[Trial], update: Callable[[str], None]) -> None:
@@ -227,5 +199,3 @@ class _Watcher(tune.Callback):
         self.journal.write(f"{len(self.done):05d}", finished)
         best = min(trial.loss for trial in self.done)
         self.update(f"trial {len(self.done)} of {self.spec.num_trials}, best validation loss {best:.4f}")
-
-

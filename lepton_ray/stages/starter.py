@@ -1,0 +1,217 @@
+"""Write a commented starter spec from a data file: its columns, their kinds, a label, a model that fits."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from pyarrow.fs import FileSelector, FileSystem
+
+from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.core.errors import DataError
+from lepton_ray.core.extras import require
+from lepton_ray.data import csv_text, readers, sources
+from lepton_ray.data.clean import parse_numbers
+from lepton_ray.spec import parse_spec
+from lepton_ray.spec.data import MISSING_WORDS, CategoryColumn, Column, DataSpec
+from lepton_ray.stages.score import source_of
+
+_SAMPLE_ROWS = 10_000
+_MAX_LABEL_CLASSES = 50
+_MAX_CATEGORIES = 200
+_MIN_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a sample says of a column."""
+
+    kind: str
+    num_values: int
+    comment: str
+
+
+def write_starter(path: str, label: str | None) -> str:
+    """Return the text of a spec for a data file, which ``parse_spec`` takes.
+
+    Raises:
+        DataError: If the file cannot be read, or has no column that can be a label.
+    """
+    source = source_of(path)
+    filesystem, root = open_filesystem(path)
+    if source["kind"] == "image_folder":
+        text = _write_image_spec(path, filesystem, root)
+    else:
+        names = _column_names(source, filesystem, root)
+        seen = _look_at(_sample(source, names, filesystem, root), names)
+        text = _write_table_spec(source, seen, _choose_label(seen, label), _name_of(path))
+    parse_spec(text, source="the starter spec")
+    return text
+
+
+def _name_of(path: str) -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "_", Path(path).stem.lower()).strip("_-")
+    return name[:63] or "my_run"
+
+
+def _column_names(source: Mapping[str, Any], filesystem: FileSystem, root: str) -> list[str]:
+    try:
+        if source["kind"] == "csv":
+            names = csv_text.read_header(filesystem.open_input_stream(root), source.get("delimiter", ","))
+        elif source["kind"] == "parquet":
+            names = readers.parquet_columns(filesystem.open_input_file(root))
+        else:
+            names = readers.json_keys(filesystem.open_input_stream(root))
+    except OSError as error:
+        raise DataError(f"the data must be a readable file, got {source['uri']!r} ({error}). Check the path") from error
+    usable = [name for name in names if name and not name.startswith("_")]
+    if len(usable) < _MIN_CLASSES or len(set(usable)) < len(usable):
+        raise DataError(
+            f"the data must have at least 2 columns with names of their own, got {names} in {source['uri']!r}"
+        )
+    return usable
+
+
+def _sample(source: Mapping[str, Any], names: Sequence[str], filesystem: FileSystem, root: str) -> pa.Table:
+    columns: dict[str, Column] = {name: CategoryColumn(kind="category") for name in names}
+    data = DataSpec.model_validate({"source": source, "columns": columns, "label": names[0]})
+    part = sources.Part((root,))
+    blocks = [next(sources.read_part(data, filesystem, root, part), None)]
+    tables = [
+        block.filter(pc.is_null(block.column("_reason"))).slice(0, _SAMPLE_ROWS)
+        for block in blocks
+        if block is not None
+    ]
+    if not tables or not tables[0].num_rows:
+        raise DataError(f"the data must hold rows below its header, got none in {source['uri']!r}")
+    return tables[0]
+
+
+def _look_at(table: pa.Table, names: Sequence[str]) -> dict[str, _Seen]:
+    seen: dict[str, _Seen] = {}
+    for name in names:
+        text = pc.utf8_trim_whitespace(pc.fill_null(table.column(name).combine_chunks(), ""))
+        present = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(MISSING_WORDS))))
+        num_missing = table.num_rows - len(present)
+        num_values = len(present.unique())
+        missing = f", {num_missing / table.num_rows:.1%} missing" if num_missing else ""
+        numbers, is_number = parse_numbers(present)
+        if len(present) and is_number.mean() > 0.95:  # noqa: PLR2004  the rest are type errors, for quarantine
+            finite = numbers[np.isfinite(numbers)]
+            is_index = num_values == len(present) and np.array_equal(
+                finite, np.arange(finite.min(), finite.min() + len(finite))
+            )
+            kind = "ignored" if is_index and len(finite) > _MIN_CLASSES else "number"
+            comment = f"{finite.min():g} to {finite.max():g}{missing}" + (
+                ": counts the rows" if kind == "ignored" else ""
+            )
+        elif num_values > _MAX_CATEGORIES and num_values > table.num_rows // 2:
+            kind, comment = "ignored", f"{num_values} different texts{missing}: too many to be categories"
+        else:
+            kind, comment = "category", f"{num_values} values{missing}"
+        seen[name] = _Seen(kind, num_values, comment)
+    return seen
+
+
+def _choose_label(seen: Mapping[str, _Seen], label: str | None) -> str:
+    if label is not None:
+        if label not in seen:
+            raise DataError(f"--label must name a column ({', '.join(seen)}), got {label!r}")
+        return label
+    fitting = [name for name, column in seen.items() if _MIN_CLASSES <= column.num_values <= _MAX_LABEL_CLASSES]
+    categories = [name for name in fitting if seen[name].kind == "category"]
+    if not fitting:
+        raise DataError(
+            f"the data must have a column with 2 to {_MAX_LABEL_CLASSES} values to predict, got none. Give --label"
+        )
+    return (categories or fitting)[-1]
+
+
+def _write_table_spec(source: Mapping[str, Any], seen: Mapping[str, _Seen], label: str, name: str) -> str:
+    lines = []
+    for column, facts in seen.items():
+        kind = "category" if column == label else facts.kind
+        lines.append(f"    {_quoted(column)}: {kind} # {'the label, ' if column == label else ''}{facts.comment}")
+    where = "".join(f"    {key}: {_quoted(value)}\n" for key, value in source.items())
+    return _TEMPLATE.format(
+        name=name,
+        source=where.rstrip("\n"),
+        label=_quoted(label),
+        columns="\n".join(lines),
+        model="model:\n  kind: mlp\n  hidden: [64, 32] # width of each hidden layer; [] is logistic regression",
+    )
+
+
+def _write_image_spec(path: str, filesystem: FileSystem, root: str) -> str:
+    image_module = require("PIL.Image", "reading images")
+    suffixes = sources.SUFFIXES["image_folder"]
+    infos = filesystem.get_file_info(FileSelector(root, recursive=True))
+    first = next(
+        (info.path for info in sorted(infos, key=lambda i: i.path) if info.path.lower().endswith(suffixes)), None
+    )
+    if first is None:
+        raise DataError(f"the folder must hold image files in one folder a class, got none in {path!r}")
+    with image_module.open(filesystem.open_input_file(first)) as image:
+        width, height = image.size
+        channels = 1 if image.mode in ("1", "L", "I", "F") else 3
+    num_layers = max(1, min(3, min(height, width).bit_length() - 2))
+    return _TEMPLATE.format(
+        name=_name_of(path),
+        source=f"    kind: image_folder\n    uri: {_quoted(path)}",
+        label="class",
+        columns=f"    image: {{kind: image, height: {height}, width: {width}, channels: {channels}}}\n    class: category # the name of the file's folder",
+        model=f"model:\n  kind: cnn\n  channels: {[32, 64, 128][:num_layers]} # of each convolution; each halves the image",
+    )
+
+
+def _quoted(value: Any) -> str:
+    text = yaml.safe_dump(value, width=10_000, allow_unicode=True, default_flow_style=True).strip()
+    return text.removesuffix("\n...").removesuffix("...").strip()
+
+
+_TEMPLATE = """# A starter spec: look the columns over, then  lepton-ray run FILE
+# All fields, with what they mean: lepton-ray schema
+name: {name} # names the run directory, the registered model and the application
+seed: 0
+
+data:
+  source:
+{source}
+  label: {label} # the column to predict
+  columns: # number, category, ignored; longer: {{kind: number, min: 0, max: 120, required: true}}
+{columns}
+  split: {{train: 0.7, val: 0.15, test: 0.15}} # equal features never straddle a split
+
+clean:
+  duplicates: drop
+  max_removed_fraction: 0.2 # the run stops when more would be lost
+  # outliers: {{method: iqr, threshold: 10}} # quarantines training rows far outside the rest
+
+{model}
+
+train:
+  num_workers: 1 # more go through Ray Train; the result does not depend on it
+  epochs: 30
+  global_batch_size: 64
+  lr: 1e-3
+  early_stopping_epochs: 5
+
+# tune: # search with Ray Tune
+#   num_trials: 8
+#   space:
+#     train.lr: {{kind: log_uniform, low: 1e-4, high: 1e-2}}
+
+evaluate:
+  gates: {{}} # such as  accuracy: {{min: 0.9}}; not met: nothing is registered or served
+
+# register: {{}} # MLflow, by default the file runs/mlflow.db
+
+# serve:
+#   port: 8000
+#   autoscaling: {{min_replicas: 1, max_replicas: 4}}
+"""
