@@ -1,0 +1,47 @@
+# Everything runs in .venv, which `make setup` makes and every target needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SPEC ?= jobs/specs/medical_diagnosis.yaml
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-all check format bench docs clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv and install the project with its tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up
+	$(BIN)/python jobs/demo.py $(SPEC) $(if $(SERVE),--serve)
+
+test: $(STAMP) ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## time the main job; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/main_job.py
+
+docs: $(STAMP) ## check the links and commands of the documents
+	$(BIN)/python -m pytest tests/docs
+
+clean: ## remove .venv, data and runs
+	rm -rf $(VENV) data runs

@@ -1,0 +1,13 @@
+"""The entry point for ``ray job submit``: the same arguments and exit statuses as ``lepton-ray run``.
+
+    ray job submit --working-dir . -- python jobs/run.py jobs/specs/medical_diagnosis.yaml --set storage=/shared/runs
+
+``storage`` must be a folder or URI that every machine of the cluster reaches and that outlives the job.
+"""
+
+import sys
+
+from lepton_ray.cli.app import app
+
+if __name__ == "__main__":
+    app(["run", *sys.argv[1:]])
