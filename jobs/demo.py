@@ -5,6 +5,7 @@ python jobs/demo.py jobs/specs/medical_diagnosis.yaml [--serve]
 
 import argparse
 import json
+import threading
 import time
 import urllib.request
 
@@ -34,10 +35,11 @@ def main() -> None:
         print(f"package: {result['export'].path}")
         print(f"all of it took {time.monotonic() - start:.0f} s")
         if arguments.serve:
-            input(f"\nserving at {result['deploy'].url} until Enter or Ctrl-C ")
+            print(f"\nserving at {result['deploy'].url} until Ctrl-C", flush=True)
+            threading.Event().wait()
         else:
             print("\nThe endpoint stops now. 'make demo SERVE=1' keeps it up for the curl above.")
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         print("stopping")
     finally:
         close()

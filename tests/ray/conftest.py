@@ -1,0 +1,135 @@
+"""Clusters: one in this process for the whole folder, and heads of their own as a platform engineer starts them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node with token authentication."""
+
+    dashboard: str
+    environment: dict[str, str]
+    home: Path
+
+    def run(self, *command: str, timeout_s: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a client of the cluster."""
+        return subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    token = home / ".ray" / "auth_token"
+    token.write_text("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
+    dashboard = free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {
+        "HOME": str(home),
+        "PATH": f"{BIN}:{environment['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'runs' / 'mlflow.db'}",
+    }
+    ports = {
+        "--port": free_port(),
+        "--ray-client-server-port": free_port(),
+        "--dashboard-port": dashboard,
+        "--dashboard-agent-listen-port": free_port(),
+        "--dashboard-agent-grpc-port": free_port(),
+        "--metrics-export-port": free_port(),
+    }
+    options = [f"{name}={port}" for name, port in ports.items()]
+    command = [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=4",
+        "--object-store-memory=300000000",
+        *options,
+    ]
+    log = (home / "head.log").open("w")
+    process = subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=home
+    )
+    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_until(lambda: process.poll() is not None or answers(f"{url}/api/version"), "the head's start", 90)
+        assert process.poll() is None, (home / "head.log").read_text()
+        yield Head(url, environment, home)
+    finally:
+        stop_group(process)
+        log.close()
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local cluster of 4 logical CPUs that this process is connected to."""
+    from lepton_ray.core import settings
+
+    settings.prepare_ray()
+    import ray
+
+    ray.init(
+        address="local", num_cpus=4, log_to_driver=False, object_store_memory=300 << 20, dashboard_port=free_port()
+    )
+    yield
+    ray.shutdown()

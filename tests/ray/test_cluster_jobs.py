@@ -1,0 +1,112 @@
+"""What a platform engineer does: ``ray job submit`` and ``serve deploy`` against a head with token authentication."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SPEC = "jobs/specs/medical_diagnosis.yaml"
+
+
+def post(url: str, body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read())
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return json.loads(response.read())
+
+
+@pytest.fixture(scope="module")
+def submitted(head: Any) -> Any:
+    """The pipeline run as a job, without its own deployment."""
+    settings = [f"storage={head.home / 'runs'}", f"data.source.uri={head.home / 'raw.csv'}", "tune=null", "serve=null"]
+    overrides = [item for setting in [*settings, "train.epochs=12"] for item in ("--set", setting)]
+    job = ["python", "jobs/run.py", SPEC, *overrides]
+    return head.run("ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job)
+
+
+def test_job_runs_the_pipeline_on_the_cluster(head: Any, submitted: Any) -> None:
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    manifests = sorted(
+        path.parent.parent.name for path in (head.home / "runs/medical_diagnosis").glob("*/*/manifest.json")
+    )
+    assert manifests == ["clean", "evaluate", "export", "featurize", "ingest", "register", "train"]
+
+
+def test_job_with_a_wrong_spec_fails_with_its_exit_status(head: Any) -> None:
+    command = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
+    done = head.run(*command, "python", "jobs/run.py", SPEC, "--set", "train.epoch=3")
+    assert done.returncode != 0
+    assert "Did you mean 'epochs'?" in done.stdout
+    assert "exit code 2" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
+
+
+def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:
+    done = head.run("ray", "job", "list", "--address", head.dashboard, HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
+    assert done.returncode != 0
+
+
+@pytest.fixture(scope="module")
+def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The application of serve_configs, on a free port."""
+    from .conftest import free_port, wait_until
+
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    config = yaml.safe_load(Path("serve_configs/medical_diagnosis.yaml").read_text())
+    config["http_options"]["port"] = free_port()
+    path = tmp_path_factory.mktemp("serve") / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = head.run("serve", "deploy", str(path), "--address", head.dashboard)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def is_running() -> bool:
+        status = head.run("serve", "status", "--address", head.dashboard).stdout
+        assert "DEPLOY_FAILED" not in status, status
+        return "status: RUNNING" in status
+
+    wait_until(is_running, "the deployment", 120)
+    yield f"http://127.0.0.1:{config['http_options']['port']}"
+    head.run("serve", "shutdown", "-y", "--address", head.dashboard)
+
+
+def test_deployed_application_answers_as_the_training_code(head: Any, deployed: str) -> None:
+    package = next((head.home / "runs/medical_diagnosis/export").glob("*/package"))
+    records = json.loads((package / "golden_records.json").read_text())
+    expected = json.loads((package / "golden_outputs.json").read_text())
+    predictions = post(f"{deployed}/predict", records)["predictions"]
+    for prediction, row in zip(predictions, expected["probabilities"], strict=True):
+        assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=1e-5)
+    assert get(f"{deployed}/v2/health/ready") == {"ready": True}
+    assert get(f"{deployed}/v2/models/medical_diagnosis")["inputs"][0]["shape"] == [-1, 30]
+
+
+def test_serving_process_has_loaded_no_training_framework(deployed: str) -> None:
+    """Read off the replica's memory map: what its modules loaded, whoever imported them."""
+    replicas = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"ServeReplica" in _read(path)]
+    assert replicas
+    post(f"{deployed}/v2/models/medical_diagnosis/infer", _infer_body())
+    for replica in replicas:
+        loaded = _read(replica / "maps").decode()
+        assert "onnxruntime" in loaded
+        assert "/torch/" not in loaded
+        assert "/tensorflow/" not in loaded
+
+
+def _infer_body() -> dict[str, Any]:
+    tensor = {"name": "numbers", "datatype": "FP64", "shape": [1, 30], "data": [1.0] * 30}
+    return {"inputs": [tensor]}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
