@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli.output import RichProgress, errors_explained, print_json
+from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,7 +116,8 @@ def run(
 
         loaded = load_spec(spec, overrides or [])
         with _ray_closed_after(serve):
-            result = run_pipeline(loaded, from_stage, force, progress)
+            with only_json_on_stdout(as_json):
+                result = run_pipeline(loaded, from_stage, force, progress)
             if as_json:
                 print_json(result.to_json())
             if serve and "deploy" in result.results:

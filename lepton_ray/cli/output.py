@@ -57,6 +57,13 @@ def print_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
+def only_json_on_stdout(as_json: bool) -> Iterator[None]:
+    """Send what engines print while they work to standard error: Ray tells of dead workers on standard output."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
 def errors_explained(as_json: bool = False, progress: RichProgress | None = None) -> Iterator[None]:
     """Turn errors into messages and exit statuses: 2 a bad spec, 3 a gate not met, 1 anything else."""
     try:

@@ -1,0 +1,93 @@
+"""Both specs of jobs/specs from raw records to a live endpoint, and what a second run does."""
+
+import json
+from typing import Any
+
+import pytest
+
+from .conftest import REPOSITORY, Workplace
+
+SPEC = str(REPOSITORY / "jobs/specs/medical_diagnosis.yaml")
+DIGITS = str(REPOSITORY / "jobs/specs/handwritten_digits.yaml")
+
+
+@pytest.fixture(scope="module")
+def medical(shared_workplace: Workplace) -> Any:
+    return shared_workplace.run_json("run", SPEC, "--set", "serve.port=0")["stages"]
+
+
+def test_medical_diagnosis_meets_its_gates_on_the_held_out_split(medical: Any) -> None:
+    assert list(medical) == [
+        "ingest",
+        "clean",
+        "featurize",
+        "tune",
+        "train",
+        "export",
+        "evaluate",
+        "register",
+        "deploy",
+    ]
+    assert medical["evaluate"]["metrics"]["accuracy"] >= 0.95
+    assert medical["evaluate"]["baseline"]["accuracy"] >= 0.9
+    assert medical["train"]["num_workers"] == 2
+    assert medical["deploy"]["parity"] <= 1e-5
+
+
+def test_rows_add_up(medical: Any) -> None:
+    ledger = medical["clean"]["ledger"]
+    assert ledger["rows_in"] == 569 == ledger["rows_kept"] + sum(ledger["removed"].values())
+    assert sum(medical["clean"]["split_rows"].values()) == ledger["rows_kept"]
+
+
+def test_nothing_is_left_running(medical: Any, shared_workplace: Workplace) -> None:
+    shared_workplace.wait_until(lambda: not shared_workplace.processes(), "the end of all processes", 30)
+
+
+def test_second_run_skips_what_is_done(medical: Any, shared_workplace: Workplace) -> None:
+    stages = shared_workplace.run_json("run", SPEC, "--set", "serve=null")["stages"]
+    assert all(stage["skipped"] for stage in stages.values())
+    assert stages["export"]["package_digest"] == medical["export"]["package_digest"]
+
+
+def test_from_runs_a_stage_again_and_skips_those_before(medical: Any, shared_workplace: Workplace) -> None:
+    stages = shared_workplace.run_json("run", SPEC, "--set", "serve=null", "--from", "export")["stages"]
+    assert [name for name, stage in stages.items() if not stage["skipped"]] == ["export", "evaluate", "register"]
+    assert stages["register"]["version"] == medical["register"]["version"], "the same package is the same version"
+
+
+def test_missed_gate_registers_nothing_and_exits_with_3(medical: Any, shared_workplace: Workplace) -> None:
+    done = shared_workplace.run("run", SPEC, "--set", "evaluate.gates.accuracy.min=0.9999", "--set", "serve=null")
+    assert done.returncode == 3
+    assert "evaluate.gates.accuracy must be at least 0.9999, got 0.9" in done.stderr
+    again = shared_workplace.run("run", SPEC, "--set", "evaluate.gates.accuracy.min=0.9999", "--json")
+    assert again.returncode == 3, "a stage that is done still stops the run"
+    assert json.loads(again.stdout)["exit_status"] == 3
+
+
+def test_report_stands_alone(medical: Any, shared_workplace: Workplace) -> None:
+    report = (shared_workplace.folder / medical["evaluate"]["folder"] / "report.html").read_text()
+    assert report.count("<svg") == 4
+    assert "src=" not in report
+    assert "href=" not in report.replace('xlink:href="#', "")
+
+
+def test_package_scores_a_file_without_ray(medical: Any, shared_workplace: Workplace) -> None:
+    package = str(shared_workplace.folder / medical["export"]["folder"] / "package")
+    done = shared_workplace.run("predict", package, "data/medical_diagnosis.csv")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    truth = [
+        row.rsplit(",", 1)[1]
+        for row in (shared_workplace.folder / "data/medical_diagnosis.csv").read_text().split()[1:]
+    ]
+    assert done.returncode == 0
+    assert [line["line"] for line in lines] == list(range(2, 571))
+    assert sum(line["label"] == label for line, label in zip(lines, truth, strict=True)) / 569 > 0.95
+
+
+def test_handwritten_digits_meets_its_gate(shared_workplace: Workplace) -> None:
+    stages = shared_workplace.run_json("run", DIGITS, "--set", "serve.port=0")["stages"]
+    assert stages["clean"]["ledger"]["rows_in"] == 1797
+    assert stages["evaluate"]["metrics"]["accuracy"] >= 0.97
+    assert stages["evaluate"]["metrics"]["accuracy"] >= stages["evaluate"]["baseline"]["accuracy"]
+    assert stages["deploy"]["parity"] <= 1e-5
