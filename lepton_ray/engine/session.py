@@ -6,8 +6,10 @@ modules that import Ray themselves are imported after ``connect``.
 
 import contextlib
 import logging
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +43,8 @@ def connect() -> Session:
     is_local = address is None and not settings.in_ray_job()
     if not ray.is_initialized():
         try:
-            _init(ray, address or "auto", is_local)
+            with _signals_kept():
+                _init(ray, address or "auto", is_local)
         except (ConnectionError, RuntimeError, ValueError) as error:
             hint = (
                 "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
@@ -59,6 +62,19 @@ def connect() -> Session:
         else None
     )
     return Session(ray.get_runtime_context().gcs_address, is_local, metrics)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the handler of SIGTERM back: Ray 2.60 replaces it by one that aborts the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _init(ray: Any, address: str, is_local: bool) -> None:
