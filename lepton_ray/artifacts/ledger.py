@@ -46,9 +46,9 @@ class Ledger(BaseModel):
 
     @classmethod
     def of(cls, rows_in: int, removed: Mapping[str, int]) -> Self:
-        """Count what was removed against what came in."""
+        """Count what was removed against what came in; a reason that is none of ``REASONS`` breaks the equation."""
         nonzero = {reason: removed[reason] for reason in REASONS if removed.get(reason)}
-        return cls(rows_in=rows_in, rows_kept=rows_in - sum(nonzero.values()), removed=nonzero)
+        return cls(rows_in=rows_in, rows_kept=rows_in - sum(removed.values()), removed=nonzero)
 
     def then(self, later: "Ledger") -> "Ledger":
         """Join with the ledger of a stage that took in what this one kept."""

@@ -66,8 +66,9 @@ def open_package(path: str | Path) -> ModelPackage:
     digest = _verify(folder)
     try:
         signature = Signature.model_validate_json((folder / "signature.json").read_bytes())
-        lineage = read_json(folder / "lineage.json")
-    except (ValidationError, ValueError, OSError) as error:
+        lineage = dict(read_json(folder / "lineage.json"))
+        lineage["name"]
+    except (ValidationError, ValueError, TypeError, KeyError, OSError) as error:
         raise ArtifactError(
             f"{folder} must be a model package of this version ({type(error).__name__}). Export it again"
         ) from error

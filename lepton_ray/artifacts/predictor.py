@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.core.errors import RecordError
 
 _MAX_BATCH_ROWS = 1024
 
@@ -32,7 +33,11 @@ class Predictor:
         self._outputs = [tensor.name for tensor in self.signature.outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return ``label`` (N,) and ``probabilities`` (N, classes) for checked input tensors; N may be 0."""
+        """Return ``label`` (N,) and ``probabilities`` (N, classes) for checked input tensors; N may be 0.
+
+        Raises:
+            RecordError: If a record overflows the model's arithmetic.
+        """
         rows = len(next(iter(feeds.values())))
         if rows == 0:
             return {
@@ -40,9 +45,16 @@ class Predictor:
                 "probabilities": np.empty((0, len(self.signature.classes)), np.float32),
             }
         parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows)]
-        return {
+        outputs = {
             name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)
         }
+        is_finite = np.isfinite(outputs["probabilities"]).all(axis=1)
+        if not is_finite.all():
+            row = int(np.argmin(is_finite))
+            raise RecordError(
+                f"records[{row}] must give finite probabilities; a number in it is too large for the model"
+            )
+        return outputs
 
     def predict(self, records: Sequence[Any]) -> dict[str, NDArray[Any]]:
         """Return the outputs for raw records.

@@ -27,9 +27,9 @@ def number_breaches(column: NumberColumn, values_N: NDArray[np.float64]) -> Iter
         yield from _any("missing_required", "must be given", np.isnan(values_N))
     yield from _any("type_error", "must be a finite number", np.isinf(values_N))
     if column.min is not None:
-        yield from _any("out_of_range", f"must be at least {column.min:g}", values_N < column.min)
+        yield from _any("out_of_range", f"must be at least {column.min:.15g}", values_N < column.min)
     if column.max is not None:
-        yield from _any("out_of_range", f"must be at most {column.max:g}", values_N > column.max)
+        yield from _any("out_of_range", f"must be at most {column.max:.15g}", values_N > column.max)
 
 
 def category_breaches(column: CategoryColumn, values_N: NDArray[np.object_]) -> Iterator[Breach]:

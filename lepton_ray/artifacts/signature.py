@@ -4,6 +4,7 @@ Features of one kind travel as one tensor, columns in the order of ``Signature.c
 ``numbers`` FP64 [N, numbers], ``categories`` BYTES [N, categories], ``image`` UINT8 [N, height, width, channels].
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,8 @@ Shape = Annotated[tuple[int, ...], Strict(False)]
 
 _MAX_PIXEL = 255
 _MAX_PROBLEMS = 20  # an answer must stay small, however large and wrong the request
+_MAX_KNOWN = 50
+_MAX_NAME_LENGTH = 80
 
 
 class TensorSpec(BaseModel):
@@ -82,14 +85,13 @@ class Signature(BaseModel):
             RecordError: If a record has an unknown field or a value of the wrong type or outside its rules.
         """
         problems: list[str] = []
+        known = ", ".join([*self.columns][:_MAX_KNOWN]) + (", ..." if len(self.columns) > _MAX_KNOWN else "")
         for index, record in enumerate(records):
             if not isinstance(record, Mapping):
                 problems.append(f"records[{index}] must be an object of fields, got {_show(record)}")
             elif unknown := record.keys() - self.columns.keys() - set(self.unused):
-                known = ", ".join(self.columns)
-                problems.append(
-                    f"records[{index}].{sorted(map(str, unknown))[0]} must be a known field. Known are: {known}"
-                )
+                name = min(map(str, unknown))[:_MAX_NAME_LENGTH]
+                problems.append(f"records[{index}].{name} must be a known field. Known are: {known}")
             if len(problems) >= _MAX_PROBLEMS:
                 break
         _raise(problems)
@@ -189,12 +191,13 @@ def _encode_number(value: Any, name: str, index: int, problems: list[str]) -> fl
 def _encode_category(value: Any, name: str, index: int, problems: list[str]) -> str:
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
+    with contextlib.suppress(ValueError):  # integers of over 4300 digits, halves of a surrogate pair
+        if isinstance(value, str | int | float):
+            text = str(value)
+            text.encode()
+            return text
     if len(problems) < _MAX_PROBLEMS:
         problems.append(f"records[{index}].{name} must be a text or null, got {_show(value)}")
     return ""

@@ -3,6 +3,7 @@
     STORAGE/NAME/lock                    one run at a time
     STORAGE/NAME/STAGE/KEY/...           the stage's files
     STORAGE/NAME/STAGE/KEY/manifest.json written last
+    STORAGE/NAME/latest/STAGE            link to the KEY of the last run
     STORAGE/NAME/STAGE/KEY/work/         what a stage resumes from when killed; gone when it is done
 
 On a local folder a stage writes in place. On any other pyarrow filesystem it writes to a temporary folder, which is
@@ -38,6 +39,7 @@ MANIFEST = "manifest.json"
 WORK = "work"
 _LEASE_S = 60.0  # a lease on a remote filesystem that was not renewed for so long belongs to a dead run
 _RENEW_S = 10.0
+_SETTLE_S = 1.0  # of two runs that start together, both have written their lease after so long
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -118,9 +120,11 @@ class Store:
             with self.filesystem.open_input_stream(path) as stream:
                 manifest = json.loads(stream.read())
             artifact = kind.model_validate_json(json.dumps(manifest["artifact"]))
-            files: dict[str, str] = manifest["files"]
-            digest: str = manifest["digest"]
-        except (ValueError, KeyError, ValidationError) as error:
+            files: dict[str, str] = dict(manifest["files"])
+            digest = _digest_of(kind, manifest["artifact"], files)
+            if digest != manifest["digest"]:
+                raise ValueError("the manifest's facts have changed")
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
             raise ArtifactError(
                 f"{path} must be a manifest of this version, got something else. Run with --from {step.stage}"
             ) from error
@@ -145,26 +149,39 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():
             if entry.name != WORK:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         return folder
 
     def commit(self, step: StepId, artifact: ArtifactT, facts: dict[str, Any]) -> ArtifactT:
         """Make a step's files and facts final; returns the artifact with its folder and digest."""
         folder = self.local_folder(step)
-        if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
-            self.filesystem.delete_dir(self.work_path(step))
-        files = {name: sha256_file(folder / name) for name in list_files(folder) if not name.startswith(".")}
+        names = [name for name in list_files(folder) if not name.startswith((".", f"{WORK}/"))]
+        files = {name: sha256_file(folder / name) for name in names}
         data = artifact.model_dump(mode="json")
-        digest = sha256_json({"kind": type(artifact).__name__, "artifact": data, "files": files})
+        digest = _digest_of(type(artifact), data, files)
         manifest = {**facts, "kind": type(artifact).__name__, "artifact": data, "files": files, "digest": digest}
         text = json.dumps(manifest, indent=2)
         if self.is_local:
             write_atomic(folder / MANIFEST, text)
         else:
+            self.filesystem.create_dir(self.path(step), recursive=True)
             self._upload(step, list(files), folder)
             with self.filesystem.open_output_stream(f"{self.path(step)}/{MANIFEST}") as stream:
                 stream.write(text.encode())
+        if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
+            self.filesystem.delete_dir(self.work_path(step))  # after the manifest: half a work folder resumes nothing
         return artifact.model_copy(update={"folder": folder, "digest": digest})
+
+    def point_latest(self, step: StepId) -> None:
+        """Let ``latest/STAGE`` lead to a step's folder; object stores have no links, there nothing happens."""
+        if not self.is_local:
+            return
+        link = Path(self.root) / "latest" / step.stage
+        link.parent.mkdir(exist_ok=True)
+        temporary = link.with_name(f".{step.stage}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("..") / step.stage / step.key)
+        temporary.replace(link)
 
     def _upload(self, step: StepId, names: list[str], folder: Path) -> None:
         for name in names:
@@ -177,8 +194,14 @@ class Store:
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self.filesystem.open_input_stream(f"{self.path(step)}/{name}") as stream, target.open("wb") as file:
-                shutil.copyfileobj(stream, file)
+            path = f"{self.path(step)}/{name}"
+            try:
+                with self.filesystem.open_input_stream(path) as stream, target.open("wb") as file:
+                    shutil.copyfileobj(stream, file)
+            except FileNotFoundError as error:
+                raise ArtifactError(
+                    f"{path} must be as the stage {step.stage} wrote it, but it is gone. Run with --from {step.stage}"
+                ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -227,10 +250,11 @@ class Store:
 
         def renew() -> None:
             while not stop.wait(_RENEW_S):
-                write()
+                with contextlib.suppress(OSError):  # the next renewal may come through, in time
+                    write()
 
         write()
-        stop.wait(1.0)
+        stop.wait(_SETTLE_S)
         holder, _ = self._read_lease(path)
         if holder != owner:
             raise _in_use(self.root, holder or "another run")
@@ -241,15 +265,20 @@ class Store:
         finally:
             stop.set()
             renewer.join()
-            self.filesystem.delete_file(path)
+            if self._read_lease(path)[0] == owner:
+                self.filesystem.delete_file(path)
 
     def _read_lease(self, path: str) -> tuple[str | None, float]:
         try:
             with self.filesystem.open_input_stream(path) as stream:
                 lease = json.loads(stream.read())
             return str(lease["owner"]), time.time() - float(lease["time"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None, 0.0
+
+
+def _digest_of(kind: type[Artifact], data: dict[str, Any], files: dict[str, str]) -> str:
+    return sha256_json({"kind": kind.__name__, "artifact": data, "files": files})
 
 
 def _in_use(root: str, holder: str) -> ArtifactError:

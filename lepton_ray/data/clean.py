@@ -4,9 +4,6 @@
 outliers) works on the hashes and numbers of all kept rows, in ``split`` and below.
 """
 
-import json
-from collections.abc import Mapping
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +29,7 @@ def check_block(block: pa.Table, data: DataSpec, clean: CleanSpec) -> pa.Table:
         The declared columns (numbers float64 with NaN for missing, categories text with "" for missing, images binary),
         the fate columns, and two hashes as 16 bytes: of the whole row, and of its features.
     """
-    verdict = _Verdict(block)
+    verdict = _Verdict(block.num_rows)
     typed: dict[str, pa.Array] = {}
     num_missing = np.zeros(block.num_rows, np.int64)
     for name, column in data.columns.items():
@@ -42,14 +39,14 @@ def check_block(block: pa.Table, data: DataSpec, clean: CleanSpec) -> pa.Table:
             num_missing += is_missing
         if name == data.label:
             verdict.remove("missing_label", is_missing, f"{name} is the label and must be given", None)
-    limit = clean.max_missing_fraction * len(data.features)
-    rule = f"at most {limit:g} of {len(data.features)} features may be missing"
-    verdict.remove("too_many_missing", num_missing > limit, rule, num_missing)
+    limit = clean.max_missing_fraction
+    rule = f"at most {limit * len(data.features):g} of {len(data.features)} features may be missing"
+    verdict.remove("too_many_missing", num_missing / len(data.features) > limit, rule, num_missing)
     features = [typed[name] for name in data.features]
     fate = {
         SOURCE: block.column(SOURCE),
         LINE: block.column(LINE),
-        TEXT: verdict.texts(data.columns),
+        TEXT: block.column(TEXT),
         REASON: pa.array(verdict.reasons, pa.string()),
         DETAIL: pa.array(verdict.details, pa.string()),
         ROW_HASH: hash_columns(list(typed.values())),
@@ -61,10 +58,9 @@ def check_block(block: pa.Table, data: DataSpec, clean: CleanSpec) -> pa.Table:
 class _Verdict:
     """Collects the first reason against each row of a block."""
 
-    def __init__(self, block: pa.Table) -> None:
-        self.block = block
-        self.reasons = np.full(block.num_rows, None, object)
-        self.details = np.full(block.num_rows, None, object)
+    def __init__(self, rows: int) -> None:
+        self.reasons = np.full(rows, None, object)
+        self.details = np.full(rows, None, object)
 
     def remove(self, reason: str, rows: Mask, rule: str, values: NDArray[np.generic] | None) -> None:
         """Remove rows that nothing has removed yet."""
@@ -76,18 +72,6 @@ class _Verdict:
     def remove_breach(self, name: str, breach: Breach, cells: NDArray[np.object_]) -> None:
         """Remove the rows that break a column's rule."""
         self.remove(breach.reason, breach.rows, f"{name} {breach.rule}", cells)
-
-    def texts(self, columns: Mapping[str, Column]) -> pa.Array:
-        """Original texts; of rows without one (Parquet) that are removed, the cells as JSON."""
-        texts = self.block.column(TEXT).combine_chunks()
-        lacking = np.flatnonzero((self.reasons != None) & texts.is_null().to_numpy(zero_copy_only=False))  # noqa: E711  element-wise
-        if not len(lacking):
-            return texts
-        names = [name for name, column in columns.items() if not isinstance(column, ImageColumn)]
-        rows = self.block.select(names).take(pa.array(lacking)).to_pylist()
-        values = texts.to_numpy(zero_copy_only=False).astype(object)
-        values[lacking] = [json.dumps(row, ensure_ascii=False) for row in rows]
-        return pa.array(values, pa.large_string())
 
 
 def _show(value: object) -> str:
@@ -138,16 +122,18 @@ def find_outliers(values_N: NDArray[np.float64], spec: OutlierSpec) -> tuple[Mas
     present = values_N[~np.isnan(values_N)]
     if len(present) == 0:
         return np.zeros(len(values_N), bool), ""
-    if spec.method == "iqr":
-        low_quartile, high_quartile = np.quantile(present, [0.25, 0.75])
-        reach = spec.threshold * (high_quartile - low_quartile)
-        low, high = low_quartile - reach, high_quartile + reach
-    else:
-        reach = spec.threshold * present.std()
-        low, high = present.mean() - reach, present.mean() + reach
-    if reach == 0:  # more than half of the values are equal: no distance is known to judge the others by
+    with np.errstate(over="ignore", invalid="ignore"):
+        if spec.method == "iqr":
+            low_end, high_end = np.quantile(present, [0.25, 0.75])
+            reach = spec.threshold * (high_end - low_end)
+        else:
+            low_end = high_end = present.mean()
+            reach = spec.threshold * present.std()
+    # No distance is known to judge by: most values are equal (rounding may leave a trace), or it overflows.
+    if present.min() == present.max() or not 0 < reach < np.inf:
         return np.zeros(len(values_N), bool), ""
-    return (values_N < low) | (values_N > high), f"must lie in {low:g}..{high:g}"
+    low, high = low_end - reach, high_end + reach
+    return (values_N < low) | (values_N > high), f"must lie in {low:.10g}..{high:.10g}"
 
 
 def to_quarantine(table: pa.Table) -> pa.Table:

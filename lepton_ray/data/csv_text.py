@@ -83,7 +83,7 @@ def read_header(stream: BinaryIO, delimiter: str) -> list[str]:
     records = find_records(data, delimiter, is_last=True)
     if not len(records.starts):
         return []
-    return _cells(_text_of(data, records, 0), delimiter)
+    return _names(data, records, delimiter)
 
 
 def find_records(data: bytes, delimiter: str, is_last: bool) -> Records:
@@ -96,16 +96,27 @@ def find_records(data: bytes, delimiter: str, is_last: bool) -> Records:
     outside = line_ends[np.searchsorted(quotes, line_ends) % 2 == 0] if len(quotes) else line_ends
     next_start = len(data) if is_last else (int(outside[-1]) + 1 if len(outside) else 0)
     used = quotes[: np.searchsorted(quotes, next_start)]
-    is_too_long = not is_last and len(data) - next_start > max(_MAX_RECORD_BYTES, _CHUNK_BYTES // 2)
-    if len(quotes) and (is_too_long or not _are_regular(array, used, delimiter)):
-        return _find_irregular(data, delimiter, is_last)
     starts = np.concatenate([[0], outside + 1])
     ends = np.concatenate([outside, [len(data)]]) if is_last else outside
     starts = starts[: len(ends)]
+    is_too_long = (ends - starts).max(initial=0) > _MAX_RECORD_BYTES or (
+        not is_last and len(data) - next_start > max(_MAX_RECORD_BYTES, _CHUNK_BYTES // 2)
+    )
+    if len(quotes) and (is_too_long or not _are_regular(array, used, delimiter)):
+        return _find_irregular(data, delimiter, is_last)
+    starts = _skip_marks(data, starts)
     ends = ends - ((ends > starts) & (array[np.maximum(ends - 1, 0)] == _CR) & (ends < len(data)))
     is_record = ends > starts
     starts, ends = starts[is_record], ends[is_record]
     return Records(starts, ends, next_start, np.zeros(len(starts), bool), is_regular=True)
+
+
+def _skip_marks(data: bytes, starts: Indices) -> Indices:
+    """Starts behind the byte-order mark; files that were joined have marks inside."""
+    if _BOM not in data:
+        return starts
+    is_marked = np.array([data.startswith(_BOM, start) for start in starts.tolist()], bool)
+    return np.where(is_marked, starts + len(_BOM), starts)
 
 
 def _line_ends(array: NDArray[np.uint8], is_last: bool) -> Indices:
@@ -139,22 +150,23 @@ def _are_regular(array: NDArray[np.uint8], quotes: Indices, delimiter: str) -> b
 def _find_irregular(data: bytes, delimiter: str, is_last: bool) -> Records:
     d = re.escape(delimiter.encode())
     cell = rb'(?:"(?:[^"]++|"")*+"[^%b\r\n]*+|[^"%b\r\n][^%b\r\n]*+|)' % (d, d, d)
-    record = re.compile(rb"(?:\xef\xbb\xbf)?%b(?:%b%b)*+(?=\r\n|\n|\r|\Z)" % (cell, d, cell))
+    record = re.compile(rb"%b(?:%b%b)*+(?=\r\n|\n|\r|\Z)" % (cell, d, cell))
     line_end = re.compile(rb"\r\n|\n|\r|\Z")
     spans: list[tuple[int, int, bool]] = []
     position = 0
     while position < len(data):
-        match = record.match(data, position)
+        start = position + len(_BOM) if data.startswith(_BOM, position) else position
+        match = record.match(data, start)
         end = match.end() if match else None
-        if end is None or end - position > _MAX_RECORD_BYTES:
+        if end is None or end - start > _MAX_RECORD_BYTES:
             if not is_last and len(data) - position <= _MAX_RECORD_BYTES:
                 break
             end = _search(line_end, data, position).start()
         after = _search(line_end, data, end).end()
         if not is_last and after >= len(data) - 1:
             break
-        if end > position:
-            spans.append((position, end, match is None or end != match.end()))
+        if end > start:
+            spans.append((start, end, match is None or end != match.end()))
         position = max(after, position + 1)
     starts, ends, is_unclosed = (
         (np.array(values) for values in zip(*spans, strict=True)) if spans else (np.empty(0, int),) * 3
@@ -175,13 +187,17 @@ def _lines_before(data: bytes, positions: Indices) -> Indices:
 def _take_header(
     file: _File, data: bytes, records: Records, lines: Indices
 ) -> tuple[_File, tuple[bytes, Records, Indices]]:
-    text = _text_of(data, records, 0)
-    names = _cells(text, file.delimiter)
+    names = _names(data, records, file.delimiter)
     fault = _header_fault(names, file, is_utf8=_is_utf8(data[records.starts[0] : records.ends[0]]))
     rest = Records(
         records.starts[1:], records.ends[1:], records.next_start, records.is_unclosed[1:], records.is_regular
     )
     return _File(file.source, file.delimiter, file.columns, tuple(names), fault), (data, rest, lines[1:])
+
+
+def _names(data: bytes, records: Records, delimiter: str) -> list[str]:
+    """Column names in the first record, without spaces around them."""
+    return [name.strip() for name in _cells(_text_of(data, records, 0), delimiter)]
 
 
 def _header_fault(names: Sequence[str], file: _File, is_utf8: bool) -> str | None:
@@ -282,7 +298,7 @@ def _cells(text: str, delimiter: str) -> list[str]:
     """Cells of one record by Python's csv module."""
     limit = csv.field_size_limit(max(len(text) + 1, 131072))
     try:
-        return [cell.strip() for cell in next(csv.reader([text.removeprefix("\ufeff")], delimiter=delimiter), [])]
+        return next(csv.reader([text], delimiter=delimiter), [])
     except csv.Error:
         return []
     finally:

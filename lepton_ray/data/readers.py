@@ -18,20 +18,28 @@ from lepton_ray.spec.data import Column, ImageColumn
 _CHUNK_BYTES = 16 << 20
 _BATCH_ROWS = 65_536
 _MAX_IMAGE_BYTES = 64 << 20
+_BOM = b"\xef\xbb\xbf"
 
 
 def read_json_lines(stream: BinaryIO, source: str, columns: Mapping[str, Column]) -> Iterator[pa.Table]:
-    """Yield raw blocks of a file with one JSON object a line; blank lines are no records."""
+    """Yield raw blocks of a file with one JSON object a line; blank lines are no records.
+
+    A byte-order mark may stand before any line: files that were joined have marks inside.
+    """
     line, rest, is_last = 1, b"", False
     while not is_last:
         chunk = stream.read(_CHUNK_BYTES)
         is_last = not chunk
         lines = (rest + chunk).split(b"\n")
         rest = b"" if is_last else lines.pop()
-        records = [(line + index, text) for index, text in enumerate(lines) if text.strip()]
+        records = [(line + index, text) for index, text in enumerate(lines) if _strip(text)]
         line += len(lines)
         if records:
             yield _json_block(records, source, columns)
+
+
+def _strip(line: bytes) -> bytes:
+    return line.strip().removeprefix(_BOM).strip()
 
 
 def _json_block(records: Sequence[tuple[int, bytes]], source: str, columns: Mapping[str, Column]) -> pa.Table:
@@ -39,7 +47,7 @@ def _json_block(records: Sequence[tuple[int, bytes]], source: str, columns: Mapp
     good: list[tuple[int, str]] = []
     bad: list[tuple[int, str, str, str]] = []
     for line, content in records:
-        text = content.strip().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "backslashreplace")
+        text = _strip(content).decode("utf-8", "backslashreplace")
         row, fault = _json_row(content, columns)
         if fault:
             bad.append((line, text, *fault))
@@ -54,7 +62,7 @@ def _json_block(records: Sequence[tuple[int, bytes]], source: str, columns: Mapp
 
 def _json_row(content: bytes, columns: Mapping[str, Column]) -> tuple[dict[str, str | None], tuple[str, str] | None]:
     try:
-        record = orjson.loads(content.strip().removeprefix(b"\xef\xbb\xbf"))
+        record = orjson.loads(_strip(content))
     except orjson.JSONDecodeError as error:
         try:
             content.decode()
@@ -87,8 +95,10 @@ def read_parquet(file: pa.NativeFile, source: str, columns: Mapping[str, Column]
     """
     parquet = pq.ParquetFile(file)
     names = parquet.schema_arrow.names
-    if missing := [name for name in columns if name not in names]:
-        fault = f"the file lacks {', '.join(missing)}"
+    missing = [name for name in columns if name not in names]
+    repeated = [name for name in columns if names.count(name) > 1]
+    if missing or repeated:
+        fault = f"the file lacks {', '.join(missing)}" if missing else f"the file repeats {', '.join(repeated)}"
         rows = parquet.metadata.num_rows
         yield bad_block(columns, source, [(row + 1, "", "wrong_header", fault) for row in range(rows)])
         return
@@ -155,9 +165,19 @@ def decode_image(content: bytes, column: ImageColumn) -> bytes:
         with image_module.open(io.BytesIO(content)) as image:
             if image.size != (column.width, column.height):
                 raise ValueError(f"must be {column.width}x{column.height} pixels, got {image.size[0]}x{image.size[1]}")
-            return bytes(image.convert("L" if column.channels == 1 else "RGB").tobytes())
+            return bytes(_to_8_bits(image).convert("L" if column.channels == 1 else "RGB").tobytes())
     except (OSError, SyntaxError, image_module.DecompressionBombError) as error:
         raise ValueError(f"must be an image file that can be read ({type(error).__name__})") from error
+
+
+def _to_8_bits(image: Any) -> Any:
+    """Return the image with 8 bits a channel; Pillow would cut brighter values off."""
+    if image.mode.startswith("I;16"):
+        return require("PIL.Image", "reading images").fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"must have 8 or 16 bits a channel, got Pillow's mode {image.mode!r}")
+    image.info.pop("transparency", None)  # a background to blend with is not known
+    return image
 
 
 def parquet_columns(file: pa.NativeFile) -> list[str]:
@@ -173,7 +193,7 @@ def json_keys(stream: BinaryIO) -> list[str]:
     keys: dict[str, None] = {}
     for line in stream.read(_CHUNK_BYTES).split(b"\n")[:1000]:
         try:
-            record = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+            record = orjson.loads(_strip(line))
         except orjson.JSONDecodeError:
             continue
         keys |= dict.fromkeys(record if isinstance(record, dict) else ())

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data import csv_text, readers
-from lepton_ray.spec.data import CsvSource, DataSpec, ImageFolderSource, JsonLinesSource
+from lepton_ray.spec.data import CsvSource, DataSpec, ImageColumn, ImageFolderSource, JsonLinesSource
 
 SUFFIXES = {
     "csv": (".csv", ".tsv", ".txt"),
@@ -19,6 +19,7 @@ SUFFIXES = {
     "image_folder": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
 }
 _IMAGES_PER_PART = 512
+_PART_BYTES = 128 << 20  # of pixels
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,15 @@ def load_function(path: str, place: str) -> Any:
 def split_into_parts(data: DataSpec, listing: Listing) -> list[Part]:
     """Return the parts of a source, in order."""
     paths = [file.path for file in listing.files]
-    size = _IMAGES_PER_PART if isinstance(data.source, ImageFolderSource) else 1
+    size = min(_IMAGES_PER_PART, rows_within(data, _PART_BYTES)) if isinstance(data.source, ImageFolderSource) else 1
     return [Part(tuple(paths[start : start + size])) for start in range(0, len(paths), size)]
+
+
+def rows_within(data: DataSpec, num_bytes: int) -> int:
+    """Return how many rows' images take at most ``num_bytes`` of memory, at least 1."""
+    images = (column for column in data.columns.values() if isinstance(column, ImageColumn))
+    per_row = sum(column.height * column.width * column.channels for column in images)
+    return max(1, num_bytes // max(per_row, 1))
 
 
 def read_part(data: DataSpec, filesystem: pafs.FileSystem, root: str, part: Part) -> Iterator[pa.Table]:
@@ -110,7 +118,12 @@ def read_part(data: DataSpec, filesystem: pafs.FileSystem, root: str, part: Part
     source, columns = data.source, data.columns
     if isinstance(source, ImageFolderSource):
         files = [(path, path.removeprefix(root).strip("/").rpartition("/")[0]) for path in part.paths]
-        yield from readers.read_images(files, filesystem, columns, data.label)
+        try:
+            yield from readers.read_images(files, filesystem, columns, data.label)
+        except OSError as error:
+            raise DataError(
+                f"data.source must hold image files that can be opened, got: {error}. Check them"
+            ) from error
         return
     for path in part.paths:
         try:

@@ -19,7 +19,8 @@ def assign_splits(
 
     Rows with equal features form a group, which stays together: no test row has a twin in training. A group counts for
     the least label in it. Within a class, groups go in the order of their seeded hash to test, then val, until these
-    hold their share of the class (at least one row), and the rest to train.
+    hold their share of the class (at least one row), and the rest to train. Train always gets a group, and each split
+    when there are three: however large the groups are, test and val leave one to those who come after.
     """
     _, first, group_N, group_rows = np.unique(
         feature_hash_N, return_index=True, return_inverse=True, return_counts=True
@@ -32,9 +33,10 @@ def assign_splits(
     for label in np.unique(group_label):
         groups = np.flatnonzero(group_label == label)
         groups = groups[np.argsort(order_key[groups], kind="stable")]
-        rows_before = np.concatenate([[0], np.cumsum(group_rows[groups])[:-1]])
-        total = int(group_rows[groups].sum())
-        num_test, num_val = (max(1, round(total * share)) for share in (spec.test, spec.val))
-        group_split[groups[rows_before < num_test + num_val]] = VAL
-        group_split[groups[rows_before < num_test]] = TEST
+        rows_through = np.cumsum(group_rows[groups])
+        test_rows, val_rows = (max(1, round(int(rows_through[-1]) * share)) for share in (spec.test, spec.val))
+        test_end = min(int(np.searchsorted(rows_through, test_rows)) + 1, max(1, len(groups) - 2))
+        val_end = int(np.searchsorted(rows_through, rows_through[test_end - 1] + val_rows)) + 1
+        group_split[groups[: min(val_end, len(groups) - 1)]] = VAL
+        group_split[groups[: min(test_end, len(groups) - 1)]] = TEST
     return group_split[group_N]

@@ -19,6 +19,9 @@ OPSET_ML = 5
 IR_VERSION = 10
 FEATURES = "features"
 
+# A scaled number further out than this says nothing more, and could overflow float32 to NaN on its way to the answer.
+_FAR = 1e9
+
 _ELEMENT_TYPES = {"FP64": TensorProto.DOUBLE, "BYTES": TensorProto.STRING, "UINT8": TensorProto.UINT8}
 
 
@@ -86,7 +89,9 @@ def _add_numbers(graph: _Graph, columns: tuple[str, ...], state: FeatureState) -
     graph.add("Where", ["prep_missing", impute, "numbers"], "prep_imputed")
     graph.add("Sub", ["prep_imputed", offset], "prep_centred")
     graph.add("Div", ["prep_centred", scale], "prep_scaled")
-    return graph.add("Cast", ["prep_scaled"], "prep_numbers", to=TensorProto.FLOAT)
+    low, high = graph.constant("prep_low", -_FAR), graph.constant("prep_high", _FAR)
+    graph.add("Clip", ["prep_scaled", low, high], "prep_clipped")
+    return graph.add("Cast", ["prep_clipped"], "prep_numbers", to=TensorProto.FLOAT)
 
 
 def _add_category(graph: _Graph, position: int, state: CategoryState) -> str:

@@ -65,18 +65,30 @@ def _fit_number(values_N: NDArray[np.float64], spec: NumberFeatures) -> NumberSt
     present = values_N[~np.isnan(values_N)]
     if len(present) == 0:
         return NumberState(impute=0.0, offset=0.0, scale=1.0)
-    impute = 0.0 if spec.impute == "zero" else float(present.mean() if spec.impute == "mean" else np.median(present))
+    impute = 0.0 if spec.impute == "zero" else (_mean(present) if spec.impute == "mean" else float(np.median(present)))
     filled = np.where(np.isnan(values_N), impute, values_N)
     offset, scale = 0.0, 1.0
     if spec.scale == "standard":
-        offset, scale = float(filled.mean()), float(filled.std())
+        offset = _mean(filled)
+        scale = _root_mean_square(filled - offset)
     elif spec.scale == "min_max":
         offset, scale = float(filled.min()), float(np.ptp(filled))
     return NumberState(impute=impute, offset=offset, scale=scale if _is_usable(scale) else 1.0)
 
 
+def _mean(values_N: NDArray[np.float64]) -> float:
+    """Mean within the values' range, where rounding may not leave it: equal values have no spread, not a trace of one."""
+    return float(np.clip(values_N.mean(), values_N.min(), values_N.max()))
+
+
+def _root_mean_square(values_N: NDArray[np.float64]) -> float:
+    """Root of the mean square, of values whose squares may overflow or vanish."""
+    largest = np.abs(values_N).max()
+    return float(largest * np.sqrt(np.square(values_N / largest).mean())) if largest else 0.0
+
+
 def _is_usable(scale: float) -> bool:
-    """A constant column has no spread to divide by; rounding may leave a trace of one."""
+    """A constant column has no spread to divide by."""
     return bool(np.isfinite(scale)) and scale > _LEAST_SPREAD
 
 
@@ -91,12 +103,13 @@ def _sketch_number(values_N: NDArray[np.float64]) -> dict[str, Any]:
     present = values_N[~np.isnan(values_N)]
     sketch: dict[str, Any] = {"kind": "number", "missing_fraction": 1 - len(present) / len(values_N)}
     if len(present):
+        mean = _mean(present)
         edges = np.unique(np.quantile(present, np.linspace(0, 1, _NUM_BINS + 1)))
         inner = edges[1:-1]
         counts = np.bincount(np.searchsorted(inner, present, side="right"), minlength=len(inner) + 1)
         sketch |= {
-            "mean": float(present.mean()),
-            "std": float(present.std()),
+            "mean": mean,
+            "std": _root_mean_square(present - mean),
             "min": float(present.min()),
             "max": float(present.max()),
         }

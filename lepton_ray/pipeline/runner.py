@@ -96,6 +96,7 @@ def _run_stage(
         step = step_of(stage, spec, artifacts)
         found = None if is_fresh or stage.is_live else store.load(step, stage.kind)
         artifact = found or _do(stage, step, spec, store, artifacts, is_fresh, progress)
+        store.point_latest(step)
     except BaseException as error:
         error.add_note(
             f"The run stopped in the stage {stage.name}. Run it again to go on there: finished stages are kept."

@@ -15,7 +15,7 @@ from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.files import read_json
 from lepton_ray.data import sources
-from lepton_ray.data.block import DETAIL, LINE, REASON
+from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.clean import check_block
 from lepton_ray.spec.data import CleanSpec, DataSpec
 
@@ -39,11 +39,11 @@ def source_of(path: str) -> dict[str, Any]:
 def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple[int, int]:
     """Write a JSON line for each record of a file and return how many were scored and how many refused.
 
-    A line has ``line`` of the record and either ``label`` and ``probabilities`` or ``error``.
+    A line has ``line`` of the record (and ``file`` of an image) and either ``label`` and ``probabilities`` or ``error``.
 
     Raises:
         ArtifactError: If the package is damaged.
-        DataError: If the file cannot be read.
+        DataError: If the file cannot be read, or is of another kind than the package takes.
     """
     opened = open_package(package)
     predictor = Predictor(opened)
@@ -64,6 +64,10 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
 def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
     """The data section of the training, with the file to score as its source and no label to require."""
     source = source_of(path)
+    takes_images = trained["source"]["kind"] == "image_folder"
+    if takes_images != (source["kind"] == "image_folder"):
+        kind = "a folder of images" if takes_images else "a file of records"
+        raise DataError(f"the package takes {kind}, got {path!r}. Give what it was trained on")
     words = (
         {"missing_words": trained["source"]["missing_words"]}
         if "missing_words" in trained["source"] and source["kind"] in ("csv", "jsonl")
@@ -87,17 +91,24 @@ def _score_block(block: pa.Table, data: DataSpec, predictor: Predictor) -> Itera
     outputs = predictor.run(to_feeds(good, predictor.signature))
     classes = predictor.signature.classes
     lines: list[dict[str, Any]] = [
-        {"line": line, "label": label, "probabilities": dict(zip(classes, map(float, row), strict=True))}
-        for line, label, row in zip(
-            good.column(LINE).to_pylist(), outputs["label"], outputs["probabilities"], strict=True
-        )
+        {**place, "label": label, "probabilities": dict(zip(classes, map(float, row), strict=True))}
+        for place, label, row in zip(_places(good, data), outputs["label"], outputs["probabilities"], strict=True)
     ]
     for bad in (block.filter(pa.array(~is_row)), checked.filter(pa.array(~reasons))):
         lines += [
-            {"line": line, "error": text}
-            for line, text in zip(bad.column(LINE).to_pylist(), bad.column(DETAIL).to_pylist(), strict=True)
+            {**place, "error": text}
+            for place, text in zip(_places(bad, data), bad.column(DETAIL).to_pylist(), strict=True)
         ]
-    return iter(sorted(lines, key=lambda line: line["line"]))
+    return iter(sorted(lines, key=lambda line: (line.get("file", ""), line["line"])))
+
+
+def _places(block: pa.Table, data: DataSpec) -> list[dict[str, Any]]:
+    """Where each record came from."""
+    is_image = data.source.kind == "image_folder"
+    files, lines = block.column(SOURCE).to_pylist(), block.column(LINE).to_pylist()
+    return [
+        {"file": file, "line": line} if is_image else {"line": line} for file, line in zip(files, lines, strict=True)
+    ]
 
 
 def describe(package: str) -> dict[str, Any]:

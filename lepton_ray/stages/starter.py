@@ -11,20 +11,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from pyarrow.fs import FileSelector, FileSystem
+from pydantic import TypeAdapter, ValidationError
 
 from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
 from lepton_ray.data import csv_text, readers, sources
 from lepton_ray.data.clean import parse_numbers
-from lepton_ray.spec import parse_spec
-from lepton_ray.spec.data import MISSING_WORDS, CategoryColumn, Column, DataSpec
+from lepton_ray.spec import parse_spec, yaml_text
+from lepton_ray.spec.data import MISSING_WORDS, CategoryColumn, Column, ColumnName, DataSpec
 from lepton_ray.stages.score import source_of
 
 _SAMPLE_ROWS = 10_000
 _MAX_LABEL_CLASSES = 50
 _MAX_CATEGORIES = 200
+_WIDTH = 10_000  # of a line: longer than any path or name
 _MIN_CLASSES = 2
+_COLUMN_NAME: TypeAdapter[str] = TypeAdapter(ColumnName)
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,21 @@ def _column_names(source: Mapping[str, Any], filesystem: FileSystem, root: str) 
             names = readers.json_keys(filesystem.open_input_stream(root))
     except OSError as error:
         raise DataError(f"the data must be a readable file, got {source['uri']!r} ({error}). Check the path") from error
-    usable = [name for name in names if name and not name.startswith("_")]
+    usable = [name for name in names if _is_usable(name)]
     if len(usable) < _MIN_CLASSES or len(set(usable)) < len(usable):
         raise DataError(
             f"the data must have at least 2 columns with names of their own, got {names} in {source['uri']!r}"
         )
     return usable
+
+
+def _is_usable(name: str) -> bool:
+    """Whether a spec can name the column."""
+    try:
+        _COLUMN_NAME.validate_python(name)
+    except ValidationError:
+        return False
+    return not settings.references(name)
 
 
 def _sample(source: Mapping[str, Any], names: Sequence[str], filesystem: FileSystem, root: str) -> pa.Table:
@@ -100,9 +113,9 @@ def _look_at(table: pa.Table, names: Sequence[str]) -> dict[str, _Seen]:
         num_missing = table.num_rows - len(present)
         num_values = len(present.unique())
         missing = f", {num_missing / table.num_rows:.1%} missing" if num_missing else ""
-        numbers, is_number = parse_numbers(present)
-        if len(present) and is_number.mean() > 0.95:  # noqa: PLR2004  the rest are type errors, for quarantine
-            finite = numbers[np.isfinite(numbers)]
+        numbers, _ = parse_numbers(present)
+        finite = numbers[np.isfinite(numbers)]
+        if len(finite) > 0.95 * len(present):  # the rest are type errors, for quarantine
             is_index = num_values == len(present) and np.array_equal(
                 finite, np.arange(finite.min(), finite.min() + len(finite))
             )
@@ -139,7 +152,7 @@ def _write_table_spec(source: Mapping[str, Any], seen: Mapping[str, _Seen], labe
         lines.append(f"    {_quoted(column)}: {kind} # {'the label, ' if column == label else ''}{facts.comment}")
     where = "".join(f"    {key}: {_quoted(value)}\n" for key, value in source.items())
     return _TEMPLATE.format(
-        name=name,
+        name=_quoted(name),
         source=where.rstrip("\n"),
         label=_quoted(label),
         columns="\n".join(lines),
@@ -156,12 +169,17 @@ def _write_image_spec(path: str, filesystem: FileSystem, root: str) -> str:
     )
     if first is None:
         raise DataError(f"the folder must hold image files in one folder a class, got none in {path!r}")
-    with image_module.open(filesystem.open_input_file(first)) as image:
-        width, height = image.size
-        channels = 1 if image.mode in ("1", "L", "I", "F") else 3
+    try:
+        with image_module.open(filesystem.open_input_file(first)) as image:
+            width, height = image.size
+            channels = 1 if len(image.getbands()) <= 2 and image.mode[0] != "P" else 3  # noqa: PLR2004  grey, alpha
+    except (OSError, image_module.DecompressionBombError) as error:
+        raise DataError(
+            f"the first image must be a file that can be read, got {first!r}. Repair or remove it"
+        ) from error
     num_layers = max(1, min(3, min(height, width).bit_length() - 2))
     return _TEMPLATE.format(
-        name=_name_of(path),
+        name=_quoted(_name_of(path)),
         source=f"    kind: image_folder\n    uri: {_quoted(path)}",
         label="class",
         columns=f"    image: {{kind: image, height: {height}, width: {width}, channels: {channels}}}\n    class: category # the name of the file's folder",
@@ -169,9 +187,12 @@ def _write_image_spec(path: str, filesystem: FileSystem, root: str) -> str:
     )
 
 
-def _quoted(value: Any) -> str:
-    text = yaml.safe_dump(value, width=10_000, allow_unicode=True, default_flow_style=True).strip()
-    return text.removesuffix("\n...").removesuffix("...").strip()
+def _quoted(value: str) -> str:
+    """A text as YAML: plain where our loader reads it back as key and value, else in double quotes."""
+    text = yaml.safe_dump(value, width=_WIDTH, allow_unicode=True).removesuffix("...\n").strip()
+    if yaml_text.parse(f"{text}: {text}").data == {value: value}:
+        return text
+    return yaml.safe_dump(value, width=_WIDTH, allow_unicode=True, default_style='"').strip()
 
 
 _TEMPLATE = """# A starter spec: look the columns over, then  lepton-ray run FILE

@@ -1,0 +1,141 @@
+"""The split and the hashes under it: they depend on values alone, and every split sees every class that it can."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_ray.data.hashing import hash_columns, to_voids
+from lepton_ray.data.split import assign_splits
+from lepton_ray.spec.data import SplitSpec
+
+PROPERTY = settings(max_examples=100, deadline=None)
+SPLIT = SplitSpec()
+SHARES = st.tuples(st.integers(1, 98), st.integers(1, 98)).filter(lambda ends: ends[0] != ends[1])
+
+
+def hashes(features):
+    return to_voids(pa.chunked_array([hash_columns([pa.array(list(features), pa.float64())])]))
+
+
+def split(features, labels, spec=SPLIT, seed=0):
+    return assign_splits(hashes(features), np.array(labels, np.int64), spec, seed)
+
+
+def split_spec(ends):
+    first, second = sorted(ends)
+    return SplitSpec(train=first / 100, val=(second - first) / 100, test=1 - first / 100 - (second - first) / 100)
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=40), st.randoms())
+def test_neither_the_order_of_rows_nor_equal_features_change_a_rows_split(rows, random):
+    features, labels = zip(*rows, strict=True)
+    assigned = split(features, labels)
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    assert split([features[i] for i in order], [labels[i] for i in order]).tolist() == assigned[order].tolist()
+    by_features = {}
+    for feature, number in zip(features, assigned.tolist(), strict=True):
+        assert by_features.setdefault(feature, number) == number
+
+
+@PROPERTY
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=12), SHARES, st.integers(0, 2**31 - 1))
+def test_every_split_has_each_class_of_three_groups_or_more(group_rows, ends, seed):
+    """However large the groups and however small a share."""
+    features = np.repeat(np.arange(len(group_rows)), group_rows)
+    assigned = split(features, np.zeros(len(features)), split_spec(ends), seed)
+    assert set(assigned.tolist()) >= {1: {0}, 2: {0, 2}}.get(len(group_rows), {0, 1, 2})
+
+
+@PROPERTY
+@given(st.lists(st.integers(6, 60), min_size=1, max_size=4), SHARES)
+def test_classes_keep_their_shares_when_rows_differ(class_rows, ends):
+    labels = np.repeat(np.arange(len(class_rows)), class_rows)
+    spec = split_spec(ends)
+    assigned = split(np.arange(len(labels)), labels, spec)
+    for label, rows in enumerate(class_rows):
+        num_val, num_test = (int((assigned[labels == label] == number).sum()) for number in (1, 2))
+        for count, share in ((num_val, spec.val), (num_test, spec.test)):
+            assert 1 <= count <= max(1, round(rows * share))
+            assert abs(count - rows * share) <= 1 or num_val + num_test == rows - 1  # one row is left to train
+
+
+def test_rows_in_groups_stay_near_their_shares():
+    features = np.repeat(np.arange(600), 5)
+    shares = np.bincount(split(features, features % 2)) / len(features)
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.01)  # a group of 5 of 1500 rows may go over
+
+
+def test_seeds_differ():
+    features = np.arange(200)
+    results = {split(features, features % 2, seed=seed).tobytes() for seed in range(10)}
+    assert len(results) == 10
+
+
+def test_conflicting_labels_of_equal_features_stay_together():
+    assigned = split([0, 0, 1, 1, 2, 2, 3, 3], [0, 1] * 4)
+    assert assigned[0::2].tolist() == assigned[1::2].tolist()
+    assert set(assigned.tolist()) == {0, 1, 2}
+
+
+def test_no_rows():
+    assert split([], []).tolist() == []
+
+
+TEXTS = pa.array(["a", "", "a", None, "b", "é", "a\x00", "\x00", ""])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
+def test_texts_hash_by_value(kind):
+    whole = hash_columns([TEXTS.cast(kind)]).to_pylist()
+    assert whole == hash_columns([TEXTS]).to_pylist()
+    assert whole[0] == whole[2]
+    assert whole[1] == whole[8]
+    assert len(set(whole)) == 7
+    single = [hash_columns([TEXTS.slice(i, 1).cast(kind)]).to_pylist()[0] for i in range(len(TEXTS))]
+    assert single == whole
+
+
+def test_numbers_hash_by_value():
+    payload = np.array([0x7FF8000000000000, 0xFFF8000000000001], np.uint64).view(np.float64)  # two kinds of NaN
+    values = pa.array(np.array([0.0, -0.0, 1.0, np.inf, -np.inf, 5e-324, *payload]))
+    zero, minus_zero, *others, nan, other_nan = hash_columns([values]).to_pylist()
+    assert zero == minus_zero
+    assert nan == other_nan
+    assert len({zero, nan, *others}) == 6
+    with_null = pa.array([1.0, None], pa.float64())
+    assert hash_columns([with_null]).to_pylist() == [others[0], nan]
+
+
+def test_columns_hash_by_place():
+    one, two = pa.array(["a", "b"]), pa.array(["b", "a"])
+    rows = {
+        *hash_columns([one, two]).to_pylist(),
+        *hash_columns([one, one]).to_pylist(),
+        *hash_columns([one]).to_pylist(),
+    }
+    assert len(rows) == 6
+
+
+@PROPERTY
+@given(
+    st.lists(st.tuples(st.floats() | st.none(), st.text(max_size=3) | st.none()), max_size=12),
+    st.integers(0, 12),
+    st.integers(0, 12),
+)
+def test_slices_and_chunks_hash_like_the_whole(rows, start, length):
+    numbers = pa.array([row[0] for row in rows], pa.float64())
+    texts = pa.array([row[1] for row in rows], pa.string())
+    whole = hash_columns([numbers, texts])
+    part = hash_columns([numbers.slice(start, length), texts.slice(start, length)])
+    assert part.to_pylist() == whole.slice(start, length).to_pylist()
+    chunks = pa.chunked_array([whole.slice(0, start), whole.slice(start)], pa.binary(16))
+    assert to_voids(chunks).tolist() == [np.void(value).item() for value in whole.to_pylist()]
+
+
+def test_many_values_do_not_collide():
+    hashed = to_voids(pa.chunked_array([hash_columns([pa.array(np.arange(50_000.0))])]))
+    assert len(np.unique(hashed)) == 50_000

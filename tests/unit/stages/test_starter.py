@@ -1,0 +1,237 @@
+"""The starter spec: what it makes of a file is a spec that parses, whatever the columns are called."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lepton_ray.core.errors import DataError, LeptonError
+from lepton_ray.spec import parse_spec
+from lepton_ray.stages.starter import write_starter
+
+ODD_NAMES = [
+    *(
+        "yes",
+        "no",
+        "null",
+        "~",
+        "true",
+        "1e3",
+        "1",
+        "-1.5",
+        "0x1F",
+        "0o7",
+        "1_000",
+        "12:30",
+        "2020-01-01",
+        ".inf",
+        "=",
+    ),
+    *(
+        "a: b",
+        "a:",
+        ":a",
+        "a #b",
+        "#a",
+        "'a'",
+        'say "hi"',
+        "- a",
+        "-",
+        "? a",
+        "? ",
+        "[a]",
+        "{a}",
+        "*a",
+        "&a",
+        "!a",
+        "|",
+        ">",
+    ),
+    *(
+        "%a",
+        "@a",
+        "`a`",
+        "a,b",
+        "a\\b",
+        "\\n",
+        "a\tb",
+        "é ü",
+        "\U0001f600",
+        "日本",
+        "a\u2028b",
+        "\x7f",
+        "a\u0085b",
+        "\ufeffa",
+    ),
+    *("{name}", "{}", "{0}", "mean radius", "area (mm2)", "a/b", "a.b", "...", "---", "a" * 256, "x" * 200 + ": y"),
+]
+
+
+def starter(path, label=None):
+    return parse_spec(write_starter(str(path), label), source="starter")
+
+
+def kinds(spec):
+    return {name: column.kind for name, column in spec.data.columns.items()}
+
+
+def write(folder, name, rows):
+    """Write records in the format of the file's suffix."""
+    path = Path(folder) / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".jsonl", ".ndjson", ".json"):
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    else:
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        lines = [list(rows[0]), *(row.values() for row in rows)]
+        quoted = [['"' + str("" if v is None else v).replace('"', '""') + '"' for v in line] for line in lines]
+        path.write_text("\n".join(map(delimiter.join, quoted)), encoding="utf-8")
+    return path
+
+
+ROWS = [
+    {
+        "id": i + 7,
+        "age": None if i == 3 else i * 0.5,
+        "note": f"text {i}",
+        "city": "ab"[i % 2],
+        "y": ["no", "yes"][i % 2],
+    }
+    for i in range(400)
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "ndjson", "json", "parquet"])
+def test_columns_of_each_format(tmp_path, suffix):
+    spec = starter(write(tmp_path, f"My Data.2.{suffix}", ROWS))
+    assert kinds(spec) == {"id": "ignored", "age": "number", "note": "ignored", "city": "category", "y": "category"}
+    assert spec.data.label == "y"
+    assert spec.name == "my_data_2"
+    assert spec.data.source.uri.endswith(f"My Data.2.{suffix}")
+
+
+def test_an_image_folder(tmp_path):
+    for name in ("cat/1.png", "dog/2.png"):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((6, 9), np.uint8)).save(path)
+    spec = starter(tmp_path / "pets")
+    image = spec.data.columns["image"]
+    assert (image.height, image.width, image.channels) == (6, 9, 1)
+    assert (spec.data.label, spec.model.kind, spec.name) == ("class", "cnn", "pets")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "channels"),
+    [(np.zeros((4, 4), np.uint16), 1), (np.zeros((4, 4, 2), np.uint8), 1), (np.zeros((4, 4, 4), np.uint8), 3)],
+)
+def test_channels_of_images(tmp_path, pixels, channels):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "1.png")
+    assert starter(tmp_path).data.columns["image"].channels == channels
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names(tmp_path, suffix, name):
+    path = write(tmp_path, f"d.{suffix}", [{"x": i % 5 + 0.5, name: "ab"[i % 2]} for i in range(9)])
+    seen = name.strip() if suffix == "csv" else name
+    for label in (None, seen):
+        spec = starter(path, label)
+        assert spec.data.label == seen
+        assert kinds(spec) == {"x": "number", seen: "category"}
+
+
+NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name.strip() == name and "${" not in name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NAMES, min_size=2, max_size=4, unique=True))
+def test_any_names_that_a_spec_can_hold(names):
+    usable = [name for name in names if not name.startswith("_") and "\n" not in name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(folder, "d.jsonl", [dict.fromkeys(names, "ab"[i % 2]) for i in range(4)])
+        if len(usable) < 2:
+            with pytest.raises(DataError):
+                starter(path)
+            return
+        spec = starter(path)
+    assert list(spec.data.columns) == usable
+    assert spec.data.label == usable[-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["it's: a {file} #1.csv", "ünï.csv", "yes.csv", "%41.csv", "a\\b.csv", "___.csv", "a" * 90 + ".csv"]
+)
+def test_odd_file_names(tmp_path, name):
+    path = write(tmp_path, name, ROWS[:20])
+    assert starter(path).data.source.uri == str(path)
+
+
+@pytest.mark.parametrize("name", ["", "_hidden", "a\nb", "n" * 257, "${HOME}"])
+def test_columns_that_no_spec_can_name_are_left_out(tmp_path, name):
+    path = write(tmp_path, "d.csv", [{name: "q", "x": i * 0.5, "y": "ab"[i % 2]} for i in range(9)])
+    assert kinds(starter(path)) == {"x": "number", "y": "category"}
+
+
+def test_the_label_is_the_last_category_with_few_values_or_the_one_that_is_named(tmp_path):
+    path = write(tmp_path, "d.csv", [{"a": "pq"[i % 2], "n": i % 3, "b": "uv"[i % 2], "k": "one"} for i in range(12)])
+    assert starter(path).data.label == "b"
+    assert kinds(starter(path, "n"))["n"] == "category"
+    with pytest.raises(DataError, match=r"--label must name a column \(a, n, b, k\), got 'z'"):
+        write_starter(str(path), "z")
+
+
+def test_a_number_with_few_values_is_the_label_when_there_is_no_category(tmp_path):
+    path = write(tmp_path, "d.csv", [{"x": i * 0.25, "y": i % 2} for i in range(200)])
+    spec = starter(path)
+    assert (spec.data.label, kinds(spec)) == ("y", {"x": "number", "y": "category"})
+
+
+@pytest.mark.parametrize(
+    "values", [["inf"], ["-inf", "inf"], ["1e999"], ["1e308", "-1e308"], [""], ["NA"], ["1e17", "1e17"]]
+)
+def test_columns_of_odd_numbers(tmp_path, values):
+    path = write(tmp_path, "d.csv", [{"x": values[i % len(values)], "z": i * 0.5, "y": "ab"[i % 2]} for i in range(8)])
+    assert starter(path).data.label == "y"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", b""),
+        ("d.csv", b"a,b\n"),
+        ("d.csv", b"a\n1\n2\n"),
+        ("d.csv", b"a,a\n1,2\n"),
+        ("d.csv", b"a,b\n1\n2,3,4\n"),
+        ("d.csv", "a,b\n1,2\n".encode("utf-16")),
+        ("d.csv", b"a,b\n" + b"".join(b"x%d,y%d\n" % (i, i) for i in range(60))),
+        ("d.csv", b"id,y\n" + b"".join(b"%d,%d\n" % (i, i % 2) for i in range(60))),
+        ("d.jsonl", b"[1]\n"),
+        ("d.jsonl", b'{"a": 1}\n'),
+        ("d.parquet", b"not parquet"),
+        ("d.parquet", b""),
+        ("d.xlsx", b""),
+        ("folder/a/1.png", b"not an image"),
+        ("folder/a/readme.md", b""),
+    ],
+)
+def test_files_without_use_are_errors_of_ours(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(LeptonError):
+        write_starter(str(tmp_path / name.partition("/")[0]), None)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="readable file"):
+        write_starter(str(tmp_path / "none.csv"), None)
