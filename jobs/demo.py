@@ -9,7 +9,6 @@ import threading
 import time
 import urllib.request
 
-
 from lepton_ray.cli.output import RichProgress
 from lepton_ray.engine.session import close
 from lepton_ray.pipeline import RunResult, run

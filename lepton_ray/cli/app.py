@@ -1,16 +1,17 @@
 """All commands of ``lepton-ray``. Engines are imported inside the commands that need them, so that help is quick."""
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json
+from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +63,7 @@ def init(
         if output is None:
             typer.echo(text, nl=False)
         else:
-            with output.open("x", encoding="utf-8") as file:
+            with open_output(output, "x") as file:
                 file.write(text)
             typer.echo(f"Wrote {output}. Look it over, then: lepton-ray run {output}", err=True)
 
@@ -154,8 +155,13 @@ def predict(
     with errors_explained():
         from lepton_ray.stages.score import score_file
 
-        with output.open("w", encoding="utf-8") if output else contextlib.nullcontext(sys.stdout) as stream:
-            scored, refused = score_file(package, file, stream.write)
+        with contextlib.ExitStack() as files:
+
+            @functools.cache
+            def stream() -> TextIO:  # opened with the first answer: an error before leaves the file as it was
+                return files.enter_context(open_output(output, "w")) if output else sys.stdout
+
+            scored, refused = score_file(package, file, lambda text: stream().write(text))
         typer.echo(f"{scored + refused} records: {scored} scored, {refused} refused", err=True)
         if refused:
             raise typer.Exit(1)

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -52,8 +54,35 @@ class RichProgress:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON to standard output."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print JSON to standard output; a number that is not finite becomes null, for which JSON has no other word."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())  # a path may hold bytes that are not UTF-8
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def open_output(path: Path, mode: Literal["w", "x"]) -> TextIO:
+    """Open the file of ``--output``; mode ``x`` keeps one that is there.
+
+    Raises:
+        LeptonError: If it cannot be written.
+    """
+    try:
+        return path.open(mode, encoding="utf-8")
+    except FileExistsError as error:
+        raise LeptonError(
+            f"--output must be a file that is not there yet, got {str(path)!r}. Remove it or choose another"
+        ) from error
+    except OSError as error:
+        raise LeptonError(
+            f"--output must be a file that can be written, got {str(path)!r} ({error.strerror}). Choose another"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ All of them survive pickling, because Ray carries them between processes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class LeptonError(Exception):
@@ -25,9 +26,9 @@ class SpecError(LeptonError, ValueError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in self.problems))
 
-    def __reduce__(self) -> tuple[type["SpecError"], tuple[tuple[str, ...], str]]:
+    def __reduce__(self) -> tuple[type["SpecError"], tuple[tuple[str, ...], str], dict[str, Any]]:
         """Rebuild from the problems: the joined message is not an argument of ``__init__``."""
-        return type(self), (self.problems, self.source)
+        return type(self), (self.problems, self.source), vars(self)
 
 
 class MissingExtraError(LeptonError, ImportError):
@@ -53,9 +54,9 @@ class EngineError(LeptonError, RuntimeError):
         self.retryable = retryable
         super().__init__(message)
 
-    def __reduce__(self) -> tuple[type["EngineError"], tuple[str, bool]]:
+    def __reduce__(self) -> tuple[type["EngineError"], tuple[str, bool], dict[str, Any]]:
         """Keep ``retryable`` across processes."""
-        return type(self), (str(self), self.retryable)
+        return type(self), (str(self), self.retryable), vars(self)
 
 
 class QualityGateError(LeptonError):

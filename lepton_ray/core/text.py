@@ -1,11 +1,19 @@
 """Values as messages show them."""
 
+import reprlib
 from typing import Any
 
 _MAX_LENGTH = 80
 
+_repr = reprlib.Repr()
+_repr.maxlevel = 4
+_repr.maxstring = _repr.maxother = _repr.maxlong = _MAX_LENGTH
+
 
 def show(value: Any) -> str:
-    """Return ``repr`` of a value, cut to 80 characters: an answer stays small however large its cause."""
-    text = repr(value)
+    """Return ``repr`` of a value, cut to 80 characters: an answer stays small however large or deep its cause."""
+    try:
+        text = _repr.repr(value)
+    except ValueError:  # Python writes integers of at most 4300 digits
+        text = f"a large {type(value).__name__}"
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."

@@ -41,7 +41,7 @@ def compute_metrics(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floatin
         "f1": float(f1),
         "roc_auc": _roc_auc(y_N, p),
         "log_loss": float(sk.log_loss(y_N, p, labels=labels)) if len(labels) > 1 else 0.0,
-        "expected_calibration_error": calibrate(y_N, p, num_bins).expected_error,
+        "expected_calibration_error": calibrate(y_N, probabilities_NC, num_bins).expected_error,
     }
 
 
@@ -59,8 +59,9 @@ def _roc_auc(y_N: NDArray[np.int64], p_NC: NDArray[np.float64]) -> float:
 
 def calibrate(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], num_bins: int) -> Calibration:
     """Return the reliability curve."""
-    confidence = probabilities_NC.max(axis=1)
-    is_right = probabilities_NC.argmax(1) == y_N
+    p = _normalise(probabilities_NC)
+    confidence = p.max(axis=1)
+    is_right = p.argmax(1) == y_N
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     used = np.unique(bins)
     means = [float(confidence[bins == b].mean()) for b in used]

@@ -2,6 +2,7 @@
 
 import html
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ _MAX_FLAT_LABELS = 4
 _BLUE, _GREY = "#2463a5", "#9aa7b4"
 _MAX_CLASSES_SHOWN = 20
 _MAX_TRIALS_SHOWN = 50
+_MAX_LABEL_LENGTH = 20
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,15 @@ def _draw(paint: Callable[[Any], None], width: float = 4.4, height: float = 3.4)
         figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure.add_subplot())
         buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # that matplotlib's font lacks: the browser sets the text
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_LABEL_LENGTH else name[: _MAX_LABEL_LENGTH - 1] + "…"
 
 
 def _plot_confusion(data: ReportData) -> str:
@@ -164,8 +172,10 @@ def _plot_confusion(data: ReportData) -> str:
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axes.set(title="Confusion", xlabel="predicted", ylabel="true")
         if size <= _MAX_CLASSES_SHOWN:
-            axes.set_xticks(range(size), data.classes, rotation=45 if size > _MAX_FLAT_LABELS else 0)
-            axes.set_yticks(range(size), data.classes)
+            rotation = 45 if size > _MAX_FLAT_LABELS else 0
+            names = [_shorten(name) for name in data.classes]
+            axes.set_xticks(range(size), names, rotation=rotation, parse_math=False)
+            axes.set_yticks(range(size), names, parse_math=False)
             for row, column in np.ndindex(size, size):
                 axes.text(
                     column,

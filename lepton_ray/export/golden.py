@@ -36,10 +36,15 @@ def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any]
     """Return the greatest absolute difference of a probability from the training code's.
 
     Raises:
-        QualityGateError: If it exceeds the tolerance, or a label differs that is not a tie within it.
+        QualityGateError: If it exceeds the tolerance, a label differs that is not a tie within it, or rows are lacking.
     """
     wanted = np.asarray(expected["probabilities"], np.float64)
     actual = np.asarray(got["probabilities"], np.float64)
+    if actual.shape != wanted.shape or len(got["label"]) != len(expected["label"]):
+        raise QualityGateError(
+            f"{place} must answer {len(wanted)} golden rows with probabilities of the shape {wanted.shape}, got "
+            f"{len(got['label'])} labels and the shape {actual.shape}. Nothing was promoted"
+        )
     difference = float(np.abs(actual - wanted).max())
     if not difference <= tolerance:
         raise QualityGateError(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -28,6 +28,9 @@ _log = logging.getLogger("lepton_ray.serve")
 
 _ROWS_RUN_INLINE = 32  # more rows leave the event loop free for health checks while they run
 _HTTP_OK, _HTTP_BAD_REQUEST, _HTTP_NOT_FOUND, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 200, 400, 404, 413, 422
+_HTTP_FAILED = 500
+
+_Handle = Callable[[Any], Awaitable[tuple[Any, NDArray[Any]]]]
 
 
 class Meter(Protocol):
@@ -77,7 +80,7 @@ def build_http_app(predictor: Predictor, name: str, limits: Limits, meter: Meter
             Route(f"{prefix}/ready", endpoints.model_ready),
             Route(f"{prefix}/infer", endpoints.infer, methods=["POST"]),
         ]
-    not_found = {404: _not_found, 405: _not_allowed, 500: _failed}
+    not_found = {404: _not_found, 405: _not_allowed, _HTTP_FAILED: _failed}
     return Starlette(routes=routes, exception_handlers=not_found)
 
 
@@ -96,7 +99,7 @@ async def _not_allowed(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     _log.error("request failed", exc_info=error)
-    return _json({"error": "the server failed; its log has the reason"}, 500)
+    return _json({"error": "the server failed; its log has the reason"}, _HTTP_FAILED)
 
 
 def _json(content: Any, code: int = _HTTP_OK, headers: Mapping[str, str] | None = None) -> Response:
@@ -148,35 +151,42 @@ class _Endpoints:
     async def predict(self, request: Request) -> Response:
         return await self._answer(request, "records", self._predict)
 
-    async def _answer(
-        self, request: Request, name: str, handle: Callable[[Any], Awaitable[tuple[Any, NDArray[Any]]]]
-    ) -> Response:
+    async def _answer(self, request: Request, name: str, handle: _Handle) -> Response:
         start = time.perf_counter()
-        labels = None
+        code, labels = _HTTP_FAILED, None
+        try:
+            response, labels = await self._respond(request, handle)
+            code = response.status_code
+            return response
+        finally:
+            self.meter.observe(name, code, time.perf_counter() - start, labels)
+
+    async def _respond(self, request: Request, handle: _Handle) -> tuple[Response, NDArray[Any] | None]:
         try:
             content, labels = await handle(_parse_json(await self._read(request)))
-            response = _json(content)
         except _RefusalError as refusal:
-            response = _json({"error": str(refusal)}, refusal.code)
+            return _json({"error": str(refusal)}, refusal.code), None
         except protocol.ProtocolError as error:
-            response = _json({"error": str(error)}, _HTTP_BAD_REQUEST)
+            return _json({"error": str(error)}, _HTTP_BAD_REQUEST), None
         except RecordError as error:
-            response = _json({"error": str(error)}, _HTTP_UNPROCESSABLE)
-        self.meter.observe(name, response.status_code, time.perf_counter() - start, labels)
-        return response
+            return _json({"error": str(error)}, _HTTP_UNPROCESSABLE), None
+        return _json(content), labels
 
     async def _read(self, request: Request) -> bytes:
         """Read the body, but never more than the limit."""
         parts: list[bytes] = []
         size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self.limits.max_request_bytes:
-                raise _RefusalError(
-                    _HTTP_TOO_LARGE,
-                    f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request",
-                )
-            parts.append(part)
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > self.limits.max_request_bytes:
+                    raise _RefusalError(
+                        _HTTP_TOO_LARGE,
+                        f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request",
+                    )
+                parts.append(part)
+        except ClientDisconnect as error:  # nobody reads the answer; it is no failure of the server
+            raise _RefusalError(_HTTP_BAD_REQUEST, "the body must be complete") from error
         return b"".join(parts)
 
     async def _infer(self, body: Any) -> tuple[Any, NDArray[Any]]:

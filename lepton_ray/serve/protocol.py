@@ -16,7 +16,6 @@ from lepton_ray.core.text import show
 
 _NUMERIC = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
 _ACCEPTED = {"FP64": _NUMERIC[1:], "BYTES": ("BYTES",), "UINT8": ("UINT8",)}
-_MAX_DEPTH = 8
 _MAX_BYTE = 255
 
 
@@ -55,11 +54,11 @@ def parse_infer(body: Any, signature: Signature, max_rows: int) -> tuple[Feeds, 
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
             raise ProtocolError(f"inputs[{index}] must be an object with a name")
         if item["name"] in given:
-            raise ProtocolError(f"inputs[{index}].name must be given once, got {item['name']!r} again")
+            raise ProtocolError(f"inputs[{index}].name must be given once, got {show(item['name'])} again")
         given[item["name"]] = item
     wanted = {tensor.name: tensor for tensor in signature.inputs}
     if given.keys() != wanted.keys():
-        raise ProtocolError(f"inputs must be {', '.join(wanted)}, got {', '.join(map(repr, given)) or 'none'}")
+        raise ProtocolError(f"inputs must be {', '.join(wanted)}, got {show(list(given)) if given else 'none'}")
     feeds = {name: _parse_tensor(given[name], tensor, max_rows) for name, tensor in wanted.items()}
     rows = {len(values) for values in feeds.values()}
     if len(rows) != 1:
@@ -72,7 +71,7 @@ def _parse_tensor(item: Mapping[str, Any], tensor: TensorSpec, max_rows: int) ->
     datatype, shape, data = item.get("datatype"), item.get("shape"), item.get("data")
     accepted = _ACCEPTED[tensor.datatype]
     if datatype not in accepted:
-        raise ProtocolError(f"{place}.datatype must be {tensor.datatype}, got {datatype!r}")
+        raise ProtocolError(f"{place}.datatype must be {tensor.datatype}, got {show(datatype)}")
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
         raise ProtocolError(f"{place}.shape must be a list of whole numbers, got {show(shape)}")
     if len(shape) != len(tensor.shape) or any(
@@ -84,24 +83,24 @@ def _parse_tensor(item: Mapping[str, Any], tensor: TensorSpec, max_rows: int) ->
     if not isinstance(data, list):
         raise ProtocolError(f"{place}.data must be a list, got {show(data)}")
     values: list[Any] = []
-    _flatten(data, values, 0, place)
-    if len(values) != math.prod(shape):
-        raise ProtocolError(
-            f"{place}.data must have {math.prod(shape)} values for the shape {shape}, got {len(values)}"
-        )
+    _flatten(data, shape, values, place)
     return _to_array(values, tensor, place).reshape(shape)
 
 
-def _flatten(data: list[Any], values: list[Any], depth: int, place: str) -> None:
-    if depth > _MAX_DEPTH:
-        raise ProtocolError(f"{place}.data must be nested at most {_MAX_DEPTH} deep")
-    if data and isinstance(data[0], list):
-        for item in data:
-            if not isinstance(item, list):
-                raise ProtocolError(f"{place}.data must be nested evenly, got {show(item)} beside a list")
-            _flatten(item, values, depth + 1, place)
-    else:
+def _flatten(data: list[Any], shape: Sequence[int], values: list[Any], place: str) -> None:
+    """Append the values of ``data`` in row-major order; the inner axes may be nested, or flat, each as a whole."""
+    is_nested = len(shape) > 1 and bool(data) and isinstance(data[0], list)
+    expected = shape[0] if is_nested else math.prod(shape)
+    if len(data) != expected:
+        what = "lists" if is_nested else "values"
+        raise ProtocolError(f"{place}.data must have {expected} {what} for the shape {list(shape)}, got {len(data)}")
+    if not is_nested:
         values += data
+        return
+    for item in data:
+        if not isinstance(item, list):
+            raise ProtocolError(f"{place}.data must be nested evenly, got {show(item)} beside a list")
+        _flatten(item, shape[1:], values, place)
 
 
 def _to_array(values: list[Any], tensor: TensorSpec, place: str) -> NDArray[Any]:

@@ -1,8 +1,9 @@
 """The base of every section and the field types that sections share."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic.fields import FieldInfo
 
 from lepton_ray.core import settings
 
@@ -37,9 +38,9 @@ class Section(BaseModel):
     def _check_env_references(self) -> Self:
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if not isinstance(value, str) or not (variables := settings.references(value)):
-                continue
-            if not any(isinstance(mark, EnvReferences) for mark in field.metadata):
+            texts = value if isinstance(value, tuple) else (value,)
+            variables = [v for text in texts if isinstance(text, str) for v in settings.references(text)]
+            if variables and not _may_refer(field):
                 raise ValueError(
                     f"{name} must not refer to the environment, got {value!r}. Only URI fields may: write the value"
                 )
@@ -49,6 +50,12 @@ class Section(BaseModel):
                         f"{name} must refer to environment variables that are set, got {value!r}. Set {variable}"
                     )
         return self
+
+
+def _may_refer(field: FieldInfo) -> bool:
+    members = get_args(field.annotation)  # of ``Uri | None`` the member carries the mark
+    marks = [*field.metadata, *(mark for member in members for mark in getattr(member, "__metadata__", ()))]
+    return any(isinstance(mark, EnvReferences) for mark in marks)
 
 
 def replace(section: Section, path: tuple[str, ...], value: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lepton_ray.spec import yaml_text
 from lepton_ray.spec.run import RunSpec
 
 _MAX_SPEC_BYTES = 4 << 20
+_MAPPING_ERRORS = ("dict_type", "model_type", "model_attributes_type")
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -29,13 +30,14 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise SpecError(
             [f"the spec must be a readable file, got {str(path)!r} ({error.strerror}). Check the path"]
         ) from error
     if len(content) > _MAX_SPEC_BYTES:
-        raise SpecError([f"the spec must be at most {_MAX_SPEC_BYTES} bytes, got {len(content)}"], str(path))
+        raise SpecError([f"the spec must be at most {_MAX_SPEC_BYTES} bytes, got more. Split the run"], str(path))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -70,13 +72,13 @@ def parse_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -
 def _apply_override(data: dict[str, Any], override: str, problems: list[str]) -> tuple[str, ...] | None:
     name, separator, text = override.partition("=")
     path = tuple(name.strip().split("."))
-    if not separator or not all(path):
-        problems.append(f"--set must be PATH=VALUE, got {override!r}. Write for example --set train.epochs=5")
+    if not separator or not all(path) or not yaml_text.is_encodable(name):
+        problems.append(f"--set must be PATH=VALUE, got {show(override)}. Write for example --set train.epochs=5")
         return None
     try:
         value = yaml_text.parse_scalar(text)
     except ValueError as error:
-        problems.append(f"--set {name} must have a YAML value, got {text!r} ({error})")
+        problems.append(f"--set {name} must have a YAML value, got {show(text)} ({error})")
         return None
     target = data
     for key in path[:-1]:
@@ -84,7 +86,7 @@ def _apply_override(data: dict[str, Any], override: str, problems: list[str]) ->
         if child is None:
             child = target[key] = {}
         if not isinstance(child, dict):
-            problems.append(f"--set {name} must follow sections, but {key!r} is {child!r}. Set {key} itself")
+            problems.append(f"--set {name} must follow sections, but {key!r} is {show(child)}. Set {key} itself")
             return None
         target = child
     target[path[-1]] = value
@@ -92,7 +94,7 @@ def _apply_override(data: dict[str, Any], override: str, problems: list[str]) ->
 
 
 def _explain(details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]) -> str:
-    location, model = _strip_union_tags(details["loc"])
+    location, model, types_there = _strip_union_tags(details["loc"])
     name = ".".join(map(str, location))
     place = _place(location, lines, set_paths)
     kind, got = details["type"], details["input"]
@@ -104,9 +106,11 @@ def _explain(details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths:
     if kind == "value_error":
         return f"{place}{name + '.' if name else ''}{message}."
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        choices = details["ctx"].get("expected_tags", "see lepton-ray schema")
-        tag = details["ctx"].get("tag", "none")
-        return f"{place}{name}.kind must be one of {choices}, got {tag!r}. Set it."
+        choices = ", ".join(repr(_tag(m)) for m in _models(types_there))
+        got = got.get("kind") if isinstance(got, dict) else got
+        return f"{place}{name}.kind must be one of {choices}, got {show(got)}. Set it."
+    if kind in _MAPPING_ERRORS:
+        return f"{place}{name} must be a mapping, got {show(got)}."
     message = (
         message.replace("String should", "must").replace("Dictionary should", "must").replace("Tuple should", "must")
     )
@@ -121,7 +125,7 @@ def _place(location: yaml_text.Path, lines: dict[yaml_text.Path, int], set_paths
     for length in range(len(location), 0, -1):
         if line := lines.get(location[:length]):
             return f"line {line}: "
-    return ""
+    return "--set: " if any(path[: len(location)] == location for path in set_paths) else ""
 
 
 def _suggest(wrong: str, known: list[str]) -> str:
@@ -130,13 +134,13 @@ def _suggest(wrong: str, known: list[str]) -> str:
     return f"Choose from {', '.join(known)}." if known else "Remove it."
 
 
-def _strip_union_tags(location: tuple[int | str, ...]) -> tuple[yaml_text.Path, type[BaseModel] | None]:
-    """Return the path as the file has it (pydantic adds the ``kind`` of unions), and the model it ends in."""
+def _strip_union_tags(location: tuple[int | str, ...]) -> tuple[yaml_text.Path, type[BaseModel] | None, list[Any]]:
+    """Return the path as the file has it (pydantic adds the ``kind`` of unions), the model it ends in, the types there."""
     path: list[int | str] = []
     types_now: list[Any] = [RunSpec]
     parent: type[BaseModel] | None = RunSpec
     for part in location:
-        models = [t for t in _flatten(types_now) if isinstance(t, type) and issubclass(t, BaseModel)]
+        models = _models(types_now)
         tagged = [m for m in models if _tag(m) == part and len(models) > 1]
         if tagged:
             types_now = tagged
@@ -145,7 +149,11 @@ def _strip_union_tags(location: tuple[int | str, ...]) -> tuple[yaml_text.Path, 
         parent = models[0] if models else None
         fields = {(f.alias or n): f for m in models for n, f in m.model_fields.items()}
         types_now = [fields[str(part)].annotation] if str(part) in fields else _item_types(types_now)
-    return tuple(path), parent
+    return tuple(path), parent, types_now
+
+
+def _models(annotations: list[Any]) -> list[type[BaseModel]]:
+    return [t for t in _flatten(annotations) if isinstance(t, type) and issubclass(t, BaseModel)]
 
 
 def _flatten(annotations: list[Any]) -> list[Any]:

@@ -45,6 +45,12 @@ class EvaluateSpec(Section):
     """A run whose package misses one registers and serves nothing, and exits with status 3."""
     calibration_bins: Annotated[int, Field(ge=2, le=100)] = 10
 
+    @model_validator(mode="after")
+    def _check_baseline(self) -> Self:
+        if "baseline_accuracy" in self.gates and self.baseline == "none":
+            raise ValueError("baseline must not be 'none' for a gate on baseline_accuracy, got 'none'. Remove one")
+        return self
+
 
 class RegisterSpec(Section):
     """A version in the MLflow registry."""

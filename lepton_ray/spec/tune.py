@@ -1,21 +1,34 @@
 """Section ``tune``: the search for better settings of ``model`` and ``train``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, Strict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section
 
 Scalar = int | float | str | bool
 
 
+def _explain_value(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """One error for a value that is none of the types, where pydantic has one for each type."""
+    try:
+        return validate(value)
+    except ValidationError as error:
+        raise PydanticCustomError("choice_value", "must be a number, a text, true, false or a list of them") from error
+
+
+ChoiceValue = Annotated[
+    Scalar | Annotated[tuple[Scalar, ...], Strict(False)],
+    WrapValidator(_explain_value),
+]
+
+
 class Choice(Section):
     """One of the given values; a list stands for itself, as in ``[[64], [64, 32]]`` for ``model.hidden``."""
 
     kind: Literal["choice"]
-    values: Annotated[
-        tuple[Scalar | Annotated[tuple[Scalar, ...], Strict(False)], ...], Strict(False), Field(min_length=1)
-    ]
+    values: Annotated[tuple[ChoiceValue, ...], Strict(False), Field(min_length=1)]
 
 
 class _Range(Section):

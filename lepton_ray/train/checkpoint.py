@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lepton_ray.core.errors import ArtifactError
@@ -44,14 +45,14 @@ def restore(state: TrainState, folder: Path) -> None:
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = value
         state.optimizer.load_state_dict({"state": slots, "param_groups": facts["optimizer_groups"]})
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        state.history, state.best_epoch = facts["history"], facts["best_epoch"]
+        best = load_file(folder / "best.safetensors")
+    except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder} must be a checkpoint of this model ({type(error).__name__}). Run with --from train"
         ) from error
-    state.history = facts["history"]
-    state.best_epoch = facts["best_epoch"]
     device = next(state.model.parameters()).device
-    state.best_weights = {name: value.to(device) for name, value in load_file(folder / "best.safetensors").items()}
+    state.best_weights = {name: value.to(device) for name, value in best.items()}
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,156 @@
+"""The documents: README's commands run as written, links lead somewhere, examples in docs parse."""
+
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+DOCUMENTS = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
+)
+BIN = Path(sys.executable).parent
+
+
+def blocks(name: str) -> list[list[str]]:
+    """Commands of each bash block, comments left out."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    found = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [[line for line in block.splitlines() if line and not line.startswith("#")] for block in found]
+
+
+def commands(name: str) -> list[str]:
+    return [command for block in blocks(name) for command in block]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a reader has it: a clone's jobs, and a data file of their own."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "jobs").symlink_to(REPOSITORY / "jobs")
+    rng = random.Random(3)
+    with (folder / "customers.csv").open("w") as file:
+        file.write("customer,age,city,spent,churned\n")
+        for number in range(400):
+            age, spent, city = rng.randint(18, 90), rng.uniform(0, 500), rng.choice(["oslo", "rome", ""])
+            file.write(f"{number},{age},{city},{spent:.2f},{'yes' if spent < 200 + age else 'no'}\n")
+    return folder
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    return {**kept, "PATH": f"{BIN}:{kept['PATH']}"}
+
+
+def run(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=250, check=False
+    )
+
+
+def plain_commands(name: str) -> list[str]:
+    """Commands that end by themselves and need no server; ``make`` targets are tested below."""
+    return [c for c in commands(name) if not c.startswith(("make ", "curl ", "lepton-ray serve"))]
+
+
+@pytest.fixture(scope="module")
+def followed(clone: Path) -> dict[str, "subprocess.CompletedProcess[str]"]:
+    return {command: run(command, clone) for command in plain_commands("README.md")}
+
+
+@pytest.mark.parametrize("command", plain_commands("README.md"))
+def test_readme_command_runs_as_written(command: str, followed: dict[str, "subprocess.CompletedProcess[str]"]) -> None:
+    done = followed[command]
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def server(clone: Path, followed: object) -> Iterator[None]:
+    (command,) = [c for c in commands("README.md") if c.startswith("lepton-ray serve")]
+    process = subprocess.Popen(
+        shlex.split(f"{BIN}/{command}"), cwd=clone, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("serving at"):
+            break
+    assert seen, "the server says where it serves"
+    assert seen[-1].startswith("serving at http://127.0.0.1:8000"), "".join(seen)
+    yield
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("curl ")])
+def test_readme_request_is_answered(command: str, server: None, clone: Path) -> None:
+    done = run(f"{command} --fail-with-body", clone)
+    assert done.returncode == 0, done.stdout
+    assert '"error"' not in done.stdout
+
+
+def test_make_targets_of_the_documents_exist() -> None:
+    known = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        target
+        for path in DOCUMENTS
+        for target in re.findall(r"make ([a-z-]+)\b(?=[`\n ]*(?:SERVE=1)?[`\n])", path.read_text())
+    }
+    assert {"demo", "test"} <= named
+    assert named <= known
+
+
+def test_chinese_readme_has_no_command_of_its_own() -> None:
+    assert set(commands("README.zh-CN.md")) <= set(commands("README.md"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_reasons_in_the_documents_are_those_of_the_ledger() -> None:
+    from lepton_ray.artifacts.ledger import REASONS
+
+    text = (REPOSITORY / "docs/spec.md").read_text()
+    assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
+
+
+def test_metrics_in_the_documents_are_those_of_the_catalogue() -> None:
+    from lepton_ray.core.metrics import CATALOGUE
+
+    text = (REPOSITORY / "docs/endpoint.md").read_text()
+    for metric in CATALOGUE:
+        assert f"`ray_{metric.name}{'_total' if metric.kind == 'counter' else ''}`" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_demo_from_a_fresh_clone(tmp_path: Path) -> None:
+    """The two commands of README do all the set-up; here the first, in a new environment."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(clone)], check=True)
+    bare = {key: value for key, value in environment().items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={sys._base_executable}"],
+        cwd=clone,
+        env=bare,
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "/predict -> 200" in done.stdout
+    assert "ray_lepton_requests_total{" in done.stdout

@@ -1,0 +1,348 @@
+"""The training loop: many workers equal one, resumed equals undisturbed, and the loss is the closed form.
+
+Tolerances: float32 sums in another order differ by some 1e-7 a step; what resumes must be equal to the bit.
+"""
+
+import math
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.models.catalog import build_model
+from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
+from lepton_ray.train import checkpoint, in_process
+from lepton_ray.train.torch_loop import Group, TrainData, TrainState, start_state, train_epochs
+
+_SEED = 5
+_MLP = MlpModel(kind="mlp", hidden=(6,))
+_DROPOUT = MlpModel(kind="mlp", hidden=(6,), dropout=0.4)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _data(rows: int = 33, val_rows: int = 7, width: int = 3, classes: int = 3) -> TrainData:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(rows + val_rows, width)).astype(np.float32)
+    y = (x @ rng.normal(size=(width, classes)) + rng.gumbel(size=(rows + val_rows, classes))).argmax(1)
+    return TrainData(x[:rows], y[:rows], x[rows:], y[rows:])
+
+
+def _spec(**changes: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"epochs": 4, "global_batch_size": 12, "lr": 0.05, **changes})
+
+
+def _build(model: MlpModel = _MLP) -> Any:
+    return partial(build_model, model, (3,), 3)
+
+
+def _train(spec: TrainSpec, data: TrainData, model: MlpModel = _MLP) -> TrainState:
+    state = start_state(_build(model), spec, _SEED)
+    for _ in train_epochs(state, data, spec, _SEED):
+        pass
+    return state
+
+
+def _weights(state: TrainState) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+class _Threads:
+    """Workers as threads: tensors are added up at a barrier, gradients averaged as each becomes ready."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._barrier = threading.Barrier(world_size, timeout=20)
+        self._values: dict[int, torch.Tensor] = {}
+
+    def group(self, rank: int) -> Group:
+        def add_up(values: torch.Tensor) -> None:
+            self._values[rank] = values.clone()
+            self._barrier.wait()
+            total = sum(self._values[other] for other in range(self.world_size))
+            self._barrier.wait()
+            values.copy_(total)
+
+        def average(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            add_up(parameter.grad)
+            parameter.grad /= self.world_size
+
+        def wrap(model: nn.Module) -> nn.Module:
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(average)
+            return model
+
+        return Group(rank, self.world_size, "cpu", add_up, wrap)
+
+    def train(self, spec: TrainSpec, data: TrainData) -> list[TrainState]:
+        states = [start_state(_build(), spec, _SEED) for _ in range(self.world_size)]
+
+        def work(rank: int) -> None:
+            for _ in train_epochs(states[rank], data, spec, _SEED, self.group(rank)):
+                pass
+
+        with ThreadPoolExecutor(self.world_size) as pool:
+            list(pool.map(work, range(self.world_size)))
+        return states
+
+
+@pytest.mark.parametrize(("world_size", "rows", "val_rows"), [(2, 34, 7), (3, 34, 7), (3, 35, 2), (6, 37, 1)])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_many_workers_train_as_a_single_one_does(world_size: int, rows: int, val_rows: int, optimizer: Any) -> None:
+    """A last batch may have fewer rows than workers, and the validation split too."""
+    data, spec = _data(rows, val_rows), _spec(optimizer=optimizer, weight_decay=0.01)
+    single = _train(spec, data)
+    states = _Threads(world_size).train(spec, data)
+    for name, value in _weights(single).items():
+        assert all(torch.equal(_weights(state)[name], _weights(states[0])[name]) for state in states)
+        assert torch.allclose(_weights(states[0])[name], value, atol=2e-5), name
+    for mine, theirs in zip(single.history, states[-1].history, strict=True):
+        assert theirs == pytest.approx(mine, abs=2e-5)
+
+
+def _work(rank: int, world_size: int, folder: Path) -> None:
+    """One worker in a process of its own, with gloo and DDP as Ray Train sets them up."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    state = start_state(_build(), _spec(), _SEED)
+    group = Group(rank, world_size, "cpu", dist.all_reduce, nn.parallel.DistributedDataParallel)
+    for _ in train_epochs(state, _data(37), _spec(), _SEED, group):
+        pass
+    torch.save({"weights": state.model.state_dict(), "history": state.history}, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_with_ddp_train_as_a_single_worker_does(tmp_path: Path) -> None:
+    """37 rows in batches of 12: the last one has a single row, and a worker without any."""
+    commands = [[sys.executable, __file__, str(rank), "2", str(tmp_path)] for rank in range(2)]
+    workers = [subprocess.Popen(command) for command in commands]
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    single = _train(_spec(), _data(37))
+    for rank in range(2):
+        result = torch.load(tmp_path / f"{rank}.pt")
+        assert all(
+            torch.allclose(result["weights"][name], value, atol=2e-5) for name, value in _weights(single).items()
+        )
+        for mine, theirs in zip(single.history, result["history"], strict=True):
+            assert theirs == pytest.approx(mine, abs=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_gradients_averaged_by_hand_are_those_of_the_joined_batch(rows: int) -> None:
+    """One step of each of 4 workers on up to 5 rows: some are idle, shares are unequal."""
+    data = _data(rows)
+    spec = _spec(epochs=1, global_batch_size=8, num_workers=4, optimizer="sgd", lr=1.0)
+    start = _weights(start_state(_build(), spec, _SEED))
+    steps = []
+    for rank in range(4):
+        state = start_state(_build(), spec, _SEED)
+        next(train_epochs(state, data, spec, _SEED, Group(rank, 4)))
+        steps.append({name: start[name] - value for name, value in _weights(state).items()})
+    model = start_state(_build(), spec, _SEED).model
+    logits = model(torch.from_numpy(data.x_train))
+    loss = -torch.log_softmax(logits, 1)[torch.arange(rows), torch.from_numpy(data.y_train)].mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        averaged = sum(step[name] for step in steps) / 4
+        assert torch.allclose(averaged, parameter.grad, atol=1e-6), name
+
+
+def test_the_reported_losses_are_the_mean_over_all_rows() -> None:
+    """Without learning, train and validation loss are the cross entropy of the first weights, by NumPy."""
+    data = _data()
+    spec = _spec(epochs=1, lr=1e-30, global_batch_size=7)
+    state = _train(spec, data, MlpModel(kind="mlp", hidden=()))
+    weight, bias = (value.double().numpy() for value in state.model.state_dict().values())
+    for split, x, y in (("train", data.x_train, data.y_train), ("val", data.x_val, data.y_val)):
+        logits = x.astype(float) @ weight.T + bias
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        assert state.history[0][f"{split}_loss"] == pytest.approx(-log_p[np.arange(len(y)), y].mean(), abs=1e-6)
+        assert state.history[0][f"{split}_accuracy"] == pytest.approx((log_p.argmax(1) == y).mean())
+
+
+def test_a_step_of_sgd_is_the_closed_form() -> None:
+    """One batch, one epoch: weights - lr * (softmax - one hot).T x / N, the momentum buffer starting at the gradient."""
+    data = _data(9)
+    spec = _spec(epochs=1, optimizer="sgd", lr=0.5, global_batch_size=9)
+    build = _build(MlpModel(kind="mlp", hidden=()))
+    weight, bias = (v.double().numpy().copy() for v in start_state(build, spec, _SEED).model.state_dict().values())
+    logits = data.x_train.astype(float) @ weight.T + bias
+    error = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(3)[data.y_train]
+    state = _train(spec, data, MlpModel(kind="mlp", hidden=()))
+    got_weight, got_bias = (value.numpy() for value in state.model.state_dict().values())
+    assert np.abs(got_weight - (weight - 0.5 * error.T @ data.x_train / 9)).max() < 1e-6
+    assert np.abs(got_bias - (bias - 0.5 * error.mean(0))).max() < 1e-6
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_resumed_after_any_epoch_is_equal_to_the_bit(tmp_path: Path, optimizer: str, stop: int) -> None:
+    data, spec = _data(), _spec(optimizer=optimizer, weight_decay=0.01)
+    undisturbed = _train(spec, data, _DROPOUT)
+    state = start_state(_build(_DROPOUT), spec, _SEED)
+    for state_now in train_epochs(state, data, spec, _SEED):
+        if state_now.epoch == stop:
+            break
+    checkpoint.save(state, tmp_path)
+    torch.manual_seed(99)
+    resumed = start_state(_build(_DROPOUT), spec, _SEED)
+    checkpoint.restore(resumed, tmp_path)
+    for _ in train_epochs(resumed, data, spec, _SEED):
+        pass
+    _assert_equal(resumed, undisturbed)
+
+
+def _assert_equal(got: TrainState, wanted: TrainState) -> None:
+    assert got.history == wanted.history
+    assert got.best_epoch == wanted.best_epoch
+    for mine, theirs in ((got.model.state_dict(), wanted.model.state_dict()), (got.best_weights, wanted.best_weights)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_early_stopping_counts_across_a_resume(tmp_path: Path) -> None:
+    data = _data()
+    data = TrainData(data.x_train, data.y_train, data.x_val, (data.y_val + 1) % 3)  # learning makes it worse
+    spec = _spec(epochs=50, early_stopping_epochs=3, lr=0.3)
+    undisturbed = _train(spec, data)
+    assert undisturbed.epoch == undisturbed.best_epoch + 3 < 50
+    losses = [metrics["val_loss"] for metrics in undisturbed.history]
+    assert losses.index(min(losses)) + 1 == undisturbed.best_epoch
+    for stop in range(1, undisturbed.epoch + 1):
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+        updates: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            in_process.fit(_build(), data, spec, _SEED, tmp_path / "work", partial(_stop_after, updates, stop))
+        resumed = in_process.fit(_build(), data, spec, _SEED, tmp_path / "work", updates.append)
+        _assert_equal(resumed, undisturbed)
+        assert len(updates) == undisturbed.epoch
+
+
+def _stop_after(updates: list[str], count: int, message: str) -> None:
+    updates.append(message)
+    if len(updates) == count:
+        raise KeyboardInterrupt
+
+
+class _Killed(BaseException):
+    """The process dies."""
+
+
+def test_killed_before_any_change_of_a_file_it_goes_on_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Die at the first, second, ... call that changes files, each time resuming until that call is reached again."""
+    data, spec = _data(12), _spec(epochs=3)
+    undisturbed = _train(spec, data)
+    calls = {"left": 0}
+
+    def mortal(function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if calls["left"] == 0:
+                raise _Killed
+            calls["left"] -= 1
+            return function(*args, **options)
+
+        return call
+
+    for owner, name in (
+        (shutil, "rmtree"),
+        (Path, "rename"),
+        (Path, "mkdir"),
+        (checkpoint, "save_file"),
+        (checkpoint, "write_json"),
+    ):
+        monkeypatch.setattr(owner, name, mortal(getattr(owner, name)))
+    for attempt in range(1, 60):
+        calls["left"] = attempt
+        updates: list[str] = []
+        try:
+            state = in_process.fit(_build(), data, spec, _SEED, tmp_path / f"{attempt}", updates.append)
+        except _Killed:
+            calls["left"] = -1
+            state = in_process.fit(_build(), data, spec, _SEED, tmp_path / f"{attempt}", updates.append)
+        _assert_equal(state, undisturbed)
+        assert len(updates) in (spec.epochs - 1, spec.epochs)  # each epoch once; told of it or killed just before
+        if calls["left"] >= 0:
+            break
+    assert attempt > 20
+
+
+def test_dropout_draws_anew_in_every_epoch() -> None:
+    """With weights that stand still and all rows in one batch, only the dropped units tell epochs apart."""
+    spec = _spec(epochs=3, lr=1e-30, global_batch_size=64)
+    losses = {metrics["train_loss"] for metrics in _train(spec, _data(), _DROPOUT).history}
+    assert len(losses) == 3
+    assert len({metrics["train_loss"] for metrics in _train(spec, _data()).history}) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("content", [b"", b"null", b"\x00" * 100, None])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    data, spec = _data(), _spec(epochs=1)
+    checkpoint.save(_train(spec, data), tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"must be a checkpoint of this model .*Run with --from train"):
+        checkpoint.restore(start_state(_build(), spec, _SEED), tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    spec = _spec(epochs=1)
+    checkpoint.save(_train(spec, _data()), tmp_path)
+    with pytest.raises(ArtifactError, match="must be a checkpoint of this model"):
+        checkpoint.restore(start_state(_build(MlpModel(kind="mlp", hidden=(7,))), spec, _SEED), tmp_path)
+
+
+def test_logistic_regression_finds_what_scikit_learn_finds() -> None:
+    """Both minimise the same convex loss without regularisation; probabilities agree to the optimizers' tolerance."""
+    data = _data(rows=300, val_rows=50)
+    spec = _spec(epochs=400, global_batch_size=300, lr=0.05)
+    state = _train(spec, data, MlpModel(kind="mlp", hidden=()))
+    model = LogisticRegression(C=math.inf, tol=1e-8, max_iter=5000).fit(data.x_train, data.y_train)
+    with torch.inference_mode():
+        got = torch.softmax(state.model(torch.from_numpy(data.x_val)), 1).numpy()
+    assert np.abs(got - model.predict_proba(data.x_val)).max() < 1e-3
+
+
+def test_training_sees_every_row_once_an_epoch_whatever_the_batch() -> None:
+    """A convolution learns to tell two patterns apart, and dropout is off when it is measured."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 0.1, (40, 1, 4, 4)).astype(np.float32)
+    y = np.arange(40) % 2
+    x[y == 1, :, ::2] += 1
+    data = TrainData(x, y, x, y)
+    spec = _spec(epochs=25, global_batch_size=11, lr=0.02)
+    build = partial(build_model, CnnModel(kind="cnn", channels=(4, 4), hidden=8, dropout=0.3), (1, 4, 4), 2)
+    state = start_state(build, spec, _SEED)
+    for _ in train_epochs(state, data, spec, _SEED):
+        pass
+    assert state.best_metrics["val_accuracy"] == 1.0
+    assert not state.model.training
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

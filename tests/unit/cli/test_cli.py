@@ -1,0 +1,267 @@
+"""The command line: its surface, exit statuses, JSON for programs, and errors that people can read."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer.main
+from typer.testing import CliRunner, Result
+
+from lepton_ray import __version__, pipeline
+from lepton_ray.cli.app import app
+from lepton_ray.core.errors import ArtifactError, EngineError, LeptonError, QualityGateError
+
+_SPEC = """\
+name: table
+data:
+  source: {kind: csv, uri: a.csv}
+  label: outcome
+  columns: {age: number, outcome: category}
+model: {kind: mlp}
+"""
+_SURFACE = {
+    "init": {"data", "--label", "--output", "-o"},
+    "validate": {"spec", "--set", "--json"},
+    "schema": set(),
+    "run": {"spec", "--set", "--from", "--force", "--serve", "--json"},
+    "inspect": {"package", "--json"},
+    "predict": {"package", "file", "--output", "-o"},
+    "serve": {"model", "--name", "--host", "--port", "--max-replicas", "--tracking-uri"},
+}
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _error(result: Result, status: int) -> str:
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "spec.yaml"
+    path.write_text(_SPEC)
+    return path
+
+
+def test_the_commands_and_their_options_are_pinned() -> None:
+    group: Any = typer.main.get_command(app)
+    assert {option for parameter in group.params for option in parameter.opts} == {"--version"}
+    surface = {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in group.commands.items()
+    }
+    assert surface == _SURFACE
+
+
+@pytest.mark.parametrize("name", _SURFACE)
+def test_every_command_has_help(name: str) -> None:
+    result = _run(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_version() -> None:
+    assert _run("--version").stdout == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["validate"], ["run", "--no-such"], ["serve", "x", "--port", "70000"], ["predict", "x"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+
+
+def test_validate_a_good_spec(spec: Path) -> None:
+    assert _run("validate", spec).stdout == f"{spec} is valid: table\n"
+    answer = json.loads(_run("validate", spec, "--json", "--set", "train.epochs=3").stdout)
+    assert answer["valid"] is True
+    assert answer["spec"]["train"]["epochs"] == 3
+    assert answer["spec"]["register"] is None
+
+
+def test_validate_a_bad_spec_exits_with_2_and_all_problems(spec: Path) -> None:
+    overrides = ["--set", "train.epochs=0", "--set", "trian=1"]
+    message = _error(_run("validate", spec, *overrides), 2)
+    assert "has 2 problems" in message
+    result = _run("validate", spec, "--json", *overrides)
+    assert result.exit_code == 2
+    answer = json.loads(result.stdout)
+    assert answer["valid"] is False
+    assert len(answer["problems"]) == 2
+    assert all(problem in message for problem in answer["problems"])
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"- 1", b"name: [", b"a: !!python/object:x {}"])
+def test_any_bad_file_exits_with_2(tmp_path: Path, command: str, content: bytes | None) -> None:
+    path = tmp_path / "bad\udcff spec.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    _error(_run(command, path), 2)
+    result = _run(command, path, "--json")
+    assert result.exit_code == 2
+    assert isinstance(json.loads(result.stdout), dict)
+
+
+def test_schema_is_a_schema_of_specs(spec: Path) -> None:
+    schema = json.loads(_run("schema").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(_run("validate", spec, "--json").stdout)["spec"], schema)
+    assert {"name", "data", "model", "register"} <= schema["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (QualityGateError("accuracy must be at least 0.9"), 3),
+        (ArtifactError("the run is in use"), 1),
+        (EngineError("no workers", retryable=True), 1),
+        (KeyboardInterrupt(), 130),
+        (RuntimeError("boom\nsecond line"), 1),
+        (OSError(28, "No space left on device"), 1),
+    ],
+)
+def test_a_failing_run_exits_with_its_status_and_notes(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int
+) -> None:
+    error.add_note("The run stopped in the stage train.")
+
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    message = _error(_run("run", spec), status)
+    assert message.endswith("The run stopped in the stage train.\n")
+    result = _run("run", spec, "--json")
+    assert result.exit_code == status
+    answer = json.loads(result.stdout)
+    assert answer["exit_status"] == status
+    assert answer["notes"] == ["The run stopped in the stage train."]
+    assert "Traceback" not in answer["error"]
+    for text in (message, answer["error"]):
+        if not isinstance(error, LeptonError | KeyboardInterrupt):
+            (details,) = re.findall(r"The details are in (\S+)", text)
+            assert "Traceback" in Path(details).read_text()
+            Path(details).unlink()
+
+
+class _Result:
+    """What a run gives back, with a metric that JSON has no number for."""
+
+    results: dict[str, Any] = {}  # noqa: RUF012
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": "süß", "stages": {"evaluate": {"metrics": {"roc_auc": float("nan")}, "folder": Path("/x")}}}
+
+
+def test_json_of_a_run_is_json_for_any_program(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: _Result())
+    result = _run("run", spec, "--json")
+    assert result.exit_code == 0
+
+    def refuse(word: str) -> Any:
+        raise ValueError(word)
+
+    answer = json.loads(result.stdout, parse_constant=refuse)
+    assert answer == {"name": "süß", "stages": {"evaluate": {"metrics": {"roc_auc": None}, "folder": "/x"}}}
+
+
+def test_run_names_a_stage_that_is_not_there(spec: Path, tmp_path: Path) -> None:
+    message = _error(_run("run", spec, "--from", "deploy", "--set", f"storage={tmp_path}"), 2)
+    assert "--from must name a stage of this spec (ingest, clean, featurize, train, export, evaluate)" in message
+
+
+def test_inspect_shows_the_package(mixed_package: Path) -> None:
+    text = _run("inspect", mixed_package).stdout
+    for shown in (
+        "mixed ",
+        "numbers: FP64 (-1, 2)  age, income",
+        "probabilities",
+        "val_accuracy: 0.7500",
+        "model.onnx",
+    ):
+        assert shown in text
+    answer = json.loads(_run("inspect", mixed_package, "--json").stdout)
+    assert answer["classes"] == ["no", "maybe", "yes"]
+    assert answer["columns"]["age"]["max"] == 120
+    assert answer["version"] == answer["digest"][:12]
+
+
+def test_inspect_and_predict_refuse_damaged_packages(mixed_package: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.csv"
+    records.write_text("age,income,colour,size\n30,1,red,S\n")
+    kept = tmp_path / "answers.jsonl"
+    kept.write_text("kept")
+    with (mixed_package / "metrics.json").open("a") as file:
+        file.write(" ")
+    for command in (["inspect", mixed_package], ["predict", mixed_package, records, "-o", kept]):
+        assert "metrics.json has changed" in _error(_run(*command), 1)
+    assert kept.read_text() == "kept"
+    assert "must be a model package" in _error(_run("inspect", tmp_path), 1)
+
+
+def test_predict_scores_every_record_or_says_why_not(
+    mixed_package: Path, tmp_path: Path, expected_probabilities: Callable[[Any], Any]
+) -> None:
+    records = tmp_path / "records.csv"
+    records.write_text("age,income,colour,size\n30,1200.5,red,S\n-1,,blue,M\n45,,,L\nx,1,red,S\n")
+    result = _run("predict", mixed_package, records)
+    assert result.exit_code == 1
+    assert result.stderr == "4 records: 2 scored, 2 refused\n"
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [("label" in line, "error" in line) for line in lines] == [(True, False), (False, True)] * 2
+    wanted = expected_probabilities(
+        [{"age": 30, "income": 1200.5, "colour": "red", "size": "S"}, {"age": 45, "size": "L"}]
+    )
+    for line, row in zip((lines[0], lines[2]), wanted, strict=True):
+        assert list(line["probabilities"].values()) == pytest.approx(row.tolist(), abs=1e-6)
+        assert line["label"] == ["no", "maybe", "yes"][int(row.argmax())]
+
+
+def test_predict_writes_a_file(mixed_package: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    result = _run("predict", mixed_package, records, "--output", tmp_path / "out.jsonl")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["line"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.jsonl", "records.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["none.csv", "records.txt", "empty.csv"])
+def test_predict_names_a_file_that_cannot_be_scored(mixed_package: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    assert name in _error(_run("predict", mixed_package, tmp_path / name), 1)
+
+
+def test_init_writes_a_spec_that_validates_and_keeps_files_that_are_there(tmp_path: Path) -> None:
+    data = tmp_path / "people.csv"
+    data.write_text("age,outcome\n" + "".join(f"{i * i},{'yes' if i % 2 else 'no'}\n" for i in range(20)))
+    target = tmp_path / "spec.yaml"
+    assert _run("init", data, "-o", target).exit_code == 0
+    assert _run("validate", target).exit_code == 0
+    text = target.read_text()
+    message = _error(_run("init", data, "-o", target), 1)
+    assert "--output must be a file that is not there yet" in message
+    assert target.read_text() == text
+    assert _run("init", data).stdout == text
+
+
+@pytest.mark.parametrize("command", ["init", "predict"])
+def test_an_output_that_cannot_be_written_is_named(mixed_package: Path, tmp_path: Path, command: str) -> None:
+    data = tmp_path / "a.csv"
+    data.write_text("age,size\n" + "1,S\n2,M\n" * 9)
+    arguments = [data] if command == "init" else [mixed_package, data]
+    message = _error(_run(command, *arguments, "-o", tmp_path / "no" / "where"), 1)
+    assert "--output must be a file that can be written, got " in message

@@ -1,0 +1,176 @@
+"""Export: one graph from raw tensors to labels that answers as torch does, golden rows, and the parity gate."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pyarrow as pa
+import pytest
+import torch
+
+from lepton_ray.artifacts.signature import Signature
+from lepton_ray.core.errors import QualityGateError
+from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json
+from lepton_ray.export.to_onnx import export_model, predict
+from lepton_ray.features.graph import compile_graph
+from lepton_ray.features.state import CategoryState, FeatureState, NumberState
+from lepton_ray.models.catalog import build_model
+from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.model import CnnModel, FeaturesSpec, MlpModel
+
+_CLASSES = ("", "ja, sí", "no\n'\"")
+_TABLE = DataSpec.model_validate(
+    {
+        "source": {"kind": "csv", "uri": "a.csv"},
+        "label": "y",
+        "columns": {"a": "number", "b": "number", "c": "category", "y": "category"},
+    }
+)
+_PICTURES = DataSpec.model_validate(
+    {
+        "source": {"kind": "image_folder", "uri": "a"},
+        "label": "y",
+        "columns": {"p": {"kind": "image", "height": 5, "width": 6, "channels": 3}, "y": "category"},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def mlp() -> tuple[Any, ort.InferenceSession]:
+    """A model of 2 numbers and a category of 2, with the session of its export."""
+    number = NumberState(impute=3.0, offset=1.0, scale=2.0)
+    state = FeatureState(
+        numbers={"a": number, "b": number}, categories={"c": CategoryState(vocabulary=("x", "y"), missing_index=0)}
+    )
+    return _export(MlpModel(kind="mlp", hidden=(8, 4), dropout=0.5), (4,), _TABLE, state)
+
+
+@pytest.fixture(scope="module")
+def cnn() -> tuple[Any, ort.InferenceSession]:
+    """A model of colour pictures with odd sides, with the session of its export."""
+    model = CnnModel(kind="cnn", channels=(3, 4), hidden=7, dropout=0.5)
+    return _export(model, (3, 5, 6), _PICTURES, FeatureState(numbers={}, categories={}))
+
+
+def _export(spec: Any, shape: tuple[int, ...], data: DataSpec, state: FeatureState) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = build_model(spec, shape, len(_CLASSES)).train()
+    prepare = compile_graph(Signature.of(data, _CLASSES), state, FeaturesSpec())
+    graph = export_model(model, shape, prepare, _CLASSES)
+    assert [value.name for value in graph.graph.output] == ["label", "probabilities"]
+    return model, ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def _torch_answer(model: Any, features: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return torch.softmax(model.eval()(torch.from_numpy(features)), dim=1).numpy()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_an_exported_mlp_answers_as_torch_does(mlp: tuple[Any, Any], rows: int) -> None:
+    model, session = mlp
+    rng = np.random.default_rng(rows)
+    numbers = rng.normal(size=(rows, 2))
+    numbers[rng.random((rows, 2)) < 0.3] = np.nan
+    texts = rng.choice(["x", "y", "", "other"], (rows, 1)).astype(object)
+    scaled = (np.where(np.isnan(numbers), 3.0, numbers) - 1.0) / 2.0
+    one_hot = [[text in ("x", ""), text == "y"] for text in texts[:, 0]]
+    wanted = _torch_answer(model, np.concatenate([scaled, one_hot], axis=1).astype(np.float32))
+    label, probabilities = session.run(["label", "probabilities"], {"numbers": numbers, "categories": texts})
+    assert np.abs(probabilities - wanted).max() < 1e-5
+    assert label.tolist() == [_CLASSES[index] for index in wanted.argmax(1)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_an_exported_cnn_answers_as_torch_does(cnn: tuple[Any, Any], rows: int) -> None:
+    model, session = cnn
+    pictures = np.random.default_rng(rows).integers(0, 256, (rows, 5, 6, 3), dtype=np.uint8)
+    wanted = _torch_answer(model, np.moveaxis(pictures / np.float32(255), 3, 1).copy())
+    label, probabilities = session.run(["label", "probabilities"], {"image": pictures})
+    assert np.abs(probabilities - wanted).max() < 1e-5
+    assert label.tolist() == [_CLASSES[index] for index in wanted.argmax(1)]
+
+
+def test_the_training_codes_answer_is_without_dropout(mlp: tuple[Any, Any]) -> None:
+    model, _ = mlp
+    features = np.ones((2, 4), np.float32)
+    got = predict(model.train(), features)
+    assert np.array_equal(got, _torch_answer(model, features))
+    assert got.sum(1) == pytest.approx([1, 1])
+
+
+def _test_table(a: list[float], c: list[str]) -> pa.Table:
+    return pa.table({"a": a, "b": [0.0] * len(a), "c": c, "y": ["x"] * len(a)})
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0]),
+        (2, [0, 2]),
+        (4, [0, 1, 2, 4]),
+        (5, [0, 1, 2, 3, 4]),
+        (6, [0, 1, 2, 3, 4, 6]),
+        (99, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_golden_rows_hold_missing_values_if_there_are_any(count: int, expected: list[int]) -> None:
+    nan = float("nan")
+    table = _test_table([1, 2, nan, 3, 4, 5, nan], ["u", "u", "u", "u", "", "u", ""])
+    assert choose_rows(table, Signature.of(_TABLE, _CLASSES), count).tolist() == expected
+
+
+def test_golden_rows_may_all_or_none_have_missing_values() -> None:
+    signature = Signature.of(_TABLE, _CLASSES)
+    assert choose_rows(_test_table([float("nan")] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
+    assert choose_rows(_test_table([1.0] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
+    pictures = pa.table({"p": [b"\x00" * 90] * 3, "y": ["x"] * 3})
+    assert choose_rows(pictures, Signature.of(_PICTURES, _CLASSES), 2).tolist() == [0, 1]
+
+
+def _outputs(labels: list[str], probabilities: list[list[float]]) -> dict[str, Any]:
+    return {"label": labels, "probabilities": probabilities}
+
+
+_WANTED = _outputs(["a", "b"], [[0.7, 0.3], [0.4, 0.6]])
+
+
+def test_outputs_are_stored_as_labels_and_lists() -> None:
+    assert outputs_to_json(np.array([[0.75, 0.25], [0.25, 0.75]], np.float32), ["a", "b"]) == _outputs(
+        ["a", "b"], [[0.75, 0.25], [0.25, 0.75]]
+    )
+
+
+def test_parity_measures_the_greatest_difference() -> None:
+    got = _outputs(["a", "b"], [[0.7, 0.3], [0.404, 0.596]])
+    assert check_parity("x", got, _WANTED, 0.01) == pytest.approx(0.004)
+    with pytest.raises(
+        QualityGateError, match=r"x must answer as the training code within 0.001, but differs by 0.004"
+    ):
+        check_parity("x", got, _WANTED, 0.001)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("side", ["got", "wanted", "both"])
+def test_parity_is_never_met_by_what_is_no_number(bad: float, side: str) -> None:
+    broken = _outputs(["a", "b"], [[0.7, 0.3], [bad, 0.6]])
+    got, wanted = (broken if side in (name, "both") else _WANTED for name in ("got", "wanted"))
+    with pytest.raises(QualityGateError), np.errstate(invalid="ignore"):
+        check_parity("x", got, wanted, 1e9)
+
+
+def test_parity_demands_equal_labels_unless_there_is_a_tie() -> None:
+    with pytest.raises(QualityGateError, match="x must answer 'a' for golden row 0, got 'b'"):
+        check_parity("x", _outputs(["b", "b"], _WANTED["probabilities"]), _WANTED, 0.01)
+    tie = _outputs(["a"], [[0.5, 0.5]])
+    assert check_parity("x", _outputs(["b"], [[0.499, 0.501]]), tie, 0.01) == pytest.approx(0.001)
+    one_class = _outputs(["a"], [[1.0]])
+    assert check_parity("x", one_class, one_class, 0.01) == 0
+
+
+@pytest.mark.parametrize(
+    "got", [_outputs(["a"], [[0.7, 0.3]]), _outputs(["a", "b"], [[0.7], [0.4]]), _outputs([], []), _outputs(["a"], [])]
+)
+def test_parity_is_not_met_by_answers_of_another_shape(got: dict[str, Any]) -> None:
+    with pytest.raises(QualityGateError):
+        check_parity("x", got, _WANTED, 1.0)

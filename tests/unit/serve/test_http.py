@@ -1,0 +1,349 @@
+"""The HTTP application: every endpoint, every refusal, and answers that are onnxruntime's own."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts.package import open_package
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve.http import Limits, NoMeter, build_http_app
+
+_MODEL = "/v2/models/demo"
+_INFER = f"{_MODEL}/infer"
+_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
+
+
+class _Counts:
+    """A meter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, list[str] | None]] = []
+
+    def observe(self, protocol_name: str, code: int, seconds: float, labels: NDArray[Any] | None) -> None:
+        assert seconds >= 0
+        self.calls.append((protocol_name, code, None if labels is None else labels.tolist()))
+
+
+@pytest.fixture
+def serve(call_app: Any) -> Callable[..., Any]:
+    """``serve(folder, meter, **limits)`` returns a client of the package's application."""
+
+    def start(folder: Path, meter: Any = None, **limits: int) -> Any:
+        return call_app(build_http_app(Predictor(open_package(folder)), "demo", Limits(**limits), meter or NoMeter()))
+
+    return start
+
+
+@pytest.fixture
+def client(serve: Callable[..., Any], mixed_package: Path) -> Any:
+    return serve(mixed_package)
+
+
+def _tensors(numbers: Any = None, categories: Any = None, rows: int = 2) -> dict[str, Any]:
+    numbers = [[30, None], [60.5, 1e3]] if numbers is None else numbers
+    categories = [["red", "S"], [None, "L"]] if categories is None else categories
+    return {
+        "inputs": [
+            {"name": "numbers", "datatype": "FP64", "shape": [rows, 2], "data": numbers},
+            {"name": "categories", "datatype": "BYTES", "shape": [rows, 2], "data": categories},
+        ]
+    }
+
+
+def _with(index: int, **changes: Any) -> dict[str, Any]:
+    body = _tensors()
+    body["inputs"][index] |= changes
+    return body
+
+
+def test_server_and_model_say_what_they_are(client: Any, mixed_package: Path) -> None:
+    version = open_package(mixed_package).version
+    assert client.get("/v2").json()["name"] == "lepton_ray"
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    expected = {
+        "name": "demo",
+        "versions": [version],
+        "platform": "onnx_onnxruntime",
+        "inputs": [
+            {"name": "numbers", "datatype": "FP64", "shape": [-1, 2], "parameters": {"columns": ["age", "income"]}},
+            {
+                "name": "categories",
+                "datatype": "BYTES",
+                "shape": [-1, 2],
+                "parameters": {"columns": ["colour", "size"]},
+            },
+        ],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {
+                "name": "probabilities",
+                "datatype": "FP32",
+                "shape": [-1, 3],
+                "parameters": {"columns": ["no", "maybe", "yes"]},
+            },
+        ],
+    }
+    for path in (_MODEL, f"{_MODEL}/versions/{version}"):
+        assert client.get(path).json() == expected
+        assert client.get(f"{path}/ready").json() == {"name": "demo", "ready": True}
+        assert client.post(f"{path}/infer", json=_tensors()).json()["model_version"] == version
+
+
+def _run_directly(folder: Path, numbers: Any, categories: Any) -> list[Any]:
+    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    feeds = {"numbers": np.array(numbers, float), "categories": np.array(categories, object)}
+    label, probabilities = session.run(["label", "probabilities"], feeds)
+    return [label.tolist(), probabilities]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33, 1500])
+def test_both_protocols_answer_as_onnxruntime_does(client: Any, mixed_package: Path, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    numbers = [[float(rng.uniform(0, 120)), None if i % 3 else float(rng.normal(1e3, 500))] for i in range(rows)]
+    texts = [[str(rng.choice(["red", "blue", "süß", ""])), str(rng.choice(["S", "M", "L"]))] for _ in range(rows)]
+    direct = [[age, math.nan if income is None else income] for age, income in numbers]
+    label, probabilities = _run_directly(mixed_package, direct, texts)
+    answer = client.post(_INFER, json=_tensors(numbers, texts, rows)).json()
+    by_name = {tensor["name"]: tensor for tensor in answer["outputs"]}
+    assert by_name["label"] == {"name": "label", "datatype": "BYTES", "shape": [rows], "data": label}
+    assert (by_name["probabilities"]["datatype"], by_name["probabilities"]["shape"]) == ("FP32", [rows, 3])
+    got = np.array(by_name["probabilities"]["data"]).reshape(rows, 3)
+    assert np.abs(got - probabilities).max() < 1e-6
+    records = [{"age": n[0], "income": n[1], "colour": t[0], "size": t[1]} for n, t in zip(numbers, texts, strict=True)]
+    predictions = client.post("/predict", json=records).json()["predictions"]
+    assert [p["label"] for p in predictions] == label
+    assert [list(p["probabilities"]) for p in predictions] == [["no", "maybe", "yes"]] * rows
+    assert np.abs(np.array([list(p["probabilities"].values()) for p in predictions]) - probabilities).max() < 1e-6
+
+
+def test_data_may_be_nested_or_flat_and_numbers_of_any_type(client: Any) -> None:
+    wanted = client.post(_INFER, json=_tensors()).json()
+    for numbers in ([30, None, 60.5, 1000], [[30, None], [60.5, 1000]]):
+        for categories in (["red", "S", None, "L"], [["red", "S"], ["", "L"]], [[" red ", "S"], ["NA", "L\n"]]):
+            assert client.post(_INFER, json=_tensors(numbers, categories)).json() == wanted
+    for datatype in ("FP32", "INT64", "UINT8", "FP16"):
+        assert client.post(_INFER, json=_with(0, datatype=datatype)).json() == wanted
+
+
+def test_outputs_are_selected_and_the_id_comes_back(client: Any) -> None:
+    for names, expected in (
+        (["label"], ["label"]),
+        (["probabilities", "label"], ["label", "probabilities"]),
+        ([], ["label", "probabilities"]),
+    ):
+        body = {**_tensors(), "id": "näme-1", "outputs": [{"name": name} for name in names], "parameters": {"a": 1}}
+        answer = client.post(_INFER, json=body).json()
+        assert [tensor["name"] for tensor in answer["outputs"]] == expected
+        assert answer["id"] == "näme-1"
+    assert "id" not in client.post(_INFER, json={**_tensors(), "id": 3}).json()
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        ([], "the body must be an object with a list 'inputs'"),
+        ({"inputs": {}}, "the body must be an object with a list 'inputs'"),
+        ({"inputs": []}, "inputs must be numbers, categories, got none"),
+        ({"inputs": [3]}, "inputs[0] must be an object with a name"),
+        ({"inputs": [{"name": ["x"]}]}, "inputs[0] must be an object with a name"),
+        ({"inputs": [{"name": "numbers"}] * 2}, "inputs[1].name must be given once, got 'numbers' again"),
+        ({"inputs": [{"name": "x" * 10**5}]}, "inputs must be numbers, categories, got ['xxx"),
+        (_with(0, datatype="BYTES"), "inputs.numbers.datatype must be FP64, got 'BYTES'"),
+        (_with(0, datatype="BOOL"), "inputs.numbers.datatype must be FP64, got 'BOOL'"),
+        (_with(0, datatype={"a": []}), "inputs.numbers.datatype must be FP64, got {'a': []}"),
+        (_with(1, datatype=None), "inputs.categories.datatype must be BYTES, got None"),
+        (_with(0, shape=None), "inputs.numbers.shape must be a list of whole numbers, got None"),
+        (_with(0, shape=[2.0, 2]), "inputs.numbers.shape must be a list of whole numbers, got [2.0, 2]"),
+        (_with(0, shape=[True, 2]), "inputs.numbers.shape must be a list of whole numbers, got [True, 2]"),
+        (_with(0, shape=[-1, 2]), "inputs.numbers.shape must be a list of whole numbers, got [-1, 2]"),
+        (_with(0, shape=[4]), "inputs.numbers.shape must be [-1, 2] with any first number, got [4]"),
+        (_with(0, shape=[2, 3]), "inputs.numbers.shape must be [-1, 2] with any first number, got [2, 3]"),
+        (_with(0, shape=[0, 2]), "inputs.numbers.shape must have 1 to 4096 rows, got 0"),
+        (_with(0, shape=[2**63, 2]), "inputs.numbers.shape must have 1 to 4096 rows, got 9223372036854775808"),
+        (_with(0, shape=[1, 2], data=[1, 2]), "inputs must have equally many rows, got 1, 2"),
+        (_with(0, data="30"), "inputs.numbers.data must be a list, got '30'"),
+        (_with(0, data=[1, 2, 3]), "inputs.numbers.data must have 4 values for the shape [2, 2], got 3"),
+        (_with(0, data=[[1, 2, 3], [4]]), "inputs.numbers.data must have 2 values for the shape [2], got 3"),
+        (_with(0, data=[[1], [2], [3], [4]]), "inputs.numbers.data must have 2 lists for the shape [2, 2], got 4"),
+        (_with(0, data=[[1, 2], 3]), "inputs.numbers.data must be nested evenly, got 3 beside a list"),
+        (_with(0, data=[[[1], [2]], [[3], [4]]]), "inputs.numbers.data[0] must be a number, got [1]"),
+        (_with(0, data=[1, 2, 3, True]), "inputs.numbers.data[3] must be a number, got True"),
+        (_with(0, data=[1, 2, 3, "4"]), "inputs.numbers.data[3] must be a number, got '4'"),
+        (_with(1, data=["red", "S", "red", 3]), "inputs.categories.data[3] must be a text, got 3"),
+        ({**_tensors(), "outputs": [{"name": "x"}]}, "outputs must be of label, probabilities, got 'x'"),
+        ({**_tensors(), "outputs": "label"}, "outputs must be of label, probabilities, got None"),
+        ({**_tensors(), "outputs": [["label"]]}, "outputs must be of label, probabilities, got None"),
+    ],
+)
+def test_what_breaks_the_protocol_is_refused_with_400(client: Any, body: Any, rule: str) -> None:
+    response = client.post(_INFER, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(rule)
+    assert len(response.content) < 500
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"age": -1}, "records[1].age must be at least 0, got -1.0"),
+        ({"age": None}, "records[1].age must be given, got nan"),
+        ({"size": "XL"}, "records[1].size must be one of S, M, L, got 'XL'"),
+        ({"size": "NA"}, "records[1].size must be given, got nothing"),
+    ],
+)
+def test_values_outside_their_rules_are_refused_with_422_by_both(
+    client: Any, change: dict[str, Any], message: str
+) -> None:
+    record = {**_RECORD, **change}
+    numbers = [[30, 10], [record["age"], record["income"]]]
+    body = _tensors(numbers, [["red", "S"], [record["colour"], record["size"]]])
+    for response in (client.post("/predict", json=[_RECORD, record]), client.post(_INFER, json=body)):
+        assert (response.status_code, response.json()) == (422, {"error": message})
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "rule"),
+    [
+        (b"", 400, "the body must be JSON"),
+        (b"{", 400, "the body must be JSON"),
+        (b"\xff\xfe", 400, "the body must be JSON"),
+        (b'[{"age": NaN}]', 400, "the body must be JSON"),
+        (b'[{"age": Infinity}]', 400, "the body must be JSON"),
+        (b'[{"age": 1e999}]', 400, "the body must be JSON"),
+        (b'[{"colour": "\\ud800"}]', 400, "the body must be JSON"),
+        (b"[" * 100_000, 400, "the body must be JSON"),
+        (b"null", 400, "the body must be a list of records"),
+        (b'{"records": {}}', 400, "the body must be a list of records"),
+        (b'{"records": [], "more": 1}', 400, "the body must be a list of records"),
+        (b'{"records": []}', 400, "the body must have 1 to 3 records, got 0"),
+        (b"[]", 400, "the body must have 1 to 3 records, got 0"),
+        (b"[1,2,3,4]", 400, "the body must have 1 to 3 records, got 4"),
+        (b"[1]", 422, "records[0] must be an object of fields, got 1"),
+        (b'[{"age": 1, "size": "S", "x": 1}]', 422, "records[0].x must be a known field"),
+        (b'[{"age": 1' + b"0" * 300 + b', "size": "S"}]', 422, "records[0].age must be at most 120"),
+        (b'[{"age": ' + b"[" * 1000 + b"]" * 1000 + b"}]", 422, "records[0].age must be a number or null"),
+        (b'[{"colour": ' + b'{"a":' * 1000 + b"1" + b"}" * 1000 + b"}]", 422, "records[0].colour must be a text"),
+    ],
+)
+def test_wrong_bodies_of_predict(serve: Any, mixed_package: Path, body: bytes, code: int, rule: str) -> None:
+    response = serve(mixed_package, max_rows=3).post("/predict", content=body)
+    assert response.status_code == code
+    assert response.json()["error"].startswith(rule)
+
+
+@pytest.mark.parametrize("key", ["datatype", "shape", "data", "name"])
+def test_deep_values_anywhere_are_refused(client: Any, key: str) -> None:
+    deep = b"[" * 1000 + b"]" * 1000
+    body = json.dumps(_with(0, **{key: "DEEP"})).encode().replace(b'"DEEP"', deep)
+    assert client.post(_INFER, content=body).status_code == 400
+    assert (
+        client.post(_INFER, content=json.dumps(_tensors())[:-1].encode() + b', "outputs": ' + deep + b"}").status_code
+        == 400
+    )
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    for _ in range(50):
+        yield b"x" * 100
+
+
+def test_limits_hold(serve: Any, mixed_package: Path) -> None:
+    client = serve(mixed_package, max_request_bytes=1000, max_rows=2)
+    assert client.post("/predict", json=[_RECORD] * 2).status_code == 200
+    response = client.post("/predict", content=b"[" + b" " * 1000)
+    assert (response.status_code, response.json()["error"][:35]) == (413, "the body must be at most 1000 bytes")
+    assert client.post("/predict", content=_chunks()).status_code == 413
+    assert client.post(_INFER, json=_tensors([[1, 1]] * 3, [["a", "S"]] * 3, 3)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/models", 404),
+        ("GET", "/v2/models/other", 404),
+        ("GET", "/v2/models/other/ready", 404),
+        ("POST", "/v2/models/other/infer", 404),
+        ("GET", f"{_MODEL}/versions/0/ready", 404),
+        ("GET", f"{_MODEL}/versions/0", 404),
+        ("POST", f"{_MODEL}/versions/0/infer", 404),
+        ("GET", f"/v2/models/{'x' * 5000}", 404),
+        ("GET", "/%ff%00/../../etc/passwd", 404),
+        ("GET", "/predict", 405),
+        ("GET", _INFER, 405),
+        ("POST", _MODEL, 405),
+        ("DELETE", "/v2", 405),
+        ("PUT", "/predict", 405),
+    ],
+)
+def test_other_paths_and_methods_are_refused(client: Any, method: str, path: str, code: int) -> None:
+    response = client.request(method, path)
+    assert response.status_code == code
+    assert list(response.json()) == ["error"]
+    assert ("allow" in response.headers) == (code == 405)
+    assert len(response.content) < 500
+
+
+def test_pictures_go_in_by_both_protocols(serve: Any, picture_package: Path) -> None:
+    client = serve(picture_package)
+    pixels = [[[[255], [0], [255]], [[0], [255], [0]]], [[[0], [9], [0]], [[9], [0], [9]]]]
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 2, 3, 1], "data": pixels}
+    flat = {**tensor, "data": np.ravel(pixels).tolist()}
+    answers = [client.post(_INFER, json={"inputs": [item]}).json()["outputs"] for item in (tensor, flat)]
+    assert answers[0] == answers[1]
+    records = [{"picture": picture} for picture in pixels]
+    predictions = client.post("/predict", json={"records": records}).json()["predictions"]
+    assert [p["label"] for p in predictions] == answers[0][0]["data"] == ["odd", "even"]
+    assert predictions[0]["probabilities"]["odd"] == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-6)
+    for bad in (256, -1, 1.5, None, "1"):
+        item = {**flat, "data": [bad, *flat["data"][1:]]}
+        assert client.post(_INFER, json={"inputs": [item]}).status_code == 400
+
+
+def test_the_meter_is_told_of_every_request(serve: Any, mixed_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = _Counts()
+    client = serve(mixed_package, meter)
+    label = client.post("/predict", json=[_RECORD]).json()["predictions"][0]["label"]
+    client.post(_INFER, content=b"x")
+    client.post("/predict", json=[{"age": "x"}])
+
+    def fail(self: Predictor, feeds: Any) -> Any:
+        raise RuntimeError(f"inside {mixed_package}")
+
+    monkeypatch.setattr(Predictor, "run", fail)
+    response = client.post("/predict", json=[_RECORD])
+    assert (response.status_code, response.json()) == (500, {"error": "the server failed; its log has the reason"})
+    assert meter.calls == [
+        ("records", 200, [label]),
+        ("oip", 400, None),
+        ("records", 422, None),
+        ("records", 500, None),
+    ]
+
+
+def test_a_client_that_goes_away_is_no_failure_of_the_server(
+    mixed_package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    meter = _Counts()
+    app = build_http_app(Predictor(open_package(mixed_package)), "demo", Limits(), meter)
+    messages = iter([{"type": "http.request", "body": b"[{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert meter.calls == [("records", 400, None)]
+    assert caplog.records == []
