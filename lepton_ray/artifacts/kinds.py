@@ -18,6 +18,8 @@ class Artifact(BaseModel):
 
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """Local folder that holds the files; set by the store."""
+    location: Annotated[str, Field(exclude=True)] = ""
+    """Where the files stay: ``folder``, or the folder's URI when ``folder`` is a copy that goes with the run."""
     digest: Annotated[str, Field(exclude=True)] = ""
     """SHA-256 over the facts and the files; set by the store."""
 
@@ -123,7 +125,10 @@ class PackageRef(Artifact):
     def account(self) -> list[str]:
         """Where the package is and how near it is to the training code."""
         parity = ", ".join(f"{place} {value:.1e}" for place, value in self.parity.items())
-        return [f"package: {self.path} ({self.num_bytes / 1024:.0f} KiB)", f"parity with the training code: {parity}"]
+        return [
+            f"package: {self.location}/package ({self.num_bytes / 1024:.0f} KiB)",
+            f"parity with the training code: {parity}",
+        ]
 
 
 class Evaluation(Artifact):
@@ -143,7 +148,7 @@ class Evaluation(Artifact):
             lines.append("baseline: " + ", ".join(f"{name} {self.baseline[name]:.4f}" for name in shown))
         if self.num_gates:
             lines.append(f"gates met: {self.num_gates - len(self.gates)} of {self.num_gates}")
-        return [*lines, f"report: {self.folder / 'report.html'}"]
+        return [*lines, f"report: {self.location}/report.html"]
 
     def failed_gates(self) -> list[str]:
         """One sentence for each gate that was not met."""

@@ -136,7 +136,7 @@ class Store:
                 raise ArtifactError(
                     f"{folder / name} must be as the stage {step.stage} wrote it, but it has changed. Run with --from {step.stage}"
                 )
-        return artifact.model_copy(update={"folder": folder, "digest": digest})
+        return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
 
     def begin(self, step: StepId, fresh: bool) -> Path:
         """Return the empty folder to write a step's files to; ``fresh`` also throws away what it could resume from."""
@@ -170,7 +170,7 @@ class Store:
                 stream.write(text.encode())
         if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
             self.filesystem.delete_dir(self.work_path(step))  # after the manifest: half a work folder resumes nothing
-        return artifact.model_copy(update={"folder": folder, "digest": digest})
+        return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
 
     def point_latest(self, step: StepId) -> None:
         """Let ``latest/STAGE`` lead to a step's folder; object stores have no links, there nothing happens."""

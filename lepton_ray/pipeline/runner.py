@@ -28,7 +28,7 @@ class StageResult:
         return {
             "skipped": self.skipped,
             "seconds": round(self.seconds, 3),
-            "folder": str(self.artifact.folder),
+            "folder": self.artifact.location,
             **facts,
         }
 
@@ -82,7 +82,7 @@ def run(
                 raise QualityGateError(
                     f"{stage.name}: {len(failed)} gate(s) not met, nothing was promoted and what is serving stays:\n  "
                     + "\n  ".join(failed)
-                    + f"\n  See {result.artifact.folder / 'report.html'}"
+                    + f"\n  See {result.artifact.location}/report.html"
                 )
     return RunResult(spec.name, results)
 

@@ -51,14 +51,17 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _check_search_space(self) -> Self:
+        problems = []
         for path, domain in (self.tune.space if self.tune else {}).items():
             for value in _extremes(domain):
                 try:
                     self.with_value(path, value)
                 except (ValidationError, KeyError) as error:
-                    raise ValueError(
+                    problems.append(
                         f"tune.space.{path} must only hold values that {path} takes, got {value!r} ({_reason(error)})"
-                    ) from error
+                    )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def with_value(self, path: str, value: Any) -> Self:

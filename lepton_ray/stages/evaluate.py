@@ -37,7 +37,7 @@ def evaluate(
     ctx.update("package measured")
     baseline = _measure_baseline(evaluate, feature_set, y_test)
     gated = {**metrics, **({"baseline_accuracy": baseline["accuracy"]} if baseline else {})}
-    missed = scores.missed_gates(gated, {name: gate for name, gate in evaluate.gates.items() if name in gated})
+    missed = scores.missed_gates(gated, {str(name): gate for name, gate in evaluate.gates.items()})
     page = write_report(
         ReportData(
             name=ctx.name,

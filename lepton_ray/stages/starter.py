@@ -117,7 +117,7 @@ def _look_at(table: pa.Table, names: Sequence[str]) -> dict[str, _Seen]:
         finite = numbers[np.isfinite(numbers)]
         if len(finite) > 0.95 * len(present):  # the rest are type errors, for quarantine
             is_index = num_values == len(present) and np.array_equal(
-                finite, np.arange(finite.min(), finite.min() + len(finite))
+                finite, np.arange(np.floor(finite.min()), np.floor(finite.min()) + len(finite))
             )
             kind = "ignored" if is_index and len(finite) > _MIN_CLASSES else "number"
             comment = f"{finite.min():g} to {finite.max():g}{missing}" + (
@@ -216,7 +216,7 @@ clean:
 {model}
 
 train:
-  num_workers: 1 # more go through Ray Train; the result does not depend on it
+  num_workers: 1 # more go through Ray Train
   epochs: 30
   global_batch_size: 64
   lr: 1e-3

@@ -1,5 +1,6 @@
 """train: features -> the weights of the best epoch."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Trials
+from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
 from lepton_ray.engine.session import connect
@@ -31,6 +33,10 @@ def train(
         model, train = settings_of(model, train, trials.best)
     build = partial(build_model, model, feature_set.shape, len(feature_set.classes))
     state = _fit(build, feature_set, train, ctx)
+    if not math.isfinite(state.best_metrics["val_loss"]):
+        raise EngineError(
+            f"train.lr must let the training converge, got {train.lr:g}: the loss is not finite. Lower it"
+        )
     from safetensors.torch import save_file  # noqa: PLC0415  torch is optional
 
     save_file(

@@ -5,6 +5,7 @@ them, and losses are weighted so that the averaged gradient is that of the joine
 An epoch's randomness comes from (seed, epoch, rank) alone, so training resumed at an epoch goes on as if undisturbed.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -95,10 +96,15 @@ def train_epochs(
             "val_accuracy": val_accuracy,
         }
         state.history.append(metrics)
-        if state.epoch == 1 or val_loss < state.best_metrics["val_loss"]:
+        if state.epoch == 1 or _is_better(val_loss, state.best_metrics["val_loss"]):
             state.best_epoch = state.epoch
             state.best_weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
         yield state
+
+
+def _is_better(loss: float, best: float) -> bool:
+    """Whether a loss is less than the best one; anything is better than NaN."""
+    return loss < best or (math.isnan(best) and not math.isnan(loss))
 
 
 def has_stalled(state: TrainState, spec: TrainSpec) -> bool:
