@@ -61,6 +61,22 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, path
 
 
+def fetch_folder(filesystem: pafs.FileSystem, path: str) -> Path:
+    """Return a folder's local path; one that is not local is copied to a temporary folder first.
+
+    Raises:
+        ArtifactError: If it is not there or cannot be read.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return Path(path)
+    target = Path(tempfile.mkdtemp(prefix="lepton-ray-"))
+    try:
+        pafs.copy_files(path, str(target), source_filesystem=filesystem)
+    except OSError as error:
+        raise ArtifactError(f"{path} must be a folder that can be read, got: {error}. Check its URI") from error
+    return target
+
+
 @dataclass(frozen=True)
 class StepId:
     """A stage's place in a plan: the key is the digest of all that its result depends on."""

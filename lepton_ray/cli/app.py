@@ -180,12 +180,13 @@ def serve(
 ) -> None:
     """Serve a package on a local cluster, or on the one that RAY_ADDRESS names."""
     with errors_explained():
-        from lepton_ray.stages.deploy import resolve_model, start_application
+        from lepton_ray.stages.deploy import locate_model, start_application
 
-        package = resolve_model(model, tracking_uri)
+        open_model = locate_model(model, tracking_uri)
+        package = open_model()
         spec = _serve_spec(host, port, max_replicas)
         with _ray_closed_after(interruptible=True):
-            url, metrics_url = start_application(package, spec, name or package.name)
+            url, metrics_url = start_application(open_model, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nmetrics: {metrics_url}", err=True)
             _wait_for_interrupt(url)
 

@@ -133,8 +133,8 @@ def _create_version(client: MlflowClient, name: str, run_id: str, digest: str) -
     return str(client.create_model_version(name, source, run_id, tags={_PACKAGE_TAG: digest}).version)
 
 
-def fetch(uri: str, tracking_uri: str) -> tuple[Path, str]:
-    """Return the local folder of a registered package and its version.
+def resolve(uri: str, tracking_uri: str) -> tuple[str, str]:
+    """Return what a registered model means now: where its files are, and ``models:/NAME/VERSION``.
 
     Args:
         uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
@@ -147,17 +147,33 @@ def fetch(uri: str, tracking_uri: str) -> tuple[Path, str]:
     name, _, wanted = uri.removeprefix("models:/").replace("@", "/@").partition("/")
     try:
         client = MlflowClient(tracking_uri)
-        found = (
-            client.get_model_version_by_alias(name, wanted[1:])
-            if wanted.startswith("@")
-            else client.get_model_version(name, wanted)
-        )
-        target = tempfile.mkdtemp(prefix="lepton-ray-model-")
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=found.source, dst_path=target, tracking_uri=tracking_uri
+        if wanted.startswith("@"):
+            found = client.get_model_version_by_alias(name, wanted[1:])
+        else:
+            found = client.get_model_version(name, wanted)
+    except (MlflowException, OSError) as error:
+        raise _no_model(uri, error) from error
+    return str(found.source), f"models:/{name}/{found.version}"
+
+
+def download(uri: str, tracking_uri: str) -> Path:
+    """Return a local copy of the package that ``models:/NAME/VERSION`` names.
+
+    Raises:
+        ArtifactError: If MLflow does not have it.
+    """
+    source, _ = resolve(uri, tracking_uri)
+    target = tempfile.mkdtemp(prefix="lepton-ray-model-")
+    try:
+        return Path(
+            mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=target, tracking_uri=tracking_uri)
         )
     except (MlflowException, OSError) as error:
-        raise ArtifactError(
-            f"{uri!r} must name a registered model, got: {str(error).splitlines()[0]}. Check the name, and MLFLOW_TRACKING_URI"
-        ) from error
-    return Path(folder), str(found.version)
+        raise _no_model(uri, error) from error
+
+
+def _no_model(uri: str, error: Exception) -> ArtifactError:
+    reason = str(error).splitlines()[0]
+    return ArtifactError(
+        f"{uri!r} must name a registered model, got: {reason}. Check the name, and MLFLOW_TRACKING_URI"
+    )

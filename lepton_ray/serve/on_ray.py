@@ -1,6 +1,7 @@
 """The application on Ray Serve: replicas that hold a package and answer through the HTTP application."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from ray import serve
 from ray.serve import metrics as serve_metrics
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
-from lepton_ray.artifacts.package import open_package
+from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.tables import empty_feeds
 from lepton_ray.core import metrics as catalogue
@@ -26,7 +27,8 @@ DEPLOYMENT = "model"
 class Served:
     """Which package the replicas open; the digest makes sure that all of them have the same."""
 
-    folder: str
+    open_model: Callable[[], ModelPackage]
+    """Called in each replica, on whatever machine it is."""
     digest: str
     name: str
     num_threads: int
@@ -67,10 +69,10 @@ class ModelReplica:
     """Holds one package. Ready once it has answered a warm-up batch."""
 
     def __init__(self, served: Served) -> None:
-        package = open_package(served.folder)
+        package = served.open_model()
         if package.digest != served.digest:
             raise ArtifactError(
-                f"{served.folder} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
+                f"{package.path} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
             )
         self._served = served
         self._predictor = Predictor(package, served.num_threads)

@@ -55,7 +55,7 @@ class EvaluateSpec(Section):
 class RegisterSpec(Section):
     """A version in the MLflow registry."""
 
-    model_name: Annotated[str, Field(pattern=r"^[^/:]{1,200}$")] | None = None
+    model_name: Annotated[str, Field(pattern=r"^[\w .-]{1,200}$")] | None = None
     """Registered model; None takes the run's name."""
     tracking_uri: Uri | None = None
     """MLflow server or database; None takes the file ``mlflow.db`` in ``storage``."""

@@ -7,13 +7,16 @@ import json
 import os
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import Deployment, PackageRef, RegisteredModel
 from lepton_ray.artifacts.package import ModelPackage, open_package
+from lepton_ray.artifacts.store import fetch_folder, open_filesystem
 from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError, QualityGateError, SpecError
 from lepton_ray.core.extras import require
@@ -25,6 +28,8 @@ from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.context import RunContext
 
 VERSION = 1
+OpenModel = Callable[[], ModelPackage]
+_FILE_SCHEMES = ("file://", "s3://", "gs://", "hdfs://")
 _REQUEST_TIMEOUT_S = 30.0
 
 
@@ -54,28 +59,56 @@ def build_app(args: dict[str, Any]) -> Any:
     except ValidationError as error:
         problems = [f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
         raise SpecError(problems, "the application") from error
-    return _application(resolve_model(parsed.model, parsed.tracking_uri), parsed.name, parsed.serve)
+    open_model = locate_model(parsed.model, parsed.tracking_uri)
+    return _application(open_model, open_model(), parsed.name, parsed.serve)
 
 
-def resolve_model(model: str, tracking_uri: str | None) -> ModelPackage:
-    """Open a package by folder or registry URI."""
-    uri = settings.expand(model)
-    if not uri.startswith("models:/"):
-        return open_package(uri)
+def locate_model(model: str, tracking_uri: str | None) -> OpenModel:
+    """Return what opens the package that ``model`` names now, in this process and in every replica.
+
+    Args:
+        model: Folder or pyarrow filesystem URI of a package, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking_uri: MLflow server or database; None takes MLFLOW_TRACKING_URI.
+
+    Raises:
+        ArtifactError: If there is no such model.
+    """
+    if not settings.expand(model).startswith("models:/"):
+        filesystem, path = open_filesystem(model)
+        return partial(open_stored, path if isinstance(filesystem, LocalFileSystem) else model)
     require("mlflow", "a registered model")
     from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
 
-    folder, _ = on_mlflow.fetch(uri, settings.expand(tracking_uri or "${MLFLOW_TRACKING_URI}"))
-    return open_package(folder)
+    registry = tracking_uri or "${MLFLOW_TRACKING_URI}"
+    source, version = on_mlflow.resolve(settings.expand(model), settings.expand(registry))
+    if "://" not in source or source.startswith(_FILE_SCHEMES):
+        return partial(open_stored, source)  # what Arrow reads needs no MLflow in the replicas
+    return partial(_open_registered, version, registry)
 
 
-def _application(package: ModelPackage, name: str | None, spec: ServeSpec) -> Any:
+def open_stored(uri: str, path: str | None = None) -> ModelPackage:
+    """Open the package at a folder or pyarrow filesystem URI, or at ``path`` in that filesystem.
+
+    Raises:
+        ArtifactError: If it is not there, or damaged.
+    """
+    filesystem, root = open_filesystem(uri)
+    return open_package(fetch_folder(filesystem, path or root))
+
+
+def _open_registered(uri: str, tracking_uri: str) -> ModelPackage:
+    from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
+
+    return open_package(on_mlflow.download(uri, settings.expand(tracking_uri)))
+
+
+def _application(open_model: OpenModel, package: ModelPackage, name: str | None, spec: ServeSpec) -> Any:
     require("ray.serve", "serving")
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
     from lepton_ray.serve.http import Limits  # noqa: PLC0415
 
     served = on_ray.Served(
-        folder=str(package.path.absolute()),
+        open_model=open_model,
         digest=package.digest,
         name=name or package.name,
         num_threads=max(1, int(spec.cpus_per_replica)),
@@ -93,7 +126,8 @@ def deploy(
         QualityGateError: If the endpoint does not answer as the training code does; it is taken down again.
     """
     opened = open_package(package.path)
-    url, metrics_url = start_application(opened, serve, ctx.name)
+    open_model = partial(open_stored, ctx.storage, f"{package.location}/package")
+    url, metrics_url = start_application(open_model, opened, serve, ctx.name)
     ctx.update("application ready")
     request_file = opened.path / "golden_records.json"
     try:
@@ -121,12 +155,15 @@ def deploy(
     )
 
 
-def start_application(package: ModelPackage, spec: ServeSpec, name: str) -> tuple[str, str | None]:
+def start_application(
+    open_model: OpenModel, package: ModelPackage, spec: ServeSpec, name: str
+) -> tuple[str, str | None]:
     """Deploy a package in the connected cluster; returns its URL and that of the node's metrics."""
     session = connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    return on_ray.run(_application(package, None, spec), spec.application or name, spec), session.metrics_url
+    application = _application(open_model, package, None, spec)
+    return on_ray.run(application, spec.application or name, spec), session.metrics_url
 
 
 def post_json(url: str, body: bytes) -> Any:
@@ -152,8 +189,3 @@ def load_metrics(url: str) -> list[str]:
     with urllib.request.urlopen(url, timeout=_REQUEST_TIMEOUT_S) as response:  # noqa: S310  an http URL of our own
         text = response.read().decode()
     return [line for line in text.splitlines() if line.startswith("ray_lepton_")]
-
-
-def default_request(package: Path) -> str:
-    """Return the path of a request that the package's endpoint answers."""
-    return os.path.relpath(package / "golden_records.json")

@@ -27,7 +27,7 @@ def get(url: str) -> Any:
 def submitted(head: Any) -> Any:
     """The pipeline run as a job, without its own deployment."""
     settings = [f"storage={head.home / 'runs'}", f"data.source.uri={head.home / 'raw.csv'}", "tune=null", "serve=null"]
-    overrides = [item for setting in [*settings, "train.epochs=12"] for item in ("--set", setting)]
+    overrides = [item for setting in [*settings, "train.epochs=12", "train.lr=4e-3"] for item in ("--set", setting)]
     job = ["python", "jobs/run.py", SPEC, *overrides]
     return head.run("ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job)
 
@@ -35,7 +35,7 @@ def submitted(head: Any) -> Any:
 def test_job_runs_the_pipeline_on_the_cluster(head: Any, submitted: Any) -> None:
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     manifests = sorted(
-        path.parent.parent.name for path in (head.home / "runs/medical_diagnosis").glob("*/*/manifest.json")
+        path.parent.name for path in (head.home / "runs/medical_diagnosis").glob("latest/*/manifest.json")
     )
     assert manifests == ["clean", "evaluate", "export", "featurize", "ingest", "register", "train"]
 
