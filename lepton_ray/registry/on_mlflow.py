@@ -16,7 +16,8 @@ from lepton_ray.core.errors import ArtifactError
 
 _PACKAGE_TAG = "lepton_ray.package"
 _PACKAGE_FOLDER = "package"
-_MAX_PARAM_LENGTH = 6000  # MLflow's own bound
+_MAX_PARAM_LENGTH = 6000  # MLflow's own bounds
+_MAX_METRICS = 500
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,27 @@ def local_tracking_uri(storage: Path) -> str:
     return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A package, and what MLflow should know of it."""
+
+    model_name: str
+    digest: str
+    package: Path
+    files: list[Path]
+    """Logged beside the package."""
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    history: list[dict[str, float]]
+    """Metrics of each epoch."""
+
+
 def register(
-    tracking_uri: str,
-    experiment: str,
-    model_name: str,
-    alias: str,
-    digest: str,
-    package: Path,
-    files: list[Path],
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    history: list[dict[str, float]],
-    artifact_root: str | None,
+    candidate: Candidate, tracking_uri: str, experiment: str, alias: str, artifact_root: str | None
 ) -> Version:
     """Log a package as an MLflow run and make it the version that ``alias`` names.
 
-    Called again for the same package (``digest``), it takes the run and version that are there.
+    Called again for the same package, it takes the run and version that are there.
 
     Raises:
         ArtifactError: If MLflow cannot be reached or refuses.
@@ -57,16 +63,16 @@ def register(
     try:
         client = MlflowClient(tracking_uri)
         experiment_id = _experiment(client, experiment, artifact_root)
-        run_id = _find_run(client, experiment_id, digest) or _log_run(
-            client, experiment_id, model_name, digest, package, files, params, metrics, history
-        )
-        version = _find_version(client, model_name, run_id) or _create_version(client, model_name, run_id, digest)
-        client.set_registered_model_alias(model_name, alias, version)
+        run_id = _find_run(client, experiment_id, candidate.digest) or _log_run(client, experiment_id, candidate)
+        name = candidate.model_name
+        version = _find_version(client, name, run_id) or _create_version(client, name, run_id, candidate.digest)
+        client.set_registered_model_alias(name, alias, version)
     except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
         raise ArtifactError(
-            f"register: MLflow must take the package, got: {str(error).splitlines()[0]}. Check register.tracking_uri"
+            f"register: MLflow must take the package, got: {reason}. Check register.tracking_uri"
         ) from error
-    return Version(model_name, version, run_id)
+    return Version(name, version, run_id)
 
 
 def _quiet() -> None:
@@ -89,30 +95,20 @@ def _find_run(client: MlflowClient, experiment_id: str, digest: str) -> str | No
     return str(runs[0].info.run_id) if runs else None
 
 
-def _log_run(
-    client: MlflowClient,
-    experiment_id: str,
-    name: str,
-    digest: str,
-    package: Path,
-    files: list[Path],
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    history: list[dict[str, float]],
-) -> str:
-    run = client.create_run(experiment_id, run_name=name, tags={_PACKAGE_TAG: digest})
+def _log_run(client: MlflowClient, experiment_id: str, candidate: Candidate) -> str:
+    run = client.create_run(experiment_id, run_name=candidate.model_name, tags={_PACKAGE_TAG: candidate.digest})
     run_id: str = run.info.run_id
     start = run.info.start_time
-    values = [Metric(key, value, start, 0) for key, value in metrics.items()]
-    values += [
-        Metric(key, value, start, step + 1) for step, epoch in enumerate(history) for key, value in epoch.items()
-    ]
-    texts = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in params.items()]
-    client.log_batch(run_id, params=texts)
-    for begin in range(0, len(values), 500):
-        client.log_batch(run_id, metrics=values[begin : begin + 500])
-    client.log_artifacts(run_id, str(package), _PACKAGE_FOLDER)
-    for file in files:
+    values = [Metric(key, value, start, 0) for key, value in candidate.metrics.items()]
+    for step, epoch in enumerate(candidate.history, start=1):
+        values += [Metric(key, value, start, step) for key, value in epoch.items()]
+    client.log_batch(
+        run_id, params=[Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in candidate.params.items()]
+    )
+    for begin in range(0, len(values), _MAX_METRICS):
+        client.log_batch(run_id, metrics=values[begin : begin + _MAX_METRICS])
+    client.log_artifacts(run_id, str(candidate.package), _PACKAGE_FOLDER)
+    for file in candidate.files:
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id, "FINISHED")
     return run_id

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section
+from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, replace
+from lepton_ray.spec.model import Model, TrainSpec
 
 Scalar = int | float | str | bool
 
@@ -86,3 +87,14 @@ class TuneSpec(Section):
     cpus_per_trial: PositiveFloat = 1.0
     max_concurrent_trials: PositiveInt | None = None
     """At most this many at once; None takes what the cluster holds."""
+
+
+def apply_values(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:
+    """Return the sections with a trial's values (by path, ``train.lr``), validated again."""
+    for path, value in values.items():
+        section, _, field = path.partition(".")
+        if section == "model":
+            model = type(model).model_validate(replace(model, (field,), value))
+        else:
+            train = TrainSpec.model_validate(replace(train, (field,), value))
+    return model, train

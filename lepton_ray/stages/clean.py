@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from lepton_ray.data.split import SPLITS, TRAIN, assign_splits
 from lepton_ray.engine.session import connect
 from lepton_ray.spec.data import CleanSpec, DataSpec, NumberColumn
 from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.ingest import uses_ray
 
 VERSION = 1
 _BLOCK_ROWS = 131_072
@@ -28,37 +30,71 @@ _BLOCK_BYTES = 256 << 20  # of pixels
 _MIN_CLASSES = 2
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """All typed rows, and what has removed each of them: its reason and detail, None while it is kept."""
+
+    table: pa.Table
+    reasons: NDArray[np.object_]
+    details: NDArray[np.object_]
+
+    @property
+    def is_kept(self) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = self.reasons == None  # noqa: E711  element-wise
+        return mask
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Positions of the kept rows."""
+        return np.flatnonzero(self.is_kept)
+
+    def count_removed(self) -> Counter[str]:
+        """Number of removed rows by reason."""
+        return Counter(self.reasons[~self.is_kept].tolist())
+
+    def column(self, name: str) -> NDArray[np.object_]:
+        """A column of all rows, as objects."""
+        values: NDArray[np.object_] = self.table.column(name).to_numpy().astype(object)
+        return values
+
+    def hashes(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.void]:
+        """A column of hashes at some positions."""
+        return to_voids(self.table.column(name).take(pa.array(positions)))
+
+
 def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) -> Dataset:
     """Type, check, deduplicate and split the rows.
 
     Raises:
-        DataError: If more rows would be removed than ``clean.max_removed_fraction`` allows, or too few are left.
+        DataError: If more rows would be removed than ``clean.max_removed_fraction`` allows, or too few are left; all
+            removed rows are in quarantine then too.
     """
     table = pa.concat_tables(_check(data, clean, raw))
-    reasons = _to_objects(table, REASON)
-    details = _to_objects(table, DETAIL)
-    _remove_duplicates(table, clean, reasons, details)
-    kept = np.flatnonzero(reasons == None)  # noqa: E711  element-wise
-    classes, label_N = np.unique(_to_objects(table, data.label)[kept], return_inverse=True)
-    _check_classes(classes, label_N, data, clean, ctx, table, reasons, details)
-    split_N = assign_splits(
-        to_voids(table.column(rules.FEATURE_HASH).take(pa.array(kept))), label_N, data.split, ctx.seed
-    )
-    _remove_outliers(table, data, clean, kept[split_N == TRAIN], reasons, details)
-    removed = Counter(reasons[reasons != None].tolist())  # noqa: E711  element-wise
-    ledger = raw.ledger.then(Ledger.of(table.num_rows, removed))
-    _write_quarantine(table, raw, reasons, details, ctx)
-    _check_loss(ledger, clean, ctx)
-    _check_training(classes, label_N[split_N == TRAIN], reasons[kept[split_N == TRAIN]], data)
-    return _write_splits(table, data, ledger, classes, kept, split_N, reasons, ctx)
+    unjudged = _Rows(table, np.empty(0, object), np.empty(0, object))
+    rows = _Rows(table, unjudged.column(REASON), unjudged.column(DETAIL))
+    if clean.duplicates == "drop":
+        _remove_duplicates(rows)
+    kept = rows.kept
+    classes, label_N = np.unique(rows.column(data.label)[kept], return_inverse=True)
+    problem = _find_class_problem(classes, label_N, data, clean)
+    split_N = np.full(len(kept), TRAIN, np.int8)
+    if problem is None:
+        split_N = assign_splits(rows.hashes(rules.FEATURE_HASH, kept), label_N, data.split, ctx.seed)
+        _remove_outliers(rows, data, clean, kept[split_N == TRAIN])
+        problem = _find_lost_class(classes, label_N[split_N == TRAIN], rows.is_kept[kept[split_N == TRAIN]], data)
+    ledger = raw.ledger.then(Ledger.of(table.num_rows, rows.count_removed()))
+    _write_quarantine(rows, raw, ctx)
+    if problem := problem or _find_loss(ledger, clean):
+        raise DataError(f"{problem} {ledger}. See {ctx.folder / 'quarantine.parquet'}")
+    return _write_splits(rows, data, ledger, classes, kept, split_N, ctx)
 
 
 def _check(data: DataSpec, clean: CleanSpec, raw: RawDataset) -> Iterator[pa.Table]:
-    file = pq.ParquetFile(raw.folder / "rows.parquet")
+    path = raw.folder / "rows.parquet"
     size = min(_BLOCK_ROWS, rows_within(data, _BLOCK_BYTES))
-    blocks = (pa.Table.from_batches([batch]) for batch in file.iter_batches(batch_size=size))
+    blocks = (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path).iter_batches(batch_size=size))
     check = partial(rules.check_block, data=data, clean=clean)
-    if data.engine == "ray":
+    if uses_ray(data, path.stat().st_size):
         connect()
         from lepton_ray.data import on_ray  # noqa: PLC0415  Ray is imported by connect
 
@@ -66,86 +102,54 @@ def _check(data: DataSpec, clean: CleanSpec, raw: RawDataset) -> Iterator[pa.Tab
     return map(check, blocks)
 
 
-def _to_objects(table: pa.Table, name: str) -> NDArray[np.object_]:
-    values: NDArray[np.object_] = table.column(name).to_numpy().astype(object)
-    return values
+def _remove_duplicates(rows: _Rows) -> None:
+    kept = rows.kept
+    is_first = rules.first_of_duplicates(rows.hashes(rules.ROW_HASH, kept))
+    rows.reasons[kept[~is_first]] = "duplicate"
+    rows.details[kept[~is_first]] = "the row is the same as an earlier one in every column"
 
 
-def _remove_duplicates(
-    table: pa.Table, clean: CleanSpec, reasons: NDArray[np.object_], details: NDArray[np.object_]
-) -> None:
-    if clean.duplicates == "keep":
-        return
-    kept = np.flatnonzero(reasons == None)  # noqa: E711  element-wise
-    is_first = rules.first_of_duplicates(to_voids(table.column(rules.ROW_HASH).take(pa.array(kept))))
-    reasons[kept[~is_first]] = "duplicate"
-    details[kept[~is_first]] = "the row is the same as an earlier one in every column"
-
-
-def _check_classes(
-    classes: NDArray[np.object_],
-    label_N: NDArray[np.int64],
-    data: DataSpec,
-    clean: CleanSpec,
-    ctx: RunContext,
-    table: pa.Table,
-    reasons: NDArray[np.object_],
-    details: NDArray[np.object_],
-) -> None:
-    counts = np.bincount(label_N, minlength=len(classes))
-    rare = [
-        f"{name!r} {count}" for name, count in zip(classes, counts, strict=True) if count < clean.min_rows_per_class
-    ]
-    if len(classes) >= _MIN_CLASSES and not rare:
-        return
-    seen = Counter(reasons[reasons != None].tolist())  # noqa: E711  element-wise
-    fate = f" Removed: {', '.join(f'{reason} {count}' for reason, count in seen.items())}." if seen else ""
+def _find_class_problem(
+    classes: NDArray[np.object_], label_N: NDArray[np.int64], data: DataSpec, clean: CleanSpec
+) -> str | None:
     if len(classes) < _MIN_CLASSES:
-        raise DataError(
-            f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(classes)}.{fate}"
-        )
-    raise DataError(
-        f"each class of data.label ({data.label}) must have at least {clean.min_rows_per_class} rows, got {', '.join(rare)}.{fate} "
-        f"Add rows, or lower clean.min_rows_per_class to 1"
+        return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(classes)}."
+    counts = zip(classes, np.bincount(label_N, minlength=len(classes)), strict=True)
+    rare = [f"{name!r} {count}" for name, count in counts if count < clean.min_rows_per_class]
+    if not rare:
+        return None
+    return (
+        f"each class of data.label ({data.label}) must have at least {clean.min_rows_per_class} rows, "
+        f"got {', '.join(rare)}. Add rows, or lower clean.min_rows_per_class."
     )
 
 
-def _remove_outliers(
-    table: pa.Table,
-    data: DataSpec,
-    clean: CleanSpec,
-    train: NDArray[np.int64],
-    reasons: NDArray[np.object_],
-    details: NDArray[np.object_],
-) -> None:
+def _remove_outliers(rows: _Rows, data: DataSpec, clean: CleanSpec, train: NDArray[np.int64]) -> None:
     if clean.outliers is None:
         return
     for name, column in data.features.items():
         if not isinstance(column, NumberColumn):
             continue
-        values = table.column(name).to_numpy()[train]
+        values = rows.table.column(name).to_numpy()[train]
         is_outlier, rule = rules.find_outliers(values, clean.outliers)
         for row, value in zip(train[is_outlier], values[is_outlier], strict=True):
-            if reasons[row] is None:
-                reasons[row], details[row] = "outlier", f"{name} {rule}, got {value:.10g}"
+            if rows.reasons[row] is None:
+                rows.reasons[row], rows.details[row] = "outlier", f"{name} {rule}, got {value:.10g}"
 
 
-def _write_quarantine(
-    table: pa.Table, raw: RawDataset, reasons: NDArray[np.object_], details: NDArray[np.object_], ctx: RunContext
-) -> None:
-    bad = np.flatnonzero(reasons != None)  # noqa: E711  element-wise
-    removed = table.take(pa.array(bad))
+def _write_quarantine(rows: _Rows, raw: RawDataset, ctx: RunContext) -> None:
+    bad = np.flatnonzero(~rows.is_kept)
+    removed = rows.table.take(pa.array(bad))
     fate = {
         TEXT: _original_texts(removed.column(TEXT), bad, raw),
-        REASON: pa.array(reasons[bad], pa.string()),
-        DETAIL: pa.array(details[bad], pa.string()),
+        REASON: pa.array(rows.reasons[bad], pa.string()),
+        DETAIL: pa.array(rows.details[bad], pa.string()),
     }
     for name, values in fate.items():
         removed = removed.set_column(removed.schema.get_field_index(name), name, values)
     earlier = pq.read_table(raw.folder / "quarantine.parquet")
-    pq.write_table(
-        pa.concat_tables([earlier, rules.to_quarantine(removed)]), ctx.folder / "quarantine.parquet", compression="zstd"
-    )
+    all_removed = pa.concat_tables([earlier, rules.to_quarantine(removed)])
+    pq.write_table(all_removed, ctx.folder / "quarantine.parquet", compression="zstd")
 
 
 def _original_texts(texts: pa.ChunkedArray, bad: NDArray[np.int64], raw: RawDataset) -> pa.ChunkedArray | pa.Array:
@@ -157,43 +161,44 @@ def _original_texts(texts: pa.ChunkedArray, bad: NDArray[np.int64], raw: RawData
     return pa.array([json.dumps(row, ensure_ascii=False) for row in cells], pa.large_string())
 
 
-def _check_loss(ledger: Ledger, clean: CleanSpec, ctx: RunContext) -> None:
+def _find_loss(ledger: Ledger, clean: CleanSpec) -> str | None:
     removed = ledger.rows_in - ledger.rows_kept
-    if removed / ledger.rows_in > clean.max_removed_fraction:
-        raise DataError(
-            f"clean must remove at most {clean.max_removed_fraction:.0%} of the rows (clean.max_removed_fraction), got {ledger}. "
-            f"See {ctx.folder / 'quarantine.parquet'}; repair the source, or allow more"
-        )
+    if removed / ledger.rows_in <= clean.max_removed_fraction:
+        return None
+    return (
+        f"clean must remove at most {clean.max_removed_fraction:.0%} of the rows (clean.max_removed_fraction). "
+        "Repair the source, or allow more."
+    )
 
 
-def _check_training(
-    classes: NDArray[np.object_], label_N: NDArray[np.int64], reasons_N: NDArray[np.object_], data: DataSpec
-) -> None:
-    lost = np.setdiff1d(label_N, label_N[reasons_N == None])  # noqa: E711  element-wise
-    if len(lost):
-        raise DataError(
-            f"each class of data.label ({data.label}) must keep a training row when outliers are removed, "
-            f"got none of {', '.join(map(repr, classes[lost]))}. Raise clean.outliers.threshold"
-        )
+def _find_lost_class(
+    classes: NDArray[np.object_], label_N: NDArray[np.int64], is_kept_N: NDArray[np.bool_], data: DataSpec
+) -> str | None:
+    lost = np.setdiff1d(label_N, label_N[is_kept_N])
+    if not len(lost):
+        return None
+    return (
+        f"each class of data.label ({data.label}) must keep a training row when outliers are removed, "
+        f"got none of {', '.join(map(repr, classes[lost]))}. Raise clean.outliers.threshold."
+    )
 
 
 def _write_splits(
-    table: pa.Table,
+    rows: _Rows,
     data: DataSpec,
     ledger: Ledger,
     classes: NDArray[np.object_],
     kept: NDArray[np.int64],
     split_N: NDArray[np.int8],
-    reasons: NDArray[np.object_],
     ctx: RunContext,
 ) -> Dataset:
     split_rows: dict[str, int] = {}
     class_rows: dict[str, dict[str, int]] = {}
-    is_kept = reasons[kept] == None  # noqa: E711  element-wise
     for index, name in enumerate(SPLITS):
-        rows = table.select([*data.columns, SOURCE, LINE]).take(pa.array(kept[is_kept & (split_N == index)]))
-        pq.write_table(rows, ctx.folder / f"{name}.parquet", compression="zstd")
-        counts = Counter(rows.column(data.label).to_pylist())
-        split_rows[name] = rows.num_rows
+        positions = kept[rows.is_kept[kept] & (split_N == index)]
+        table = rows.table.select([*data.columns, SOURCE, LINE]).take(pa.array(positions))
+        pq.write_table(table, ctx.folder / f"{name}.parquet", compression="zstd")
+        counts = Counter(table.column(data.label).to_pylist())
+        split_rows[name] = table.num_rows
         class_rows[name] = {label: counts[label] for label in classes}
     return Dataset(ledger=ledger, split_rows=split_rows, classes=tuple(classes), class_rows=class_rows)

@@ -33,7 +33,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     listing = sources.list_source(data, filesystem, root)
     parts = sources.split_into_parts(data, listing)
     read = partial(sources.read_part, data, filesystem, root)
-    if data.engine == "ray" or (data.engine == "auto" and listing.size_bytes >= _LOCAL_LIMIT_BYTES):
+    if uses_ray(data, listing.size_bytes):
         connect()
         from lepton_ray.data import on_ray  # noqa: PLC0415  Ray is imported by connect
 
@@ -48,6 +48,11 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
             f"See {ctx.folder / 'quarantine.parquet'}" + _example(ctx)
         )
     return RawDataset(ledger=ledger, ignored_columns=tuple(sources.unread_columns(data, listing)))
+
+
+def uses_ray(data: DataSpec, size_bytes: int) -> bool:
+    """Whether files of this size go through Ray Data; what fits in memory does not pay for a cluster."""
+    return data.engine == "ray" or (data.engine == "auto" and size_bytes >= _LOCAL_LIMIT_BYTES)
 
 
 def fingerprint(data: DataSpec) -> list[tuple[str, int, int]]:

@@ -27,19 +27,16 @@ def register(
     is_default = register.tracking_uri is None
     artifact_root = str(Path(settings.expand(ctx.storage)).absolute() / "mlflow-artifacts") if is_default else None
     params = {"model": opened.lineage["spec"]["model"]["kind"], **read_json(checkpoint.folder / "train.json")}
-    registered = on_mlflow.register(
-        tracking_uri=settings.expand(uri),
-        experiment=register.experiment,
+    candidate = on_mlflow.Candidate(
         model_name=name,
-        alias=register.alias,
         digest=package.package_digest,
         package=package.path,
         files=[evaluation.folder / "report.html", evaluation.folder / "metrics.json"],
         params={**params, "package": package.package_digest, "seed": ctx.seed},
         metrics={f"test_{key}": value for key, value in evaluation.metrics.items()},
         history=list(checkpoint.history),
-        artifact_root=artifact_root,
     )
+    registered = on_mlflow.register(candidate, settings.expand(uri), register.experiment, register.alias, artifact_root)
     return RegisteredModel(
         name=name, version=registered.version, alias=register.alias, run_id=registered.run_id, tracking_uri=uri
     )

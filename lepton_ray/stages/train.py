@@ -14,6 +14,7 @@ from lepton_ray.core.files import write_json
 from lepton_ray.engine.session import connect
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import Model, TrainSpec
+from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def train(
     """Train with the best settings that the search found, or those of the spec."""
     require("torch", "training")
     if trials is not None:
-        from lepton_ray.stages.tune import settings_of  # noqa: PLC0415  needs Ray only when there was a search
-
-        model, train = settings_of(model, train, trials.best)
+        model, train = apply_values(model, train, trials.best)
     build = partial(build_model, model, feature_set.shape, len(feature_set.classes))
     state = _fit(build, feature_set, train, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):

@@ -9,9 +9,8 @@ from lepton_ray.artifacts.kinds import FeatureSet, Trials
 from lepton_ray.core.extras import require
 from lepton_ray.engine.session import connect
 from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.base import replace
 from lepton_ray.spec.model import Model, TrainSpec
-from lepton_ray.spec.tune import TuneSpec
+from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import load_data
 
@@ -56,18 +55,7 @@ def train_trial(
     """Train one trial in this process and yield the metrics of each epoch."""
     from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415  torch is optional
 
-    model, train = settings_of(model, train, {**values, "train.epochs": epochs})
+    model, train = apply_values(model, train, {**values, "train.epochs": epochs})
     state = start_state(partial(build_model, model, input_shape, num_classes), train, seed)
     for state_now in train_epochs(state, data, train, seed):
         yield state_now.history[-1]
-
-
-def settings_of(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:
-    """Return the sections with a trial's values (by path, ``train.lr``), validated again."""
-    for path, value in values.items():
-        section, _, field = path.partition(".")
-        if section == "model":
-            model = type(model).model_validate(replace(model, (field,), value))
-        else:
-            train = TrainSpec.model_validate(replace(train, (field,), value))
-    return model, train
