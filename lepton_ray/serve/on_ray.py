@@ -16,6 +16,7 @@ from lepton_ray.artifacts.tables import empty_feeds
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import ArtifactError, EngineError
 from lepton_ray.core.metrics import Metric
+from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.http import Limits, build_http_app
 from lepton_ray.spec.release import ServeSpec
@@ -115,9 +116,11 @@ def run(application: Any, name: str, spec: ServeSpec) -> str:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port()))
         serve.run(application, name=name, route_prefix=spec.route_prefix)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()
+        place = f"{spec.host}:{spec.port}"
         raise EngineError(
-            f"serve: the application {name!r} must start, got: {reason[0] if reason else error!r}", retryable=True
+            f"serve: the application {name!r} must start at {place}, got: {last_line(error)}. "
+            "If the port is in use, choose another, or 0 for a free one",
+            retryable=True,
         ) from error
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in ("0.0.0.0", None) else options.host  # noqa: S104  compared, not bound

@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
@@ -93,19 +94,12 @@ def _supervise(trainer: Any, max_failures: int, update: Callable[[str], None]) -
         except WorkerGroupError as error:
             rank, cause = next(iter(error.worker_failures.items()), (0, error))
             raise EngineError(
-                f"train: worker {rank} failed more often than train.max_failures ({max_failures}) allows: {_last_line(cause)}",
+                f"train: worker {rank} failed more often than train.max_failures ({max_failures}) allows: {last_line(cause)}",
                 retryable=True,
             ) from error
         except ControllerError as error:
-            raise EngineError(
-                f"train: the workers could not be started: {_last_line(error)}", retryable=True
-            ) from error
+            raise EngineError(f"train: the workers could not be started: {last_line(error)}", retryable=True) from error
     raise AssertionError("the last attempt returns or raises")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _work(config: dict[str, Any]) -> None:

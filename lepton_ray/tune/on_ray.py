@@ -18,6 +18,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import num_concurrent, wait_for_capacity
 from lepton_ray.spec.tune import Choice, Domain, Integer, LogUniform, TuneSpec
 
@@ -110,8 +111,8 @@ def _run(spec: TuneSpec, train_trial: TrainTrial, data: Any, seed: int, watcher:
         )
         results = tuner.fit()
     if results.errors:
-        lines = str(results.errors[0]).strip().splitlines() or ["no message"]
-        raise EngineError(f"tune: {len(results.errors)} of {missing} trials failed, the first with: {lines[-1]}")
+        reason = last_line(results.errors[0])
+        raise EngineError(f"tune: {len(results.errors)} of {missing} trials failed, the first with: {reason}")
 
 
 def _searcher(spec: TuneSpec, seed: int, done: list[Trial]) -> OptunaSearch:

@@ -122,7 +122,10 @@ def test_a_messy_file_is_accounted_for_to_the_row(tmp_path):
         (b"\xff\xfei\x00d\x00,\x00\n1,2\n", "wrong_header 1.*the header is not UTF-8"),
         ("id,age,city,y\n", "the source is empty"),
         ("", "the source is empty"),
-        ("id,age,city,y\n1,x,a,b\n2,y,a,c\n", r"at least 2 classes.*got \[\].* 2 removed \(type_error 2\). See .*quarantine.parquet"),
+        (
+            "id,age,city,y\n1,x,a,b\n2,y,a,c\n",
+            r"at least 2 classes.*got \[\].* 2 removed \(type_error 2\). See .*quarantine.parquet",
+        ),
         ("id,age,city,y\n1,,,b\n2,1,a,\n", r"2 removed \(missing_label 1, too_many_missing 1\)"),
         ("id,age,city,y\n1,1,a,b\n2,2,a,b\n3,3,a,b\n", r"at least 2 classes in the kept rows, got \['b'\]"),
         ("id,age,city,y\n1,1,a,b\n2,2,a,b\n3,3,a,b\n4,4,a,c\n", "at least 3 rows, got 'c' 1"),
