@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.status import Status
 
 from lepton_ray.core.errors import LeptonError
+from lepton_ray.core.extras import explain
 
 _INTERRUPTED = 130
 
@@ -107,6 +108,8 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
         sys.stderr.close()
         raise typer.Exit(1) from None
     except Exception as error:  # noqa: BLE001  the last place to explain an error; its traceback goes to a file
+        if isinstance(error, ModuleNotFoundError) and (explained := explain(error, "this command")):
+            _fail(error, str(explained), explained.exit_status, as_json, progress)
         with tempfile.NamedTemporaryFile("w", prefix="lepton-ray-error-", suffix=".txt", delete=False) as file:
             traceback.print_exception(error, file=file)
         lines = str(error).strip().splitlines()

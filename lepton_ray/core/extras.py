@@ -12,6 +12,8 @@ _EXTRA_OF_MODULE = {
     "matplotlib": "pipeline",
     "PIL": "pipeline",
     "optuna": "pipeline",
+    "pandas": "pipeline",
+    "onnxscript": "torch",
     "safetensors": "torch",
     "torch": "torch",
     "mlflow": "mlflow",
@@ -23,16 +25,20 @@ def require(module: str, purpose: str) -> Any:
     """Import ``module`` and return it.
 
     Raises:
-        MissingExtraError: If it is not installed; names the extra that brings it.
+        MissingExtraError: If it, or what it imports, is not installed; names the extra that brings it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        root = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != root:
-            raise
-        extra = _EXTRA_OF_MODULE.get(root, "pipeline")
-        message = (
-            f"{purpose} needs the package {root!r}, which is not installed. Run: pip install 'lepton-ray[{extra}]'."
-        )
-        raise MissingExtraError(message) from error
+        if explained := explain(error, purpose):
+            raise explained from error
+        raise
+
+
+def explain(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
+    """Return an error that names the extra which brings the missing package, or None if no extra does."""
+    root = (error.name or "").partition(".")[0]
+    if root not in _EXTRA_OF_MODULE:
+        return None
+    install = f"pip install 'lepton-ray[{_EXTRA_OF_MODULE[root]}]'"
+    return MissingExtraError(f"{purpose} needs the package {root!r}, which is not installed. Run: {install}.")
