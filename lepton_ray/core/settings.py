@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from lepton_ray.core.errors import SpecError
@@ -68,13 +67,21 @@ def ray_token() -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def prepare_ray(environment: Mapping[str, str] | None = None) -> None:
+def point_to_dashboard(port: int) -> None:
+    """Tell Ray's processes where a local cluster's dashboard is.
+
+    Ray Train asks it whether its controller lives; left to find it, Ray 2.60 waits 10 s at the end of each training.
+    """
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+
+
+def prepare_ray() -> None:
     """Set Ray's start-up variables that the user has not set.
 
     With a token present and ``RAY_AUTH_MODE`` unset, Ray 2.60's servers demand the token while its clients do not send
     it, so the mode is set here for both. Ray reads it when it is imported: later it would reach only half of Ray.
     """
-    for name, value in {**_RAY_DEFAULTS, **(environment or {})}.items():
+    for name, value in _RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"

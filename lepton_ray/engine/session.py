@@ -81,11 +81,14 @@ def _init(ray: Any, address: str, is_local: bool) -> None:
     if not is_local:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
+    dashboard_port = free_port()
+    settings.point_to_dashboard(dashboard_port)
     ray.init(
         address="local",
         log_to_driver=False,
         logging_level=logging.ERROR,
         dashboard_host="127.0.0.1",
+        dashboard_port=dashboard_port,
         object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
         _metrics_export_port=free_port(),
     )

@@ -7,6 +7,8 @@ import contextlib
 import json
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,14 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
-from lepton_ray.train.torch_loop import Group, TrainData, TrainState, start_state, train_epochs
+from lepton_ray.train.torch_loop import Group, TrainData, TrainState, has_stalled, start_state, train_epochs
 
 _NAME = "train"
 _PROGRESS = "progress.json"
+_OWNER = "owner"
 _POLL_S = 0.5
 _NUM_CHECKPOINTS = 2
+_REPORT_EVERY_S = 1.0  # a report, with its checkpoint, takes about 0.4 s whatever the model
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Storage:
 
     filesystem: pafs.FileSystem
     path: str
+
+    def take_over(self) -> str:
+        """Make the caller the only one to report from now on; returns its mark."""
+        mark = uuid.uuid4().hex
+        self.filesystem.create_dir(self.path, recursive=True)
+        with self.filesystem.open_output_stream(f"{self.path}/{_OWNER}") as stream:
+            stream.write(mark.encode())
+        return mark
+
+    def check_owner(self, mark: str) -> None:
+        """Check that nobody took over: workers outlive a killed driver for a while, and must not write beside the next.
+
+        Raises:
+            EngineError: If somebody did.
+        """
+        with self.filesystem.open_input_stream(f"{self.path}/{_OWNER}") as stream:
+            if stream.read().decode() != mark:
+                raise EngineError(f"{self.path} must have one training at a time, and a later run has taken over")
 
 
 def fit(
@@ -59,7 +81,14 @@ def fit(
     per_worker = {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
     needed = {name: amount * spec.num_workers for name, amount in per_worker.items()}
     wait_for_capacity(needed, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update)
-    config = {"build_model": build_model, "data": ray.put(data), "spec": spec, "seed": seed}
+    config = {
+        "build_model": build_model,
+        "data": ray.put(data),
+        "spec": spec,
+        "seed": seed,
+        "storage": storage,
+        "mark": storage.take_over(),
+    }
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config=config,
@@ -114,8 +143,22 @@ def _work(config: dict[str, Any]) -> None:
     group = Group(
         context.get_world_rank(), context.get_world_size(), str(device), _add_up, ray.train.torch.prepare_model
     )
+    reported_s = time.monotonic()
     for state_now in train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
-        _report(state_now, is_writer=group.rank == 0)
+        is_last = state_now.epoch == spec.epochs or has_stalled(state_now, spec)
+        if is_last or _is_due(group, reported_s):
+            config["storage"].check_owner(config["mark"])
+            _report(state_now, is_writer=group.rank == 0)
+            reported_s = time.monotonic()
+
+
+def _is_due(group: Group, reported_s: float) -> bool:
+    """Whether it is time to report; rank 0's clock decides for all, because a report waits for every worker."""
+    decision = torch.zeros(1)
+    if group.rank == 0 and time.monotonic() - reported_s >= _REPORT_EVERY_S:
+        decision += 1
+    group.add_up(decision)
+    return bool(decision.item())
 
 
 def _add_up(values: torch.Tensor) -> None:
@@ -151,7 +194,6 @@ class _WriteProgress(ray.train.UserCallback):  # type: ignore[misc]  # Ray has n
 @contextlib.contextmanager
 def _show_progress(storage: Storage, update: Callable[[str], None]) -> Iterator[None]:
     stop = threading.Event()
-    storage.filesystem.create_dir(storage.path, recursive=True)
 
     def watch() -> None:
         shown = ""

@@ -125,11 +125,11 @@ def cluster() -> Iterator[None]:
     """A local cluster of 4 logical CPUs that this process is connected to."""
     from lepton_ray.core import settings
 
+    port = free_port()
     settings.prepare_ray()
+    settings.point_to_dashboard(port)
     import ray
 
-    ray.init(
-        address="local", num_cpus=4, log_to_driver=False, object_store_memory=300 << 20, dashboard_port=free_port()
-    )
+    ray.init(address="local", num_cpus=4, log_to_driver=False, object_store_memory=300 << 20, dashboard_port=port)
     yield
     ray.shutdown()

@@ -57,6 +57,18 @@ def test_too_many_workers_are_refused_at_once(cluster: None, tmp_path: Path) -> 
         on_ray.fit(build, make_data(), spec, 0, storage, lambda text: None)
 
 
+def test_workers_of_a_dead_run_stop_when_the_next_takes_over(tmp_path: Path) -> None:
+    from lepton_ray.train import on_ray
+
+    storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "work"))
+    dead = storage.take_over()
+    storage.check_owner(dead)
+    alive = storage.take_over()
+    storage.check_owner(alive)
+    with pytest.raises(EngineError, match="a later run has taken over"):
+        storage.check_owner(dead)
+
+
 def train_trial(values: dict[str, Any], data: Any) -> Iterator[dict[str, float]]:
     """A search whose answer is known: the loss is the distance of lr from 0.02."""
     for epoch in range(4):
