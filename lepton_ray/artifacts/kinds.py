@@ -19,7 +19,7 @@ class Artifact(BaseModel):
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """Local folder that holds the files; set by the store."""
     location: Annotated[str, Field(exclude=True)] = ""
-    """Where the files stay: ``folder``, or the folder's URI when ``folder`` is a copy that goes with the run."""
+    """Where the files stay: ``folder``, or the path in the storage when ``folder`` is a copy that goes with the run."""
     digest: Annotated[str, Field(exclude=True)] = ""
     """SHA-256 over the facts and the files; set by the store."""
 
@@ -94,7 +94,7 @@ class Trials(Artifact):
 
 
 class Checkpoint(Artifact):
-    """``model.safetensors`` (weights of the best epoch), ``model.json`` (the model section), ``history.json``."""
+    """``model.safetensors`` (weights of the best epoch), ``model.json`` and ``train.json`` (the sections)."""
 
     best_epoch: int
     metrics: dict[str, float]

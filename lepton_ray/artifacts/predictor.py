@@ -12,6 +12,7 @@ from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import RecordError
 
 _MAX_BATCH_ROWS = 1024
+_MAX_BATCH_BYTES = 4 << 20  # of raw input: what layers make of it is a multiple
 
 
 def open_session(model: bytes | str, num_threads: int = 1) -> ort.InferenceSession:
@@ -66,5 +67,7 @@ class Predictor:
 
 
 def _slices(feeds: Mapping[str, NDArray[Any]], rows: int) -> Iterator[Feeds]:
-    for start in range(0, rows, _MAX_BATCH_ROWS):
-        yield {name: values[start : start + _MAX_BATCH_ROWS] for name, values in feeds.items()}
+    row_bytes = sum(values[:1].nbytes for values in feeds.values())
+    size = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // row_bytes))
+    for start in range(0, rows, size):
+        yield {name: values[start : start + size] for name, values in feeds.items()}

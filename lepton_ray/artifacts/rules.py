@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from lepton_ray.spec.data import CategoryColumn, NumberColumn
 
+_EXACT = 2.0**53  # floats below it hold every whole number
+
 
 @dataclass(frozen=True)
 class Breach:
@@ -41,6 +43,15 @@ def category_breaches(column: CategoryColumn, values_N: NDArray[np.object_]) -> 
         allowed = frozenset(column.allowed)
         is_allowed = np.fromiter((value in allowed for value in values_N), bool, len(values_N))
         yield from _any("not_allowed", f"must be one of {', '.join(column.allowed)}", ~is_allowed & ~is_missing)
+
+
+def category_text(value: float | bool) -> str:
+    """Return the text of a number or truth value that stands where a category should; 2.0 and 2 are one category."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))
+    return repr(value)
 
 
 def _any(reason: str, rule: str, rows: NDArray[np.bool_]) -> Iterator[Breach]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Strict
 
-from lepton_ray.artifacts.rules import category_breaches, number_breaches
+from lepton_ray.artifacts.rules import category_breaches, category_text, number_breaches
 from lepton_ray.core.errors import RecordError
 from lepton_ray.core.text import show
 from lepton_ray.spec.data import CategoryColumn, Column, DataSpec, ImageColumn, NumberColumn
@@ -191,11 +191,9 @@ def _encode_number(value: Any, name: str, index: int, problems: list[str]) -> fl
 def _encode_category(value: Any, name: str, index: int, problems: list[str]) -> str:
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
     with contextlib.suppress(ValueError):  # integers of over 4300 digits, halves of a surrogate pair
         if isinstance(value, str | int | float):
-            text = str(value)
+            text = value if isinstance(value, str) else category_text(value)
             text.encode()
             return text
     if len(problems) < _MAX_PROBLEMS:

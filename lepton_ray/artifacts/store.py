@@ -21,7 +21,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +49,9 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         ArtifactError: If the URI has an unknown scheme.
     """
+    if (local := settings.local_path(uri)) is not None:
+        return pafs.LocalFileSystem(), str(local)
     text = settings.expand(uri)
-    if "://" not in text:
-        return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
     try:
         filesystem, path = pafs.FileSystem.from_uri(text)
     except (ValueError, OSError) as error:
@@ -91,7 +92,7 @@ class Store:
 
     filesystem: pafs.FileSystem
     root: str
-    cache: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="lepton-ray-")))
+    lost_lease: bool = False
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":
@@ -105,6 +106,11 @@ class Store:
                 f"storage must be a folder that can be written, got {storage!r} ({error}). Choose another"
             ) from error
         return cls(filesystem, root)
+
+    @cached_property
+    def cache(self) -> Path:
+        """Local copies of what lies on another filesystem; gone when the lock is released."""
+        return Path(tempfile.mkdtemp(prefix="lepton-ray-"))
 
     @property
     def is_local(self) -> bool:
@@ -169,7 +175,13 @@ class Store:
         return folder
 
     def commit(self, step: StepId, artifact: ArtifactT, facts: dict[str, Any]) -> ArtifactT:
-        """Make a step's files and facts final; returns the artifact with its folder and digest."""
+        """Make a step's files and facts final; returns the artifact with its folder and digest.
+
+        Raises:
+            ArtifactError: If another run has taken the folder over.
+        """
+        if self.lost_lease:
+            raise _in_use(self.root, "")
         folder = self.local_folder(step)
         names = [name for name in list_files(folder) if not name.startswith((".", f"{WORK}/"))]
         files = {name: sha256_file(folder / name) for name in names}
@@ -187,6 +199,12 @@ class Store:
         if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
             self.filesystem.delete_dir(self.work_path(step))  # after the manifest: half a work folder resumes nothing
         return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
+
+    def keep(self, step: StepId) -> None:
+        """Keep what a failed stage has written, such as its quarantine, without a manifest."""
+        if not self.is_local:
+            folder = self.local_folder(step)
+            self._upload(step, list_files(folder), folder)
 
     def point_latest(self, step: StepId) -> None:
         """Let ``latest/STAGE`` lead to a step's folder; object stores have no links, there nothing happens."""
@@ -230,7 +248,8 @@ class Store:
             try:
                 yield
             finally:
-                shutil.rmtree(self.cache, ignore_errors=True)
+                if "cache" in self.__dict__:
+                    shutil.rmtree(self.cache, ignore_errors=True)
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[None]:
@@ -267,6 +286,9 @@ class Store:
         def renew() -> None:
             while not stop.wait(_RENEW_S):
                 with contextlib.suppress(OSError):  # the next renewal may come through, in time
+                    if self._read_lease(path)[0] not in (owner, None):
+                        self.lost_lease = True  # after a suspend: another run has it, and is not to be disturbed
+                        return
                     write()
 
         write()

@@ -112,10 +112,13 @@ def run(
     """Run a spec: finished stages are skipped, an interrupted one goes on."""
     progress = None if as_json else RichProgress()
     with errors_explained(as_json, progress):
+        from lepton_ray.core.errors import SpecError
         from lepton_ray.pipeline import run as run_pipeline
         from lepton_ray.spec import load_spec
 
         loaded = load_spec(spec, overrides or [])
+        if serve and loaded.serve is None:
+            raise SpecError(["--serve must be given a spec with the section serve. Add --set serve={}"], "the command")
         with _ray_closed_after(serve):
             with only_json_on_stdout(as_json):
                 result = run_pipeline(loaded, from_stage, force, progress)

@@ -36,9 +36,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write JSON atomically; without an indent it is compact."""
+    separators = None if indent else (",", ":")
+    write_atomic(path, json.dumps(value, indent=indent, separators=separators, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

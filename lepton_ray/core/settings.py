@@ -44,6 +44,12 @@ def expand(text: str) -> str:
     return _REFERENCE.sub(lambda match: os.environ[match.group(1)], text)
 
 
+def local_path(uri: str) -> Path | None:
+    """Return the absolute path that a path or ``file://`` URI names, or None for another filesystem's URI."""
+    text = expand(uri).removeprefix("file://")
+    return None if "://" in text else Path(text).expanduser().absolute()
+
+
 def is_set(name: str) -> bool:
     """Whether the environment variable is set."""
     return name in os.environ

@@ -1,5 +1,6 @@
 """Values as messages show them."""
 
+import re
 import reprlib
 from typing import Any
 
@@ -8,6 +9,11 @@ _MAX_LENGTH = 80
 _repr = reprlib.Repr()
 _repr.maxlevel = 4
 _repr.maxstring = _repr.maxother = _repr.maxlong = _MAX_LENGTH
+
+
+def without_credentials(text: str) -> str:
+    """Return a text with ``user:password@`` taken out of its URIs."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def show(value: Any) -> str:

@@ -20,7 +20,9 @@ QUARANTINE_SCHEMA = pa.schema(_FATE)
 
 def raw_schema(columns: Mapping[str, Column]) -> pa.Schema:
     """Schema of a raw block."""
-    cells = {name: pa.binary() if isinstance(column, ImageColumn) else pa.string() for name, column in columns.items()}
+    cells = {
+        name: pa.large_binary() if isinstance(column, ImageColumn) else pa.string() for name, column in columns.items()
+    }
     return pa.schema({**cells, **_FATE})
 
 

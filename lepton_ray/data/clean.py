@@ -83,7 +83,7 @@ def _type_cells(name: str, column: Column, cells: pa.Array, data: DataSpec, verd
     if isinstance(column, ImageColumn):
         return cells, cells.is_null().to_numpy(zero_copy_only=False)
     text = pc.utf8_trim_whitespace(pc.fill_null(cells, ""))
-    is_missing = pc.is_in(text, value_set=pa.array(data.missing_words, pa.string()))
+    is_missing = pc.is_in(text, value_set=pa.array(["", *data.missing_words], pa.string()))
     missing = is_missing.to_numpy(zero_copy_only=False)
     original = cells.to_numpy(zero_copy_only=False)
     if isinstance(column, NumberColumn):

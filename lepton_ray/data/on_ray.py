@@ -5,8 +5,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayTaskError
 
+from lepton_ray.core.errors import EngineError, LeptonError
 from lepton_ray.data.sources import Part
+from lepton_ray.engine.faults import last_line
 
 
 def read_parts(read: Callable[[Part], Iterator[pa.Table]], parts: Sequence[Part]) -> Iterator[pa.Table]:
@@ -39,6 +42,11 @@ def _ordered(dataset: Any) -> Any:
 
 def _stream(dataset: Any, function: Callable[[pa.Table], Any]) -> Iterator[pa.Table]:
     mapped = dataset.map_batches(function, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
-    for block in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if block.num_rows:
-            yield block
+    try:
+        for block in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+            if block.num_rows:
+                yield block
+    except RayTaskError as error:
+        if isinstance(error.cause, LeptonError):
+            raise error.cause from error
+        raise EngineError(f"a Ray Data task failed: {last_line(error)}", retryable=True) from error

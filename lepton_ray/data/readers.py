@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lepton_ray.artifacts.rules import category_text
 from lepton_ray.core.extras import require
 from lepton_ray.data.block import LINE, SOURCE, TEXT, bad_block, raw_block
 from lepton_ray.spec.data import Column, ImageColumn
@@ -83,9 +84,7 @@ def _json_row(content: bytes, columns: Mapping[str, Column]) -> tuple[dict[str, 
 def _json_cell(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value)
+    return category_text(value)
 
 
 def read_parquet(file: pa.NativeFile, source: str, columns: Mapping[str, Column]) -> Iterator[pa.Table]:

@@ -1,8 +1,10 @@
 """From a source in the spec to parts, and from a part to raw blocks. A part is what one task reads."""
 
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -59,6 +61,8 @@ def list_source(data: DataSpec, filesystem: pafs.FileSystem, root: str) -> Listi
         DataError: If there is no file to read.
     """
     source = data.source
+    if source.prepare and not isinstance(filesystem, pafs.LocalFileSystem):
+        raise SpecError([f"data.source.prepare must write a local path, got the uri {source.uri!r}. Remove prepare"])
     if filesystem.get_file_info(root).type == pafs.FileType.NotFound and source.prepare:
         load_function(source.prepare, "data.source.prepare")(root)
     info = filesystem.get_file_info(root)
@@ -87,6 +91,8 @@ def load_function(path: str, place: str) -> Any:
         SpecError: If it cannot be imported.
     """
     module_name, _, name = path.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a user's module lies beside the specs, and the command's path does not have it
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:

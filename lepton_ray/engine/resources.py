@@ -4,39 +4,52 @@ import time
 from collections.abc import Callable
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.engine.session import connect
 
 _POLL_S = 0.5
 
 
-def wait_for_capacity(needed: dict[str, float], place: str, timeout_s: float, update: Callable[[str], None]) -> None:
-    """Wait until the cluster's total resources hold ``needed``; an autoscaler may be adding nodes.
+def wait_for_capacity(
+    bundle: dict[str, float], count: int, place: str, timeout_s: float, update: Callable[[str], None]
+) -> None:
+    """Wait until the cluster holds ``count`` bundles of resources, asking its autoscaler for them.
 
     Args:
-        needed: Ray resources, such as ``{"CPU": 2}``.
+        bundle: Resources of one worker, such as ``{"CPU": 1}``.
+        count: Number of workers.
         place: What in the spec asks for them, for the message.
-        timeout_s: Bound on the wait; a cluster of one node does not grow and is not waited for.
+        timeout_s: Bound on the wait; a local cluster does not grow and is not waited for.
         update: Told what is lacking while waiting.
 
     Raises:
         EngineError: If they are not there in time; says what is lacking.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        there = ray.cluster_resources()
-        lacking = {
-            name: (amount, there.get(name, 0.0)) for name, amount in needed.items() if there.get(name, 0.0) < amount
-        }
-        if not lacking:
-            return
-        text = ", ".join(f"{amount:g} {name} (has {has:g})" for name, (amount, has) in lacking.items())
-        if time.monotonic() >= deadline or len(ray.nodes()) == 1:
-            raise EngineError(
-                f"{place} must fit the cluster, which lacks {text}. Ask for less, or add nodes", retryable=True
-            )
-        update(f"waiting for {text}")
+    deadline = time.monotonic() + (0 if connect().is_local else timeout_s)
+    is_asked = False
+    while lacking := _lacking(bundle, count):
+        if time.monotonic() >= deadline:
+            message = f"{place} must fit the cluster, which lacks {lacking}. Ask for less, or add nodes"
+            raise EngineError(message, retryable=True)
+        if not is_asked:
+            request_resources(bundles=[bundle] * count)
+            is_asked = True
+        update(f"waiting for {lacking}")
         time.sleep(_POLL_S)
+    if is_asked:
+        request_resources(bundles=[])  # the workers hold the nodes from here on
+
+
+def _lacking(bundle: dict[str, float], count: int) -> str:
+    there = ray.cluster_resources()
+    needed = {name: amount * count for name, amount in bundle.items()}
+    return ", ".join(
+        f"{amount:g} {name} (has {there.get(name, 0):g})"
+        for name, amount in needed.items()
+        if there.get(name, 0) < amount
+    )
 
 
 def num_concurrent(per_trial: float, limit: int | None) -> int:

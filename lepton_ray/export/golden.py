@@ -1,5 +1,6 @@
 """Golden rows: records that the package carries with the outputs of the training code, and the parity gate on them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,15 @@ def outputs_to_json(probabilities_NC: NDArray[np.float32], classes: Sequence[str
     """Return the outputs as the package stores them."""
     labels = [classes[index] for index in probabilities_NC.argmax(1)]
     return {"label": labels, "probabilities": probabilities_NC.tolist()}
+
+
+def read_answer(body: bytes, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the outputs that an answer of ``POST /predict`` holds."""
+    predictions = json.loads(body)["predictions"]
+    return {
+        "label": [prediction["label"] for prediction in predictions],
+        "probabilities": [[prediction["probabilities"][name] for name in classes] for prediction in predictions],
+    }
 
 
 def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> float:

@@ -10,6 +10,7 @@ from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.features.graph import FEATURES
 
 _BATCH_ROWS = 8192
+_BATCH_BYTES = 64 << 20  # of model input
 
 
 def prepare(
@@ -18,8 +19,9 @@ def prepare(
     """Return the model input of a typed table, (N, *shape)."""
     session = open_session(graph, num_threads)
     result = np.empty((table.num_rows, *shape), np.float32)
-    for start in range(0, table.num_rows, _BATCH_ROWS):
-        batch = table.slice(start, _BATCH_ROWS)
+    size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(result[:1].nbytes, 1)))
+    for start in range(0, table.num_rows, size):
+        batch = table.slice(start, size)
         result[start : start + batch.num_rows] = session.run([FEATURES], to_feeds(batch, signature))[0]
     return result
 

@@ -49,7 +49,7 @@ STAGES = (
     Stage("train", "checkpoint", kinds.Checkpoint),
     Stage("export", "package", kinds.PackageRef),
     Stage("evaluate", "evaluation", kinds.Evaluation),
-    Stage("register", "registered", kinds.RegisteredModel, section="register"),
+    Stage("register", "registered", kinds.RegisteredModel, section="register", is_live=True),
     Stage("deploy", "deployment", kinds.Deployment, section="serve", is_live=True),
 )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lepton_ray.artifacts.kinds import Artifact
 from lepton_ray.artifacts.store import StepId, Store
-from lepton_ray.core.errors import QualityGateError
+from lepton_ray.core.errors import LeptonError, QualityGateError
 from lepton_ray.core.progress import Progress, Silent
 from lepton_ray.pipeline.plan import Stage, arguments_of, check_stage_name, plan, step_of
 from lepton_ray.spec.run import RunSpec
@@ -122,13 +122,18 @@ def _do(
         seed=spec.seed,
         storage=spec.storage,
         folder=store.begin(step, fresh=is_fresh),
+        location=store.path(step),
         filesystem=store.filesystem,
         work_path=store.work_path(step),
         is_local=store.is_local,
         update=progress.update,
     )
     arguments = arguments_of(stage, spec, artifacts)
-    artifact: Artifact = getattr(stage.module, stage.name)(**arguments, ctx=context)
+    try:
+        artifact: Artifact = getattr(stage.module, stage.name)(**arguments, ctx=context)
+    except LeptonError:
+        store.keep(step)
+        raise
     facts = {
         "stage": stage.name,
         "key": step.key,

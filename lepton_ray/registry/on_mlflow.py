@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.text import without_credentials
 
 _PACKAGE_TAG = "lepton_ray.package"
 _PACKAGE_FOLDER = "package"
@@ -27,11 +28,6 @@ class Version:
     name: str
     version: str
     run_id: str
-
-
-def local_tracking_uri(storage: Path) -> str:
-    """Return the URI of the SQLite file that stands in for a server."""
-    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def register(
         version = _find_version(client, name, run_id) or _create_version(client, name, run_id, candidate.digest)
         client.set_registered_model_alias(name, alias, version)
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = without_credentials(str(error).splitlines()[0])
         raise ArtifactError(
             f"register: MLflow must take the package, got: {reason}. Check register.tracking_uri"
         ) from error
@@ -169,7 +165,7 @@ def download(uri: str, tracking_uri: str) -> Path:
 
 
 def _no_model(uri: str, error: Exception) -> ArtifactError:
-    reason = str(error).splitlines()[0]
+    reason = without_credentials(str(error).splitlines()[0])
     return ArtifactError(
         f"{uri!r} must name a registered model, got: {reason}. Check the name, and MLFLOW_TRACKING_URI"
     )

@@ -7,7 +7,7 @@ breaks the signature; 500 never on purpose, and without a word on the inside.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from lepton_ray.serve import protocol
 _log = logging.getLogger("lepton_ray.serve")
 
 _ROWS_RUN_INLINE = 32  # more rows leave the event loop free for health checks while they run
-_HTTP_OK, _HTTP_BAD_REQUEST, _HTTP_NOT_FOUND, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 200, 400, 404, 413, 422
+HTTP_OK, _HTTP_BAD_REQUEST, _HTTP_NOT_FOUND, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 200, 400, 404, 413, 422
 _HTTP_FAILED = 500
 
 _Handle = Callable[[Any], Awaitable[tuple[Any, NDArray[Any]]]]
@@ -84,6 +84,33 @@ def build_http_app(predictor: Predictor, name: str, limits: Limits, meter: Meter
     return Starlette(routes=routes, exception_handlers=not_found)
 
 
+def post(app: Starlette, path: str, body: bytes) -> tuple[int, bytes]:
+    """Answer one POST in this process, without a socket; returns status and body."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json")],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("localhost", 80),
+        "client": ("localhost", 0),
+    }
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return int(sent[0]["status"]), b"".join(message.get("body", b"") for message in sent[1:])
+
+
 async def _not_found(request: Request, error: Exception) -> Response:
     return _json({"error": f"the path must be /v2..., or /predict, got {request.url.path[:200]!r}"}, _HTTP_NOT_FOUND)
 
@@ -102,7 +129,7 @@ async def _failed(request: Request, error: Exception) -> Response:
     return _json({"error": "the server failed; its log has the reason"}, _HTTP_FAILED)
 
 
-def _json(content: Any, code: int = _HTTP_OK, headers: Mapping[str, str] | None = None) -> Response:
+def _json(content: Any, code: int = HTTP_OK, headers: Mapping[str, str] | None = None) -> Response:
     return Response(
         orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), code, headers, media_type="application/json"
     )

@@ -7,8 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import metrics as serve_metrics
 from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.exceptions import RayServeException
 
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import Predictor
@@ -115,7 +117,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> str:
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port()))
         serve.run(application, name=name, route_prefix=spec.route_prefix)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
         place = f"{spec.host}:{spec.port}"
         raise EngineError(
             f"serve: the application {name!r} must start at {place}, got: {last_line(error)}. "
@@ -125,6 +127,11 @@ def run(application: Any, name: str, spec: ServeSpec) -> str:
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in ("0.0.0.0", None) else options.host  # noqa: S104  compared, not bound
     return f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
+
+
+def is_running(name: str) -> bool:
+    """Whether the cluster has the application already."""
+    return name in serve.status().applications
 
 
 def stop(name: str) -> None:

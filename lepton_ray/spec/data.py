@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from lepton_ray.spec.base import FiniteFloat, Fraction, ImportPath, PositiveFloat, PositiveInt, Section, StrTuple, Uri
 
 _ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
-MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
+MISSING_WORDS = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 
 
 class _Source(Section):
@@ -25,16 +25,12 @@ class CsvSource(_Source):
     kind: Literal["csv"]
     delimiter: Annotated[str, Field(pattern=r"^[\t -!#-~]$")] = ","
     """One ASCII character, not a quote."""
-    missing_words: StrTuple = MISSING_WORDS
-    """Cells that mean 'missing', besides the empty cell; compared after stripping spaces."""
 
 
 class JsonLinesSource(_Source):
     """One JSON object a line, UTF-8."""
 
     kind: Literal["jsonl"]
-    missing_words: StrTuple = MISSING_WORDS
-    """Texts that mean 'missing', besides null and an absent key."""
 
 
 class ParquetSource(_Source):
@@ -140,10 +136,13 @@ class DataSpec(Section):
     """Every column to read, by name; a column of the source that is not named here is left out and reported."""
     label: str
     """The column to predict; of kind category."""
+    missing_words: StrTuple = MISSING_WORDS
+    """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
+    spaces."""
     split: SplitSpec = SplitSpec()
     engine: Literal["auto", "local", "ray"] = "auto"
     """``local`` reads and cleans in this process, ``ray`` through Ray Data with the same functions; ``auto`` takes Ray
-    from 1 GiB of source files upwards."""
+    from 1 GiB of files upwards (of the source to ingest, of ``rows.parquet`` to clean)."""
 
     @property
     def features(self) -> Mapping[str, NumberColumn | CategoryColumn | ImageColumn]:
@@ -153,11 +152,6 @@ class DataSpec(Section):
             for name, column in self.columns.items()
             if name != self.label and not isinstance(column, IgnoredColumn)
         }
-
-    @property
-    def missing_words(self) -> tuple[str, ...]:
-        """Texts that mean 'missing'; the empty one always does."""
-        return ("", *getattr(self.source, "missing_words", ()))
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:

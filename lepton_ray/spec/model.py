@@ -69,7 +69,7 @@ class TrainSpec(Section):
     """Distributed training through Ray Train; the step does not depend on the number of workers."""
 
     num_workers: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Processes; 1 without a GPU trains in the driver, with no worker group to start."""
+    """Processes; 1 without a GPU and on local storage trains in the driver, with no worker group to start."""
     cpus_per_worker: PositiveFloat = 1.0
     use_gpu: bool = False
     """One GPU for each worker."""

@@ -4,11 +4,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from lepton_ray.core import settings
 from lepton_ray.spec.base import Name, Section, Uri, replace
 from lepton_ray.spec.data import CleanSpec, DataSpec, ImageColumn
 from lepton_ray.spec.model import CnnModel, FeaturesSpec, Model, TrainSpec
 from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
-from lepton_ray.spec.tune import Choice, Domain, TuneSpec
+from lepton_ray.spec.tune import Choice, Domain, Integer, TuneSpec
+
+_MAX_TRIED = 1000  # values of an integer range that are checked one by one
 
 
 class RunSpec(Section):
@@ -50,6 +53,20 @@ class RunSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_release(self) -> Self:
+        if self.register_ and self.register_.tracking_uri is None and settings.local_path(self.storage) is None:
+            raise ValueError(
+                f"register.tracking_uri must be given when storage is not local, got storage {self.storage!r}. "
+                "Name an MLflow server"
+            )
+        if self.serve and self.serve.max_rows_per_request < self.export.golden_rows:
+            raise ValueError(
+                f"serve.max_rows_per_request must be at least export.golden_rows ({self.export.golden_rows}), which the "
+                f"endpoint is asked, got {self.serve.max_rows_per_request}. Lower export.golden_rows"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_search_space(self) -> Self:
         problems = []
         for path, domain in (self.tune.space if self.tune else {}).items():
@@ -60,6 +77,7 @@ class RunSpec(Section):
                     problems.append(
                         f"tune.space.{path} must only hold values that {path} takes, got {value!r} ({_reason(error)})"
                     )
+                    break
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -85,6 +103,8 @@ class RunSpec(Section):
 def _extremes(domain: Domain) -> list[Any]:
     if isinstance(domain, Choice):
         return list(domain.values)
+    if isinstance(domain, Integer):
+        return list(range(domain.low, domain.high + 1)[:_MAX_TRIED])
     return [domain.low, domain.high]
 
 

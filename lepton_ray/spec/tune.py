@@ -71,15 +71,19 @@ class Integer(Section):
 
 
 Domain = Annotated[Choice | Uniform | LogUniform | Integer, Field(discriminator="kind")]
-SpacePath = Annotated[str, Field(pattern=r"^(model|train)\.[a-z_]+$")]
+_TUNABLE = ("train.lr", "train.weight_decay", "train.optimizer", "train.global_batch_size")
 
 
 class TuneSpec(Section):
-    """Search through Ray Tune: Optuna proposes, ASHA stops the poor ones early; minimises the validation loss."""
+    """Search through Ray Tune: Optuna proposes, ASHA stops the poor ones early; minimises the validation loss.
+
+    Trials run on one CPU process each, also where the training that follows uses GPUs.
+    """
 
     num_trials: Annotated[int, Field(ge=1, le=10_000)] = 8
-    space: Annotated[dict[SpacePath, Domain], Field(min_length=1)]
-    """What to vary, by its path in the spec: ``train.lr``, ``model.hidden``."""
+    space: Annotated[dict[str, Domain], Field(min_length=1)]
+    """What to vary, by its path in the spec: fields of ``model``, and ``train.lr``, ``train.weight_decay``,
+    ``train.optimizer``, ``train.global_batch_size``."""
     epochs: PositiveInt = 10
     """Epochs of a trial that is not stopped early."""
     grace_epochs: PositiveInt = 2
@@ -87,6 +91,12 @@ class TuneSpec(Section):
     cpus_per_trial: PositiveFloat = 1.0
     max_concurrent_trials: PositiveInt | None = None
     """At most this many at once; None takes what the cluster holds."""
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> Self:
+        if wrong := [path for path in self.space if not path.startswith("model.") and path not in _TUNABLE]:
+            raise ValueError(f"space must have paths of {', '.join(_TUNABLE)} or model.FIELD, got {wrong[0]!r}")
+        return self
 
 
 def apply_values(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:

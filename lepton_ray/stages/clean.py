@@ -85,7 +85,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     ledger = raw.ledger.then(Ledger.of(table.num_rows, rows.count_removed()))
     _write_quarantine(rows, raw, ctx)
     if problem := problem or _find_loss(ledger, clean):
-        raise DataError(f"{problem} {ledger}. See {ctx.folder / 'quarantine.parquet'}")
+        raise DataError(f"{problem} {ledger}. See {ctx.location}/quarantine.parquet")
     return _write_splits(rows, data, ledger, classes, kept, split_N, ctx)
 
 
@@ -201,4 +201,10 @@ def _write_splits(
         counts = Counter(table.column(data.label).to_pylist())
         split_rows[name] = table.num_rows
         class_rows[name] = {label: counts[label] for label in classes}
+    if empty := [name for name, count in split_rows.items() if count == 0]:
+        distinct = len(np.unique(rows.hashes(rules.FEATURE_HASH, kept)))
+        raise DataError(
+            f"each split must hold rows, got none for {', '.join(empty)}: {len(kept)} rows have {distinct} distinct feature "
+            "values, and equal ones stay together. Add features or rows"
+        )
     return Dataset(ledger=ledger, split_rows=split_rows, classes=tuple(classes), class_rows=class_rows)

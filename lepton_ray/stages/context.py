@@ -18,6 +18,8 @@ class RunContext:
     """Where all runs lie, as the spec has it."""
     folder: Path
     """Empty local folder for the artifact's files."""
+    location: str
+    """Where these files stay, for messages; ``folder`` may be a copy that goes with the run."""
     filesystem: FileSystem
     work_path: str
     """Folder in ``filesystem`` for what a killed stage resumes from; every machine of the cluster must reach it."""

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -22,14 +21,14 @@ from lepton_ray.core.errors import EngineError, QualityGateError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
-from lepton_ray.export.golden import check_parity
+from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri
 from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.context import RunContext
 
 VERSION = 1
 OpenModel = Callable[[], ModelPackage]
-_FILE_SCHEMES = ("file://", "s3://", "gs://", "hdfs://")
+_FILE_SCHEMES = ("/", "file://", "s3://", "gs://", "hdfs://")
 _REQUEST_TIMEOUT_S = 30.0
 
 
@@ -59,6 +58,9 @@ def build_app(args: dict[str, Any]) -> Any:
     except ValidationError as error:
         problems = [f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
         raise SpecError(problems, "the application") from error
+    if ignored := parsed.serve.model_fields_set & {"host", "port", "route_prefix", "application"}:
+        rule = "must not be given: the deploy file says it in http_options, route_prefix and name"
+        raise SpecError([f"args.serve.{field} {rule}" for field in sorted(ignored)], "the application")
     open_model = locate_model(parsed.model, parsed.tracking_uri)
     return _application(open_model, open_model(), parsed.name, parsed.serve)
 
@@ -81,7 +83,7 @@ def locate_model(model: str, tracking_uri: str | None) -> OpenModel:
 
     registry = tracking_uri or "${MLFLOW_TRACKING_URI}"
     source, version = on_mlflow.resolve(settings.expand(model), settings.expand(registry))
-    if "://" not in source or source.startswith(_FILE_SCHEMES):
+    if source.startswith(_FILE_SCHEMES):
         return partial(open_stored, source)  # what Arrow reads needs no MLflow in the replicas
     return partial(_open_registered, version, registry)
 
@@ -123,35 +125,35 @@ def deploy(
     """Deploy, wait until ready, and hold the endpoint against the golden rows.
 
     Raises:
-        QualityGateError: If the endpoint does not answer as the training code does; it is taken down again.
+        QualityGateError: If the endpoint does not answer as the training code does. An application that was not there
+            before is taken down again; one that was updated stays up.
     """
     opened = open_package(package.path)
     open_model = partial(open_stored, ctx.storage, f"{package.location}/package")
-    url, metrics_url = start_application(open_model, opened, serve, ctx.name)
-    ctx.update("application ready")
-    request_file = opened.path / "golden_records.json"
-    try:
-        answer = post_json(f"{url}/predict", request_file.read_bytes())
-        got = {
-            "label": [p["label"] for p in answer["predictions"]],
-            "probabilities": [[p["probabilities"][c] for c in opened.signature.classes] for p in answer["predictions"]],
-        }
-        difference = check_parity(
-            "the endpoint", got, read_json(opened.path / "golden_outputs.json"), export.parity_tolerance
-        )
-    except (QualityGateError, EngineError):
-        from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
+    name = serve.application or ctx.name
+    session = connect()
+    from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-        on_ray.stop(serve.application or ctx.name)
+    is_update = on_ray.is_running(name)
+    url = on_ray.run(_application(open_model, opened, None, serve), name, serve)
+    ctx.update("application ready")
+    try:
+        answer = post_json(f"{url}/predict", (opened.path / "golden_records.json").read_bytes())
+        got = read_answer(answer, opened.signature.classes)
+        expected = read_json(opened.path / "golden_outputs.json")
+        difference = check_parity("the endpoint", got, expected, export.parity_tolerance)
+    except (QualityGateError, EngineError):
+        if not is_update:
+            on_ray.stop(name)
         raise
     return Deployment(
         url=url,
         model=opened.name,
         version=opened.version,
         parity=difference,
-        metrics_url=metrics_url,
-        request_file=os.path.relpath(request_file),
-        answer=json.dumps(answer["predictions"][0]),
+        metrics_url=session.metrics_url,
+        request_file=f"{package.location}/package/golden_records.json" if ctx.is_local else "",
+        answer=json.dumps(json.loads(answer)["predictions"][0]),
     )
 
 
@@ -162,12 +164,13 @@ def start_application(
     session = connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    application = _application(open_model, package, None, spec)
-    return on_ray.run(application, spec.application or name, spec), session.metrics_url
+    return on_ray.run(
+        _application(open_model, package, None, spec), spec.application or name, spec
+    ), session.metrics_url
 
 
-def post_json(url: str, body: bytes) -> Any:
-    """POST a JSON body and return the JSON answer.
+def post_json(url: str, body: bytes) -> bytes:
+    """POST a JSON body and return the answer's body.
 
     Raises:
         EngineError: If there is none, or its status is not 200.
@@ -175,12 +178,12 @@ def post_json(url: str, body: bytes) -> Any:
     request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310  an http URL of our own
     try:
         with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as response:  # noqa: S310
-            return json.loads(response.read())
+            return bytes(response.read())
     except urllib.error.HTTPError as error:
         raise EngineError(
             f"{url} must answer the golden rows, got status {error.code}: {error.read()[:500].decode(errors='replace')}"
         ) from error
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+    except (urllib.error.URLError, TimeoutError) as error:
         raise EngineError(f"{url} must answer the golden rows, got: {error}", retryable=True) from error
 
 

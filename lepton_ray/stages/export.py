@@ -18,14 +18,15 @@ from lepton_ray.artifacts.package import open_package, seal
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds, to_records
+from lepton_ray.core.errors import QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
-from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json
+from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer
 from lepton_ray.export.model_card import write_card
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import Model
-from lepton_ray.spec.release import ExportSpec
+from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.context import RunContext
 
 VERSION = 1
@@ -34,6 +35,7 @@ VERSION = 1
 def export(
     data: DataSpec,
     export: ExportSpec,
+    serve: ServeSpec | None,
     dataset: Dataset,
     feature_set: FeatureSet,
     checkpoint: Checkpoint,
@@ -61,14 +63,36 @@ def export(
     expected = to_onnx.predict(model, np.load(feature_set.folder / "test_x.npy")[rows])
     golden = test.take(pa.array(rows))
     outputs = outputs_to_json(expected, signature.classes)
-    write_json(package / "golden_records.json", {"records": to_records(golden, signature)})
+    write_json(package / "golden_records.json", {"records": to_records(golden, signature)}, indent=None)
     write_json(package / "golden_outputs.json", outputs)
     _write_facts(package, data, dataset, feature_set, checkpoint, signature, ctx)
     digest = seal(package)
-    got = Predictor(open_package(package)).run(to_feeds(golden, signature))
-    difference = check_parity("the package", got, outputs, export.parity_tolerance)
+    predictor = Predictor(open_package(package))
+    parity = {
+        "package": check_parity(
+            "the package", predictor.run(to_feeds(golden, signature)), outputs, export.parity_tolerance
+        )
+    }
+    if serve is not None:
+        body = (package / "golden_records.json").read_bytes()
+        parity["http"] = check_parity("the application", _ask(predictor, serve, body), outputs, export.parity_tolerance)
     size = sum((package / name).stat().st_size for name in list_files(package))
-    return PackageRef(package_digest=digest, parity={"package": difference}, num_bytes=size)
+    return PackageRef(package_digest=digest, parity=parity, num_bytes=size)
+
+
+def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
+    """Ask the HTTP application in this process, under the limits it will have: what serves is touched only after that."""
+    require("starlette", "serving")
+    from lepton_ray.serve import http  # noqa: PLC0415  Starlette is optional
+
+    limits = http.Limits(serve.max_request_bytes, serve.max_rows_per_request)
+    app = http.build_http_app(predictor, predictor.package.name, limits, http.NoMeter())
+    status, answer = http.post(app, "/predict", body)
+    if status != http.HTTP_OK:
+        raise QualityGateError(
+            f"the application must answer the golden rows, got status {status}: {answer.decode()[:300]}"
+        )
+    return read_answer(answer, predictor.signature.classes)
 
 
 def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet) -> Any:

@@ -45,7 +45,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
         reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.removed.items()) or "the source is empty"
         raise DataError(
             f"data.source must hold rows, got {ledger.rows_in} records in {data.source.uri!r} and no usable one ({reasons}). "
-            f"See {ctx.folder / 'quarantine.parquet'}" + _example(ctx)
+            f"See {ctx.location}/quarantine.parquet" + _example(ctx)
         )
     return RawDataset(ledger=ledger, ignored_columns=tuple(sources.unread_columns(data, listing)))
 

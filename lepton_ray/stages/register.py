@@ -1,11 +1,8 @@
 """register: the package -> a version in the MLflow registry, and the alias on it."""
 
-from pathlib import Path
-
 from lepton_ray.artifacts.kinds import Checkpoint, Evaluation, PackageRef, RegisteredModel
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.core import settings
-from lepton_ray.core.errors import SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
 from lepton_ray.spec.release import RegisterSpec
@@ -22,10 +19,10 @@ def register(
     from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
 
     opened = open_package(package.path)
-    uri = register.tracking_uri or default_tracking_uri(ctx.storage)
+    storage = settings.local_path(ctx.storage)
+    uri = register.tracking_uri or f"sqlite:///{storage}/mlflow.db"  # RunSpec has seen to it that one of them is there
+    artifact_root = None if register.tracking_uri else f"{storage}/mlflow-artifacts"
     name = register.model_name or ctx.name
-    is_default = register.tracking_uri is None
-    artifact_root = str(Path(settings.expand(ctx.storage)).absolute() / "mlflow-artifacts") if is_default else None
     params = {"model": opened.lineage["spec"]["model"]["kind"], **read_json(checkpoint.folder / "train.json")}
     candidate = on_mlflow.Candidate(
         model_name=name,
@@ -40,20 +37,3 @@ def register(
     return RegisteredModel(
         name=name, version=registered.version, alias=register.alias, run_id=registered.run_id, tracking_uri=uri
     )
-
-
-def default_tracking_uri(storage: str) -> str:
-    """Return the SQLite file beside the runs.
-
-    Raises:
-        SpecError: If the runs do not lie on a local path, where SQLite could not work.
-    """
-    if "://" in settings.expand(storage):
-        raise SpecError(
-            [
-                f"register.tracking_uri must be given when storage is not a local folder, got storage {storage!r}. Name an MLflow server"
-            ]
-        )
-    from lepton_ray.registry.on_mlflow import local_tracking_uri  # noqa: PLC0415  MLflow is optional
-
-    return local_tracking_uri(Path(settings.expand(storage)))

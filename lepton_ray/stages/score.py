@@ -68,18 +68,18 @@ def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
     if takes_images != (source["kind"] == "image_folder"):
         kind = "a folder of images" if takes_images else "a file of records"
         raise DataError(f"the package takes {kind}, got {path!r}. Give what it was trained on")
-    words = (
-        {"missing_words": trained["source"]["missing_words"]}
-        if "missing_words" in trained["source"] and source["kind"] in ("csv", "jsonl")
-        else {}
-    )
-    if trained["source"].get("delimiter") and source["kind"] == "csv" and "delimiter" not in source:
-        words["delimiter"] = trained["source"]["delimiter"]
-    features = DataSpec.model_validate({**trained, "source": {**source, **words}})
+    if source["kind"] == "csv" and trained["source"].get("delimiter"):
+        source = {"delimiter": trained["source"]["delimiter"], **source}
+    features = DataSpec.model_validate({**trained, "source": source})
     columns = dict(features.features)
     label = "label_of_scoring"  # a label is required of training data only: score files need not have one
     return DataSpec.model_construct(
-        source=features.source, columns=columns, label=label, split=features.split, engine="local"
+        source=features.source,
+        columns=columns,
+        label=label,
+        missing_words=features.missing_words,
+        split=features.split,
+        engine="local",
     )
 
 

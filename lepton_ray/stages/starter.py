@@ -109,7 +109,7 @@ def _look_at(table: pa.Table, names: Sequence[str]) -> dict[str, _Seen]:
     seen: dict[str, _Seen] = {}
     for name in names:
         text = pc.utf8_trim_whitespace(pc.fill_null(table.column(name).combine_chunks(), ""))
-        present = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(MISSING_WORDS))))
+        present = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(["", *MISSING_WORDS]))))
         num_missing = table.num_rows - len(present)
         num_values = len(present.unique())
         missing = f", {num_missing / table.num_rows:.1%} missing" if num_missing else ""

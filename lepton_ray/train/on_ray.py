@@ -79,8 +79,9 @@ def fit(
         EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
     """
     per_worker = {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
-    needed = {name: amount * spec.num_workers for name, amount in per_worker.items()}
-    wait_for_capacity(needed, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update)
+    wait_for_capacity(
+        per_worker, spec.num_workers, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update
+    )
     config = {
         "build_model": build_model,
         "data": ray.put(data),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lepton_ray.spec.model import TrainSpec
 
 _VAL_BATCH_ROWS = 4096
+_VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> tuple[float, f
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    for start in range(0, len(share), _VAL_BATCH_ROWS):
-        rows = share[start : start + _VAL_BATCH_ROWS]
+    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // data.x_val[:1].nbytes))
+    for start in range(0, len(share), size):
+        rows = share[start : start + size]
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
         logits_NC = model(torch.from_numpy(data.x_val[rows]).to(group.device))
         totals[0] += nn.functional.cross_entropy(logits_NC, y, reduction="sum").item()

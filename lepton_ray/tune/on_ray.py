@@ -23,6 +23,7 @@ from lepton_ray.engine.resources import num_concurrent, wait_for_capacity
 from lepton_ray.spec.tune import Choice, Domain, Integer, LogUniform, TuneSpec
 
 LOSS = "val_loss"
+_START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def search(
     done = journal.read()
     missing = spec.num_trials - len(done)
     if missing > 0:
-        wait_for_capacity({"CPU": spec.cpus_per_trial}, "tune.cpus_per_trial", 0, update)
+        wait_for_capacity({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial", _START_TIMEOUT_S, update)
         _run(spec, train_trial, data, seed, _Watcher(journal, spec, list(done), update), missing)
         done = journal.read()
     return done

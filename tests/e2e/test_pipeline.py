@@ -46,14 +46,17 @@ def test_nothing_is_left_running(medical: Any, shared_workplace: Workplace) -> N
 
 
 def test_second_run_skips_what_is_done(medical: Any, shared_workplace: Workplace) -> None:
-    stages = shared_workplace.run_json("run", SPEC, "--set", "serve=null")["stages"]
-    assert all(stage["skipped"] for stage in stages.values())
+    stages = shared_workplace.run_json("run", SPEC, "--set", "serve.port=0")["stages"]
+    assert [name for name, stage in stages.items() if not stage["skipped"]] == ["register", "deploy"], (
+        "states of the world"
+    )
+    assert stages["register"]["version"] == medical["register"]["version"], "the same package is the same version"
     assert stages["export"]["package_digest"] == medical["export"]["package_digest"]
 
 
 def test_from_runs_a_stage_again_and_skips_those_before(medical: Any, shared_workplace: Workplace) -> None:
-    stages = shared_workplace.run_json("run", SPEC, "--set", "serve=null", "--from", "export")["stages"]
-    assert [name for name, stage in stages.items() if not stage["skipped"]] == ["export", "evaluate", "register"]
+    stages = shared_workplace.run_json("run", SPEC, "--set", "serve.port=0", "--from", "evaluate")["stages"]
+    assert [name for name, stage in stages.items() if not stage["skipped"]] == ["evaluate", "register", "deploy"]
     assert stages["register"]["version"] == medical["register"]["version"], "the same package is the same version"
 
 
@@ -92,3 +95,36 @@ def test_handwritten_digits_meets_its_gate(shared_workplace: Workplace) -> None:
     assert stages["evaluate"]["metrics"]["accuracy"] >= 0.97
     assert stages["evaluate"]["metrics"]["accuracy"] >= stages["evaluate"]["baseline"]["accuracy"]
     assert stages["deploy"]["parity"] <= 1e-5
+
+
+def test_champion_follows_the_run_also_when_a_setting_is_changed_back(workplace: Workplace) -> None:
+    from mlflow.tracking import MlflowClient
+
+    rows = "\n".join(f"{n % 37},{'yes' if n % 37 > 18 else 'no'}" for n in range(37))
+    (workplace.folder / "rows.csv").write_text(f"x,y\n{rows}\n")
+    (workplace.folder / "spec.yaml").write_text(
+        "name: c\ndata: {source: {kind: csv, uri: rows.csv}, columns: {x: number, y: category}, label: y}\n"
+        "model: {kind: mlp, hidden: []}\ntrain: {epochs: 2}\nregister: {}\n"
+    )
+    client = MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
+    champions = []
+    for epochs in ("2", "3", "2"):
+        workplace.run_json("run", "spec.yaml", "--set", f"train.epochs={epochs}")
+        champions.append(client.get_model_version_by_alias("c", "champion").version)
+    assert [int(version) for version in champions] == [1, 2, 1]
+
+
+def test_endpoint_that_would_refuse_its_golden_rows_is_stopped_before_it_is_registered(workplace: Workplace) -> None:
+    """120 numbers a row are more than 1 KiB: the application is asked in the driver, nothing else has happened."""
+    names = [f"x{n}" for n in range(120)]
+    rows = "\n".join(",".join([*(f"{n * 7 + m}.123456789" for m in range(120)), "ab"[n % 2]]) for n in range(60))
+    (workplace.folder / "rows.csv").write_text(f"{','.join(names)},y\n{rows}\n")
+    columns = ", ".join(f"{name}: number" for name in names)
+    (workplace.folder / "spec.yaml").write_text(
+        f"name: c\ndata: {{source: {{kind: csv, uri: rows.csv}}, columns: {{{columns}, y: category}}, label: y}}\n"
+        "model: {kind: mlp}\ntrain: {epochs: 1}\nregister: {}\nserve: {max_request_bytes: 1024}\n"
+    )
+    done = workplace.run("run", "spec.yaml")
+    assert done.returncode == 3
+    assert "the application must answer the golden rows, got status 413" in done.stderr
+    assert not (workplace.folder / "runs/mlflow.db").exists()

@@ -44,12 +44,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def _remote(tmp_path: Path) -> Store:
     filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     filesystem.create_dir("bucket/demo", recursive=True)
-    return Store(filesystem, "bucket/demo", cache=tmp_path / f"cache-{time.monotonic_ns()}")
+    return Store(filesystem, "bucket/demo")
 
 
 def _again(store: Store, tmp_path: Path) -> Store:
     """The store as another process opens it, with nothing downloaded."""
-    return Store(store.filesystem, store.root, cache=tmp_path / f"cache-{time.monotonic_ns()}")
+    return Store(store.filesystem, store.root)
 
 
 def test_what_is_committed_loads_elsewhere(store: Store, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_of_two_that_take_a_lease_together_the_later_writer_wins(lease: Path, tm
                 lease.write_text(json.dumps({"owner": "the other run", "time": time.time()}))
             return super().open_input_stream(path)
 
-    store = Store(Contested(str(tmp_path), pafs.LocalFileSystem()), "bucket/demo", tmp_path / "cache")
+    store = Store(Contested(str(tmp_path), pafs.LocalFileSystem()), "bucket/demo")
     with pytest.raises(ArtifactError, match="and the other run uses it"), store.lock():
         pass
     assert json.loads(lease.read_text())["owner"] == "the other run"

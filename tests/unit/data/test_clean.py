@@ -18,15 +18,14 @@ PROPERTY = settings(max_examples=100, deadline=None)
 COLUMNS = {"x": "number", "c": "category", "y": "category"}
 
 
-def data_spec(columns=COLUMNS, **source):
-    return DataSpec.model_validate(
-        {"source": {"kind": "csv", "uri": "x.csv", **source}, "columns": columns, "label": "y"}
-    )
+def data_spec(columns=COLUMNS, **options):
+    source = {"kind": "csv", "uri": "x.csv"}
+    return DataSpec.model_validate({"source": source, "columns": columns, "label": "y", **options})
 
 
-def check(cells, columns=COLUMNS, clean=None, texts=None, **source):
+def check(cells, columns=COLUMNS, clean=None, texts=None, **options):
     """Rows after checking; columns without cells hold something that breaks no rule."""
-    data = data_spec(columns, **source)
+    data = data_spec(columns, **options)
     rows = len(next(iter(cells.values())))
     filled = {name: cells.get(name, ["1"] * rows) for name in columns}
     fate = {"_source": "f", "_line": list(range(1, rows + 1)), "_text": texts}

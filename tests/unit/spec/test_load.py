@@ -215,7 +215,7 @@ def test_the_environment_may_stand_in_uris(field: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "override", ["serve.host=${HOME}", "register.experiment=${HOME}", "data.source.missing_words=['${HOME}']"]
+    "override", ["serve.host=${HOME}", "register.experiment=${HOME}", "data.missing_words=['${HOME}']"]
 )
 def test_the_environment_may_stand_nowhere_else(override: str) -> None:
     assert "must not refer to the environment" in _one_problem(_TABLE, override)
@@ -241,10 +241,24 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
         (_TABLE, ["train={num_workers: 30, global_batch_size: 10}"], "Use 30 or 60."),
         (_TABLE, ["tune.space={train.lr: {kind: uniform, low: 0, high: 1}}"], "tune.space.train.lr must only hold"),
         (_TABLE, ["tune.space={model.size: {kind: integer, low: 1, high: 2}}"], "model of kind 'mlp' has no 'size'"),
-        (_TABLE, ["tune.space={data.label: {kind: choice, values: [a]}}"], "must match pattern"),
+        (_TABLE, ["tune.space={data.label: {kind: choice, values: [a]}}"], "space must have paths of train.lr"),
         (_TABLE, ["tune.space={model.hidden: {kind: choice, values: [[8], 8]}}"], "tune.space.model.hidden must only"),
-        (_TABLE, ["tune.space={train.num_workers: {kind: integer, low: 1, high: 3}}"], "must be a multiple of"),
+        (
+            _TABLE,
+            ["train.num_workers=2", "tune.space={train.global_batch_size: {kind: integer, low: 16, high: 64}}"],
+            "got 17",
+        ),
         (_TABLE, ["evaluate={baseline: none, gates: {baseline_accuracy: {min: 0.1}}}"], "baseline must not be 'none'"),
+        (
+            _TABLE,
+            ["storage=s3://bucket", "register={}"],
+            "register.tracking_uri must be given when storage is not local",
+        ),
+        (
+            _TABLE,
+            ["serve.max_rows_per_request=8"],
+            "serve.max_rows_per_request must be at least export.golden_rows (16)",
+        ),
         (_TABLE, ["evaluate.gates={accuracy: {}}"], "evaluate.gates.accuracy.a gate must have min or max"),
         (_IMAGES, ["model.channels=[1, 1, 1, 1]"], "model.channels must have at most 3 entries for images of side 8"),
         (_IMAGES, ["data.columns.age=number"], "columns must hold one image and the label for an image_folder"),

@@ -28,7 +28,9 @@ LOOSE = {"max_removed_fraction": 1.0}
 
 def context(folder, seed=0):
     folder.mkdir(parents=True)
-    return RunContext("n", seed, "s", folder, pafs.LocalFileSystem(), str(folder / "work"), True, lambda text: None)
+    return RunContext(
+        "n", seed, "s", folder, str(folder), pafs.LocalFileSystem(), str(folder / "work"), True, lambda text: None
+    )
 
 
 def data_spec(uri, columns=COLUMNS, kind="csv", **more):
@@ -255,7 +257,8 @@ def test_no_row_is_lost_or_in_two_places(rows, seed):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "d.csv").write_text(text, encoding="utf-8")
-        columns = {key: value for key, value in COLUMNS.items() if key != "id"}
+        labels = {"kind": "category", "allowed": ["a", "b"]}  # an open quote may swallow a label
+        columns = {**{key: value for key, value in COLUMNS.items() if key != "id"}, "y": labels}
         _, dataset = run(folder, data_spec(folder / "d.csv", columns), seed, outliers={}, **LOOSE)
         removed = pq.read_table(folder / "clean" / "quarantine.parquet").column("_line").to_pylist()
         split_lines = [
