@@ -5,6 +5,7 @@ python jobs/demo.py jobs/specs/medical_diagnosis.yaml [--serve]
 
 import argparse
 import json
+import signal
 import threading
 import time
 import urllib.request
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("spec")
     parser.add_argument("--serve", action="store_true", help="keep the endpoint up until Ctrl-C")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = time.monotonic()
     try:
         result = run(load_spec(arguments.spec, ["serve.port=0"]), progress=RichProgress())
