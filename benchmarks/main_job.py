@@ -60,7 +60,7 @@ def write_table(seconds: dict[tuple[str, str], list[float]], starts: dict[str, l
     lines = [
         "# Results",
         "",
-        f"`make bench`, {runs} runs alternating, each in an empty folder; seconds, median (least to greatest).",
+        f"`python benchmarks/main_job.py --runs {runs}`, the specs in turn, each in an empty folder; seconds, median (least to greatest).",
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, no GPU.",
         "",
         "| spec | stage | seconds |",

@@ -8,13 +8,12 @@ import json
 import signal
 import threading
 import time
-import urllib.request
 
 from lepton_ray.cli.output import RichProgress
 from lepton_ray.engine.session import close
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import load_spec
-from lepton_ray.stages.deploy import load_metrics
+from lepton_ray.stages.deploy import load_metrics, post_json
 
 _METRICS_WAIT_S = 30.0
 _SHOWN = ("ray_lepton_requests_total", "ray_lepton_rows_total", "ray_lepton_request_latency_ms_count")
@@ -51,9 +50,7 @@ def _ask(result: RunResult) -> None:
     golden = json.loads((result["export"].path / "golden_records.json").read_text(encoding="utf-8"))
     body = json.dumps({"records": golden["records"][:1]}).encode()
     url = f"{result['deploy'].url}/predict"
-    request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310  an http URL of our own
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-        print(f"\nPOST {url} -> {response.status}\n{response.read().decode()}")
+    print(f"\nPOST {url} -> 200\n{post_json(url, body).decode()}")  # any other status is an error
 
 
 def _show_metrics(url: str) -> None:

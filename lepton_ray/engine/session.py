@@ -101,15 +101,6 @@ def close() -> None:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def session() -> Iterator[Session]:
-    """Connect for the length of a block."""
-    try:
-        yield connect()
-    finally:
-        close()
-
-
 def free_port() -> int:
     """Return a TCP port that nothing on the loopback interface listens on now."""
     with socket.socket() as probe:

@@ -13,7 +13,7 @@ from typing import Any
 from pyarrow.fs import LocalFileSystem
 from pydantic import ValidationError
 
-from lepton_ray.artifacts.kinds import Deployment, PackageRef, RegisteredModel
+from lepton_ray.artifacts.kinds import Deployment, PackageRef
 from lepton_ray.artifacts.package import ModelPackage, open_package
 from lepton_ray.artifacts.store import fetch_folder, open_filesystem
 from lepton_ray.core import settings
@@ -119,9 +119,7 @@ def _application(open_model: OpenModel, package: ModelPackage, name: str | None,
     return on_ray.build_application(served, spec)
 
 
-def deploy(
-    serve: ServeSpec, export: ExportSpec, package: PackageRef, registered: RegisteredModel | None, ctx: RunContext
-) -> Deployment:
+def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunContext) -> Deployment:
     """Deploy, wait until ready, and hold the endpoint against the golden rows.
 
     Raises:
