@@ -15,7 +15,7 @@ setup: $(STAMP) ## make .venv and install the project with its tested versions
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,samples,dev]'
 	touch $@
 
 demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up

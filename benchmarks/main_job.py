@@ -1,4 +1,4 @@
-"""Time the main job: each stage of both specs, and the command's start. Writes RESULTS.md.
+"""Time the main job: each stage of both specs, and the command's start. Writes its section of RESULTS.md.
 
 python benchmarks/main_job.py [--runs 3]
 """
@@ -6,13 +6,13 @@ python benchmarks/main_job.py [--runs 3]
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from results import PATH, describe_machine, replace_section, spread
 
 HERE = Path(__file__).parent
 COMMAND = Path(sys.executable).parent / "lepton-ray"
@@ -31,8 +31,8 @@ def main() -> None:
             for stage, value in time_run(spec).items():
                 seconds.setdefault((spec, stage), []).append(value)
     starts = {what: [time_command(what) for _ in range(runs * 3)] for what in ("--help", "--version")}
-    (HERE / "RESULTS.md").write_text(write_table(seconds, starts, runs), encoding="utf-8")
-    print(f"wrote {HERE / 'RESULTS.md'}")
+    replace_section("main job", write_table(seconds, starts, runs))
+    print(f"wrote {PATH}")
 
 
 def time_run(spec: str) -> dict[str, float]:
@@ -56,12 +56,12 @@ def time_command(argument: str) -> float:
 
 
 def write_table(seconds: dict[tuple[str, str], list[float]], starts: dict[str, list[float]], runs: int) -> str:
-    """Return RESULTS.md."""
+    """Return the section."""
     lines = [
-        "# Results",
+        "## Main job: `make bench`",
         "",
         f"`python benchmarks/main_job.py --runs {runs}`, the specs in turn, each in an empty folder; seconds, median (least to greatest).",
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, no GPU.",
+        describe_machine(),
         "",
         "| spec | stage | seconds |",
         "|---|---|---|",
@@ -71,11 +71,6 @@ def write_table(seconds: dict[tuple[str, str], list[float]], starts: dict[str, l
     for what, values in starts.items():
         lines.append(f"| | `lepton-ray {what}` | {spread(values)} |")
     return "\n".join(lines) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

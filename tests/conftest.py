@@ -10,5 +10,5 @@ _HERE = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(_HERE).parts[0]
-        if folder in ("ray", "e2e"):
+        if folder in ("ray", "e2e", "connectors"):
             item.add_marker(folder)

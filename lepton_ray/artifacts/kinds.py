@@ -11,6 +11,25 @@ History = Annotated[tuple[dict[str, float], ...], Strict(False)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 
 
+PART_FOLDERS = ("rows", "quarantine", "train", "val", "test")
+"""Folders of parts: what an interrupted stage has written of them is kept for when it goes on."""
+
+
+class PartFile(BaseModel):
+    """A file of an artifact that lies where it was written, also on another filesystem: some of a dataset's rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    """Path in the artifact's folder."""
+    rows: int
+    num_bytes: int
+    sha256: str
+
+
+Parts = Annotated[tuple[PartFile, ...], Strict(False)]
+
+
 class Artifact(BaseModel):
     """Facts about files in ``folder``; a subclass for each kind. Only the store makes and reads manifests of them."""
 
@@ -23,6 +42,10 @@ class Artifact(BaseModel):
     digest: Annotated[str, Field(exclude=True)] = ""
     """SHA-256 over the facts and the files; set by the store."""
 
+    def part_files(self) -> list[PartFile]:
+        """The files that stay where tasks wrote them; all others are fetched with the artifact."""
+        return []
+
     def account(self) -> list[str]:
         """What a person should read of it, a line each."""
         return []
@@ -33,10 +56,16 @@ class Artifact(BaseModel):
 
 
 class RawDataset(Artifact):
-    """``rows.parquet`` (raw cells, source, line, original text) and ``quarantine.parquet`` (records that are no rows)."""
+    """``rows/*.arrow`` (typed rows with their hashes and places) and ``quarantine/*.parquet`` (what cannot be a row)."""
 
+    rows: Parts
+    quarantine: Parts
     ledger: Ledger
     ignored_columns: Names = ()
+
+    def part_files(self) -> list[PartFile]:
+        """Rows and quarantine."""
+        return [*self.rows, *self.quarantine]
 
     def account(self) -> list[str]:
         """Rows in and out."""
@@ -45,13 +74,25 @@ class RawDataset(Artifact):
 
 
 class Dataset(Artifact):
-    """``train.parquet``, ``val.parquet``, ``test.parquet`` (typed rows) and ``quarantine.parquet``."""
+    """A snapshot: ``train/*.parquet``, ``val/*.parquet``, ``test/*.parquet`` and ``quarantine/*.parquet``."""
 
+    splits: dict[str, Parts]
+    quarantine: Parts
     ledger: Ledger
-    split_rows: dict[str, int]
+    columns: dict[str, str]
+    """Arrow type of each column, in order."""
     classes: Names
     class_rows: dict[str, dict[str, int]]
-    """Rows by split and class."""
+    """Rows by split and class; empty without a label."""
+
+    @property
+    def split_rows(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {name: sum(part.rows for part in parts) for name, parts in self.splits.items()}
+
+    def part_files(self) -> list[PartFile]:
+        """All splits, and quarantine."""
+        return [*(part for parts in self.splits.values() for part in parts), *self.quarantine]
 
     def account(self) -> list[str]:
         """Rows in and out, splits."""
@@ -62,17 +103,36 @@ class Dataset(Artifact):
 class FeatureSet(Artifact):
     """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and the model input of each split.
 
-    ``NAME_x.npy`` is float32 with rows first, ``NAME_y.npy`` the class index, int64.
+    ``train/*.parquet`` and so on hold a column for each feature, and ``_label``, the class index (int64).
     """
 
+    splits: dict[str, Parts]
     classes: Names
     shape: Annotated[tuple[int, ...], Strict(False)]
     """Shape of one row of the model input."""
-    split_rows: dict[str, int]
+    fitted_rows: int
+    """Training rows that the statistics were taken from."""
+    findings: Names = ()
+    """What the checks on the training rows found, a sentence each."""
+
+    @property
+    def split_rows(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {name: sum(part.rows for part in parts) for name, parts in self.splits.items()}
+
+    def part_files(self) -> list[PartFile]:
+        """All splits."""
+        return [part for parts in self.splits.values() for part in parts]
 
     def account(self) -> list[str]:
-        """Shape of the model input."""
-        return [f"model input: {'x'.join(map(str, self.shape))} float32, {len(self.classes)} classes"]
+        """Shape of the model input, findings."""
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        fitted = self.split_rows["train"] > self.fitted_rows
+        sample = (
+            [f"fitted on a sample of {self.fitted_rows} of {self.split_rows['train']} training rows"] if fitted else []
+        )
+        findings = [f"look at: {finding}" for finding in self.findings]
+        return [f"model input: {'x'.join(map(str, self.shape))} float32{classes}", *sample, *findings]
 
 
 class Trials(Artifact):

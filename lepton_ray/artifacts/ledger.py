@@ -17,10 +17,17 @@ REASONS = {
     "type_error": "a value of the wrong type",
     "out_of_range": "a number outside min and max",
     "not_allowed": "a category that is not allowed",
+    "pattern_mismatch": "a text of another form than the pattern",
+    "wrong_length": "a text or a series that is too short or too long",
     "missing_required": "a required value is missing",
     "missing_label": "the label is missing",
     "too_many_missing": "too many missing values",
+    "rule_broken": "a rule across columns",
+    "foreign_key": "a key that is not in the reference",
+    "not_unique": "another row has the same key",
     "duplicate": "the same as an earlier row",
+    "near_duplicate": "a text nearly the same as another row's",
+    "too_short": "too few rows before it for its window",
     "outlier": "far outside the other training rows",
 }
 """Why a row can be removed."""

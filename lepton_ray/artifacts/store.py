@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 from pydantic import ValidationError
 
-from lepton_ray.artifacts.kinds import Artifact
+from lepton_ray.artifacts.kinds import PART_FOLDERS, Artifact
 from lepton_ray.core import settings
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import list_files, sha256_file, sha256_json, write_atomic
@@ -152,16 +152,19 @@ class Store:
             ) from error
         folder = self.local_folder(step)
         if not self.is_local:
+            self._check_parts(step, artifact)
+            files = {name: files[name] for name in files.keys() - {part.name for part in artifact.part_files()}}
             self._download(step, list(files), folder)
         for name, expected in files.items():
             if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-                raise ArtifactError(
-                    f"{folder / name} must be as the stage {step.stage} wrote it, but it has changed. Run with --from {step.stage}"
-                )
+                raise _changed(f"{folder / name}", step)
         return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
 
     def begin(self, step: StepId, fresh: bool) -> Path:
-        """Return the empty folder to write a step's files to; ``fresh`` also throws away what it could resume from."""
+        """Return the folder to write a step's files to; ``fresh`` also throws away what it could resume from.
+
+        What an interrupted run left stays: its parts, which the stage knows from ``work``.
+        """
         manifest = f"{self.path(step)}/{MANIFEST}"
         if self.filesystem.get_file_info(manifest).type != pafs.FileType.NotFound:
             self.filesystem.delete_file(manifest)
@@ -170,7 +173,7 @@ class Store:
         folder = self.local_folder(step)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():
-            if entry.name != WORK:
+            if entry.name not in (WORK, *PART_FOLDERS):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         return folder
 
@@ -183,8 +186,11 @@ class Store:
         if self.lost_lease:
             raise _in_use(self.root, "")
         folder = self.local_folder(step)
-        names = [name for name in list_files(folder) if not name.startswith((".", f"{WORK}/"))]
-        files = {name: sha256_file(folder / name) for name in names}
+        parts = {part.name: part.sha256 for part in artifact.part_files()}
+        self._remove_left_parts(step, artifact)
+        names = [name for name in list_files(folder) if not name.startswith(f"{WORK}/") and name not in parts]
+        fetched = {name: sha256_file(folder / name) for name in names}
+        files = {**fetched, **parts}
         data = artifact.model_dump(mode="json")
         digest = _digest_of(type(artifact), data, files)
         manifest = {**facts, "kind": type(artifact).__name__, "artifact": data, "files": files, "digest": digest}
@@ -193,12 +199,29 @@ class Store:
             write_atomic(folder / MANIFEST, text)
         else:
             self.filesystem.create_dir(self.path(step), recursive=True)
-            self._upload(step, list(files), folder)
+            self._upload(step, list(fetched), folder)
             with self.filesystem.open_output_stream(f"{self.path(step)}/{MANIFEST}") as stream:
                 stream.write(text.encode())
         if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
             self.filesystem.delete_dir(self.work_path(step))  # after the manifest: half a work folder resumes nothing
         return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
+
+    def _check_parts(self, step: StepId, artifact: Artifact) -> None:
+        """See that each part on another filesystem is there with its size; reading all to digest it could take hours."""
+        parts = artifact.part_files()
+        infos = self.filesystem.get_file_info([f"{self.path(step)}/{part.name}" for part in parts]) if parts else []
+        for part, info in zip(parts, infos, strict=True):
+            if info.type != pafs.FileType.File or info.size != part.num_bytes:
+                raise _changed(info.path, step)
+
+    def _remove_left_parts(self, step: StepId, artifact: Artifact) -> None:
+        """Remove from the folders of parts what is none of them: half-written files of a killed run."""
+        known = {part.name for part in artifact.part_files()}
+        for name in {name.rpartition("/")[0] for name in known}:
+            selector = pafs.FileSelector(f"{self.path(step)}/{name}", allow_not_found=True)
+            for info in self.filesystem.get_file_info(selector):
+                if info.is_file and f"{name}/{info.base_name}" not in known:
+                    self.filesystem.delete_file(info.path)
 
     def keep(self, step: StepId) -> None:
         """Keep what a failed stage has written, such as its quarantine, without a manifest."""
@@ -317,6 +340,12 @@ class Store:
 
 def _digest_of(kind: type[Artifact], data: dict[str, Any], files: dict[str, str]) -> str:
     return sha256_json({"kind": kind.__name__, "artifact": data, "files": files})
+
+
+def _changed(path: str, step: StepId) -> ArtifactError:
+    return ArtifactError(
+        f"{path} must be as the stage {step.stage} wrote it, but it has changed. Run with --from {step.stage}"
+    )
 
 
 def _in_use(root: str, holder: str) -> ArtifactError:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lepton_ray import __version__
+from lepton_ray.cli import data, quarantine
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Raw data to a monitored, autoscaled model endpoint on Ray, from one spec.",
 )
+
+app.add_typer(data.app, name="data")
+app.add_typer(quarantine.app, name="quarantine")
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 SetOption = Annotated[

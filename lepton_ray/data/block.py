@@ -1,50 +1,75 @@
-"""The raw block: what reading gives and cleaning takes.
+"""The raw block: what reading a source gives and ``check`` types.
 
-An Arrow table with a row per record: its raw cells (text or null; an image's pixels as binary) and five columns on its
-fate, whose names start with ``_``. A record that is no row of the table has null cells and a reason.
+A record is either a row, with its cells as the source has them, or bad: no row of the table at all. Both keep the place
+they came from and their original text.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from lepton_ray.spec.data import Column, ImageColumn
+SOURCE, LINE, REASON, DETAIL, TEXT, CELLS = "_source", "_line", "_reason", "_detail", "_text", "_cells"
 
-SOURCE, LINE, TEXT, REASON, DETAIL = "_source", "_line", "_text", "_reason", "_detail"
-
-_FATE = {SOURCE: pa.string(), LINE: pa.int64(), TEXT: pa.large_string(), REASON: pa.string(), DETAIL: pa.string()}
-
-QUARANTINE_SCHEMA = pa.schema(_FATE)
-
-
-def raw_schema(columns: Mapping[str, Column]) -> pa.Schema:
-    """Schema of a raw block."""
-    cells = {
-        name: pa.large_binary() if isinstance(column, ImageColumn) else pa.string() for name, column in columns.items()
+FATE_SCHEMA = pa.schema(
+    {
+        SOURCE: pa.string(),
+        LINE: pa.int64(),
+        REASON: pa.string(),
+        DETAIL: pa.string(),
+        TEXT: pa.large_string(),
+        CELLS: pa.large_string(),
     }
-    return pa.schema({**cells, **_FATE})
+)
+"""What quarantine says of each removed record: its place, why it was removed, its original text, its raw cells as JSON."""
+
+Positions = NDArray[np.int64]
 
 
-def raw_block(columns: Mapping[str, Column], cells: Mapping[str, Any], fate: Mapping[str, Any], rows: int) -> pa.Table:
-    """Build a raw block; cells and fates that are not given are null, a single text stands for all rows."""
-    schema = raw_schema(columns)
-    arrays = [_array({**cells, **fate}.get(field.name), field.type, rows) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+class BadRecord(NamedTuple):
+    """A record that is no row."""
+
+    line: int
+    text: str
+    reason: str
+    """A word of ``artifacts.ledger.REASONS``."""
+    detail: str
+    """The rule and the value, for people."""
 
 
-def bad_block(columns: Mapping[str, Column], source: str, bad: Sequence[tuple[int, str, str, str]]) -> pa.Table:
-    """Build a block of records that are no rows, from (line, text, reason, detail)."""
-    lines, texts, reasons, details = zip(*bad, strict=True) if bad else ((), (), (), ())
-    fate = {SOURCE: source, LINE: list(lines), TEXT: list(texts), REASON: list(reasons), DETAIL: list(details)}
-    return raw_block(columns, {}, fate, len(bad))
+@dataclass(frozen=True)
+class RawBlock:
+    """Records of a source, in its order; at most some tens of MB."""
+
+    source: str | pa.Array
+    """Name of the file, table or address, as the ledger has it; an array where each record has its own (image files)."""
+    cells: pa.Table
+    """A column for each declared column that the source has, in any Arrow type, null where a cell is missing; what the
+    source lacks is absent. Text need not be trimmed, nor words for 'missing' replaced: ``check`` does that."""
+    lines: Positions
+    """Place of each row in the source, from 1: a line of text, a row of a table."""
+    texts: Callable[[Positions], list[str]] | None = None
+    """Original texts of the rows at these positions of the block; None where a source has none: see ``texts_of``."""
+    bad: tuple[BadRecord, ...] = ()
+    """Records that are no rows; all of ``source``, which is then one text, or named by ``bad_source``."""
+    bad_sources: tuple[str, ...] = ()
+    """Source of each bad record where ``source`` is an array."""
+
+    def texts_of(self, positions: Positions) -> list[str]:
+        """Return original texts of rows, or their cells as JSON where the source has no texts."""
+        return self.texts(positions) if self.texts is not None else self.cells_of(positions)
+
+    def cells_of(self, positions: Positions) -> list[str]:
+        """Return raw cells of rows as JSON."""
+        if not len(positions):
+            return []
+        return [to_json(row) for row in self.cells.take(pa.array(positions)).to_pylist()]
 
 
-def _array(value: Any, kind: pa.DataType, rows: int) -> pa.Array | pa.ChunkedArray:
-    if value is None:
-        return pa.nulls(rows, kind)
-    if isinstance(value, str):
-        return pa.repeat(pa.scalar(value, kind), rows)
-    if isinstance(value, pa.Array | pa.ChunkedArray):
-        return value.cast(kind)
-    return pa.array(value, kind)
+def to_json(value: object) -> str:
+    """Return a cell or a row as JSON for people; what JSON does not know is written as Python writes it."""
+    return json.dumps(value, ensure_ascii=False, default=str)

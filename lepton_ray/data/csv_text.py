@@ -1,15 +1,16 @@
 """CSV to raw blocks, with no record lost: each one is a row, or is told apart with its line and original text.
 
-A chunk of bytes is cut into records with NumPy (a line end inside quotes has an odd number of quotes before it) and
-its cells are parsed by pyarrow. Where quotes do not stand as RFC 4180 has them, that chunk takes a slower way: a regular
-expression finds the records and Python's csv module their cells.
+A file is cut into chunks at record boundaries. pyarrow parses a chunk whose records are all rows straight to the types of
+the columns. Otherwise NumPy cuts it into records (a line end inside quotes has an odd number of quotes before it), what is
+no row is taken out, and pyarrow parses the rest. Where quotes do not stand as RFC 4180 has them, a regular expression
+finds the records and Python's csv module their cells.
 """
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,40 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
-from lepton_ray.data.block import LINE, SOURCE, TEXT, bad_block, raw_block
-from lepton_ray.spec.data import Column
+from lepton_ray.data.block import BadRecord, Positions, RawBlock
+from lepton_ray.spec.data import CategoryColumn, Column, NumberColumn
 
-_CHUNK_BYTES = 32 << 20
 _MAX_RECORD_BYTES = 1 << 20  # a quote that is not closed within this is taken for a stray one
+_HEAD_BYTES = _MIN_READ_BYTES = 4 * _MAX_RECORD_BYTES
 _QUOTE, _LF, _CR = b'"\n\r'  # as numbers, to compare with bytes
 _BOM = b"\xef\xbb\xbf"
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Whole records of a file: its bytes from ``start``, and the line that they begin on."""
+
+    data: bytes
+    start: int
+    line: int
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """What stays the same for all chunks of a file."""
+
+    source: str
+    """Name of the file, for the ledger."""
+    delimiter: str
+    columns: Mapping[str, Column]
+    """The columns to read; the header may have others."""
+    missing_words: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    fault: str | None = None
+    """Why no record of the file can be a row."""
 
 
 @dataclass(frozen=True)
@@ -38,52 +64,283 @@ class Records:
     is_unclosed: NDArray[np.bool_]
     is_regular: bool
 
-
-@dataclass(frozen=True)
-class _File:
-    """What stays the same for all chunks of a file."""
-
-    source: str
-    delimiter: str
-    columns: Mapping[str, Column]
-    header: tuple[str, ...] = ()
-    fault: str | None = None
+    def where(self, mask: NDArray[np.bool_]) -> "Records":
+        """Return some of the records."""
+        return Records(self.starts[mask], self.ends[mask], self.next_start, self.is_unclosed[mask], self.is_regular)
 
 
-def read_csv(stream: BinaryIO, source: str, delimiter: str, columns: Mapping[str, Column]) -> Iterator[pa.Table]:
-    """Yield raw blocks of a CSV file.
+def cut_csv(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[Chunk]:
+    """Yield a file's records behind the header, in chunks of about ``target_bytes``.
 
     Args:
         stream: Bytes of the file, UTF-8 with or without a byte-order mark; line ends LF, CR LF or CR, also mixed.
-        source: Name of the file, for the ledger.
         delimiter: One character.
-        columns: The columns to read; the header may have others.
-
-    Blank lines are no records.
+        target_bytes: How much a chunk should hold; where it is cut changes no record.
     """
-    file = _File(source, delimiter, columns)
-    line, rest, is_last = 1, b"", False
+    for data, end, start, line in _cut(stream, delimiter, target_bytes):
+        yield Chunk(data[:end], start, line)
+
+
+def find_cuts(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Yield start, end and first line of each chunk of ``cut_csv``, without copying what is in it."""
+    for _, end, start, line in _cut(stream, delimiter, target_bytes):
+        yield start, start + end, line
+
+
+def _cut(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[tuple[bytes, int, int, int]]:
+    """Yield data that begin with a chunk, the chunk's length, and its offset and line in the file."""
+    head = head_of(stream)
+    start, line = _skip_header(head, delimiter)
+    read = _read_on(stream, head[start:])
+    rest, is_last = b"", False
     while not is_last:
-        chunk = stream.read(_CHUNK_BYTES)
-        is_last = not chunk
-        data = rest + chunk
-        records = find_records(data, delimiter, is_last)
-        texts = (data, records, line + _lines_before(data, records.starts))
-        if not file.header and file.fault is None and len(records.starts):
-            file, texts = _take_header(file, *texts)
-        if len(texts[1].starts):
-            yield _to_block(file, *texts)
-        rest = data[records.next_start :]
-        line += int(_lines_before(data, np.array([records.next_start]))[0])
+        more = read(max(target_bytes - len(rest), _MIN_READ_BYTES))
+        is_last = not more
+        data = rest + more
+        end = _last_boundary(data, delimiter, is_last)
+        if end:
+            yield data, end, start, line
+            line += _count_line_ends(data, end)
+        start, rest = start + end, data[end:]
 
 
-def read_header(stream: BinaryIO, delimiter: str) -> list[str]:
-    """Return the column names of a CSV file."""
-    data = stream.read(_MAX_RECORD_BYTES)
-    records = find_records(data, delimiter, is_last=True)
+def _read_on(stream: BinaryIO, head: bytes) -> Callable[[int], bytes]:
+    """Return what reads ``head``, then the rest of the stream."""
+    left = head
+
+    def read(num_bytes: int) -> bytes:
+        nonlocal left
+        data, left = left[:num_bytes], left[num_bytes:]
+        return data + stream.read(num_bytes - len(data)) if len(data) < num_bytes else data
+
+    return read
+
+
+def open_file(file: CsvFile, head: bytes) -> CsvFile:
+    """Return ``file`` with the header that stands in ``head``, the first bytes of the file."""
+    header_end, _ = _skip_header(head, file.delimiter)
+    text = head[:header_end].rstrip(b"\r\n").rpartition(_BOM)[2].lstrip(b"\r\n")
+    names = read_header(head, file.delimiter)
+    fault = "the header is not UTF-8" if not _is_utf8(text) else _header_fault(names, file)
+    return CsvFile(file.source, file.delimiter, file.columns, file.missing_words, tuple(names), fault)
+
+
+def head_of(stream: BinaryIO) -> bytes:
+    """Return as much of a file as a header may take."""
+    return stream.read(_HEAD_BYTES)
+
+
+def read_header(head: bytes, delimiter: str) -> list[str]:
+    """Return the column names in the first record of ``head``, without spaces around them."""
+    records = find_records(head, delimiter, is_last=True)
     if not len(records.starts):
         return []
-    return _names(data, records, delimiter)
+    return [name.strip() for name in _cells(_text_of(head, records, 0), delimiter)]
+
+
+def parse_chunk(file: CsvFile, chunk: Chunk) -> RawBlock | None:
+    """Return the records of a chunk, or None if it has only blank lines."""
+    if file.fault is None and (table := _parse_quickly(file, chunk.data)) is not None:
+        lines = np.arange(chunk.line, chunk.line + table.num_rows)
+        return RawBlock(file.source, table, lines, _LineTexts(chunk.data))
+    return _parse_records(file, chunk)
+
+
+def _skip_header(data: bytes, delimiter: str) -> tuple[int, int]:
+    """Where the records behind the header begin: offset and line."""
+    records = find_records(data, delimiter, is_last=True)
+    if not len(records.starts):
+        return len(data), 1
+    end = int(records.ends[0])
+    end += 2 if data.startswith(b"\r\n", end) else min(1, len(data) - end)
+    return end, 1 + _count_line_ends(data, end)
+
+
+def _last_boundary(data: bytes, delimiter: str, is_last: bool) -> int:
+    """Offset behind the last record of ``data`` that is whole."""
+    if is_last:
+        return len(data)
+    if b"\r" not in data and (end := _last_feed_outside(data, delimiter)) is not None:
+        return end
+    return find_records(data, delimiter, is_last).next_start
+
+
+def _last_feed_outside(data: bytes, delimiter: str) -> int | None:
+    """Offset behind the last line end that is outside of quotes; None where quotes are not plain enough to tell at once."""
+    array = np.frombuffer(data, np.uint8)
+    quotes = np.flatnonzero(array == _QUOTE) if b'"' in data else np.empty(0, int)
+    end = data.rfind(b"\n")
+    while end >= 0 and np.searchsorted(quotes, end) % 2:
+        end = data.rfind(b"\n", 0, end)
+    used = quotes[: np.searchsorted(quotes, end)]
+    is_open = len(data) - end > 2 * _MAX_RECORD_BYTES  # a quote that is not closed within reach
+    if is_open or not _are_regular(array, used, delimiter) or _longest_quote(used) > _MAX_RECORD_BYTES:
+        return None
+    return end + 1
+
+
+def _longest_quote(quotes: Indices) -> int:
+    """Length of the longest quoted cell, doubled quotes included."""
+    if not len(quotes):
+        return 0
+    opening, closing = quotes[0::2], quotes[1::2]
+    is_first = np.append(True, opening[1:] != closing[:-1] + 1)
+    firsts = np.flatnonzero(is_first)
+    lasts = np.append(firsts[1:] - 1, len(closing) - 1)
+    return int((closing[lasts] - opening[firsts]).max())
+
+
+def _count_line_ends(data: bytes, end: int) -> int:
+    lone = data.count(b"\r", 0, end) - data.count(b"\r\n", 0, end) if b"\r" in data else 0
+    return _count_feeds(data, end) + lone
+
+
+def _count_feeds(data: bytes, end: int) -> int:
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8, end) == _LF))  # six times as fast as bytes.count
+
+
+def _has_mark(data: bytes) -> bool:
+    return _BOM[:1] in data and _BOM in data  # looking for one byte takes a tenth of the time
+
+
+@dataclass
+class _LineTexts:
+    """Original texts of a chunk without quotes over several lines, found when they are asked for."""
+
+    data: bytes
+    _ends: Indices | None = field(default=None, init=False)
+
+    def __call__(self, positions: Positions) -> list[str]:
+        if self._ends is None:
+            ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == _LF)
+            self._ends = ends if self.data.endswith(b"\n") else np.append(ends, len(self.data))
+        starts = np.append(0, self._ends[:-1] + 1)
+        return [
+            self.data[starts[i] : self._ends[i]].removesuffix(b"\r").decode("utf-8", "backslashreplace")
+            for i in positions.tolist()
+        ]
+
+
+def _parse_quickly(file: CsvFile, data: bytes) -> pa.Table | None:
+    """Parse a chunk each of whose lines is a row; None where that cannot be taken for granted."""
+    if b'"' in data:
+        array = np.frombuffer(data, np.uint8)
+        quotes = np.flatnonzero(array == _QUOTE)
+        if not _are_regular(array, quotes, file.delimiter) or _longest_quote(quotes) > _MAX_RECORD_BYTES:
+            return None
+    if _has_mark(data) or (b"\r" in data and data.count(b"\r") != data.count(b"\r\n")):
+        return None
+    rows = _count_feeds(data, len(data)) + (not data.endswith(b"\n"))
+    table = _parse_cells(file, data)
+    return table if table is not None and table.num_rows == rows else None
+
+
+def _parse_cells(file: CsvFile, data: bytes) -> pa.Table | None:
+    """Parse rows to the columns' types; numbers as text where a cell is no number, None where a row has other cells."""
+    for numbers, missing_words in ((pa.float64(), ()), (pa.float64(), file.missing_words), (pa.string(), ())):
+        types = {name: _cell_type(column, numbers) for name, column in file.columns.items()}
+        try:
+            table = _read(file, data, types, missing_words)  # each word costs time, and most files need none
+            if all(_is_finite(column) for column in table.columns):
+                return table
+        except pa.ArrowInvalid as error:
+            if "conversion error" not in str(error):
+                return None
+        except pa.ArrowKeyError:
+            return None
+    return None
+
+
+def _is_finite(column: pa.ChunkedArray) -> bool:
+    """Whether all numbers are: pyarrow takes texts such as ``NAN`` for numbers, which are none here."""
+    return not pa.types.is_floating(column.type) or pc.all(pc.is_finite(column)).as_py() is not False
+
+
+def _cell_type(column: Column, numbers: pa.DataType) -> pa.DataType:
+    if isinstance(column, NumberColumn):
+        is_plain = column.decimal == "." and not column.thousands and not column.units
+        return numbers if is_plain else pa.string()
+    return _DICTIONARY if isinstance(column, CategoryColumn) else pa.string()
+
+
+def _read(file: CsvFile, data: bytes, types: Mapping[str, pa.DataType], missing_words: Sequence[str]) -> pa.Table:
+    unique = [name if name in file.columns else f"_{index}" for index, name in enumerate(file.header)]
+    return pacsv.read_csv(
+        pa.BufferReader(data),
+        read_options=pacsv.ReadOptions(column_names=unique, block_size=len(data) + 2, use_threads=False),
+        parse_options=pacsv.ParseOptions(delimiter=file.delimiter, newlines_in_values=b'"' in data),
+        convert_options=pacsv.ConvertOptions(
+            include_columns=list(file.columns),
+            column_types=dict(types),
+            null_values=["", *missing_words],
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def _parse_records(file: CsvFile, chunk: Chunk) -> RawBlock | None:
+    """Tell rows from bad records and parse the rows."""
+    data = chunk.data
+    records = find_records(data, file.delimiter, is_last=True)
+    if not len(records.starts):
+        return None
+    lines = chunk.line + _lines_before(data, records.starts)
+    faults = _faults(file, data, records)
+    is_row = np.ones(len(records.starts), bool)
+    is_row[list(faults)] = False
+    rows = records.where(is_row)
+    bad = tuple(
+        BadRecord(int(lines[index]), _text_of(data, records, index), *fault) for index, fault in sorted(faults.items())
+    )
+    return RawBlock(file.source, _parse_rows(file, data, rows), lines[is_row], _texts(data, rows), bad)
+
+
+def _parse_rows(file: CsvFile, data: bytes, rows: Records) -> pa.Table:
+    if file.fault is None and rows.is_regular and len(rows.starts):
+        table = _parse_cells(file, _joined(data, rows))
+        if table is not None and table.num_rows == len(rows.starts):
+            return table
+    cells = [_cells(_text_of(data, rows, index), file.delimiter) for index in range(len(rows.starts))]
+    places = {name: file.header.index(name) for name in file.columns if name in file.header}
+    arrays = {name: pa.array([row[place] for row in cells], pa.string()) for name, place in places.items()}
+    return pa.table({name: arrays.get(name, pa.nulls(len(cells), pa.string())) for name in file.columns})
+
+
+def _joined(data: bytes, rows: Records) -> bytes:
+    """The rows' bytes, a line each; rows that follow each other are copied as one."""
+    gaps = np.flatnonzero(rows.starts[1:] - rows.ends[:-1] > len(b"\r\n"))
+    firsts = rows.starts[np.append(0, gaps + 1)].tolist()
+    lasts = rows.ends[np.append(gaps, len(rows.ends) - 1)].tolist()
+    return b"\n".join(data[first:last] for first, last in zip(firsts, lasts, strict=True)) + b"\n"
+
+
+def _faults(file: CsvFile, data: bytes, records: Records) -> dict[int, tuple[str, str]]:
+    """Reason and detail of each record that is no row, by its index."""
+    if file.fault is not None:
+        return dict.fromkeys(range(len(records.starts)), ("wrong_header", file.fault))
+    faults: dict[int, tuple[str, str]] = {}
+    num_cells = _count_cells(file, data, records)
+    for index in np.flatnonzero(num_cells != len(file.header)).tolist():
+        faults[index] = ("ragged_row", f"the row must have {len(file.header)} cells, got {num_cells[index]}")
+    for index in np.flatnonzero(records.is_unclosed).tolist():
+        faults[index] = ("malformed_quotes", "a quote must be closed within the record")
+    if not _is_utf8(data):
+        for index in range(len(records.starts)):
+            if not _is_utf8(data[records.starts[index] : records.ends[index]]):
+                faults[index] = ("invalid_utf8", "the record must be UTF-8")
+    return faults
+
+
+def _texts(data: bytes, records: Records) -> Callable[[Positions], list[str]]:
+    return lambda positions: [_text_of(data, records, index) for index in positions.tolist()]
+
+
+def _header_fault(names: Sequence[str], file: CsvFile) -> str | None:
+    if missing := [name for name in file.columns if name not in names]:
+        return f"the header lacks {', '.join(missing)}"
+    if repeated := [name for name in file.columns if names.count(name) > 1]:
+        return f"the header repeats {', '.join(repeated)}"
+    return None
 
 
 def find_records(data: bytes, delimiter: str, is_last: bool) -> Records:
@@ -100,7 +357,7 @@ def find_records(data: bytes, delimiter: str, is_last: bool) -> Records:
     ends = np.concatenate([outside, [len(data)]]) if is_last else outside
     starts = starts[: len(ends)]
     is_too_long = (ends - starts).max(initial=0) > _MAX_RECORD_BYTES or (
-        not is_last and len(data) - next_start > max(_MAX_RECORD_BYTES, _CHUNK_BYTES // 2)
+        not is_last and len(data) - next_start > 2 * _MAX_RECORD_BYTES
     )
     if len(quotes) and (is_too_long or not _are_regular(array, used, delimiter)):
         return _find_irregular(data, delimiter, is_last)
@@ -113,7 +370,7 @@ def find_records(data: bytes, delimiter: str, is_last: bool) -> Records:
 
 def _skip_marks(data: bytes, starts: Indices) -> Indices:
     """Starts behind the byte-order mark; files that were joined have marks inside."""
-    if _BOM not in data:
+    if not _has_mark(data):
         return starts
     is_marked = np.array([data.startswith(_BOM, start) for start in starts.tolist()], bool)
     return np.where(is_marked, starts + len(_BOM), starts)
@@ -184,78 +441,7 @@ def _lines_before(data: bytes, positions: Indices) -> Indices:
     return np.searchsorted(line_ends, positions)
 
 
-def _take_header(
-    file: _File, data: bytes, records: Records, lines: Indices
-) -> tuple[_File, tuple[bytes, Records, Indices]]:
-    names = _names(data, records, file.delimiter)
-    fault = _header_fault(names, file, is_utf8=_is_utf8(data[records.starts[0] : records.ends[0]]))
-    rest = Records(
-        records.starts[1:], records.ends[1:], records.next_start, records.is_unclosed[1:], records.is_regular
-    )
-    return _File(file.source, file.delimiter, file.columns, tuple(names), fault), (data, rest, lines[1:])
-
-
-def _names(data: bytes, records: Records, delimiter: str) -> list[str]:
-    """Column names in the first record, without spaces around them."""
-    return [name.strip() for name in _cells(_text_of(data, records, 0), delimiter)]
-
-
-def _header_fault(names: Sequence[str], file: _File, is_utf8: bool) -> str | None:
-    if not is_utf8:
-        return "the header is not UTF-8"
-    if missing := [name for name in file.columns if name not in names]:
-        return f"the header lacks {', '.join(missing)}"
-    if repeated := [name for name in file.columns if names.count(name) > 1]:
-        return f"the header repeats {', '.join(repeated)}"
-    return None
-
-
-def _to_block(file: _File, data: bytes, records: Records, lines: Indices) -> pa.Table:
-    """Tell rows from bad records and parse the rows."""
-    reasons = _faults(file, data, records)
-    good = np.array([reason is None for reason in reasons], bool) if reasons else np.ones(len(records.starts), bool)
-    kept = Records(
-        records.starts[good], records.ends[good], records.next_start, records.is_unclosed[good], records.is_regular
-    )
-    blocks = []
-    if len(kept.starts):
-        cells = _parse_regular(file, data, kept) if records.is_regular else _parse_irregular(file, data, kept)
-        fate = {SOURCE: file.source, LINE: lines[good], TEXT: _texts(data, kept)}
-        blocks.append(raw_block(file.columns, {name: cells[name] for name in file.columns}, fate, len(kept.starts)))
-    if reasons:
-        bad = [
-            (int(lines[index]), _text_of(data, records, index), *reason)
-            for index, reason in enumerate(reasons)
-            if reason is not None
-        ]
-        blocks.append(bad_block(file.columns, file.source, bad))
-    return pa.concat_tables(blocks)
-
-
-def _faults(file: _File, data: bytes, records: Records) -> list[tuple[str, str] | None]:
-    """Reason and detail of each record that is no row; empty when all are rows."""
-    rows = len(records.starts)
-    if file.fault is not None:
-        return [("wrong_header", file.fault)] * rows
-    faults: list[tuple[str, str] | None] = [None] * rows
-    is_faulty = False
-    if not _is_utf8(data):
-        for index in range(rows):
-            if not _is_utf8(data[records.starts[index] : records.ends[index]]):
-                faults[index] = ("invalid_utf8", "the record must be UTF-8")
-                is_faulty = True
-    for index in np.flatnonzero(records.is_unclosed).tolist():
-        faults[index] = ("malformed_quotes", "a quote must be closed within the record")
-        is_faulty = True
-    num_cells = _count_cells(file, data, records)
-    for index in np.flatnonzero(num_cells != len(file.header)).tolist():
-        if faults[index] is None:
-            faults[index] = ("ragged_row", f"the row must have {len(file.header)} cells, got {num_cells[index]}")
-            is_faulty = True
-    return faults if is_faulty else []
-
-
-def _count_cells(file: _File, data: bytes, records: Records) -> Indices:
+def _count_cells(file: CsvFile, data: bytes, records: Records) -> Indices:
     if not records.is_regular:
         return np.array(
             [len(_cells(_text_of(data, records, index), file.delimiter)) for index in range(len(records.starts))]
@@ -268,32 +454,6 @@ def _count_cells(file: _File, data: bytes, records: Records) -> Indices:
     return np.searchsorted(delimiters, records.ends) - np.searchsorted(delimiters, records.starts) + 1
 
 
-def _parse_regular(file: _File, data: bytes, records: Records) -> Any:
-    rows = b"\n".join(
-        data[start:end] for start, end in zip(records.starts.tolist(), records.ends.tolist(), strict=True)
-    )
-    names = list(file.header)
-    unique = [name if name in file.columns else f"_{index}" for index, name in enumerate(names)]
-    table = pacsv.read_csv(
-        pa.BufferReader(rows + b"\n"),
-        read_options=pacsv.ReadOptions(column_names=unique, block_size=len(rows) + 2, use_threads=False),
-        parse_options=pacsv.ParseOptions(delimiter=file.delimiter, newlines_in_values=True),
-        convert_options=pacsv.ConvertOptions(
-            include_columns=list(file.columns),
-            column_types=dict.fromkeys(file.columns, pa.string()),
-            strings_can_be_null=False,
-        ),
-    )
-    if table.num_rows == len(records.starts):
-        return table
-    return _parse_irregular(file, data, records)
-
-
-def _parse_irregular(file: _File, data: bytes, records: Records) -> dict[str, list[str]]:
-    rows = [_cells(_text_of(data, records, index), file.delimiter) for index in range(len(records.starts))]
-    return {name: [row[file.header.index(name)] for row in rows] for name in file.columns}
-
-
 def _cells(text: str, delimiter: str) -> list[str]:
     """Cells of one record by Python's csv module."""
     limit = csv.field_size_limit(max(len(text) + 1, 131072))
@@ -303,11 +463,6 @@ def _cells(text: str, delimiter: str) -> list[str]:
         return []
     finally:
         csv.field_size_limit(limit)
-
-
-def _texts(data: bytes, records: Records) -> pa.Array:
-    texts = [data[start:end] for start, end in zip(records.starts.tolist(), records.ends.tolist(), strict=True)]
-    return pc.cast(pa.array(texts, pa.large_binary()), pa.large_string())
 
 
 def _text_of(data: bytes, records: Records, index: int) -> str:

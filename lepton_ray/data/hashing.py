@@ -1,7 +1,8 @@
-"""128-bit hashes of rows, equal for equal values whatever the block or the machine.
+"""128-bit hashes of rows: equal for equal values, whatever the block, the machine, the order or the Arrow type.
 
-A column's values become 64-bit words (numbers their bits, texts and bytes BLAKE2b of the distinct ones); the words of a
-row are mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014), twice with other constants.
+A cell becomes a 64-bit word (a number its bits, a text a hash of its bytes), and the words of a row are absorbed one
+after another by two states with different seeds: multiply and fold, as in splitmix64 (Steele, Lea, Flood 2014). Not
+for secrets: whoever can choose values can make two rows collide.
 """
 
 import hashlib
@@ -13,56 +14,182 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
 
+HASH_TYPE = pa.binary(16)
 _SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
+_MULTIPLY = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLY_TWICE = np.uint64(0x94D049BB133111EB)
+_FOLD = np.uint64(31)
+_TEXT_SEED, _ONE = np.uint64(0xA24BAED4963EE407), np.uint64(1)
+_MISSING = np.uint64(0xA5A5_1234_0F0F_4321)
+_CHUNK_ROWS = 16_384  # states and words of a chunk stay in the processor's cache
+_SHORT_BYTES = 128  # longer texts go through BLAKE2b, one by one
+_WORD_BYTES = 8
+_MASKS = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)
 
 
-def hash_columns(columns: Sequence[pa.Array]) -> pa.Array:
-    """Return a 16-byte hash of each row of equally long columns (float64, text or binary)."""
-    rows = len(columns[0])
-    words = [_words(column) for column in columns]
-    halves = []
-    for seed in _SEEDS:
-        state = np.full(rows, seed, np.uint64)
-        for word in words:
-            state = mix(state ^ word)
-        halves.append(state)
-    data = np.stack(halves, axis=1).tobytes()
-    return pa.Array.from_buffers(pa.binary(16), rows, [None, pa.py_buffer(data)])
+def hash_columns(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int | None = None) -> pa.Array:
+    """Return a 16-byte hash of each row.
+
+    Args:
+        columns: Equally long: numbers (float64), times, texts (also dictionary-encoded), binary, lists of numbers.
+        rows: Number of rows; needed when there is no column.
+    """
+    (hashes,) = hash_groups([columns], len(columns[0]) if rows is None else rows)
+    return hashes
+
+
+def hash_groups(groups: Sequence[Sequence[pa.Array | pa.ChunkedArray]], rows: int) -> list[pa.Array]:
+    """Return a 16-byte hash of each row for the columns of the first group, of the first two together, and so on."""
+    words = [[_words(_one_chunk(column)) for column in group] for group in groups]
+    states = [np.empty((rows, len(_SEEDS)), np.uint64) for _ in groups]
+    scratch = np.empty(_CHUNK_ROWS, np.uint64)
+    for start in range(0, rows, _CHUNK_ROWS):
+        end = min(start + _CHUNK_ROWS, rows)
+        for half, seed in enumerate(_SEEDS):
+            state = np.full(end - start, seed, np.uint64)
+            for group, result in zip(words, states, strict=True):
+                for word in group:
+                    _absorb(state, word[start:end], scratch[: end - start])
+                result[start:end, half] = state
+    return [pa.Array.from_buffers(HASH_TYPE, rows, [None, pa.py_buffer(state)]) for state in states]
+
+
+def to_words(hashes: pa.Array | pa.ChunkedArray) -> Words:
+    """Return a column of 16-byte hashes as (N, 2) words."""
+    array = _one_chunk(hashes)
+    start = array.offset * HASH_TYPE.byte_width
+    buffer = array.buffers()[1]
+    words: Words = np.frombuffer(buffer, np.uint64, len(array) * 2, start).reshape(-1, 2)
+    return words
+
+
+def to_keys(hashes: pa.Array | pa.ChunkedArray, seed: int) -> Words:
+    """Return one word for each hash, spread evenly: which rows come first in an order that only values and seed decide."""
+    words = to_words(hashes)
+    return mix(words[:, 0] ^ mix(words[:, 1] ^ np.uint64(seed)))
 
 
 def mix(words: Words) -> Words:
     """Return well-spread words, one to one: splitmix64."""
     with np.errstate(over="ignore"):
-        z = words + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: Words = z ^ (z >> np.uint64(31))
+        z = words + _SEEDS[0]
+        z = (z ^ (z >> np.uint64(30))) * _MULTIPLY
+        z = (z ^ (z >> np.uint64(27))) * _MULTIPLY_TWICE
+        mixed: Words = z ^ (z >> _FOLD)
         return mixed
 
 
+def _absorb(state: Words, word: Words, scratch: Words) -> None:
+    """Mix a word into each state, in place."""
+    np.bitwise_xor(state, word, out=state)
+    for factor in (_MULTIPLY, _MULTIPLY_TWICE):
+        np.multiply(state, factor, out=state)
+        np.right_shift(state, _FOLD, out=scratch)
+        np.bitwise_xor(state, scratch, out=state)
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return column
+
+
 def _words(column: pa.Array) -> Words:
-    if pa.types.is_floating(column.type):
-        values = column.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0  # -0.0 and 0.0 are one value
-        values[np.isnan(values)] = np.nan
-        bits: Words = values.view(np.uint64)
-        return bits
-    encoded = column.dictionary_encode()
-    hashes = [_hash_bytes(value.as_buffer()) for value in encoded.dictionary.cast(pa.large_binary())]
-    table = np.array([*hashes, 0], np.uint64)
-    indices = encoded.indices.fill_null(len(hashes)).to_numpy(zero_copy_only=False)
-    words: Words = table[indices]
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _dictionary_words(column)
+    if pa.types.is_floating(kind):
+        return _number_words(column)
+    if pa.types.is_timestamp(kind):
+        return _time_words(column)
+    if pa.types.is_fixed_size_list(kind):
+        return _list_words(column)
+    return _text_words(column)
+
+
+def _time_words(column: pa.Array) -> Words:
+    micros = column.cast(pa.int64())
+    words: Words = micros.fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64)  # with nulls it would be floats
+    if not micros.null_count:
+        return words
+    return np.where(micros.is_null().to_numpy(zero_copy_only=False), _MISSING, words)
+
+
+def _number_words(column: pa.Array) -> Words:
+    values = column.to_numpy(zero_copy_only=False).astype(np.float64, copy=False) + 0.0  # -0.0 and 0.0 are one value
+    bits: Words = values.view(np.uint64)
+    is_missing = np.isnan(values)
+    if is_missing.any():
+        bits[is_missing] = _MISSING
+    return bits
+
+
+def _dictionary_words(column: pa.Array) -> Words:
+    values = column.dictionary
+    table = np.append(
+        _text_words(values.cast(pa.large_string()) if len(values) else pa.array([], pa.string())), _MISSING
+    )
+    indices = column.indices.fill_null(len(values)) if column.null_count else column.indices
+    words: Words = table[indices.to_numpy(zero_copy_only=False)]
     return words
 
 
-def _hash_bytes(value: pa.Buffer | None) -> int:
-    return int.from_bytes(hashlib.blake2b(value or b"", digest_size=8).digest(), "little")
+def _list_words(column: pa.Array) -> Words:
+    length = column.type.list_size
+    inner = _number_words(column.flatten() if not column.null_count else column.fill_null([None] * length).flatten())
+    state = np.full(len(column), _SEEDS[0], np.uint64)
+    for position in range(length):
+        _absorb(state, inner[position::length], np.empty_like(state))
+    return state
 
 
-def to_voids(hashes: pa.ChunkedArray) -> NDArray[np.void]:
-    """Return a column of 16-byte hashes as a NumPy array that can be sorted and compared."""
-    data = b"".join(
-        chunk.buffers()[1].slice(chunk.offset * 16, len(chunk) * 16).to_pybytes()
-        for chunk in hashes.chunks
-        if len(chunk)
-    )
-    return np.frombuffer(data, "V16")
+def _text_words(column: pa.Array) -> Words:
+    if pa.types.is_null(column.type):
+        return np.full(len(column), _MISSING, np.uint64)
+    binary = column.cast(pa.large_binary())
+    offsets = np.frombuffer(binary.buffers()[1], np.int64, len(binary) + 1, binary.offset * _WORD_BYTES)
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    data = binary.buffers()[2]
+    content = bytes(data[offsets[0] : offsets[-1]]) if data is not None else b""
+    words = _short_words(content + bytes(_WORD_BYTES), starts - offsets[0], lengths)
+    for row in np.flatnonzero(lengths > _SHORT_BYTES).tolist():
+        start = int(starts[row] - offsets[0])
+        words[row] = _hash_long(content[start : start + int(lengths[row])])
+    if column.null_count:
+        words[column.is_null().to_numpy(zero_copy_only=False)] = _MISSING
+    return words
+
+
+def _short_words(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Words:
+    """Hash texts eight bytes at a time, many texts side by side; ``content`` has eight more bytes than the texts."""
+    eight = np.ndarray((max(len(content) - _WORD_BYTES + 1, 0),), "<u8", content, strides=(1,))
+    result = np.empty(len(lengths), np.uint64)
+    scratch = np.empty(_CHUNK_ROWS, np.uint64)
+    for begin in range(0, len(lengths), _CHUNK_ROWS):
+        rows = slice(begin, begin + _CHUNK_ROWS)
+        _hash_chunk(eight, starts[rows], lengths[rows], result[rows], scratch)
+    return result
+
+
+def _hash_chunk(
+    eight: Words, starts: NDArray[np.int64], lengths: NDArray[np.int64], out: Words, scratch: Words
+) -> None:
+    state = (lengths.astype(np.uint64) + _ONE) * _TEXT_SEED
+    at, left, rows = starts, np.where(lengths <= _SHORT_BYTES, lengths, 0), None
+    while (left > 0).any():
+        if not (left > 0).all():
+            chosen = np.flatnonzero(left > 0)
+            at, left = at[chosen], left[chosen]
+            rows = chosen if rows is None else rows[chosen]
+        word = eight[at]
+        np.bitwise_and(word, _MASKS[np.minimum(left, _WORD_BYTES)], out=word)
+        part = state if rows is None else state[rows]
+        _absorb(part, word, scratch[: len(part)])
+        if rows is not None:
+            state[rows] = part
+        at, left = at + _WORD_BYTES, left - _WORD_BYTES
+    out[:] = state
+
+
+def _hash_long(value: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(value, digest_size=_WORD_BYTES).digest(), "little")

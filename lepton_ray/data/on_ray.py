@@ -1,52 +1,45 @@
-"""The same Arrow functions, mapped over blocks by Ray Data."""
+"""Parts mapped by tasks of Ray Data. A lost worker's tasks are run again: a part is written whole or not at all."""
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
 from lepton_ray.core.errors import EngineError, LeptonError
-from lepton_ray.data.sources import Part
 from lepton_ray.engine.faults import last_line
 
+T = TypeVar("T")
+R = TypeVar("R")
 
-def read_parts(read: Callable[[Part], Iterator[pa.Table]], parts: Sequence[Part]) -> Iterator[pa.Table]:
-    """Yield the raw blocks of all parts in order, read by Ray tasks.
+_SCHEMA = pa.schema({"index": pa.int64(), "value": pa.large_binary()})
+
+
+def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+    """Yield (index, ``function(item)``) as they are done.
 
     Args:
-        read: Reads a part; runs in the tasks.
-        parts: One task each.
+        function: Runs in the tasks, with what it holds pickled. What it reads and writes lies where all machines reach it.
+        items: One task each.
     """
+    blocks = [_row(index, item) for index, item in enumerate(items)]
 
-    def read_batch(batch: pa.Table) -> Iterator[pa.Table]:
-        for index in batch.column("part").to_pylist():
-            yield from read(parts[index])
+    def work(batch: pa.Table) -> pa.Table:
+        index = batch.column("index")[0].as_py()
+        return _row(index, function(pickle.loads(batch.column("value")[0].as_py())))  # noqa: S301  our own item
 
-    return _stream(
-        _ordered(ray.data.from_items([{"part": i} for i in range(len(parts))], override_num_blocks=len(parts))),
-        read_batch,
-    )
-
-
-def map_blocks(function: Callable[[pa.Table], pa.Table], blocks: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    """Yield ``function`` of each block, in order, applied by Ray tasks."""
-    return _stream(_ordered(ray.data.from_arrow(list(blocks))), function)
-
-
-def _ordered(dataset: Any) -> Any:
-    dataset.context.execution_options.preserve_order = True
-    return dataset
-
-
-def _stream(dataset: Any, function: Callable[[pa.Table], Any]) -> Iterator[pa.Table]:
-    mapped = dataset.map_batches(function, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+    done = ray.data.from_arrow(blocks).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
     try:
-        for block in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
-            if block.num_rows:
-                yield block
+        for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for index, value in zip(block.column("index").to_pylist(), block.column("value"), strict=True):
+                yield index, pickle.loads(value.as_buffer())  # noqa: S301  made by our own task
     except RayTaskError as error:
         if isinstance(error.cause, LeptonError):
             raise error.cause from error
         raise EngineError(f"a Ray Data task failed: {last_line(error)}", retryable=True) from error
+
+
+def _row(index: int, value: Any) -> pa.Table:
+    return pa.table({"index": [index], "value": [pickle.dumps(value, protocol=5)]}, schema=_SCHEMA)

@@ -9,22 +9,29 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.artifacts.tables import find_reproduced
 from lepton_ray.core.errors import QualityGateError
-from lepton_ray.spec.data import CategoryColumn, NumberColumn
+
+_TRIED_PER_ROW = 4
 
 
 def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.int64]:
-    """Return positions of at most ``count`` rows; up to half of them are rows with a missing value."""
+    """Return positions of at most ``count`` rows that a record can give again; up to half of them miss a value.
+
+    Raises:
+        QualityGateError: If there is none: a text whose form is changed by another reading of it has no record.
+    """
     has_missing = np.zeros(test.num_rows, bool)
-    for name, column in signature.columns.items():
-        values = test.column(name)
-        if isinstance(column, NumberColumn):
-            has_missing |= np.isnan(values.to_numpy())
-        elif isinstance(column, CategoryColumn):
-            has_missing |= values.to_numpy() == ""
-    lacking = np.flatnonzero(has_missing)[: count // 2]
-    others = np.setdiff1d(np.arange(test.num_rows), lacking)
-    return np.sort(np.concatenate([lacking, others[: count - len(lacking)]]))
+    for name in signature.columns:
+        if test.column(name).null_count:
+            has_missing |= test.column(name).is_null().to_numpy()
+    lacking, others = (np.flatnonzero(mask)[: _TRIED_PER_ROW * count] for mask in (has_missing, ~has_missing))
+    tried = np.sort(np.concatenate([lacking, others]))
+    usable = tried[find_reproduced(test.take(pa.array(tried)), signature)]
+    if not len(usable):
+        raise QualityGateError("the test split must hold a row that a record can give again, got none. Add rows to it")
+    chosen = usable[has_missing[usable]][: count // 2]
+    return np.sort(np.concatenate([chosen, np.setdiff1d(usable, chosen)[: count - len(chosen)]]))
 
 
 def outputs_to_json(probabilities_NC: NDArray[np.float32], classes: Sequence[str]) -> dict[str, Any]:

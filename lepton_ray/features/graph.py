@@ -1,122 +1,95 @@
-"""The fitted state compiled to an ONNX graph: the tensors of the signature in, the model's input ``features`` out.
+"""The fitted state compiled to one ONNX graph: the tensors of the signature in, what the model takes out.
 
 Numbers stay float64 until they are scaled, so that large values keep their differences.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.features.state import CategoryState, FeatureState
-from lepton_ray.spec.data import ImageColumn
-from lepton_ray.spec.model import FeaturesSpec
+from lepton_ray.features.graph_builder import Graph, tensor_info
+from lepton_ray.features.images import add_image
+from lepton_ray.features.parts import Part, kept_of, parts_of
+from lepton_ray.features.state import FEATURES, PIXELS, TOKENS, FeatureState, Output
+from lepton_ray.features.subwords import SubwordState
+from lepton_ray.features.texts import IdsState
 
-OPSET = 20
-OPSET_ML = 5
-IR_VERSION = 10
-FEATURES = "features"
-
-# A scaled number further out than this says nothing more, and could overflow float32 to NaN on its way to the answer.
-_FAR = 1e9
-
-_ELEMENT_TYPES = {"FP64": TensorProto.DOUBLE, "BYTES": TensorProto.STRING, "UINT8": TensorProto.UINT8}
+SERIES = "series_"
+"""How the names of the tensors start that hold one series each."""
 
 
-class _Graph:
-    """Nodes and constants under construction."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add a node with one output and return the output's name."""
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def constant(self, name: str, value: Any) -> str:
-        """Add a constant and return its name."""
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+def outputs_of(state: FeatureState) -> tuple[Output, ...]:
+    """Describe the outputs of the graph: ``features`` holds the flat ones or, where there are none, the image."""
+    parts = parts_of(state)
+    names = [part.names[place] for part, kept in zip(parts, kept_of(state, parts), strict=True) for place in kept]
+    outputs = []
+    if names:
+        outputs.append(Output(name=FEATURES, datatype="FP32", shape=(len(names),), columns=_unique(names)))
+    for ids in ids_of(state).values():
+        outputs.append(Output(name=TOKENS, datatype="INT64", shape=(ids.max_length,)))
+    for image in state.images.values():
+        outputs.append(Output(name=PIXELS if outputs else FEATURES, datatype="FP32", shape=image.output_shape))
+    return tuple(outputs)
 
 
-def compile_graph(signature: Signature, state: FeatureState, spec: FeaturesSpec) -> onnx.ModelProto:
-    """Return the graph that prepares raw tensors; ``features`` is (N, width), or (N, channels, height, width)."""
-    graph = _Graph()
-    parts: list[str] = []
-    width = 0
-    for tensor in signature.inputs:
-        if tensor.name == "numbers":
-            parts.append(_add_numbers(graph, tensor.columns, state))
-            width += len(tensor.columns)
-        elif tensor.name == "categories":
-            for position, name in enumerate(tensor.columns):
-                parts.append(_add_category(graph, position, state.categories[name]))
-                width += depth_of(state.categories[name])
-    images = [column for column in signature.columns.values() if isinstance(column, ImageColumn)]
-    if images:
-        _add_image(graph, spec)
-        shape: tuple[int, ...] = (images[0].channels, images[0].height, images[0].width)
-    else:
-        graph.add("Concat", parts, FEATURES, axis=1)
-        shape = (width,)
-    inputs = [
-        helper.make_tensor_value_info(t.name, _ELEMENT_TYPES[t.datatype], ["batch", *t.shape[1:]])
-        for t in signature.inputs
-    ]
-    output = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["batch", *shape])
-    proto = helper.make_graph(graph.nodes, "prepare", inputs, [output], graph.constants)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)]
-    model = helper.make_model(proto, ir_version=IR_VERSION, opset_imports=opsets, producer_name="lepton_ray")
-    onnx.checker.check_model(model, full_check=True)
-    return model
+def ids_of(state: FeatureState) -> dict[str, IdsState | SubwordState]:
+    """Return the texts that become padded ids; there is one at most."""
+    return {name: text for name, text in state.texts.items() if isinstance(text, IdsState | SubwordState)}
 
 
-def depth_of(state: CategoryState) -> int:
-    """Number of columns of a one-hot category."""
-    return max(len(state.vocabulary), state.missing_index + 1)
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Number the names that occur again: a column may be called what a feature of another is called."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        unique = name
+        while unique in seen:
+            seen[name] += 1
+            unique = f"{name}~{seen[name]}"
+        seen[unique] = 1
+        result.append(unique)
+    return tuple(result)
 
 
-def _add_numbers(graph: _Graph, columns: tuple[str, ...], state: FeatureState) -> str:
-    states = [state.numbers[name] for name in columns]
-    graph.add("IsNaN", ["numbers"], "prep_missing")
-    impute = graph.constant("prep_impute", [s.impute for s in states])
-    offset = graph.constant("prep_offset", [s.offset for s in states])
-    scale = graph.constant("prep_scale", [s.scale for s in states])
-    graph.add("Where", ["prep_missing", impute, "numbers"], "prep_imputed")
-    graph.add("Sub", ["prep_imputed", offset], "prep_centred")
-    graph.add("Div", ["prep_centred", scale], "prep_scaled")
-    low, high = graph.constant("prep_low", -_FAR), graph.constant("prep_high", _FAR)
-    graph.add("Clip", ["prep_scaled", low, high], "prep_clipped")
-    return graph.add("Cast", ["prep_clipped"], "prep_numbers", to=TensorProto.FLOAT)
+def tensors_of(signature: Signature) -> dict[str, tuple[str, ...]]:
+    """Return the columns that each tensor of the signature holds."""
+    return {
+        t.name: (t.name.removeprefix(SERIES),) if t.name.startswith(SERIES) else t.columns for t in signature.inputs
+    }
 
 
-def _add_category(graph: _Graph, position: int, state: CategoryState) -> str:
-    depth = depth_of(state)
-    prefix = f"prep_category{position}"
-    index = graph.constant(f"{prefix}_position", np.int64(position))
-    graph.add("Gather", ["categories", index], f"{prefix}_text", axis=1)
-    keys = [*state.vocabulary, ""]
-    values = [*range(len(state.vocabulary)), state.missing_index]
-    graph.add(
-        "LabelEncoder",
-        [f"{prefix}_text"],
-        f"{prefix}_index",
-        domain="ai.onnx.ml",
-        keys_strings=keys,
-        values_int64s=values,
-        default_int64=depth,  # out of range: OneHot gives zeros (it counts -1 from the end)
-    )
-    depth_name = graph.constant(f"{prefix}_depth", np.int64(depth))
-    zero_one = graph.constant(f"{prefix}_values", np.array([0, 1], np.float32))
-    return graph.add("OneHot", [f"{prefix}_index", depth_name, zero_one], f"{prefix}_one_hot", axis=-1)
+def compile_graph(signature: Signature, state: FeatureState) -> onnx.ModelProto:
+    """Return the graph from the raw tensors of a signature to ``outputs_of(state)``."""
+    graph = Graph(tensors_of(signature))
+    outputs = outputs_of(state)
+    for output in outputs:
+        graph.add_named(output.name, "Identity", _add_output(graph, state, output))
+    inputs = [tensor_info(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in signature.inputs]
+    return graph.build(inputs, [tensor_info(output.name, output.datatype, output.shape) for output in outputs])
 
 
-def _add_image(graph: _Graph, spec: FeaturesSpec) -> None:
-    graph.add("Cast", ["image"], "prep_pixels", to=TensorProto.FLOAT)
-    factor = graph.constant("prep_factor", np.float32(1 / 255 if spec.images.scale == "unit" else 1))
-    graph.add("Mul", ["prep_pixels", factor], "prep_scaled_pixels")
-    graph.add("Transpose", ["prep_scaled_pixels"], FEATURES, perm=[0, 3, 1, 2])
+def _add_output(graph: Graph, state: FeatureState, output: Output) -> str:
+    if output.columns:
+        parts = parts_of(state)
+        return add_flat(graph, parts, kept_of(state, parts))
+    return add_unflat(graph, state, output)
+
+
+def add_unflat(graph: Graph, state: FeatureState, output: Output) -> str:
+    """Add an output that is no vector of features: ids or pixels."""
+    if output.name == TOKENS:
+        name, ids = next(iter(ids_of(state).items()))
+        return ids.add(graph, graph.column(name))
+    name, image = next(iter(state.images.items()))
+    return add_image(graph, graph.matrix([name]), image)
+
+
+def add_flat(graph: Graph, parts: Sequence[Part], kept: Sequence[Sequence[int]]) -> str:
+    """Add the kept features of parts, (N, features) float32."""
+    values = []
+    for part, places in zip(parts, kept, strict=True):
+        if places:
+            value = part.add(graph)
+            values.append(value if len(places) == len(part.names) else graph.take(value, places))
+    return graph.concat(values)

@@ -1,32 +1,172 @@
-"""Run the compiled graph over a split: what the model trains on is what the package computes when it serves."""
+"""Prepare typed tables with the compiled nodes: what the model trains on is what the package computes when it serves."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lepton_ray.artifacts.predictor import open_session
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.artifacts.tables import to_feeds
-from lepton_ray.features.graph import FEATURES
+from lepton_ray.features.columns import codes_of, pixels_of, texts_of
+from lepton_ray.features.graph import SERIES, add_unflat, ids_of, outputs_of, tensors_of
+from lepton_ray.features.parts import Part, kept_of, parts_of
+from lepton_ray.features.runners import FOLD_KEY, Array, CategoryRunner, RowRunner, ValueRunner, add_kept
+from lepton_ray.features.state import TOKENS, FeatureState, Output
 
-_BATCH_ROWS = 8192
-_BATCH_BYTES = 64 << 20  # of model input
+__all__ = ["FOLD_KEY", "PARQUET_OPTIONS", "Preparer", "encode_labels", "prepare", "to_arrays"]
+
+PARQUET_OPTIONS = {"use_dictionary": False, "compression": "lz4", "write_statistics": False}
+"""How prepared tables are best written: their numbers repeat too rarely for dictionaries, and nobody filters by them."""
+_TEXT_BYTES = 64 << 10  # of a text's tokens and what is made of them
+_FILL_BYTES = 1 << 18  # stays in a core's cache
+
+
+class Preparer:
+    """A fitted state, ready to prepare tables. Its sessions are opened when first used: keep one for each process."""
+
+    def __init__(self, state: FeatureState, signature: Signature, num_threads: int = 1) -> None:
+        self._state = state
+        self._num_threads = num_threads
+        tensors = tensors_of(signature)
+        lengths = {f"{SERIES}{name}": series.length for name, series in state.series.items()}
+        groups = [number.groups for number in state.numbers.values() if number.groups is not None]
+        parts = parts_of(state)
+        self._parts = [(part, kept) for part, kept in zip(parts, kept_of(state, parts), strict=True) if kept]
+        self._values = ValueRunner(
+            [item for item in self._parts if item[0].source == "values"], tensors, lengths, groups
+        )
+        self._categories = [CategoryRunner(*item) for item in self._parts if item[0].source == "categories"]
+        self._texts = [_text_runner(*item) for item in self._parts if item[0].source == "texts"]
+        self._others = {o.name: _other_runner(state, o) for o in outputs_of(state) if not o.columns}
+
+    def __call__(self, table: pa.Table, is_training: bool = False) -> pa.Table:
+        """Return the prepared columns of a typed table.
+
+        Each flat feature is a column, bits if it is one-hot, else float32; the vector of a text is one column of lists, and so
+        is any other output.
+
+        Args:
+            table: Rows of the signature's columns.
+            is_training: Whether these are training rows; their target and frequency encodings are then taken out of
+                fold, by the column ``_fold_key``.
+        """
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            made = {
+                "values": iter(self._values.run(table, pool)),
+                "categories": _chain(pool.map(lambda runner: runner.run(table, is_training), self._categories)),
+                "texts": iter([runner.run(table, pool) for runner in self._texts]),
+            }
+            columns = {
+                name: next(made[part.source])
+                for part, _, names in _layout(self._state)
+                for name in _column_names(part, names)
+            }
+            columns |= {name: runner.run(table, pool) for name, runner in self._others.items()}
+        return pa.table(columns)
+
+
+def _chain(lists: Iterator[list[pa.Array]]) -> Iterator[pa.Array]:
+    for items in lists:
+        yield from items
+
+
+def _layout(state: FeatureState) -> Iterator[tuple[Part, list[int], tuple[str, ...]]]:
+    """Yield each part with the places of its features that stay and their names."""
+    flat = [output for output in outputs_of(state) if output.columns]
+    names = iter(flat[0].columns if flat else ())
+    parts = parts_of(state)
+    for part, kept in zip(parts, kept_of(state, parts), strict=True):
+        if kept:
+            yield part, kept, tuple(next(names) for _ in kept)
+
+
+def _column_names(part: Part, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns of a prepared table that hold a part: one for a text, however many features it has."""
+    return (f"{part.columns[0]}:vector",) if part.source == "texts" else names
+
+
+def _text_runner(part: Part, kept: list[int]) -> RowRunner:
+    add = partial(add_kept, part=part, kept=kept)
+    return RowRunner(("texts", "BYTES"), part.columns[0], [1], _text_rows, add, ("FP32", [len(kept)]), _TEXT_BYTES)
+
+
+def _text_rows(column: pa.ChunkedArray) -> Array:
+    return texts_of(column)[:, None]
+
+
+def _other_runner(state: FeatureState, output: Output) -> RowRunner:
+    def add(graph: Any) -> str:
+        return add_unflat(graph, state, output)
+
+    result = output.datatype, output.shape
+    if output.name == TOKENS:
+        (name,) = ids_of(state)
+        return RowRunner(("texts", "BYTES"), name, [1], _text_rows, add, result, _TEXT_BYTES)
+    ((name, image),) = state.images.items()
+    read = partial(pixels_of, shape=tuple(image.shape))
+    return RowRunner(("image", "UINT8"), name, image.shape, read, add, result, 4 * int(np.prod(image.shape)))
 
 
 def prepare(
-    graph: bytes, table: pa.Table, signature: Signature, shape: tuple[int, ...], num_threads: int
-) -> NDArray[np.float32]:
-    """Return the model input of a typed table, (N, *shape)."""
-    session = open_session(graph, num_threads)
-    result = np.empty((table.num_rows, *shape), np.float32)
-    size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(result[:1].nbytes, 1)))
-    for start in range(0, table.num_rows, size):
-        batch = table.slice(start, size)
-        result[start : start + batch.num_rows] = session.run([FEATURES], to_feeds(batch, signature))[0]
+    state: FeatureState, table: pa.Table, signature: Signature, num_threads: int = 1, is_training: bool = False
+) -> pa.Table:
+    """Return the prepared columns of one table; for several, keep a ``Preparer``."""
+    return Preparer(state, signature, num_threads)(table, is_training)
+
+
+def to_arrays(table: pa.Table, state: FeatureState) -> dict[str, Array]:
+    """Return the outputs of a prepared table as the model takes them: rows first, by name of the output."""
+    return {
+        output.name: _flat(table, state, output) if output.columns else _unlist(table.column(output.name), output)
+        for output in outputs_of(state)
+    }
+
+
+def _flat(table: pa.Table, state: FeatureState, output: Output) -> Array:
+    result = np.empty((table.num_rows, *output.shape), np.float32)
+    start = 0
+    for is_text, parts in groupby(_layout(state), lambda item: item[0].source == "texts"):
+        names = [
+            (name, len(names) if is_text else 1) for part, _, names in parts for name in _column_names(part, names)
+        ]
+        into = result[:, start : start + sum(width for _, width in names)]
+        start += into.shape[1]
+        if is_text:
+            into[:] = np.concatenate([_rows_of(table.column(name), np.float32, width) for name, width in names], axis=1)
+        else:
+            _fill(into, [table.column(name).to_numpy() for name, _ in names])
     return result
 
 
-def encode_labels(table: pa.Table, label: str, classes: tuple[str, ...]) -> NDArray[np.int64]:
+def _fill(into: Array, columns: Sequence[Array]) -> None:
+    """Write columns side by side, some rows at a time: whole columns would miss the cache at every value."""
+    step = max(1, _FILL_BYTES // (4 * len(columns)))
+    block = np.empty((len(columns), step), np.float32)
+    for first in range(0, len(into), step):
+        rows = into[first : first + step]
+        for place, column in enumerate(columns):
+            block[place, : len(rows)] = column[first : first + step]
+        rows[:] = block[:, : len(rows)].T
+
+
+def _unlist(column: pa.ChunkedArray, output: Output) -> Array:
+    dtype = np.float32 if output.datatype == "FP32" else np.int64
+    return _rows_of(column, dtype, int(np.prod(output.shape))).reshape(-1, *output.shape)
+
+
+def _rows_of(column: pa.ChunkedArray, dtype: Any, size: int) -> Array:
+    chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return np.concatenate([*chunks, np.empty(0, dtype)]).astype(dtype, copy=False).reshape(-1, size)
+
+
+def encode_labels(table: pa.Table, label: str, classes: Sequence[str]) -> NDArray[np.int64]:
     """Return the position in ``classes`` of each row's label."""
-    index = {name: position for position, name in enumerate(classes)}
-    return np.array([index[value] for value in table.column(label).to_pylist()], np.int64)
+    codes = codes_of(table.column(label))
+    if (codes.positions < 0).any():
+        raise ValueError(f"the label {label!r} must be given in every row")
+    places = {name: position for position, name in enumerate(classes)}
+    return np.array([places[value] for value in codes.values], np.int64)[codes.positions]

@@ -46,9 +46,9 @@ STAGES = (
     Stage("clean", "dataset", kinds.Dataset),
     Stage("featurize", "feature_set", kinds.FeatureSet),
     Stage("tune", "trials", kinds.Trials, section="tune"),
-    Stage("train", "checkpoint", kinds.Checkpoint),
-    Stage("export", "package", kinds.PackageRef),
-    Stage("evaluate", "evaluation", kinds.Evaluation),
+    Stage("train", "checkpoint", kinds.Checkpoint, section="model"),
+    Stage("export", "package", kinds.PackageRef, section="model"),
+    Stage("evaluate", "evaluation", kinds.Evaluation, section="model"),
     Stage("register", "registered", kinds.RegisteredModel, section="register", is_live=True),
     Stage("deploy", "deployment", kinds.Deployment, section="serve", is_live=True),
 )
@@ -57,6 +57,17 @@ STAGES = (
 def plan(spec: RunSpec) -> list[Stage]:
     """Return the stages that a spec asks for, in order."""
     return [stage for stage in STAGES if stage.section is None or section_of(spec, stage.section) is not None]
+
+
+def preflight(spec: RunSpec, stages: list[Stage]) -> None:
+    """Let each stage look at its sections before anything is read, so that what is wrong costs nothing.
+
+    Raises:
+        SpecError: If something is.
+    """
+    for stage in stages:
+        if check := getattr(stage.module, "preflight", None):
+            check(**{name: section_of(spec, name) for name in inspect.signature(check).parameters})
 
 
 def section_of(spec: RunSpec, name: str) -> Any:
@@ -76,7 +87,7 @@ def step_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> S
     for name, value in arguments_of(stage, spec, artifacts).items():
         depends[name] = value.digest if isinstance(value, Artifact) else value and value.model_dump(mode="json")
     if fingerprint := getattr(stage.module, "fingerprint", None):
-        depends["fingerprint"] = fingerprint(spec.data)
+        depends["fingerprint"] = fingerprint(spec.data, spec.storage, spec.name)
     return StepId(stage.name, sha256_json(depends)[:_KEY_LENGTH])
 
 

@@ -8,7 +8,7 @@ from lepton_ray.artifacts.kinds import Artifact
 from lepton_ray.artifacts.store import StepId, Store
 from lepton_ray.core.errors import LeptonError, QualityGateError
 from lepton_ray.core.progress import Progress, Silent
-from lepton_ray.pipeline.plan import Stage, arguments_of, check_stage_name, plan, step_of
+from lepton_ray.pipeline.plan import Stage, arguments_of, check_stage_name, plan, preflight, step_of
 from lepton_ray.spec.run import RunSpec
 from lepton_ray.stages.context import RunContext
 
@@ -68,6 +68,7 @@ def run(
     stages = plan(spec)
     if from_stage is not None:
         check_stage_name(from_stage, stages)
+    preflight(spec, stages)
     store = Store.open(spec.storage, spec.name)
     results: dict[str, StageResult] = {}
     artifacts: dict[str, Artifact] = {}

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2, JSON over HTTP: requests to tensors, tensors to answers.
 
 Source: https://github.com/open-inference/open-inference-protocol, specification/protocol/inference_rest.md.
-Besides, ``null`` stands for a missing value.
+Besides, ``null`` stands for a missing value. Times are FP64 seconds since 1970, texts BYTES.
 """
 
 import math
@@ -17,6 +17,12 @@ from lepton_ray.core.text import show
 _NUMERIC = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
 _ACCEPTED = {"FP64": _NUMERIC[1:], "BYTES": ("BYTES",), "UINT8": ("UINT8",)}
 _MAX_BYTE = 255
+_VALUES: dict[str, tuple[frozenset[type], str]] = {
+    "FP64": (frozenset({int, float, type(None)}), "a number"),
+    "BYTES": (frozenset({str, type(None)}), "a text"),
+    "UINT8": (frozenset({int}), "a whole number from 0 to 255"),
+}
+"""Types that JSON has for a datatype, and what a message says of them."""
 
 
 class ProtocolError(ValueError):
@@ -104,26 +110,18 @@ def _flatten(data: list[Any], shape: Sequence[int], values: list[Any], place: st
 
 
 def _to_array(values: list[Any], tensor: TensorSpec, place: str) -> NDArray[Any]:
+    allowed, rule = _VALUES[tensor.datatype]
+    if not allowed.issuperset(map(type, values)):
+        index, value = next((index, value) for index, value in enumerate(values) if type(value) not in allowed)
+        raise ProtocolError(f"{place}.data[{index}] must be {rule}, got {show(value)}")
     if tensor.datatype == "BYTES":
-        return np.array([_text(value, index, place) for index, value in enumerate(values)], object)
-    for index, value in enumerate(values):
-        if isinstance(value, bool) or not (
-            isinstance(value, int | float) or (value is None and tensor.datatype == "FP64")
-        ):
-            raise ProtocolError(f"{place}.data[{index}] must be a number, got {show(value)}")
-        if tensor.datatype == "UINT8" and not (isinstance(value, int) and 0 <= value <= _MAX_BYTE):
-            raise ProtocolError(f"{place}.data[{index}] must be a whole number from 0 to 255, got {show(value)}")
-    if tensor.datatype == "UINT8":
-        return np.array(values, np.uint8)
-    return np.array([math.nan if value is None else value for value in values], np.float64)
-
-
-def _text(value: Any, index: int, place: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ProtocolError(f"{place}.data[{index}] must be a text, got {show(value)}")
-    return value
+        return np.array(["" if value is None else value for value in values], object)
+    if tensor.datatype == "FP64":
+        return np.array(values, np.float64)  # None becomes NaN
+    if not 0 <= min(values) <= max(values) <= _MAX_BYTE:
+        index, value = next((index, value) for index, value in enumerate(values) if not 0 <= value <= _MAX_BYTE)
+        raise ProtocolError(f"{place}.data[{index}] must be {rule}, got {show(value)}")
+    return np.array(values, np.uint8)
 
 
 def _parse_outputs(outputs: Any, signature: Signature) -> list[str]:

@@ -1,51 +1,22 @@
-"""Sections ``data`` and ``clean``: where records come from, what their columns mean, which rows may stay."""
+"""Section ``data``: where records come from, what their columns mean, how rows are split."""
 
+import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, Fraction, ImportPath, PositiveFloat, PositiveInt, Section, StrTuple, Uri
+from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, StrTuple
+from lepton_ray.spec.clean import WindowSpec
+from lepton_ray.spec.sources import ImageFolderSource, Source
 
 _ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
+_MAX_SERIES_LENGTH = 100_000
 MISSING_WORDS = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 
-
-class _Source(Section):
-    uri: Uri
-    """File, or folder whose files with the kind's suffix are read in name order. A local path (relative to the working
-    directory) or a pyarrow filesystem URI such as ``s3://bucket/path``."""
-    prepare: ImportPath | None = None
-    """Function called as ``prepare(path)`` to write the source when nothing is at ``uri`` yet."""
-
-
-class CsvSource(_Source):
-    """Delimited text, RFC 4180, UTF-8, with a header line."""
-
-    kind: Literal["csv"]
-    delimiter: Annotated[str, Field(pattern=r"^[\t -!#-~]$")] = ","
-    """One ASCII character, not a quote."""
-
-
-class JsonLinesSource(_Source):
-    """One JSON object a line, UTF-8."""
-
-    kind: Literal["jsonl"]
-
-
-class ParquetSource(_Source):
-    """Parquet files."""
-
-    kind: Literal["parquet"]
-
-
-class ImageFolderSource(_Source):
-    """Image files in one folder a class: ``uri/CLASS/NAME.png``."""
-
-    kind: Literal["image_folder"]
-
-
-Source = Annotated[CsvSource | JsonLinesSource | ParquetSource | ImageFolderSource, Field(discriminator="kind")]
+TextStep = Literal["nfc", "nfkc", "lower", "html", "urls", "spaces"]
+TextSteps = Annotated[tuple[TextStep, ...], Field(strict=False)]
 
 
 class NumberColumn(Section):
@@ -58,22 +29,144 @@ class NumberColumn(Section):
     """Greatest allowed value."""
     required: bool = False
     """Whether a missing value makes the record bad; else it is imputed."""
+    whole: bool = False
+    """Whether only whole numbers are allowed."""
+    decimal: Literal[".", ","] = "."
+    """Decimal sign of numbers that come as text."""
+    thousands: Literal["", ",", ".", " ", "'"] = ""
+    """Sign that groups the digits of numbers that come as text: ``1,234.5``."""
+    units: StrTuple = ()
+    """Texts that may stand before or after a number that comes as text, such as ``$`` or ``kg``; they are left out."""
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min must be at most max ({self.max}), got {self.min}. No value can satisfy both")
+        if self.thousands == self.decimal:
+            raise ValueError(f"thousands must differ from decimal ({self.decimal!r}). Change one of them")
         return self
 
 
-class CategoryColumn(Section):
+class _TextualColumn(Section):
+    required: bool = False
+    """Whether a missing value makes the record bad; else it is imputed."""
+    normalise: TextSteps = ()
+    """Done to each text in this order, in training and in serving alike: ``nfc``, ``nfkc`` (Unicode forms), ``lower``
+    (case folding), ``html`` (tags and entities), ``urls`` (addresses become ``URL``), ``spaces`` (runs of white space become
+    one). Spaces around a text are always taken away."""
+    pattern: str | None = None
+    """Regular expression (RE2: no look-around, no back-references) that the whole text must match, after ``normalise``."""
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"pattern must be a regular expression, got {self.pattern!r} ({error}). Repair it"
+                ) from error
+        return self
+
+
+class CategoryColumn(_TextualColumn):
     """A text out of few."""
 
     kind: Literal["category"]
+    replace: dict[str, str] = Field(default_factory=dict)
+    """Spellings and what they stand for: ``{NYC: New York}``. Both sides may be spelled in any way that ``normalise`` makes
+    equal."""
+    allowed: StrTuple | None = None
+    """The only values that are not bad, after ``replace``; None allows any."""
+
+    @model_validator(mode="after")
+    def _check_allowed(self) -> Self:
+        if self.allowed is not None:
+            if not self.allowed:
+                raise ValueError("allowed must hold a value, got none: every row would be removed. Add the values")
+            if self.pattern is not None and (
+                wrong := [value for value in self.allowed if not re.fullmatch(self.pattern, value)]
+            ):
+                raise ValueError(f"allowed must match pattern {self.pattern!r}, got {wrong[0]!r}. No row could have it")
+            if lost := [value for value in self.replace.values() if value not in self.allowed]:
+                raise ValueError(f"every value of replace must be one of allowed, got {lost[0]!r}. Add it to allowed")
+        return self
+
+
+class TextColumn(_TextualColumn):
+    """Free text."""
+
+    kind: Literal["text"]
+    min_length: PositiveInt | None = None
+    """Least number of characters of a text that is not missing."""
+    max_length: PositiveInt | None = None
+    """Greatest number of characters."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.min_length and self.max_length and self.min_length > self.max_length:
+            raise ValueError(
+                f"min_length must be at most max_length ({self.max_length}), got {self.min_length}. No text can satisfy both"
+            )
+        return self
+
+
+class TimeColumn(Section):
+    """A point in time, UTC unless the text has an offset; kept to the microsecond."""
+
+    kind: Literal["time"]
     required: bool = False
     """Whether a missing value makes the record bad; else it is imputed."""
-    allowed: StrTuple | None = None
-    """The only values that are not bad; None allows any."""
+    format: str = "iso"
+    """``iso`` (ISO 8601: ``2024-01-31``, ``2024-01-31T12:00:00.5+02:00``), ``epoch_s`` or ``epoch_ms`` (numbers since
+    1970), or a strptime pattern such as ``%d.%m.%Y``."""
+    min: str | None = None
+    """Earliest allowed time, ISO 8601."""
+    max: str | None = None
+    """Latest allowed time, ISO 8601."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        for name in ("min", "max"):
+            if (text := getattr(self, name)) is not None and parse_iso(text) is None:
+                raise ValueError(f"{name} must be an ISO 8601 time, got {text!r}. Write it as 2024-01-31T12:00:00Z")
+        low, high = (parse_iso(text) if text else None for text in (self.min, self.max))
+        if low and high and low > high:
+            raise ValueError(f"min must be at most max ({self.max}), got {self.min}. No value can satisfy both")
+        if self.format not in ("iso", "epoch_s", "epoch_ms") and not _is_pattern(self.format):
+            raise ValueError(
+                f"format must be 'iso', 'epoch_s', 'epoch_ms' or a strptime pattern, got {self.format!r}. Choose one"
+            )
+        return self
+
+
+def _is_pattern(pattern: str) -> bool:
+    """Whether strptime reads back what strftime writes by the pattern."""
+    try:
+        datetime.strptime(datetime(2024, 1, 31, tzinfo=UTC).strftime(pattern), pattern)
+    except ValueError:
+        return False
+    return "%" in pattern
+
+
+def parse_iso(text: str) -> datetime | None:
+    """Return the time that an ISO 8601 text names, in UTC, or None if it names none."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+class SeriesColumn(Section):
+    """The latest values of a series, oldest first: what a forecast looks back on.
+
+    A source gives it as a list, in a CSV file as a JSON list.
+    """
+
+    kind: Literal["series"]
+    length: Annotated[int, Field(ge=1, le=_MAX_SERIES_LENGTH)]
+    """Number of values; a list of another length is bad. Values may be missing."""
 
 
 class ImageColumn(Section):
@@ -99,15 +192,12 @@ def _expand_short_form(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+FeatureColumn = NumberColumn | CategoryColumn | TextColumn | TimeColumn | SeriesColumn | ImageColumn
 Column = Annotated[
-    Annotated[NumberColumn | CategoryColumn | ImageColumn | IgnoredColumn, Field(discriminator="kind")],
+    Annotated[FeatureColumn | IgnoredColumn, Field(discriminator="kind")],
     BeforeValidator(
         _expand_short_form,
-        json_schema_input_type=Literal["number", "category", "ignored"]
-        | NumberColumn
-        | CategoryColumn
-        | ImageColumn
-        | IgnoredColumn,
+        json_schema_input_type=Literal["number", "category", "text", "time", "ignored"] | FeatureColumn | IgnoredColumn,
     ),
 ]
 ColumnName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^_].*$")]
@@ -116,9 +206,9 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^_].
 class SplitSpec(Section):
     """Shares of the rows. Rows with equal features always fall into the same split; classes keep their shares."""
 
-    train: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    val: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    train: Annotated[float, Field(gt=0, le=1)] = 0.7
+    val: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.15
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
@@ -132,63 +222,56 @@ class DataSpec(Section):
     """Where the records lie and what their columns mean."""
 
     source: Source
-    columns: Annotated[dict[ColumnName, Column], Field(min_length=2, max_length=10_000)]
+    columns: Annotated[dict[ColumnName, Column], Field(min_length=1, max_length=10_000)]
     """Every column to read, by name; a column of the source that is not named here is left out and reported."""
-    label: str
-    """The column to predict; of kind category."""
+    windows: dict[ColumnName, WindowSpec] = Field(default_factory=dict)
+    """Series columns that are made from earlier rows, by name; a record for prediction brings its own series."""
+    label: str | None = None
+    """The column to predict; of kind category. None for a run that ends with the features."""
     missing_words: StrTuple = MISSING_WORDS
     """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
-    spaces."""
+    spaces. One that is a number, such as -999, means so however it is written."""
     split: SplitSpec = SplitSpec()
+    profile: bool = True
+    """Whether the columns are described, before and after cleaning, for the report."""
     engine: Literal["auto", "local", "ray"] = "auto"
-    """``local`` reads and cleans in this process, ``ray`` through Ray Data with the same functions; ``auto`` takes Ray
-    from 1 GiB of files upwards (of the source to ingest, of ``rows.parquet`` to clean)."""
+    """``local`` reads and cleans with threads of this process, ``ray`` through Ray Data with the same functions; ``auto``
+    takes Ray from 4 GiB of source upwards. The result is the same."""
 
     @property
-    def features(self) -> Mapping[str, NumberColumn | CategoryColumn | ImageColumn]:
+    def all_columns(self) -> Mapping[str, Column]:
+        """Columns that are read, then those that ``windows`` make."""
+        made = {name: SeriesColumn(kind="series", length=window.length) for name, window in self.windows.items()}
+        return {**self.columns, **made}
+
+    @property
+    def features(self) -> Mapping[str, FeatureColumn]:
         """The columns that the model reads, in order."""
         return {
             name: column
-            for name, column in self.columns.items()
+            for name, column in self.all_columns.items()
             if name != self.label and not isinstance(column, IgnoredColumn)
         }
 
+    @property
+    def read_features(self) -> Mapping[str, FeatureColumn]:
+        """Those of ``features`` that are read from the source."""
+        return {name: column for name, column in self.features.items() if name in self.columns}
+
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
-        label = self.columns.get(self.label)
-        if not isinstance(label, CategoryColumn):
+        label = self.columns.get(self.label) if self.label is not None else None
+        if self.label is not None and not isinstance(label, CategoryColumn):
             found = "no such column" if label is None else f"one of kind {label.kind!r}"
             raise ValueError(
                 f"label must name a column of kind 'category', got {self.label!r} ({found}). Add it to columns"
             )
-        if not self.features:
+        if not self.read_features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
         images = [name for name, column in self.features.items() if isinstance(column, ImageColumn)]
+        if len(images) > 1:
+            raise ValueError(f"columns must hold at most one image, got {', '.join(images)}. Ignore the others")
         is_image_source = isinstance(self.source, ImageFolderSource)
         if is_image_source and (len(images) != 1 or len(self.features) != 1):
             raise ValueError(f"columns must hold one image and the label for an image_folder, got {list(self.columns)}")
-        if images and not is_image_source:
-            raise ValueError(f"columns of kind image need a source of kind image_folder, got {self.source.kind!r}")
         return self
-
-
-class OutlierSpec(Section):
-    """Training rows far outside the rest are quarantined; validation and test rows stay, as live traffic does."""
-
-    method: Literal["iqr", "z_score"] = "iqr"
-    threshold: PositiveFloat = 10.0
-    """Allowed distance: from the quartiles in interquartile ranges, or from the mean in standard deviations."""
-
-
-class CleanSpec(Section):
-    """Which rows may stay. What is removed lies in quarantine with its reason and original text."""
-
-    duplicates: Literal["drop", "keep"] = "drop"
-    """``drop`` keeps the first of rows that agree in every column of ``data.columns``."""
-    max_missing_fraction: Fraction = 0.5
-    """A row whose features are missing in more than this share is quarantined."""
-    outliers: OutlierSpec | None = None
-    max_removed_fraction: Fraction = 0.2
-    """The run stops when more than this share of the rows would be removed."""
-    min_rows_per_class: PositiveInt = 3
-    """A class needs at least this many rows, so that each split can hold one."""

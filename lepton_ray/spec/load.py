@@ -61,7 +61,8 @@ def parse_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -
     try:
         spec = RunSpec.model_validate(data)
     except ValidationError as error:
-        problems += [_explain(details, document.lines, set_paths) for details in error.errors()]
+        for details in error.errors():
+            problems += _explain_all(details, document.lines, set_paths)
     except RecursionError:
         problems.append("the spec must not be nested so deep")
     if problems:
@@ -91,6 +92,20 @@ def _apply_override(data: dict[str, Any], override: str, problems: list[str]) ->
         target = child
     target[path[-1]] = value
     return path
+
+
+def _explain_all(
+    details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]
+) -> list[str]:
+    """Return the sentences of an error; one that compares sections has several, each of which begins with its path."""
+    if details["type"] != "problems":
+        return [_explain(details, lines, set_paths)]
+    sentences: list[str] = details["ctx"]["problems"]
+    return [_place(_path_of(text), lines, set_paths) + text + ("" if text[-1] in ".?" else ".") for text in sentences]
+
+
+def _path_of(sentence: str) -> yaml_text.Path:
+    return tuple(int(key) if key.isdecimal() else key for key in sentence.partition(" ")[0].split("."))
 
 
 def _explain(details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]) -> str:

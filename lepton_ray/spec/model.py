@@ -1,43 +1,11 @@
-"""Sections ``features``, ``model`` and ``train``."""
+"""Sections ``model`` and ``train``."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
+from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.base import FiniteFloat, IntTuple, PositiveFloat, PositiveInt, Section
-
-
-class NumberFeatures(Section):
-    """How numbers reach the model; statistics come from the training split."""
-
-    impute: Literal["mean", "median", "zero"] = "median"
-    scale: Literal["standard", "min_max", "none"] = "standard"
-    """``standard``: mean 0, standard deviation 1 (population). ``min_max``: 0 to 1."""
-
-
-class CategoryFeatures(Section):
-    """How categories reach the model: one-hot; a category not seen in training is all zeros."""
-
-    impute: Literal["most_frequent", "own_category"] = "most_frequent"
-    """``own_category`` gives missing values a column of their own."""
-    max_categories: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """Only the most frequent ones of each column get a column of their own."""
-
-
-class ImageFeatures(Section):
-    """How pixels reach the model."""
-
-    scale: Literal["unit", "none"] = "unit"
-    """``unit``: 0..255 becomes 0..1."""
-
-
-class FeaturesSpec(Section):
-    """Transforms by kind of column, fitted once and compiled to the ONNX graph that training and serving share."""
-
-    numbers: NumberFeatures = NumberFeatures()
-    categories: CategoryFeatures = CategoryFeatures()
-    images: ImageFeatures = ImageFeatures()
-
 
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -80,6 +48,8 @@ class TrainSpec(Section):
     lr: PositiveFloat = 1e-3
     """Learning rate."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    augment: AugmentSpec | None = None
+    """Variation of the training batches."""
     early_stopping_epochs: PositiveInt | None = None
     """Stop when the validation loss has not improved for this many epochs; the best epoch's weights are kept."""
     max_failures: Annotated[int, Field(ge=0)] = 3

@@ -111,7 +111,11 @@ def _build_mapping(node: yaml.MappingNode, path: Path, document: Document, budge
 
 
 def _is_key(node: yaml.Node) -> bool:
-    if not isinstance(node, yaml.ScalarNode) or node.value == "<<" or not is_encodable(node.value):
+    if (
+        not isinstance(node, yaml.ScalarNode)
+        or (node.value == "<<" and node.style is None)
+        or not is_encodable(node.value)
+    ):
         return False
     return node.tag.removeprefix(_TAG) in ("str", *_SCALARS)
 

@@ -1,121 +1,145 @@
-"""clean: raw rows -> typed rows in three splits, and quarantine with a reason for each row that is removed."""
+"""clean: typed rows -> a snapshot of the rows that stay, in three splits, and quarantine with a reason for each other row.
 
-import json
+What needs one row is judged part by part; what needs all (keys, duplicates, the split) is decided from hashes and few
+columns, swept over in bounded memory; bounds for outliers come from a sample of the training rows. Then each part is
+written once. Neither the order of parts nor their size changes what stays.
+"""
+
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
-from lepton_ray.artifacts.kinds import Dataset, RawDataset
+from lepton_ray.artifacts.kinds import Dataset, PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.core.errors import DataError
-from lepton_ray.data import clean as rules
-from lepton_ray.data.block import DETAIL, LINE, QUARANTINE_SCHEMA, REASON, SOURCE, TEXT
-from lepton_ray.data.hashing import to_voids
-from lepton_ray.data.sources import rows_within
-from lepton_ray.data.split import SPLITS, TRAIN, assign_splits
-from lepton_ray.engine.session import connect
-from lepton_ray.spec.data import CleanSpec, DataSpec, NumberColumn
+from lepton_ray.data import removal
+from lepton_ray.data.block import LINE, REASON, SOURCE
+from lepton_ray.data.check import CATEGORY_TYPE, typed_schema
+from lepton_ray.data.outliers import FittedOutliers, fit_outliers, outlier_columns
+from lepton_ray.data.parts import Folder, read_arrow
+from lepton_ray.data.profile import profile
+from lepton_ray.data.rules import load_rule_functions, stop_error
+from lepton_ray.data.sample import rows_within
+from lepton_ray.data.split import SPLITS, TRAIN
+from lepton_ray.data.verdicts import FIRST_REASON, Mask, Removal, Verdicts
+from lepton_ray.spec.clean import CleanSpec
+from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.row_rules import UniqueRule
+from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.ingest import uses_ray
+from lepton_ray.stages.data_report import PROFILE
+from lepton_ray.stages.near_duplicates import remove_near_duplicates
+from lepton_ray.stages.references import load_references
+from lepton_ray.stages.windows import add_windows
 
-VERSION = 1
-_BLOCK_ROWS = 131_072
-_BLOCK_BYTES = 256 << 20  # of pixels
+VERSION = 2
 _MIN_CLASSES = 2
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """All typed rows, and what has removed each of them: its reason and detail, None while it is kept."""
-
-    table: pa.Table
-    reasons: NDArray[np.object_]
-    details: NDArray[np.object_]
-
-    @property
-    def is_kept(self) -> NDArray[np.bool_]:
-        mask: NDArray[np.bool_] = self.reasons == None  # noqa: E711  element-wise
-        return mask
-
-    @property
-    def kept(self) -> NDArray[np.int64]:
-        """Positions of the kept rows."""
-        return np.flatnonzero(self.is_kept)
-
-    def count_removed(self) -> Counter[str]:
-        """Number of removed rows by reason."""
-        return Counter(self.reasons[~self.is_kept].tolist())
-
-    def column(self, name: str) -> NDArray[np.object_]:
-        """A column of all rows, as objects."""
-        values: NDArray[np.object_] = self.table.column(name).to_numpy().astype(object)
-        return values
-
-    def hashes(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.void]:
-        """A column of hashes at some positions."""
-        return to_voids(self.table.column(name).take(pa.array(positions)))
+_SAMPLE_BYTES = 256 << 20
+_JUDGED = "judged"
 
 
 def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) -> Dataset:
-    """Type, check, deduplicate and split the rows.
+    """Judge, deduplicate, split and write the rows.
 
     Raises:
-        DataError: If more rows would be removed than ``clean.max_removed_fraction`` allows, or too few are left; all
-            removed rows are in quarantine then too.
+        DataError: If more rows would be removed than ``clean`` allows, or too few are left; all removed rows are in
+            quarantine then too.
     """
-    table = pa.concat_tables(_check(data, clean, raw))
-    unjudged = _Rows(table, np.empty(0, object), np.empty(0, object))
-    rows = _Rows(table, unjudged.column(REASON), unjudged.column(DETAIL))
-    if clean.duplicates == "drop":
-        _remove_duplicates(rows)
-    kept = rows.kept
-    classes, label_N = np.unique(rows.column(data.label)[kept], return_inverse=True)
-    problem = _find_class_problem(classes, label_N, data, clean)
-    split_N = np.full(len(kept), TRAIN, np.int8)
+    mapper = Mapper(data, sum(part.num_bytes for part in raw.rows), ctx)
+    verdicts = Verdicts(folder_of(raw, ctx), raw.rows)
+    if data.profile:
+        _write_profile(verdicts, data, mapper)
+    verdicts.remove_missing(len(data.read_features), clean.max_missing_fraction)
+    judged = _judge_rules(verdicts, data, clean, mapper)
+    _remove_repeats(verdicts, clean)
+    alike = remove_near_duplicates(verdicts, clean.near_duplicates, mapper) if clean.near_duplicates else None
+    windows = add_windows(verdicts, data.windows, ctx) if data.windows else [None] * len(raw.rows)
+    class_rows = _count_classes(verdicts, data)
+    problem = _find_class_problem(class_rows, data, clean)
+    outliers: tuple[FittedOutliers, ...] = ()
     if problem is None:
-        split_N = assign_splits(rows.hashes(rules.FEATURE_HASH, kept), label_N, data.split, ctx.seed)
-        _remove_outliers(rows, data, clean, kept[split_N == TRAIN])
-        problem = _find_lost_class(classes, label_N[split_N == TRAIN], rows.is_kept[kept[split_N == TRAIN]], data)
-    ledger = raw.ledger.then(Ledger.of(table.num_rows, rows.count_removed()))
-    _write_quarantine(rows, raw, ctx)
-    if problem := problem or _find_loss(ledger, clean):
-        raise DataError(f"{problem} {ledger}. See {ctx.location}/quarantine.parquet")
-    return _write_splits(rows, data, ledger, classes, kept, split_N, ctx)
+        verdicts.assign_splits(data.split, ctx.seed, data.label, list(class_rows))
+        outliers = _fit_outliers(verdicts, data, clean, mapper)
+    folders = (verdicts.folder, Folder(ctx.filesystem, ctx.work_path), Folder(ctx.filesystem, ctx.location))
+    write = removal.Writer(data, *folders, tuple(verdicts.removals), outliers)
+    items = [
+        removal.ToWrite(part, codes.copy(), fact, windows[index], () if alike is None else (alike[index],))
+        for index, ((part, codes), fact) in enumerate(zip(verdicts.of_parts(), judged, strict=True))
+    ]
+    dataset = _to_dataset(mapper.map_resumable("writing", write, items), data, list(class_rows), raw)
+    if problem := problem or _find_loss(dataset.ledger, clean) or _find_empty(dataset, data):
+        raise DataError(f"{problem} {dataset.ledger}. See {ctx.location}/quarantine")
+    return dataset
 
 
-def _check(data: DataSpec, clean: CleanSpec, raw: RawDataset) -> Iterator[pa.Table]:
-    path = raw.folder / "rows.parquet"
-    size = min(_BLOCK_ROWS, rows_within(data, _BLOCK_BYTES))
-    blocks = (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path).iter_batches(batch_size=size))
-    check = partial(rules.check_block, data=data, clean=clean)
-    if uses_ray(data, path.stat().st_size):
-        connect()
-        from lepton_ray.data import on_ray  # noqa: PLC0415  Ray is imported by connect
+def preflight(data: DataSpec, clean: CleanSpec) -> None:
+    """Find what is wrong with the section before anything is read.
 
-        return on_ray.map_blocks(check, list(blocks))
-    return map(check, blocks)
+    Raises:
+        SpecError: If a rule's function cannot be imported.
+    """
+    load_rule_functions(clean)
 
 
-def _remove_duplicates(rows: _Rows) -> None:
-    kept = rows.kept
-    is_first = rules.first_of_duplicates(rows.hashes(rules.ROW_HASH, kept))
-    rows.reasons[kept[~is_first]] = "duplicate"
-    rows.details[kept[~is_first]] = "the row is the same as an earlier one in every column"
+def _judge_rules(
+    verdicts: Verdicts, data: DataSpec, clean: CleanSpec, mapper: Mapper
+) -> Sequence[dict[str, Any] | None]:
+    """Remove the rows that break a rule of rows; returns facts about the files that say which, by part."""
+    if all(isinstance(rule, UniqueRule) for rule in clean.rules):
+        return [None] * len(verdicts.parts)
+    references = load_references(clean, data, mapper.ctx)
+    folder = Folder(mapper.ctx.filesystem, mapper.ctx.work_path)
+    judge = partial(removal.judge_part, data, clean, references, verdicts.folder, folder)
+    facts = mapper.map_resumable(_JUDGED, judge, verdicts.parts)
+    masks: dict[str, np.ndarray] = {}
+    start = 0
+    for part, fact in zip(verdicts.parts, facts, strict=True):
+        positions, table = removal.read_judged(folder, fact)
+        for reason in pc.unique(table.column(REASON)).to_pylist():
+            mask = masks.setdefault(reason, np.zeros(len(verdicts.codes), bool))
+            mask[positions[pc.equal(table.column(REASON), reason).to_numpy()] + start] = True
+        start += part.rows
+    for reason, mask in masks.items():
+        verdicts.remove(Removal(reason, None), mask)
+    return facts
 
 
-def _find_class_problem(
-    classes: NDArray[np.object_], label_N: NDArray[np.int64], data: DataSpec, clean: CleanSpec
-) -> str | None:
-    if len(classes) < _MIN_CLASSES:
-        return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(classes)}."
-    counts = zip(classes, np.bincount(label_N, minlength=len(classes)), strict=True)
-    rare = [f"{name!r} {count}" for name, count in counts if count < clean.min_rows_per_class]
+def _remove_repeats(verdicts: Verdicts, clean: CleanSpec) -> None:
+    for index, rule in enumerate(clean.rules):
+        if isinstance(rule, UniqueRule):
+            found = verdicts.remove_repeats(Removal("not_unique", rule.words), rule.columns, rule, skip_missing=True)
+            if found and rule.on_fail == "stop":
+                raise stop_error(f"clean.rules.{index}", found, rule.words)
+    if clean.duplicates is not None:
+        key = ", ".join(clean.duplicates.columns) or "every column"
+        stays = {"first": "an earlier", "last": "a later"}.get(clean.duplicates.keep, "another")
+        detail = f"the row is the same as {stays} one in {key}"
+        verdicts.remove_repeats(Removal("duplicate", detail), clean.duplicates.columns, clean.duplicates, False)
+
+
+def _count_classes(verdicts: Verdicts, data: DataSpec) -> dict[str, int]:
+    """Return the kept rows of each class, in the order of the classes; empty without a label."""
+    if data.label is None:
+        return {}
+    counts: Counter[str] = Counter()
+    for part, codes in verdicts.of_parts():
+        labels = read_arrow(verdicts.folder, part, [data.label]).column(0)
+        kept = labels.filter(pa.array(codes < FIRST_REASON))
+        counts.update(removal.count_values(kept))
+    return dict(sorted(counts.items()))
+
+
+def _find_class_problem(class_rows: dict[str, int], data: DataSpec, clean: CleanSpec) -> str | None:
+    if data.label is None:
+        return None
+    if len(class_rows) < _MIN_CLASSES:
+        return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(class_rows)}."
+    rare = [f"{name!r} {count}" for name, count in class_rows.items() if count < clean.min_rows_per_class]
     if not rare:
         return None
     return (
@@ -124,87 +148,86 @@ def _find_class_problem(
     )
 
 
-def _remove_outliers(rows: _Rows, data: DataSpec, clean: CleanSpec, train: NDArray[np.int64]) -> None:
-    if clean.outliers is None:
-        return
-    for name, column in data.features.items():
-        if not isinstance(column, NumberColumn):
-            continue
-        values = rows.table.column(name).to_numpy()[train]
-        is_outlier, rule = rules.find_outliers(values, clean.outliers)
-        for row, value in zip(train[is_outlier], values[is_outlier], strict=True):
-            if rows.reasons[row] is None:
-                rows.reasons[row], rows.details[row] = "outlier", f"{name} {rule}, got {value:.10g}"
+def _fit_outliers(verdicts: Verdicts, data: DataSpec, clean: CleanSpec, mapper: Mapper) -> tuple[FittedOutliers, ...]:
+    wanted = [(rule, name) for rule in clean.outlier_rules for name in outlier_columns(rule, data)]
+    if not wanted:
+        return ()
+    columns = dict.fromkeys(name for rule, column in wanted for name in (column, rule.per) if name)
+    sample = _gather(verdicts, verdicts.codes == TRAIN, list(columns), data, mapper)
+    return tuple(
+        fit_outliers(name, rule, sample.column(name), sample.column(rule.per) if rule.per else None)
+        for rule, name in wanted
+    )
 
 
-def _write_quarantine(rows: _Rows, raw: RawDataset, ctx: RunContext) -> None:
-    bad = np.flatnonzero(~rows.is_kept)
-    removed = rows.table.take(pa.array(bad))
-    fate = {
-        TEXT: _original_texts(removed.column(TEXT), bad, raw),
-        REASON: pa.array(rows.reasons[bad], pa.string()),
-        DETAIL: pa.array(rows.details[bad], pa.string()),
+def _gather(verdicts: Verdicts, mask: Mask, columns: list[str], data: DataSpec, mapper: Mapper) -> pa.Table:
+    """Return some columns of the rows of a mask, or of a uniform sample of them."""
+    schema = pa.schema([typed_schema(data.columns).field(name) for name in columns])
+    most = rows_within(schema, _SAMPLE_BYTES)
+    take = partial(removal.take_sample, verdicts.folder, columns, int(mask.sum()), most)
+    ends = np.cumsum([part.rows for part in verdicts.parts])
+    samples = dict(mapper.map(take, list(zip(verdicts.parts, np.split(mask, ends[:-1]), strict=True))))
+    return pa.concat_tables([samples[index] for index in sorted(samples)]).unify_dictionaries()
+
+
+def _write_profile(verdicts: Verdicts, data: DataSpec, mapper: Mapper) -> None:
+    """Describe the rows as they came, before anything is removed."""
+    sample = _gather(verdicts, np.ones(len(verdicts.codes), bool), list(data.columns), data, mapper)
+    described = profile(sample, data.columns, len(verdicts.codes))
+    (mapper.ctx.folder / PROFILE).write_text(described.model_dump_json(), encoding="utf-8")
+
+
+def _to_dataset(facts: list[dict[str, Any]], data: DataSpec, classes: list[str], raw: RawDataset) -> Dataset:
+    removed = sum((Counter(fact["removed"]) for fact in facts), Counter())
+    class_rows = {
+        split: dict.fromkeys(classes, 0)
+        | dict(sum((Counter(fact["classes"].get(split, {})) for fact in facts), Counter()))
+        for split in SPLITS
     }
-    for name, values in fate.items():
-        removed = removed.set_column(removed.schema.get_field_index(name), name, values)
-    earlier = pq.read_table(raw.folder / "quarantine.parquet")
-    all_removed = pa.concat_tables([earlier, rules.to_quarantine(removed)])
-    pq.write_table(all_removed, ctx.folder / "quarantine.parquet", compression="zstd")
+    schema = {field.name: str(field.type) for field in typed_schema(data.all_columns)}
+    return Dataset(
+        splits={split: _part_files(facts, split) for split in SPLITS},
+        quarantine=_part_files(facts, "quarantine"),
+        ledger=raw.ledger.then(Ledger.of(raw.ledger.rows_kept, removed)),
+        columns={**schema, SOURCE: str(CATEGORY_TYPE), LINE: "int64"},
+        classes=tuple(classes),
+        class_rows=class_rows if classes else {},
+    )
 
 
-def _original_texts(texts: pa.ChunkedArray, bad: NDArray[np.int64], raw: RawDataset) -> pa.ChunkedArray | pa.Array:
-    """Return the original texts of removed rows; a source without texts (Parquet) gives the raw cells as JSON."""
-    if not texts.null_count:
-        return texts
-    rows = pq.read_table(raw.folder / "rows.parquet")
-    cells = rows.drop_columns(QUARANTINE_SCHEMA.names).take(pa.array(bad)).to_pylist()
-    return pa.array([json.dumps(row, ensure_ascii=False) for row in cells], pa.large_string())
+def _part_files(facts: list[dict[str, Any]], name: str) -> tuple[PartFile, ...]:
+    return tuple(PartFile.model_validate(fact[name]) for fact in facts if name in fact)
 
 
 def _find_loss(ledger: Ledger, clean: CleanSpec) -> str | None:
     removed = ledger.rows_in - ledger.rows_kept
-    if removed / ledger.rows_in <= clean.max_removed_fraction:
-        return None
-    return (
-        f"clean must remove at most {clean.max_removed_fraction:.0%} of the rows (clean.max_removed_fraction). "
-        "Repair the source, or allow more."
-    )
-
-
-def _find_lost_class(
-    classes: NDArray[np.object_], label_N: NDArray[np.int64], is_kept_N: NDArray[np.bool_], data: DataSpec
-) -> str | None:
-    lost = np.setdiff1d(label_N, label_N[is_kept_N])
-    if not len(lost):
-        return None
-    return (
-        f"each class of data.label ({data.label}) must keep a training row when outliers are removed, "
-        f"got none of {', '.join(map(repr, classes[lost]))}. Raise clean.outliers.threshold."
-    )
-
-
-def _write_splits(
-    rows: _Rows,
-    data: DataSpec,
-    ledger: Ledger,
-    classes: NDArray[np.object_],
-    kept: NDArray[np.int64],
-    split_N: NDArray[np.int8],
-    ctx: RunContext,
-) -> Dataset:
-    split_rows: dict[str, int] = {}
-    class_rows: dict[str, dict[str, int]] = {}
-    for index, name in enumerate(SPLITS):
-        positions = kept[rows.is_kept[kept] & (split_N == index)]
-        table = rows.table.select([*data.columns, SOURCE, LINE]).take(pa.array(positions))
-        pq.write_table(table, ctx.folder / f"{name}.parquet", compression="zstd")
-        counts = Counter(table.column(data.label).to_pylist())
-        split_rows[name] = table.num_rows
-        class_rows[name] = {label: counts[label] for label in classes}
-    if empty := [name for name, count in split_rows.items() if count == 0]:
-        distinct = len(np.unique(rows.hashes(rules.FEATURE_HASH, kept)))
-        raise DataError(
-            f"each split must hold rows, got none for {', '.join(empty)}: {len(kept)} rows have {distinct} distinct feature "
-            "values, and equal ones stay together. Add features or rows"
+    if removed / ledger.rows_in > clean.max_removed_fraction:
+        return (
+            f"clean must remove at most {clean.max_removed_fraction:.0%} of the rows (clean.max_removed_fraction). "
+            "Repair the source, or allow more."
         )
-    return Dataset(ledger=ledger, split_rows=split_rows, classes=tuple(classes), class_rows=class_rows)
+    for reason, fraction in clean.max_removed.items():
+        if ledger.removed.get(reason, 0) / ledger.rows_in > fraction:
+            return (
+                f"clean must remove at most {fraction:.4g} of the rows for {reason} (clean.max_removed), got "
+                f"{ledger.removed[reason]} of {ledger.rows_in}. Repair the source, or allow more."
+            )
+    return None
+
+
+def _find_empty(dataset: Dataset, data: DataSpec) -> str | None:
+    """What is wrong when a split, or a class of the training split, is empty."""
+    lost = [name for name, count in dataset.class_rows.get("train", {}).items() if not count]
+    shares = {"train": data.split.train, "val": data.split.val, "test": data.split.test}
+    empty = [name for name, count in dataset.split_rows.items() if not count and shares[name]]
+    if empty and empty != ["train"]:
+        return (
+            f"each split must hold rows, got none for {', '.join(empty)}: rows with equal features stay together, and there "
+            "are too few different ones. Add features or rows."
+        )
+    if lost and "outlier" in dataset.ledger.removed:
+        return (
+            f"each class of data.label ({data.label}) must keep a training row when outliers are removed, "
+            f"got none of {', '.join(map(repr, lost))}. Raise clean.outliers.threshold."
+        )
+    return None

@@ -17,13 +17,18 @@ class RunContext:
     storage: str
     """Where all runs lie, as the spec has it."""
     folder: Path
-    """Empty local folder for the artifact's files."""
+    """Empty local folder for the artifact's small files."""
     location: str
-    """Where these files stay, for messages; ``folder`` may be a copy that goes with the run."""
+    """Folder in ``filesystem`` where the artifact stays: tasks write its parts there; ``folder`` may be a copy of it."""
     filesystem: FileSystem
     work_path: str
     """Folder in ``filesystem`` for what a killed stage resumes from; every machine of the cluster must reach it."""
     is_local: bool
-    """Whether ``work_path`` is a path of this machine."""
+    """Whether ``filesystem`` is this machine's."""
     update: Callable[[str], None]
     """Tells people how far the stage is."""
+
+    @property
+    def run_folder(self) -> str:
+        """The run's folder in ``filesystem``, which holds ``STAGE/KEY``."""
+        return self.location.rsplit("/", 2)[0]

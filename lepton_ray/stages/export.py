@@ -6,10 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from lepton_ray import __version__
@@ -21,13 +19,16 @@ from lepton_ray.artifacts.tables import to_feeds, to_records
 from lepton_ray.core.errors import QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
+from lepton_ray.data.parts import read_parts
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer
 from lepton_ray.export.model_card import write_card
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import Model
 from lepton_ray.spec.release import ExportSpec, ServeSpec
+from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.featurize import load_split
 
 VERSION = 1
 
@@ -58,9 +59,9 @@ def export(
     )
     ctx.update("graph exported")
     (package / "model.onnx").write_bytes(graph.SerializeToString())
-    test = pq.read_table(dataset.folder / "test.parquet")
+    test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
     rows = choose_rows(test, signature, export.golden_rows)
-    expected = to_onnx.predict(model, np.load(feature_set.folder / "test_x.npy")[rows])
+    expected = to_onnx.predict(model, load_split(feature_set, "test", ctx)[0][rows])
     golden = test.take(pa.array(rows))
     outputs = outputs_to_json(expected, signature.classes)
     write_json(package / "golden_records.json", {"records": to_records(golden, signature)}, indent=None)

@@ -1,42 +1,178 @@
-"""featurize: typed rows -> fitted state, compiled graph, and the model input of each split."""
+"""featurize: a snapshot -> fitted state, compiled graph, profile, and the model input of each split.
 
-import os
+The training rows are gathered once: all that fit into memory, or else a uniform sample. Everything is fitted on that one
+table, however many transforms there are, and the profile is taken from it too.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from lepton_ray.artifacts.kinds import Dataset, FeatureSet
+from lepton_ray.artifacts.kinds import Dataset, FeatureSet, PartFile
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.files import write_json
+from lepton_ray.data.check import typed_schema
+from lepton_ray.data.checks import Finding, check_sample, stop_on
+from lepton_ray.data.hashing import hash_columns, to_keys
+from lepton_ray.data.parts import Folder, part_name, read_parquet, read_parts
+from lepton_ray.data.profile import profile
+from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.data.split import SPLITS
-from lepton_ray.features.graph import FEATURES, compile_graph
-from lepton_ray.features.prepare import encode_labels, prepare
-from lepton_ray.features.state import fit_state
+from lepton_ray.evaluate.data_report import write_data_report
+from lepton_ray.features.fit import fit_features, needed_columns
+from lepton_ray.features.graph import compile_graph, outputs_of
+from lepton_ray.features.prepare import FOLD_KEY, Preparer, encode_labels, to_arrays
+from lepton_ray.features.reference import reference_sketches
+from lepton_ray.features.state import FeatureState
+from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.spec.model import FeaturesSpec
+from lepton_ray.spec.features import FeaturesSpec
+from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 1
+VERSION = 2
+LABEL = "_label"
+_SAMPLE_BYTES = 256 << 20
+_FOLD_SEED = 0xF01D
 
 
-def featurize(data: DataSpec, features: FeaturesSpec, dataset: Dataset, ctx: RunContext) -> FeatureSet:
-    """Fit on the training split and prepare all three."""
+def featurize(
+    data: DataSpec, clean: CleanSpec, features: FeaturesSpec, dataset: Dataset, ctx: RunContext
+) -> FeatureSet:
+    """Fit on the training split and prepare all splits.
+
+    Raises:
+        DataError: If ``clean.checks`` find something and are to stop the run then.
+    """
+    mapper = Mapper(data, sum(part.num_bytes for part in dataset.part_files()), ctx)
     signature = Signature.of(data, dataset.classes)
-    train = pq.read_table(dataset.folder / "train.parquet")
-    state, reference = fit_state(train, data, features)
-    graph = compile_graph(signature, state, features)
-    output = next(value for value in graph.graph.output if value.name == FEATURES)
-    shape = tuple(dimension.dim_value for dimension in output.type.tensor_type.shape.dim[1:])
-    (ctx.folder / "prep.onnx").write_bytes(graph.SerializeToString())
+    sample = gather_training_rows(data, dataset, mapper)
+    ctx.update(f"{sample.num_rows} training rows gathered")
+    findings = _look_at(sample, data, clean, dataset, ctx)
+    is_folded = FOLD_KEY in needed_columns(data, features)
+    if is_folded:
+        sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
+    state = fit_features(sample, data, features, dataset.classes, ctx.seed)
+    graph = compile_graph(signature, state).SerializeToString()
+    (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
     (ctx.folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    write_json(ctx.folder / "reference.json", reference)
-    for split in SPLITS:
-        table = pq.read_table(dataset.folder / f"{split}.parquet")
-        np.save(
-            ctx.folder / f"{split}_x.npy",
-            prepare(graph.SerializeToString(), table, signature, shape, os.cpu_count() or 1),
+    if data.label is not None:  # for drift of the model that follows
+        write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
+    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json(), is_folded)
+    write = partial(write_prepared, fitted, folder_of(dataset, ctx), Folder(ctx.filesystem, ctx.location))
+    items = [(split, part) for split in SPLITS for part in dataset.splits[split]]
+    facts = mapper.map_resumable("preparing", write, items)
+    splits = {
+        name: tuple(
+            PartFile.model_validate(fact) for (split, _), fact in zip(items, facts, strict=True) if split == name
         )
-        np.save(ctx.folder / f"{split}_y.npy", encode_labels(table, data.label, dataset.classes))
-        ctx.update(f"{split} prepared")
-    return FeatureSet(classes=dataset.classes, shape=shape, split_rows=dataset.split_rows)
+        for name in SPLITS
+    }
+    outputs = outputs_of(state)
+    return FeatureSet(
+        splits=splits,
+        classes=dataset.classes,
+        shape=outputs[0].shape,
+        fitted_rows=sample.num_rows,
+        findings=tuple(finding.message for finding in findings),
+    )
+
+
+def _look_at(sample: pa.Table, data: DataSpec, clean: CleanSpec, dataset: Dataset, ctx: RunContext) -> list[Finding]:
+    """Write the profile of the training rows and the data report, and return what the checks find."""
+    rows = dataset.split_rows["train"]
+    findings = check_sample(sample, data, clean.checks, rows) if data.label is not None else []
+    if data.profile:
+        columns = {name: data.all_columns[name] for name in sample.column_names}
+        described = profile(sample, columns, rows)
+        (ctx.folder / PROFILE).write_text(described.model_dump_json(), encoding="utf-8")
+        shown = describe_data(data, dataset, described, tuple(finding.message for finding in findings))
+        (ctx.folder / "report.html").write_text(write_data_report(ctx.name, shown), encoding="utf-8")
+    if clean.checks.action == "stop":
+        stop_on(findings)
+    return findings
+
+
+def gather_training_rows(data: DataSpec, dataset: Dataset, mapper: Mapper) -> pa.Table:
+    """Return the features, label and fold keys of the training rows, or of a uniform sample of them."""
+    schema = typed_schema(data.all_columns)
+    columns = [name for name in data.all_columns if name in data.features or name == data.label]
+    most = rows_within(pa.schema([schema.field(name) for name in columns]), _SAMPLE_BYTES)
+    take = partial(
+        _take, list(data.all_columns), columns, dataset.split_rows["train"], most, folder_of(dataset, mapper.ctx)
+    )
+    taken = dict(mapper.map(take, dataset.splits["train"]))
+    return pa.concat_tables([taken[index] for index in sorted(taken)]).unify_dictionaries()
+
+
+def _take(all_columns: list[str], columns: list[str], rows: int, most: int, folder: Folder, part: PartFile) -> pa.Table:
+    if rows <= most:
+        return read_parquet(folder, part, columns)
+    table = read_parquet(folder, part, all_columns)
+    hashes = hash_columns([table.column(name) for name in all_columns], table.num_rows)
+    return table.select(columns).filter(pa.array(in_sample(hashes, rows, most)))
+
+
+def fold_keys(table: pa.Table, data: DataSpec) -> NDArray[np.uint64]:
+    """Return the key that decides a row's fold: from its features, so that equal rows are in one fold."""
+    return to_keys(hash_columns([table.column(name) for name in data.features], table.num_rows), _FOLD_SEED)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What preparing a part needs; plain data, pickled to where it is done."""
+
+    data: DataSpec
+    state: str
+    """JSON."""
+    signature: str
+    """JSON."""
+    is_folded: bool
+    """Whether training rows are encoded out of fold."""
+
+
+def write_prepared(
+    fitted: Fitted, source: Folder, target: Folder, index: int, item: tuple[str, PartFile]
+) -> dict[str, Any]:
+    """Write the model input of one part of a split; returns facts about the file."""
+    split, part = item
+    wanted = [name for name in fitted.data.all_columns if name in fitted.data.features or name == fitted.data.label]
+    table = read_parquet(source, part, wanted)
+    preparer, signature = _open_preparer(fitted.state, fitted.signature)
+    is_training = split == "train"
+    if is_training and fitted.is_folded:
+        table = table.append_column(FOLD_KEY, pa.array(fold_keys(table, fitted.data)))
+    prepared = preparer(table, is_training)
+    if (label := fitted.data.label) is not None:
+        prepared = prepared.append_column(LABEL, pa.array(encode_labels(table, label, signature.classes)))
+    return target.write_parquet(f"{split}/{part_name(index, 'parquet')}", prepared).model_dump()
+
+
+@lru_cache(maxsize=4)
+def _open_preparer(state: str, signature: str) -> tuple[Preparer, Signature]:
+    """Return the preparer that all tasks in a process share: its sessions take longer to open than a small part to prepare."""
+    opened = Signature.model_validate_json(signature)
+    return Preparer(FeatureState.model_validate_json(state), opened), opened
+
+
+def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the model input of a split, rows first, and the class index of each row."""
+    table = read_parts(folder_of(feature_set, ctx), feature_set.splits[split])
+    (values,) = to_arrays(table, load_state(feature_set)).values()
+    return values, table.column(LABEL).to_numpy()
+
+
+def feature_names(feature_set: FeatureSet) -> tuple[str, ...]:
+    """Return what stands at each place of the model input; empty for an image."""
+    return outputs_of(load_state(feature_set))[0].columns
+
+
+def load_state(feature_set: FeatureSet) -> FeatureState:
+    """Return the fitted state."""
+    return FeatureState.model_validate_json((feature_set.folder / "state.json").read_bytes())

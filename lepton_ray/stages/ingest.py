@@ -1,26 +1,31 @@
-"""ingest: the source's records -> raw rows, and quarantine for what is no row."""
+"""ingest: the source's records -> typed rows in parts, and quarantine for what cannot be a row."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from lepton_ray.artifacts.kinds import RawDataset
+from lepton_ray.artifacts.kinds import PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
+from lepton_ray.artifacts.rules import find_pattern_problem
 from lepton_ray.artifacts.store import open_filesystem
-from lepton_ray.core.errors import DataError
-from lepton_ray.data import sources
-from lepton_ray.data.block import QUARANTINE_SCHEMA, REASON, raw_schema
-from lepton_ray.data.clean import to_quarantine
-from lepton_ray.engine.session import connect
+from lepton_ray.core.errors import DataError, SpecError
+from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
+from lepton_ray.data.check import check_block
+from lepton_ray.data.connectors import check_source, open_connector
+from lepton_ray.data.connectors.base import Connector, Part
+from lepton_ray.data.mended import Mender, mended_by_place, read_mended
+from lepton_ray.data.mended import fingerprint as mended_fingerprint
+from lepton_ray.data.parts import Folder, read_parquet
 from lepton_ray.spec.data import DataSpec
+from lepton_ray.stages.blocks import Mapper
 from lepton_ray.stages.context import RunContext
 
-VERSION = 1
-_LOCAL_LIMIT_BYTES = 1 << 30
+VERSION = 2
+_PLAN = "plan.json"
+_FILE_BYTES = 64 << 20  # of typed rows: what a reader of a file holds
 
 
 def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
@@ -29,59 +34,104 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     Raises:
         DataError: If there is no record that is a row of the table.
     """
-    filesystem, root = open_filesystem(data.source.uri)
-    listing = sources.list_source(data, filesystem, root)
-    parts = sources.split_into_parts(data, listing)
-    read = partial(sources.read_part, data, filesystem, root)
-    if uses_ray(data, listing.size_bytes):
-        connect()
-        from lepton_ray.data import on_ray  # noqa: PLC0415  Ray is imported by connect
-
-        blocks = on_ray.read_parts(read, parts)
-    else:
-        blocks = (block for part in parts for block in read(part))
-    ledger = _write(blocks, data, ctx)
+    connector = open_connector(data)
+    parts = _plan(connector, ctx)
+    mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data.columns)
+    read = partial(read_part, data, connector, mender, Folder(ctx.filesystem, ctx.location))
+    facts = Mapper(data, connector.size_bytes(), ctx).map_resumable("reading", read, parts)
+    rows, quarantine = (_part_files(facts, name) for name in ("rows", "quarantine"))
+    removed = sum((Counter(fact["removed"]) for fact in facts), Counter())
+    ledger = Ledger.of(sum(part.rows for part in rows) + removed.total(), removed)
     if ledger.rows_kept == 0:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.removed.items()) or "the source is empty"
-        raise DataError(
-            f"data.source must hold rows, got {ledger.rows_in} records in {data.source.uri!r} and no usable one ({reasons}). "
-            f"See {ctx.location}/quarantine.parquet" + _example(ctx)
-        )
-    return RawDataset(ledger=ledger, ignored_columns=tuple(sources.unread_columns(data, listing)))
+        raise _no_rows(ledger, data, quarantine, ctx)
+    known = connector.columns() or {}
+    ignored = tuple(name for name in known if name and name not in data.columns)
+    return RawDataset(rows=rows, quarantine=quarantine, ledger=ledger, ignored_columns=ignored)
 
 
-def uses_ray(data: DataSpec, size_bytes: int) -> bool:
-    """Whether files of this size go through Ray Data; what fits in memory does not pay for a cluster."""
-    return data.engine == "ray" or (data.engine == "auto" and size_bytes >= _LOCAL_LIMIT_BYTES)
+def preflight(data: DataSpec) -> None:
+    """Hold the spec's columns against the source's, before anything is read.
+
+    Raises:
+        SpecError: If the source does not have them, or of a type that cannot be read so.
+        DataError: If there is no source.
+    """
+    problems = [
+        f"data.columns.{name}.pattern must be a regular expression of RE2, got {pattern!r} ({problem}). Repair it"
+        for name, column in data.columns.items()
+        if (pattern := getattr(column, "pattern", None)) and (problem := find_pattern_problem(pattern))
+    ]
+    if problems:
+        raise SpecError(problems)
+    check_source(data, open_connector(data))
 
 
-def fingerprint(data: DataSpec) -> list[tuple[str, int, int]]:
-    """Return what the stage's result depends on outside of the spec: path, size and time of each file."""
-    filesystem, root = open_filesystem(data.source.uri)
-    listing = sources.list_source(data, filesystem, root)
-    return [(file.path, file.size_bytes, file.modified_ns) for file in listing.files]
+def fingerprint(data: DataSpec, storage: str, name: str) -> Any:
+    """Return what the stage's result depends on outside of the spec: for files path, size and time of each; what is mended."""
+    filesystem, path = open_filesystem(storage)
+    mended = mended_by_place(read_mended(filesystem, f"{path.rstrip('/')}/{name}"))
+    return {"source": open_connector(data).fingerprint(), "mended": mended_fingerprint(mended)}
 
 
-def _write(blocks: Iterator[pa.Table], data: DataSpec, ctx: RunContext) -> Ledger:
-    rows_in = 0
+def _plan(connector: Connector, ctx: RunContext) -> list[Part]:
+    """Return the parts; a run that goes on takes those of the killed one, without looking for them again."""
+    work = Folder(ctx.filesystem, ctx.work_path)
+    if work.has(_PLAN):
+        return [Part(where) for where in work.read_json(_PLAN)]
+    parts = connector.parts()
+    work.write_json(_PLAN, [part.where for part in parts])
+    return parts
+
+
+def read_part(
+    data: DataSpec, connector: Connector, mender: Mender, folder: Folder, index: int, part: Part
+) -> dict[str, Any]:
+    """Read, mend, type and write one part; returns facts about its files, of which a part that cannot be cut has several."""
     removed: Counter[str] = Counter()
-    with (
-        pq.ParquetWriter(ctx.folder / "rows.parquet", raw_schema(data.columns), compression="zstd") as rows,
-        pq.ParquetWriter(ctx.folder / "quarantine.parquet", QUARANTINE_SCHEMA, compression="zstd") as quarantine,
-    ):
-        for block in blocks:
-            is_row = pc.is_null(block.column(REASON))
-            good, bad = block.filter(is_row), block.filter(pc.invert(is_row))
-            rows_in += block.num_rows
-            removed.update(bad.column(REASON).to_pylist())
-            if good.num_rows:
-                rows.write_table(good)
-            if bad.num_rows:
-                quarantine.write_table(to_quarantine(bad))
-            ctx.update(f"{rows_in} records read")
-    return Ledger.of(rows_in, removed)
+    files: dict[str, list[dict[str, Any]]] = {"rows": [], "quarantine": []}
+    checked = (check_block(block, data) for block in mender(connector.read(part)))
+    for number, (rows, bad) in enumerate(_in_groups(checked)):
+        name = f"{index:05d}" + (f"-{number:05d}" if number else "")
+        removed.update(bad.column(REASON).to_pylist())
+        if rows.num_rows:
+            files["rows"].append(folder.write_arrow(f"rows/{name}.arrow", rows).model_dump())
+        if bad.num_rows:
+            files["quarantine"].append(folder.write_parquet(f"quarantine/{name}.parquet", bad).model_dump())
+    return {"removed": removed, **files}
 
 
-def _example(ctx: RunContext) -> str:
-    bad = pq.read_table(ctx.folder / "quarantine.parquet").slice(0, 1).to_pylist()
-    return f"; the first: {bad[0]['_source']} line {bad[0]['_line']}: {bad[0]['_detail']}" if bad else ""
+def _in_groups(checked: Iterable[tuple[pa.Table, pa.Table]]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yield kept and removed rows of blocks in groups of bounded size; no group for no block."""
+    group: list[tuple[pa.Table, pa.Table]] = []
+    num_bytes = 0
+    for pair in checked:
+        group.append(pair)
+        num_bytes += sum(table.nbytes for table in pair)
+        if num_bytes >= _FILE_BYTES:
+            yield _joined(group)
+            group, num_bytes = [], 0
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Table]:
+    rows, removed = (pa.concat_tables(tables) for tables in zip(*group, strict=True))
+    return rows, removed
+
+
+def _part_files(facts: list[dict[str, Any]], name: str) -> tuple[PartFile, ...]:
+    return tuple(PartFile.model_validate(file) for fact in facts for file in fact[name])
+
+
+def _no_rows(ledger: Ledger, data: DataSpec, quarantine: tuple[PartFile, ...], ctx: RunContext) -> DataError:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.removed.items()) or "the source is empty"
+    message = f"data.source must hold rows, got {ledger.rows_in} records and no usable one ({reasons})"
+    if not quarantine:
+        return DataError(f"{message}. Check data.source")
+    first = (
+        read_parquet(Folder(ctx.filesystem, ctx.location), quarantine[0], [SOURCE, LINE, DETAIL])
+        .slice(0, 1)
+        .to_pylist()[0]
+    )
+    place = f"{first[SOURCE]} line {first[LINE]}: {first[DETAIL]}"
+    return DataError(f"{message}. See {ctx.location}/quarantine; the first: {place}")

@@ -5,19 +5,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from lepton_ray.artifacts.package import DIGESTS, open_package
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.files import read_json
-from lepton_ray.data import sources
-from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
-from lepton_ray.data.clean import check_block
-from lepton_ray.spec.data import CleanSpec, DataSpec
+from lepton_ray.data.block import DETAIL, LINE, SOURCE, RawBlock
+from lepton_ray.data.check import check_block
+from lepton_ray.data.connectors import open_connector
+from lepton_ray.spec.data import DataSpec
 
 _KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
@@ -48,11 +46,10 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
     opened = open_package(package)
     predictor = Predictor(opened)
     data = _data_spec(opened.lineage["spec"]["data"], path)
-    filesystem, root = open_filesystem(path)
-    listing = sources.list_source(data, filesystem, root)
+    connector = open_connector(data)
     scored = refused = 0
-    for part in sources.split_into_parts(data, listing):
-        for block in sources.read_part(data, filesystem, root, part):
+    for part in connector.parts():
+        for block in connector.read(part):
             for line in _score_block(block, data, predictor):
                 write(json.dumps(line, ensure_ascii=False) + "\n")
                 scored, refused = (scored, refused + 1) if "error" in line else (scored + 1, refused)
@@ -62,7 +59,7 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
 
 
 def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
-    """The data section of the training, with the file to score as its source and no label to require."""
+    """The data section of the training, with the file to score as its source and no label: score files need not have one."""
     source = source_of(path)
     takes_images = trained["source"]["kind"] == "image_folder"
     if takes_images != (source["kind"] == "image_folder"):
@@ -71,34 +68,21 @@ def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
     if source["kind"] == "csv" and trained["source"].get("delimiter"):
         source = {"delimiter": trained["source"]["delimiter"], **source}
     features = DataSpec.model_validate({**trained, "source": source})
-    columns = dict(features.features)
-    label = "label_of_scoring"  # a label is required of training data only: score files need not have one
-    return DataSpec.model_construct(
-        source=features.source,
-        columns=columns,
-        label=label,
-        missing_words=features.missing_words,
-        split=features.split,
-        engine="local",
+    return features.model_copy(
+        update={"columns": dict(features.features), "windows": {}, "label": None, "engine": "local"}
     )
 
 
-def _score_block(block: pa.Table, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:
-    is_row = np.array(block.column(REASON).is_null())
-    checked = check_block(block.filter(pa.array(is_row)), data, CleanSpec(max_missing_fraction=1.0))
-    reasons = np.array(checked.column(REASON).is_null())
-    good = checked.filter(pa.array(reasons))
+def _score_block(block: RawBlock, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:
+    good, bad = check_block(block, data)
     outputs = predictor.run(to_feeds(good, predictor.signature))
     classes = predictor.signature.classes
     lines: list[dict[str, Any]] = [
         {**place, "label": label, "probabilities": dict(zip(classes, map(float, row), strict=True))}
         for place, label, row in zip(_places(good, data), outputs["label"], outputs["probabilities"], strict=True)
     ]
-    for bad in (block.filter(pa.array(~is_row)), checked.filter(pa.array(~reasons))):
-        lines += [
-            {**place, "error": text}
-            for place, text in zip(_places(bad, data), bad.column(DETAIL).to_pylist(), strict=True)
-        ]
+    details = bad.column(DETAIL).to_pylist()
+    lines += [{**place, "error": text} for place, text in zip(_places(bad, data), details, strict=True)]
     return iter(sorted(lines, key=lambda line: (line.get("file", ""), line["line"])))
 
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
-from pyarrow.fs import FileSelector, FileSystem
 from pydantic import TypeAdapter, ValidationError
 
-from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.artifacts.numbers import parse_numbers
 from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
-from lepton_ray.data import csv_text, readers, sources
-from lepton_ray.data.clean import parse_numbers
+from lepton_ray.data.check import check_block
+from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.connectors.filesystems import list_files, open_location
+from lepton_ray.data.connectors.json_lines import JsonLinesConnector
+from lepton_ray.data.connectors.pixels import SUFFIXES
 from lepton_ray.spec import parse_spec, yaml_text
-from lepton_ray.spec.data import MISSING_WORDS, CategoryColumn, Column, ColumnName, DataSpec
+from lepton_ray.spec.data import ColumnName, DataSpec, NumberColumn
 from lepton_ray.stages.score import source_of
 
 _SAMPLE_ROWS = 10_000
@@ -28,6 +29,7 @@ _MAX_LABEL_CLASSES = 50
 _MAX_CATEGORIES = 200
 _WIDTH = 10_000  # of a line: longer than any path or name
 _MIN_CLASSES = 2
+_PLAIN_NUMBER = NumberColumn(kind="number")
 _COLUMN_NAME: TypeAdapter[str] = TypeAdapter(ColumnName)
 
 
@@ -47,12 +49,11 @@ def write_starter(path: str, label: str | None) -> str:
         DataError: If the file cannot be read, or has no column that can be a label.
     """
     source = source_of(path)
-    filesystem, root = open_filesystem(path)
     if source["kind"] == "image_folder":
-        text = _write_image_spec(path, filesystem, root)
+        text = _write_image_spec(path)
     else:
-        names = _column_names(source, filesystem, root)
-        seen = _look_at(_sample(source, names, filesystem, root), names)
+        names = _column_names(source)
+        seen = _look_at(_sample(source, names), names)
         text = _write_table_spec(source, seen, _choose_label(seen, label), _name_of(path))
     parse_spec(text, source="the starter spec")
     return text
@@ -63,22 +64,22 @@ def _name_of(path: str) -> str:
     return name[:63] or "my_run"
 
 
-def _column_names(source: Mapping[str, Any], filesystem: FileSystem, root: str) -> list[str]:
-    try:
-        if source["kind"] == "csv":
-            names = csv_text.read_header(filesystem.open_input_stream(root), source.get("delimiter", ","))
-        elif source["kind"] == "parquet":
-            names = readers.parquet_columns(filesystem.open_input_file(root))
-        else:
-            names = readers.json_keys(filesystem.open_input_stream(root))
-    except OSError as error:
-        raise DataError(f"the data must be a readable file, got {source['uri']!r} ({error}). Check the path") from error
+def _column_names(source: Mapping[str, Any]) -> list[str]:
+    if not list_files(*open_location(source["uri"]), suffixes=()):
+        raise DataError(f"the data must be a readable file, nothing is at {source['uri']!r}. Check the path")
+    connector = open_connector(_section(source, ["any"]))
+    names = connector.keys() if isinstance(connector, JsonLinesConnector) else list(connector.columns() or {})
     usable = [name for name in names if _is_usable(name)]
     if len(usable) < _MIN_CLASSES or len(set(usable)) < len(usable):
         raise DataError(
             f"the data must have at least 2 columns with names of their own, got {names} in {source['uri']!r}"
         )
     return usable
+
+
+def _section(source: Mapping[str, Any], names: Sequence[str]) -> DataSpec:
+    """A ``data`` section that takes every column as it is written."""
+    return DataSpec.model_validate({"source": source, "columns": dict.fromkeys(names, "category")})
 
 
 def _is_usable(name: str) -> bool:
@@ -90,30 +91,24 @@ def _is_usable(name: str) -> bool:
     return not settings.references(name)
 
 
-def _sample(source: Mapping[str, Any], names: Sequence[str], filesystem: FileSystem, root: str) -> pa.Table:
-    columns: dict[str, Column] = {name: CategoryColumn(kind="category") for name in names}
-    data = DataSpec.model_validate({"source": source, "columns": columns, "label": names[0]})
-    part = sources.Part((root,))
-    blocks = [next(sources.read_part(data, filesystem, root, part), None)]
-    tables = [
-        block.filter(pc.is_null(block.column("_reason"))).slice(0, _SAMPLE_ROWS)
-        for block in blocks
-        if block is not None
-    ]
-    if not tables or not tables[0].num_rows:
-        raise DataError(f"the data must hold rows below its header, got none in {source['uri']!r}")
-    return tables[0]
+def _sample(source: Mapping[str, Any], names: Sequence[str]) -> pa.Table:
+    data = _section(source, names)
+    connector = open_connector(data)
+    for block in (block for part in connector.parts() for block in connector.read(part)):
+        rows, _ = check_block(block, data)
+        if rows.num_rows:
+            return rows.select(list(names)).slice(0, _SAMPLE_ROWS)
+    raise DataError(f"the data must hold rows below its header, got none in {source['uri']!r}")
 
 
 def _look_at(table: pa.Table, names: Sequence[str]) -> dict[str, _Seen]:
     seen: dict[str, _Seen] = {}
     for name in names:
-        text = pc.utf8_trim_whitespace(pc.fill_null(table.column(name).combine_chunks(), ""))
-        present = text.filter(pc.invert(pc.is_in(text, value_set=pa.array(["", *MISSING_WORDS]))))
+        present = table.column(name).cast(pa.string()).combine_chunks().drop_null()
         num_missing = table.num_rows - len(present)
         num_values = len(present.unique())
         missing = f", {num_missing / table.num_rows:.1%} missing" if num_missing else ""
-        numbers, _ = parse_numbers(present)
+        numbers, _ = parse_numbers(present, _PLAIN_NUMBER)
         finite = numbers[np.isfinite(numbers)]
         if len(finite) > 0.95 * len(present):  # the rest are type errors, for quarantine
             is_index = num_values == len(present) and np.array_equal(
@@ -160,15 +155,13 @@ def _write_table_spec(source: Mapping[str, Any], seen: Mapping[str, _Seen], labe
     )
 
 
-def _write_image_spec(path: str, filesystem: FileSystem, root: str) -> str:
+def _write_image_spec(path: str) -> str:
     image_module = require("PIL.Image", "reading images")
-    suffixes = sources.SUFFIXES["image_folder"]
-    infos = filesystem.get_file_info(FileSelector(root, recursive=True))
-    first = next(
-        (info.path for info in sorted(infos, key=lambda i: i.path) if info.path.lower().endswith(suffixes)), None
-    )
-    if first is None:
+    filesystem, root = open_location(path)
+    files = list_files(filesystem, root, SUFFIXES)
+    if not files:
         raise DataError(f"the folder must hold image files in one folder a class, got none in {path!r}")
+    first = files[0].path
     try:
         with image_module.open(filesystem.open_input_file(first)) as image:
             width, height = image.size

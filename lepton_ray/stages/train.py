@@ -3,11 +3,10 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Trials
+from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
@@ -16,9 +15,8 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
-
-if TYPE_CHECKING:
-    from lepton_ray.train.torch_loop import TrainData
+from lepton_ray.stages.featurize import feature_names, load_split
+from lepton_ray.train.batches import TrainData
 
 VERSION = 1
 
@@ -52,7 +50,7 @@ def train(
 
 
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
-    data = load_data(feature_set)
+    data = load_data(feature_set, ctx)
     if train.num_workers == 1 and not train.use_gpu and ctx.is_local:
         from lepton_ray.train import in_process  # noqa: PLC0415  torch is optional
 
@@ -63,10 +61,10 @@ def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext)
     return on_ray.fit(build, data, train, ctx.seed, on_ray.Storage(ctx.filesystem, ctx.work_path), ctx.update)
 
 
-def load_data(feature_set: FeatureSet) -> "TrainData":
-    """Map the prepared splits into memory."""
-    from lepton_ray.train.torch_loop import TrainData  # noqa: PLC0415  torch is optional
-
-    names = ("train_x", "train_y", "val_x", "val_y")
-    x_train, y_train, x_val, y_val = (np.load(feature_set.folder / f"{name}.npy") for name in names)
-    return TrainData(x_train, y_train, x_val, y_val)
+def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
+    """Read the prepared splits into memory."""
+    signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
+    numbers = tuple(name if name in signature.of_kind("number") else None for name in feature_names(feature_set))
+    return TrainData(
+        *load_split(feature_set, "train", ctx), *load_split(feature_set, "val", ctx), number_columns=numbers
+    )

@@ -15,7 +15,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import load_data
 
 if TYPE_CHECKING:
-    from lepton_ray.train.torch_loop import TrainData
+    from lepton_ray.train.batches import TrainData
 
 VERSION = 1
 
@@ -30,7 +30,7 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     trials = on_ray.search(
         tune,
         partial(train_trial, model, train, tune.epochs, feature_set.shape, len(feature_set.classes), ctx.seed),
-        load_data(feature_set),
+        load_data(feature_set, ctx),
         ctx.seed,
         on_ray.Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
         ctx.update,

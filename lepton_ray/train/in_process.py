@@ -7,7 +7,8 @@ from typing import Any
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
-from lepton_ray.train.torch_loop import TrainData, TrainState, start_state, train_epochs
+from lepton_ray.train.batches import TrainData
+from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
 _LATEST = "latest"
 _PREVIOUS = "previous"

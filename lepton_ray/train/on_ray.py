@@ -27,7 +27,8 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
-from lepton_ray.train.torch_loop import Group, TrainData, TrainState, has_stalled, start_state, train_epochs
+from lepton_ray.train.batches import TrainData
+from lepton_ray.train.torch_loop import Group, TrainState, has_stalled, start_state, train_epochs
 
 _NAME = "train"
 _PROGRESS = "progress.json"

@@ -1,8 +1,8 @@
 """The training loop in PyTorch: a generator that yields after each epoch, the same for one worker or many.
 
-A step takes ``global_batch_size`` rows of a permutation that all workers know; each worker takes every world_size-th of
-them, and losses are weighted so that the averaged gradient is that of the joined batch, also when shares are unequal.
-An epoch's randomness comes from (seed, epoch, rank) alone, so training resumed at an epoch goes on as if undisturbed.
+A step takes ``global_batch_size`` rows in an order that all workers know; each worker takes its share of them, and losses
+are weighted so that the averaged gradient is that of the joined batch, also when shares are unequal. An epoch's randomness
+comes from (seed, epoch, rank) alone, that of its batches without rank: resumed training goes on as if undisturbed.
 """
 
 import math
@@ -11,23 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
+from lepton_ray.train.batches import Batches, Share, TrainData
 
 _VAL_BATCH_ROWS = 4096
 _VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """Model input (rows first, float32) and class index (int64) of two splits; read only."""
-
-    x_train: NDArray[np.float32]
-    y_train: NDArray[np.int64]
-    x_val: NDArray[np.float32]
-    y_val: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -84,11 +74,12 @@ def train_epochs(
 ) -> Iterator[TrainState]:
     """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
     group = group or Group()
+    batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     model = group.wrap(state.model)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         torch.manual_seed(_mix(seed, state.epoch, group.rank))
-        order = np.random.default_rng([seed, state.epoch]).permutation(len(data.y_train))
-        train_loss, train_accuracy = _train_epoch(model, state.optimizer, data, order, spec, group)
+        shares = batches.shares(state.epoch, group.rank, group.world_size)
+        train_loss, train_accuracy = _train_epoch(model, state.optimizer, shares, group)
         val_loss, val_accuracy = _evaluate(state.model, data, group)
         metrics = {
             "train_loss": train_loss,
@@ -119,33 +110,33 @@ def _mix(seed: int, epoch: int, rank: int) -> int:
 
 
 def _train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: TrainData,
-    order: NDArray[np.int64],
-    spec: TrainSpec,
-    group: Group,
+    model: nn.Module, optimizer: torch.optim.Optimizer, shares: Iterator[Share], group: Group
 ) -> tuple[float, float]:
     model.train()
     totals = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(order), spec.global_batch_size):
-        batch = order[start : start + spec.global_batch_size]
-        share = batch[group.rank :: group.world_size]
-        is_idle = len(share) == 0  # a last batch may have fewer rows than workers: the idle ones add a gradient of zero
-        rows = np.sort(batch[:1] if is_idle else share)
-        x = torch.from_numpy(data.x_train[rows]).to(group.device)
-        y = torch.from_numpy(data.y_train[rows]).to(group.device)
-        logits_NC = model(x)
-        loss_sum = nn.functional.cross_entropy(logits_NC, y, reduction="sum") * (0.0 if is_idle else 1.0)
+    weight = 0.0
+    for share in shares:
+        logits_NC = model(torch.from_numpy(share.x).to(group.device))
+        target = torch.from_numpy(share.targets(logits_NC.shape[1])).to(group.device)
+        loss_sum = nn.functional.cross_entropy(logits_NC, target, reduction="sum") * (0.0 if share.is_idle else 1.0)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss_sum * (group.world_size / len(batch)))
+        torch.autograd.backward(loss_sum * (group.world_size / share.batch_weight))
         optimizer.step()
-        if not is_idle:
+        weight += share.batch_weight
+        if not share.is_idle:
             totals[0] += loss_sum.item()
-            totals[1] += (logits_NC.argmax(1) == y).sum().item()
+            totals[1] += _sum_correct(logits_NC, target)
     group.add_up(totals)
-    loss, accuracy = (totals / len(order)).tolist()
+    loss, accuracy = (totals / weight).tolist()
     return loss, accuracy
+
+
+def _sum_correct(logits_NC: Tensor, target: Tensor) -> float:
+    """Return how many labels are right, or the weight of those that are where a row has several."""
+    best_N = logits_NC.argmax(1)
+    if target.ndim == 1:
+        return (best_N == target).sum().item()
+    return target.gather(1, best_N[:, None]).sum().item()
 
 
 @torch.inference_mode()
@@ -159,7 +150,7 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> tuple[float, f
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
         logits_NC = model(torch.from_numpy(data.x_val[rows]).to(group.device))
         totals[0] += nn.functional.cross_entropy(logits_NC, y, reduction="sum").item()
-        totals[1] += (logits_NC.argmax(1) == y).sum().item()
+        totals[1] += _sum_correct(logits_NC, y)
     group.add_up(totals)
     loss, accuracy = (totals / len(data.y_val)).tolist()
     return loss, accuracy

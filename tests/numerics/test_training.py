@@ -25,11 +25,13 @@ from lepton_ray.core.errors import ArtifactError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
 from lepton_ray.train import checkpoint, in_process
-from lepton_ray.train.torch_loop import Group, TrainData, TrainState, start_state, train_epochs
+from lepton_ray.train.batches import TrainData
+from lepton_ray.train.torch_loop import Group, TrainState, start_state, train_epochs
 
 _SEED = 5
 _MLP = MlpModel(kind="mlp", hidden=(6,))
 _DROPOUT = MlpModel(kind="mlp", hidden=(6,), dropout=0.4)
+_AUGMENT = {"table": {"noise_std": 0.3, "noise_fraction": 0.8}, "mixup_alpha": 0.4, "balance": "weights"}
 
 
 @pytest.fixture(autouse=True)
@@ -108,9 +110,12 @@ class _Threads:
 
 @pytest.mark.parametrize(("world_size", "rows", "val_rows"), [(2, 34, 7), (3, 34, 7), (3, 35, 2), (6, 37, 1)])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_many_workers_train_as_a_single_one_does(world_size: int, rows: int, val_rows: int, optimizer: Any) -> None:
+@pytest.mark.parametrize("augment", [None, _AUGMENT, {**_AUGMENT, "balance": "oversample"}])
+def test_many_workers_train_as_a_single_one_does(
+    world_size: int, rows: int, val_rows: int, optimizer: Any, augment: Any
+) -> None:
     """A last batch may have fewer rows than workers, and the validation split too."""
-    data, spec = _data(rows, val_rows), _spec(optimizer=optimizer, weight_decay=0.01)
+    data, spec = _data(rows, val_rows), _spec(optimizer=optimizer, weight_decay=0.01, augment=augment)
     single = _train(spec, data)
     states = _Threads(world_size).train(spec, data)
     for name, value in _weights(single).items():
@@ -123,9 +128,10 @@ def test_many_workers_train_as_a_single_one_does(world_size: int, rows: int, val
 def _work(rank: int, world_size: int, folder: Path) -> None:
     """One worker in a process of its own, with gloo and DDP as Ray Train sets them up."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
-    state = start_state(_build(), _spec(), _SEED)
+    spec = _spec(augment=_AUGMENT)
+    state = start_state(_build(), spec, _SEED)
     group = Group(rank, world_size, "cpu", dist.all_reduce, nn.parallel.DistributedDataParallel)
-    for _ in train_epochs(state, _data(37), _spec(), _SEED, group):
+    for _ in train_epochs(state, _data(37), spec, _SEED, group):
         pass
     torch.save({"weights": state.model.state_dict(), "history": state.history}, folder / f"{rank}.pt")
     dist.barrier()
@@ -138,7 +144,7 @@ def test_processes_with_ddp_train_as_a_single_worker_does(tmp_path: Path) -> Non
     commands = [[sys.executable, __file__, str(rank), "2", str(tmp_path)] for rank in range(2)]
     workers = [subprocess.Popen(command) for command in commands]
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
-    single = _train(_spec(), _data(37))
+    single = _train(_spec(augment=_AUGMENT), _data(37))
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt")
         assert all(
@@ -198,8 +204,9 @@ def test_a_step_of_sgd_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_resumed_after_any_epoch_is_equal_to_the_bit(tmp_path: Path, optimizer: str, stop: int) -> None:
-    data, spec = _data(), _spec(optimizer=optimizer, weight_decay=0.01)
+@pytest.mark.parametrize("augment", [None, _AUGMENT, {**_AUGMENT, "balance": "undersample"}])
+def test_resumed_after_any_epoch_is_equal_to_the_bit(tmp_path: Path, optimizer: str, stop: int, augment: Any) -> None:
+    data, spec = _data(), _spec(optimizer=optimizer, weight_decay=0.01, augment=augment)
     undisturbed = _train(spec, data, _DROPOUT)
     state = start_state(_build(_DROPOUT), spec, _SEED)
     for state_now in train_epochs(state, data, spec, _SEED):

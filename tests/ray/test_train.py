@@ -20,7 +20,7 @@ def build() -> Any:
 
 
 def make_data(rows: int = 203) -> Any:
-    from lepton_ray.train.torch_loop import TrainData
+    from lepton_ray.train.batches import TrainData
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(rows, WIDTH)).astype(np.float32)
@@ -107,29 +107,3 @@ def test_more_trials_than_the_cluster_holds_do_not_wait_for_each_other(cluster: 
     journal = on_ray.Journal(pafs.LocalFileSystem(), str(tmp_path))
     trials = on_ray.search(TuneSpec.model_validate(values), train_trial, make_data(), 1, journal, lambda text: None)
     assert len(trials) == 5
-
-
-def test_ray_data_and_this_process_give_the_same_artifacts(cluster: None, tmp_path: Path) -> None:
-    """Same rows, same ledger, same files: the digests of the artifacts are equal."""
-    from lepton_ray.artifacts.store import Store
-    from lepton_ray.core.progress import Silent
-    from lepton_ray.pipeline.plan import STAGES
-    from lepton_ray.pipeline.runner import _run_stage
-    from lepton_ray.spec import parse_spec
-
-    rows = [f"{i},{i % 7}.5,{'ab'[i % 2]},{'yes' if i % 3 else 'no'}" for i in range(400)]
-    rows += ["1,x,a,yes", "2,1.5", rows[3], '3,"1', "4,,b,no"]
-    for number in range(3):
-        (tmp_path / f"in{number}.csv").write_text("id,x,c,y\n" + "\n".join(rows[number::3]) + "\n")
-    digests = {}
-    for engine in ("local", "ray"):
-        spec = parse_spec(
-            f"name: t\nstorage: {tmp_path / engine}\nmodel: {{kind: mlp}}\ndata:\n  engine: {engine}\n"
-            f"  source: {{kind: csv, uri: {tmp_path}}}\n"
-            "  label: y\n  columns: {id: ignored, x: number, c: category, y: category}"
-        )
-        store, artifacts = Store.open(spec.storage, spec.name), {}
-        for stage in STAGES[:2]:
-            artifacts[stage.produces] = _run_stage(stage, spec, store, artifacts, False, Silent()).artifact
-        digests[engine] = (artifacts["raw"].digest, artifacts["dataset"].digest)
-    assert digests["local"] == digests["ray"]

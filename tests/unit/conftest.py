@@ -16,10 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from lepton_ray.artifacts.package import seal
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.files import write_json
-from lepton_ray.features.graph import FEATURES, IR_VERSION, OPSET, OPSET_ML, compile_graph
-from lepton_ray.features.state import CategoryState, FeatureState, NumberState
+from lepton_ray.features.categories import CategoryState
+from lepton_ray.features.graph import compile_graph
+from lepton_ray.features.graph_builder import IR_VERSION, OPSET, OPSET_ML
+from lepton_ray.features.images import ImageState
+from lepton_ray.features.numbers import NumberState
+from lepton_ray.features.state import FEATURES, FeatureState
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.spec.model import FeaturesSpec
 
 _MIXED = {
     "source": {"kind": "csv", "uri": "a.csv"},
@@ -102,7 +105,7 @@ def _write_package(
     spec = DataSpec.model_validate(data)
     signature = Signature.of(spec, classes)
     folder.mkdir()
-    graph = compile_graph(signature, state, FeaturesSpec())
+    graph = compile_graph(signature, state)
     (folder / "model.onnx").write_bytes(_add_model(graph, weights, classes))
     (folder / "signature.json").write_text(signature.model_dump_json(indent=2))
     write_json(folder / "golden_records.json", {"records": golden})
@@ -142,7 +145,7 @@ def _sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
     picture = {"picture": [[[255], [0], [255]], [[0], [255], [0]]]}
     outputs = {"label": ["odd"], "probabilities": _softmax(np.array([[3.0, 0.0]])).tolist()}
-    empty = FeatureState(numbers={}, categories={})
+    empty = FeatureState(images={"picture": ImageState(shape=(2, 3, 1), factor=1 / 255)})
     _write_package(folder / "pictures", _PICTURES, empty, weights, ("odd", "even"), [picture], outputs)
     return folder
 

@@ -156,7 +156,8 @@ def test_the_graph_runs_in_onnxruntime_alone(mixed_package: Path, expected_proba
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"age": "30"}, "records[1].age must be a number or null, got '30'"),
+        ({"age": "old"}, "records[1].age must be a number or null, got 'old'"),
+        ({"age": "121"}, "records[1].age must be at most 120, got 121.0"),
         ({"age": True}, "records[1].age must be a number or null, got True"),
         ({"age": [30]}, "records[1].age must be a number or null, got [30]"),
         ({"age": None}, "records[1].age must be given, got nan"),
@@ -196,6 +197,15 @@ def test_categories_mean_what_cleaning_made_of_them(mixed_package: Path) -> None
     feeds = signature.encode([{**_RECORD, "colour": value} for value in given])
     wanted = ["red", "red", "", "", "", "", "Red", "true", "3", "2.5"]
     assert feeds["categories"][:, 0].tolist() == wanted
+
+
+def test_a_text_is_read_as_in_a_file_of_records(mixed_package: Path) -> None:
+    signature = open_package(mixed_package).signature
+    given = ["30", " 30.0\t", "3e1", 30, 30.0]
+    assert signature.encode([{**_RECORD, "age": value} for value in given])["numbers"][:, 0].tolist() == [30.0] * 5
+    assert np.isnan(
+        signature.encode([{**_RECORD, "income": value} for value in ("", "NA", " null ")])["numbers"][:, 1]
+    ).all()
 
 
 def test_columns_that_the_model_does_not_read_may_be_there(mixed_package: Path) -> None:

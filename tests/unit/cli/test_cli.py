@@ -31,6 +31,13 @@ _SURFACE = {
     "inspect": {"package", "--json"},
     "predict": {"package", "file", "--output", "-o"},
     "serve": {"model", "--name", "--host", "--port", "--max-replicas", "--tracking-uri"},
+    "data list": {"name", "--storage", "--json"},
+    "data show": {"snapshot", "--storage", "--json"},
+    "data diff": {"before", "after", "--storage", "--json"},
+    "data profile": {"what", "--output", "-o", "--storage", "--json"},
+    "quarantine list": {"run", "--storage", "--json"},
+    "quarantine show": {"run", "--reason", "--file", "--limit", "--output", "-o", "--storage", "--json"},
+    "quarantine replay": {"run", "mended", "--storage", "--json"},
 }
 
 
@@ -56,16 +63,19 @@ def spec(tmp_path: Path) -> Path:
 def test_the_commands_and_their_options_are_pinned() -> None:
     group: Any = typer.main.get_command(app)
     assert {option for parameter in group.params for option in parameter.opts} == {"--version"}
+    commands = {name: command for name, command in group.commands.items() if not hasattr(command, "commands")}
+    for outer, inner in group.commands.items():
+        commands |= {f"{outer} {name}": command for name, command in getattr(inner, "commands", {}).items()}
     surface = {
         name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        for name, command in group.commands.items()
+        for name, command in commands.items()
     }
     assert surface == _SURFACE
 
 
 @pytest.mark.parametrize("name", _SURFACE)
 def test_every_command_has_help(name: str) -> None:
-    result = _run(name, "--help")
+    result = _run(*name.split(), "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
 

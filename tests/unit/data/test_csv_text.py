@@ -4,13 +4,15 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.data import csv_text
-from lepton_ray.spec.data import CategoryColumn
+from lepton_ray.spec.data import TextColumn
 
+HEAD = 4 << 20
 BOM = "\ufeff"
 BREAK = re.compile(r"\r\n|\n|\r")
 PROPERTY = settings(max_examples=100, deadline=None)
@@ -18,17 +20,25 @@ CELLS = st.text(st.sampled_from('ab5 ,;\t"\n\r\x00\x1c\x85\u2028\U0001f600é'), 
 BREAKS = st.sampled_from(["\n", "\r\n", "\r"])
 
 
-@pytest.fixture(autouse=True)
-def _whole_file_in_one_chunk(monkeypatch):
-    monkeypatch.setattr(csv_text, "_CHUNK_BYTES", 1 << 20)
-
-
-def read(content, names=("a", "b"), delimiter=","):
+def read(content, names=("a", "b"), delimiter=",", size=1 << 23):
     """Records in the order of their lines, as dicts."""
     data = content if isinstance(content, bytes) else content.encode()
-    columns = {name: CategoryColumn(kind="category") for name in names}
-    blocks = csv_text.read_csv(io.BytesIO(data), "file.csv", delimiter, columns)
-    return sorted((row for block in blocks for row in block.to_pylist()), key=lambda row: row["_line"])
+    columns = {name: TextColumn(kind="text") for name in names}
+    file = csv_text.open_file(csv_text.CsvFile("file.csv", delimiter, columns), data[:HEAD])
+    chunks = list(csv_text.cut_csv(io.BytesIO(data), delimiter, size))
+    assert all(data.startswith(chunk.data, chunk.start) for chunk in chunks)
+    cuts = list(csv_text.find_cuts(io.BytesIO(data), delimiter, size))
+    assert cuts == [(chunk.start, chunk.start + len(chunk.data), chunk.line) for chunk in chunks]
+    blocks = [block for chunk in chunks if (block := csv_text.parse_chunk(file, chunk))]
+    return sorted((row for block in blocks for row in records_of(block)), key=lambda row: row["_line"])
+
+
+def records_of(block):
+    texts = block.texts(np.arange(len(block.lines)))
+    for cells, line, text in zip(block.cells.to_pylist(), block.lines.tolist(), texts, strict=True):
+        yield {**{k: v or "" for k, v in cells.items()}, "_line": line, "_text": text, "_reason": None}
+    for bad in block.bad:
+        yield {"_line": bad.line, "_text": bad.text, "_reason": bad.reason, "_detail": bad.detail}
 
 
 def rows_of(records, names=("a", "b")):
@@ -51,8 +61,8 @@ def line_of(text, position):
 
 def chunked(content, size, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_text, "_CHUNK_BYTES", size)
-        return read(content, **options)
+        patch.setattr(csv_text, "_MIN_READ_BYTES", size)
+        return read(content, size=size, **options)
 
 
 @st.composite
@@ -214,17 +224,17 @@ def test_a_stray_quote_takes_no_more_than_its_line(chunk):
     assert (records[-1]["_line"], records[-1]["b"]) == (5_003, 'q"')
 
 
-def test_text_and_source_are_kept_of_rows_too():
+def test_the_text_is_kept_of_rows_too():
     record = read('a,b\n "x" ,"y\nz"\n')[0]
-    assert (record["_text"], record["_source"]) == (' "x" ,"y\nz"', "file.csv")
+    assert record["_text"] == ' "x" ,"y\nz"'
 
 
 @pytest.mark.parametrize("content", ["a,b\n1,2\n", BOM + '"a" , b ,c\n1,2', "a,b", " a,b \r1,2\r"])
 def test_header_names(content):
-    names = csv_text.read_header(io.BytesIO(content.encode()), ",")
+    names = csv_text.read_header(content.encode(), ",")
     assert [name for name in names if name != "c"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("content", ["", "\n", BOM])
 def test_no_header(content):
-    assert csv_text.read_header(io.BytesIO(content.encode()), ",") == []
+    assert csv_text.read_header(content.encode(), ",") == []

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_ray.data.hashing import hash_columns, to_voids
-from lepton_ray.data.split import assign_splits
+from lepton_ray.data.hashing import hash_columns, hash_groups, to_keys, to_words
+from lepton_ray.data.split import assign_by_share, assign_splits
 from lepton_ray.spec.data import SplitSpec
 
 PROPERTY = settings(max_examples=100, deadline=None)
@@ -15,12 +15,9 @@ SPLIT = SplitSpec()
 SHARES = st.tuples(st.integers(1, 98), st.integers(1, 98)).filter(lambda ends: ends[0] != ends[1])
 
 
-def hashes(features):
-    return to_voids(pa.chunked_array([hash_columns([pa.array(list(features), pa.float64())])]))
-
-
 def split(features, labels, spec=SPLIT, seed=0):
-    return assign_splits(hashes(features), np.array(labels, np.int64), spec, seed)
+    keys = to_keys(hash_columns([pa.array(list(features), pa.float64())]), seed)
+    return assign_splits(keys, np.array(labels, np.int32), spec)
 
 
 def split_spec(ends):
@@ -133,9 +130,35 @@ def test_slices_and_chunks_hash_like_the_whole(rows, start, length):
     part = hash_columns([numbers.slice(start, length), texts.slice(start, length)])
     assert part.to_pylist() == whole.slice(start, length).to_pylist()
     chunks = pa.chunked_array([whole.slice(0, start), whole.slice(start)], pa.binary(16))
-    assert to_voids(chunks).tolist() == [np.void(value).item() for value in whole.to_pylist()]
+    assert to_words(chunks).tobytes() == b"".join(whole.to_pylist())
+    by_group = hash_groups([[numbers], [texts]], len(rows))
+    assert [array.to_pylist() for array in by_group] == [hash_columns([numbers]).to_pylist(), whole.to_pylist()]
 
 
 def test_many_values_do_not_collide():
-    hashed = to_voids(pa.chunked_array([hash_columns([pa.array(np.arange(50_000.0))])]))
-    assert len(np.unique(hashed)) == 50_000
+    numbers, texts = pa.array(np.arange(50_000.0)), pa.array([f"text {i}" for i in range(50_000)])
+    for values in (numbers, texts, pa.array([("x" * 200) + str(i) for i in range(50_000)])):
+        assert len(set(hash_columns([values]).to_pylist())) == 50_000
+
+
+def test_a_dictionary_hashes_like_its_texts():
+    assert hash_columns([TEXTS.dictionary_encode()]).to_pylist() == hash_columns([TEXTS]).to_pylist()
+    assert (
+        hash_columns([TEXTS.dictionary_encode().slice(3, 4)]).to_pylist()
+        == hash_columns([TEXTS.slice(3, 4)]).to_pylist()
+    )
+
+
+def test_lists_of_numbers_hash_by_value():
+    lists = pa.array([[1.0, 2.0], [2.0, 1.0], [1.0, None], [1.0, 2.0], [None, None]], pa.list_(pa.float64(), 2))
+    first, swapped, half, again, nothing = hash_columns([lists]).to_pylist()
+    assert first == again
+    assert len({first, swapped, half, nothing}) == 4
+
+
+def test_many_rows_are_split_by_their_key_alone_near_their_shares():
+    keys = to_keys(hash_columns([pa.array(np.arange(100_000.0))]), 5)
+    assigned = assign_by_share(keys, SPLIT)
+    assert np.bincount(assigned) / len(keys) == pytest.approx([0.7, 0.15, 0.15], abs=0.01)
+    assert assign_by_share(keys[::-1], SPLIT).tolist() == assigned[::-1].tolist()
+    assert set(assign_by_share(keys, SplitSpec(train=1.0, val=0.0, test=0.0)).tolist()) == {0}

@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.artifacts.tables import to_records
 from lepton_ray.core.errors import QualityGateError
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json
 from lepton_ray.export.to_onnx import export_model, predict
+from lepton_ray.features.categories import CategoryState
 from lepton_ray.features.graph import compile_graph
-from lepton_ray.features.state import CategoryState, FeatureState, NumberState
+from lepton_ray.features.images import ImageState
+from lepton_ray.features.numbers import NumberState
+from lepton_ray.features.state import FeatureState
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.spec.model import CnnModel, FeaturesSpec, MlpModel
+from lepton_ray.spec.model import CnnModel, MlpModel
 
 _CLASSES = ("", "ja, sí", "no\n'\"")
 _TABLE = DataSpec.model_validate(
@@ -49,13 +53,13 @@ def mlp() -> tuple[Any, ort.InferenceSession]:
 def cnn() -> tuple[Any, ort.InferenceSession]:
     """A model of colour pictures with odd sides, with the session of its export."""
     model = CnnModel(kind="cnn", channels=(3, 4), hidden=7, dropout=0.5)
-    return _export(model, (3, 5, 6), _PICTURES, FeatureState(numbers={}, categories={}))
+    return _export(model, (3, 5, 6), _PICTURES, FeatureState(images={"p": ImageState(shape=(5, 6, 3), factor=1 / 255)}))
 
 
 def _export(spec: Any, shape: tuple[int, ...], data: DataSpec, state: FeatureState) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model = build_model(spec, shape, len(_CLASSES)).train()
-    prepare = compile_graph(Signature.of(data, _CLASSES), state, FeaturesSpec())
+    prepare = compile_graph(Signature.of(data, _CLASSES), state)
     graph = export_model(model, shape, prepare, _CLASSES)
     assert [value.name for value in graph.graph.output] == ["label", "probabilities"]
     return model, ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -115,17 +119,28 @@ def _test_table(a: list[float], c: list[str]) -> pa.Table:
     ],
 )
 def test_golden_rows_hold_missing_values_if_there_are_any(count: int, expected: list[int]) -> None:
-    nan = float("nan")
-    table = _test_table([1, 2, nan, 3, 4, 5, nan], ["u", "u", "u", "u", "", "u", ""])
+    table = _test_table([1, 2, None, 3, 4, 5, None], ["u", "u", "u", "u", None, "u", None])
     assert choose_rows(table, Signature.of(_TABLE, _CLASSES), count).tolist() == expected
 
 
 def test_golden_rows_may_all_or_none_have_missing_values() -> None:
     signature = Signature.of(_TABLE, _CLASSES)
-    assert choose_rows(_test_table([float("nan")] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
+    assert choose_rows(_test_table([None] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
     assert choose_rows(_test_table([1.0] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
     pictures = pa.table({"p": [b"\x00" * 90] * 3, "y": ["x"] * 3})
     assert choose_rows(pictures, Signature.of(_PICTURES, _CLASSES), 2).tolist() == [0, 1]
+
+
+def test_golden_rows_are_those_that_a_record_gives_again() -> None:
+    """A text that reading would change again has no record."""
+    columns = {"c": {"kind": "category", "replace": {"1": "0", "2": "1"}}, "y": "category"}
+    data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "x"}, "label": "y", "columns": columns})
+    signature = Signature.of(data, _CLASSES)
+    table = pa.table({"c": ["1", "0", "1", "x", "0"], "y": ["x"] * 5})
+    chosen = choose_rows(table, signature, 5)
+    again = signature.encode(to_records(table.take(pa.array(chosen)), signature))["categories"][:, 0]
+    assert again.tolist() == table.column("c").take(pa.array(chosen)).to_pylist()
+    assert len(chosen) >= 3
 
 
 def _outputs(labels: list[str], probabilities: list[list[float]]) -> dict[str, Any]:

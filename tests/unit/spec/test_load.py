@@ -129,7 +129,7 @@ def test_an_alias_is_a_copy_but_an_alias_bomb_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n", "null", "{}"])
 def test_an_empty_file_lists_what_must_be_given(text: str) -> None:
-    assert _problems(text) == tuple(f"{name} must be given. Add it" for name in ("name", "data", "model"))
+    assert _problems(text) == tuple(f"{name} must be given. Add it" for name in ("name", "data"))
 
 
 @pytest.mark.parametrize("text", ["hello", "3", "[1, 2]", "true"])
@@ -262,7 +262,9 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
         (_TABLE, ["evaluate.gates={accuracy: {}}"], "evaluate.gates.accuracy.a gate must have min or max"),
         (_IMAGES, ["model.channels=[1, 1, 1, 1]"], "model.channels must have at most 3 entries for images of side 8"),
         (_IMAGES, ["data.columns.age=number"], "columns must hold one image and the label for an image_folder"),
-        (_IMAGES, ["data.source={kind: csv, uri: x}"], "columns of kind image need a source of kind image_folder"),
+        (_TABLE, ["model=null", "serve={}"], "model must be given for serve. Add model, or remove serve"),
+        (_TABLE, ["data.label=null"], "data.label must be given for a model"),
+        (_TABLE, ["data.split={train: 1.0, val: 0.0, test: 0.0}"], "must be more than 0 for a model"),
     ],
 )
 def test_sections_must_fit_each_other(text: str, overrides: list[str], rule: str) -> None:

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lepton_ray.artifacts.ledger import Ledger
-from lepton_ray.core.errors import DataError
-from lepton_ray.spec.data import CleanSpec, DataSpec
+from lepton_ray.core.errors import DataError, SpecError
+from lepton_ray.spec.clean import CleanSpec
+from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.clean import clean as run_clean
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.ingest import ingest
+from lepton_ray.stages.ingest import ingest, preflight
 
 COLUMNS = {"id": "ignored", "age": {"kind": "number", "min": 0, "max": 120}, "city": "category", "y": "category"}
 SPLITS = ("train", "val", "test")
@@ -40,8 +41,9 @@ def data_spec(uri, columns=COLUMNS, kind="csv", **more):
 
 
 def run(folder, data, seed=0, **clean):
+    preflight(data)
     raw = ingest(data, context(folder / "ingest"))
-    raw = raw.model_copy(update={"folder": folder / "ingest"})
+    raw = raw.model_copy(update={"location": str(folder / "ingest")})
     dataset = run_clean(data, CleanSpec.model_validate(clean), raw, context(folder / "clean", seed))
     return raw, dataset
 
@@ -52,14 +54,22 @@ def run_text(folder, content, columns=COLUMNS, **clean):
     return run(folder, data_spec(folder / "d.csv", columns), **clean)
 
 
-def quarantine(folder, stage="clean"):
-    rows = pq.read_table(folder / stage / "quarantine.parquet").to_pylist()
-    return {row["_line"]: (row["_reason"], row["_text"]) for row in rows}
+def removed(folder):
+    """What both stages have put into quarantine."""
+    paths = sorted(path for stage in ("ingest", "clean") for path in (folder / stage).glob("quarantine/*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def quarantine(folder):
+    return {row["_line"]: (row["_reason"], row["_text"]) for row in removed(folder)}
 
 
 def kept(folder):
     """Split and cells by line."""
-    tables = {split: pq.read_table(folder / "clean" / f"{split}.parquet").to_pylist() for split in SPLITS}
+    tables = {
+        split: [row for path in sorted((folder / "clean" / split).glob("*")) for row in pq.read_table(path).to_pylist()]
+        for split in SPLITS
+    }
     return {row["_line"]: (split, row) for split, rows in tables.items() for row in rows}
 
 
@@ -99,7 +109,15 @@ def _messy_lines():
 def test_a_messy_file_is_accounted_for_to_the_row(tmp_path):
     raw, dataset = run_text(tmp_path, b"\r\n".join(content for content, _ in MESSY), **LOOSE)
     expected = {line: (fate, text) for line, text, fate in _messy_lines() if fate != "row"}
-    assert quarantine(tmp_path) == expected
+    judged = ("too_many_missing", "duplicate")  # by their typed values, which quarantine has instead of a text
+    assert quarantine(tmp_path) == {
+        line: (fate, None if fate in judged else text) for line, (fate, text) in expected.items()
+    }
+    values = {row["_line"]: (row["id"], row["age"], row["city"], row["y"]) for row in removed(tmp_path)}
+    assert [values[line] for line, (fate, _) in expected.items() if fate in judged] == [
+        ("12", None, None, "no"),
+        ("1", 30.0, "Bern", "yes"),
+    ]
     rows = {line for line, _, fate in _messy_lines() if fate == "row"}
     assert set(kept(tmp_path)) == rows
     counts = Counter(fate for fate, _ in expected.values())
@@ -109,7 +127,7 @@ def test_a_messy_file_is_accounted_for_to_the_row(tmp_path):
     }
     assert dataset.ledger.removed == dict(counts)
     assert (dataset.ledger.rows_in, dataset.ledger.rows_kept) == (18, 6)
-    assert (raw.ledger.rows_in, raw.ledger.rows_kept) == (18, 14)
+    assert (raw.ledger.rows_in, raw.ledger.rows_kept) == (18, 8)
     assert raw.ignored_columns == ("unused",)
     assert dataset.split_rows == Counter(split for split, _ in kept(tmp_path).values())
     assert dataset.class_rows == {s: {"no": 1, "yes": 1} for s in SPLITS}
@@ -119,14 +137,13 @@ def test_a_messy_file_is_accounted_for_to_the_row(tmp_path):
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        ("a,b\n1,2\n", "wrong_header 1.*line 2: the header lacks id, age, city, y"),
         ("id,age,city,y\n1,2\n3\n", "ragged_row 2.*line 2: the row must have 4 cells, got 2"),
         (b"\xff\xfei\x00d\x00,\x00\n1,2\n", "wrong_header 1.*the header is not UTF-8"),
         ("id,age,city,y\n", "the source is empty"),
         ("", "the source is empty"),
         (
             "id,age,city,y\n1,x,a,b\n2,y,a,c\n",
-            r"at least 2 classes.*got \[\].* 2 removed \(type_error 2\). See .*quarantine.parquet",
+            r"no usable one \(type_error 2\). See .*quarantine; the first: .* line 2: age must be a number, got 'x'",
         ),
         ("id,age,city,y\n1,,,b\n2,1,a,\n", r"2 removed \(missing_label 1, too_many_missing 1\)"),
         ("id,age,city,y\n1,1,a,b\n2,2,a,b\n3,3,a,b\n", r"at least 2 classes in the kept rows, got \['b'\]"),
@@ -136,6 +153,13 @@ def test_a_messy_file_is_accounted_for_to_the_row(tmp_path):
 def test_a_file_without_use_is_an_error_that_names_the_cause(tmp_path, content, cause):
     with pytest.raises(DataError, match=f"(?s){cause}"):
         run_text(tmp_path, content)
+
+
+def test_a_column_that_the_source_lacks_is_found_before_anything_is_read(tmp_path):
+    with pytest.raises(SpecError, match=r"data\.columns\.id must name a column of the source.*which has a, b") as error:
+        run_text(tmp_path, "a,b\n1,2\n")
+    assert len(error.value.problems) == 4
+    assert not (tmp_path / "ingest").exists()
 
 
 def _with_bad_rows(num_good, num_bad):
@@ -200,11 +224,10 @@ def test_parquet_rows_leave_their_original_values_in_quarantine(tmp_path):
         tmp_path / "d.parquet", {"id": "ignored", "x": {"kind": "number", "max": 10**5}, "y": "category"}, "parquet"
     )
     run(tmp_path, data, **LOOSE)
-    texts = {line: (reason, json.loads(text)) for line, (reason, text) in quarantine(tmp_path).items()}
-    assert texts == {
-        2: ("duplicate", {"id": str(2**60 + 1), "x": "1", "y": "a"}),
-        32: ("out_of_range", {"id": "29", "x": "1000000", "y": "b"}),
-    }
+    gone = {row["_line"]: row for row in removed(tmp_path)}
+    assert {line: row["_reason"] for line, row in gone.items()} == {2: "duplicate", 32: "out_of_range"}
+    assert (gone[2]["id"], gone[2]["x"], gone[2]["y"]) == (str(2**60 + 1), 1.0, "a")
+    assert json.loads(gone[32]["_text"]) == {"id": 29, "x": 10**6, "y": "b"}
 
 
 def test_the_same_rows_in_any_format_fall_into_the_same_splits(tmp_path):
@@ -234,8 +257,7 @@ def test_an_image_folder(tmp_path):
     assert dataset.ledger.removed == {"unreadable_image": 1, "missing_label": 1, "duplicate": 1}
     assert dataset.ledger.rows_kept == 12
     assert dataset.classes == ("a", "b")
-    texts = pq.read_table(tmp_path / "clean" / "quarantine.parquet").column("_text").to_pylist()
-    assert sorted(Path(text).name for text in texts) == ["bad.png", "none.png", "twin.png"]
+    assert sorted(Path(row["_source"]).name for row in removed(tmp_path)) == ["bad.png", "none.png", "twin.png"]
 
 
 def test_the_ledger_refuses_counts_that_do_not_add_up():
@@ -260,12 +282,11 @@ def test_no_row_is_lost_or_in_two_places(rows, seed):
         labels = {"kind": "category", "allowed": ["a", "b"]}  # an open quote may swallow a label
         columns = {**{key: value for key, value in COLUMNS.items() if key != "id"}, "y": labels}
         _, dataset = run(folder, data_spec(folder / "d.csv", columns), seed, outliers={}, **LOOSE)
-        removed = pq.read_table(folder / "clean" / "quarantine.parquet").column("_line").to_pylist()
-        split_lines = [
-            pq.read_table(folder / "clean" / f"{split}.parquet").column("_line").to_pylist() for split in SPLITS
-        ]
-    everywhere = [*removed, *(line for lines in split_lines for line in lines)]
+        gone = [row["_line"] for row in removed(folder)]
+        rows = kept(folder)
+        split_lines = [[line for line, (split, _) in rows.items() if split == name] for name in SPLITS]
+    everywhere = [*gone, *(line for lines in split_lines for line in lines)]
     assert len(everywhere) == len(set(everywhere)) == dataset.ledger.rows_in
-    assert len(removed) == sum(dataset.ledger.removed.values())
+    assert len(gone) == sum(dataset.ledger.removed.values())
     assert list(map(len, split_lines)) == list(dataset.split_rows.values())
     assert sum(dataset.split_rows.values()) == dataset.ledger.rows_kept

@@ -80,7 +80,7 @@ def test_every_record_has_a_line(tmp_path, delimiter):
     }
     assert [line["line"] for line in lines] == sorted(line["line"] for line in lines)
     assert lines[0]["probabilities"] == {"high": 0, "low": 1}
-    assert lines[4]["error"] == "x must be at most 100, got '500'"
+    assert lines[4]["error"] == "x must be at most 100, got 500"
 
 
 def test_a_package_of_a_csv_takes_other_files_too(tmp_path):

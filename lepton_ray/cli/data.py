@@ -1,0 +1,180 @@
+"""``lepton-ray data``: the snapshots of runs - list, show, compare and profile them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lepton_ray.cli.output import errors_explained, open_output, print_json
+from lepton_ray.cli.tables import print_table, show_bytes, show_cell
+
+app = typer.Typer(no_args_is_help=True, help="List, show, compare and profile the data of runs.")
+
+StorageOption = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+_SNAPSHOT = "Folder of a snapshot, NAME@latest, NAME/STAGE@latest, or the beginning of a key."
+_COLUMN_HEAD = ("column", "kind", "values", "missing", "distinct")
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Run; all of them if not given.", show_default=False)] = None,
+    storage: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """List snapshots: what each run has read, cleaned and prepared, and from what."""
+    with errors_explained(as_json):
+        from lepton_ray.stages.snapshots import list_snapshots
+
+        snapshots, problems = list_snapshots(storage, name)
+        if as_json:
+            print_json({"snapshots": [snapshot.to_json() for snapshot in snapshots], "problems": problems})
+            return
+        rows = [
+            [
+                s.name,
+                s.finished,
+                _from(s.inputs),
+                s.digest[:12],
+                s.rows,
+                _splits(s.split_rows),
+                show_bytes(s.size_bytes),
+            ]
+            for s in snapshots
+        ]
+        head = ["snapshot", "finished", "from", "digest", "rows", "train/val/test", "size"]
+        print_table(head, rows, num_text_columns=4)
+        for problem in problems:
+            typer.echo(f"left out: {show_cell(problem)}", err=True)
+
+
+def _from(inputs: dict[str, str]) -> str:
+    return " ".join(digest[:12] for digest in inputs.values()) or "source"
+
+
+def _splits(rows: dict[str, int]) -> str:
+    return "" if "rows" in rows else "/".join(f"{count:,}" for count in rows.values())
+
+
+@app.command()
+def show(
+    snapshot: Annotated[str, typer.Argument(help=_SNAPSHOT, show_default=False)],
+    storage: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a snapshot: schema, counts, ledger, and its profile in short."""
+    with errors_explained(as_json):
+        from lepton_ray.stages.snapshots import show_snapshot
+
+        facts = show_snapshot(snapshot, storage)
+        if as_json:
+            print_json(facts)
+            return
+        typer.echo(f"{facts['run']}/{facts['stage']}/{facts['key']}  {facts['location']}")
+        typer.echo(f"finished {facts['finished']}, digest {facts['digest'][:12]}, {show_bytes(facts['size_bytes'])}")
+        splits = ", ".join(f"{name} {count:,}" for name, count in facts["split_rows"].items())
+        typer.echo(f"{facts['rows']:,} rows: {splits}")
+        if ledger := facts["ledger"]:
+            removed = ", ".join(f"{reason} {count:,}" for reason, count in ledger["removed"].items()) or "none"
+            typer.echo(f"ledger: {ledger['rows_in']:,} in, {ledger['rows_kept']:,} kept; removed: {removed}")
+        for finding in facts["findings"]:
+            typer.echo(f"look at: {show_cell(finding)}")
+        typer.echo()
+        print_table(_COLUMN_HEAD, [_column(c) for c in facts["columns"]], num_text_columns=3)
+
+
+def _column(facts: dict[str, Any]) -> list[Any]:
+    if "first" in facts:
+        values = f"{facts['first']} … {facts['last']}"
+    elif "quantiles" in facts:
+        low, median, high = (show_cell(float(facts["quantiles"][name])) for name in ("0%", "50%", "100%"))
+        values = f"{'length ' if facts['kind'] == 'text' else ''}{low} … {median} … {high}"
+    else:
+        values = ", ".join(facts.get("top", {}))
+    return [facts["name"], facts.get("kind") or facts["type"], values, facts.get("missing"), facts.get("distinct")]
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help=_SNAPSHOT, show_default=False)],
+    after: Annotated[str, typer.Argument(help=_SNAPSHOT, show_default=False)],
+    storage: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two snapshots: schema, counts, ledger and distributions, the largest changes first."""
+    with errors_explained(as_json):
+        from lepton_ray.stages.snapshots import diff_snapshots
+
+        difference = diff_snapshots(before, after, storage)
+        if as_json:
+            print_json(difference.to_json())
+            return
+        typer.echo(f"before: {difference.before}\nafter:  {difference.after}")
+        typer.echo("the same, by digest\n" if difference.is_same else "not the same, by digest\n")
+        counts = {"rows": difference.rows, **difference.splits, **difference.ledger}
+        rows = [[name, c.before, c.after, _signed(c.before, c.after)] for name, c in counts.items()]
+        print_table(["", "before", "after", "change"], rows)
+        typer.echo()
+        head = [
+            "column",
+            "kind",
+            "change",
+            "distance",
+            "psi",
+            "missing before",
+            "after",
+            "mean before",
+            "after",
+            "unseen",
+        ]
+        print_table(head, [_difference(column) for column in difference.columns], num_text_columns=3)
+        typer.echo(
+            "\ndistance: KS statistic of numbers, total variation of categories (0 the same, 1 nothing in common)"
+        )
+
+
+def _signed(before: int | None, after: int | None) -> str:
+    return "" if before is None or after is None or before == after else f"{after - before:+,}"
+
+
+def _difference(column: Any) -> list[Any]:
+    kinds = dict.fromkeys(kind for kind in (column.kind_before, column.kind_after) if kind)
+    change = (
+        column.change if column.change != "none" else {"none": "", "small": "small", "large": "LARGE"}[column.level]
+    )
+    numbers = [column.distance, column.psi, column.missing_before, column.missing_after]
+    means = [None, None] if column.kind_after == "time" else [column.mean_before, column.mean_after]
+    unseen = None if not column.unseen_fraction else f"{column.unseen_fraction:.1%}"
+    return [column.name, " → ".join(kinds), change, *map(_round, numbers), *means, unseen]
+
+
+def _round(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+@app.command()
+def profile(
+    what: Annotated[
+        str, typer.Argument(help=f"Data file that no spec describes, or a snapshot: {_SNAPSHOT}", show_default=False)
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
+    storage: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Profile a data file or a snapshot: a page for people, JSON for programs, or a table."""
+    with errors_explained(as_json):
+        from lepton_ray.stages.snapshots import profile_anything, shorten, write_page_of
+
+        name, seen = profile_anything(what, storage)
+        if output is not None:
+            page = write_page_of(name, seen)
+            with open_output(output, "w") as file:
+                file.write(page)
+            typer.echo(f"Wrote {output}", err=True)
+        if as_json:
+            print_json({"name": name, "profile": seen.model_dump(mode="json")})
+        elif output is None:
+            sample = "" if seen.rows == seen.rows_total else f" (a sample of {seen.rows:,})"
+            typer.echo(f"{name}: {seen.rows_total:,} rows{sample}, {len(seen.columns):,} columns\n")
+            rows = [_column({"name": name, **shorten(c)}) for name, c in seen.columns.items()]
+            print_table(_COLUMN_HEAD, rows, num_text_columns=3)

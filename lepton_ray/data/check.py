@@ -1,0 +1,328 @@
+"""Type the cells of a raw block and take out the rows that break a rule of their columns.
+
+Looks at one row at a time and needs nothing else, so it runs on any block anywhere. What is typed is what every later stage
+sees: numbers float64, categories dictionary-encoded text, texts, times UTC to the microsecond, images bytes; null where a
+value is missing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts import rules
+from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers
+from lepton_ray.artifacts.text_form import form
+from lepton_ray.core.text import show
+from lepton_ray.data.block import FATE_SCHEMA, LINE, SOURCE, RawBlock, to_json
+from lepton_ray.data.hashing import HASH_TYPE, hash_groups
+from lepton_ray.spec.data import (
+    CategoryColumn,
+    Column,
+    DataSpec,
+    ImageColumn,
+    NumberColumn,
+    SeriesColumn,
+    TextColumn,
+    TimeColumn,
+)
+
+ROW_HASH, FEATURE_HASH, NUM_MISSING = "_row_hash", "_feature_hash", "_num_missing"
+CATEGORY_TYPE = pa.dictionary(pa.int32(), pa.string())
+TIME_TYPE = pa.timestamp("us", "UTC")
+
+
+Mask = NDArray[np.bool_]
+Fate = tuple[str, int, str, str, str | None, str | None]
+"""A row of quarantine: source, line, reason, detail, text, cells."""
+
+
+def typed_schema(columns: Mapping[str, Column]) -> pa.Schema:
+    """Return the Arrow types of the declared columns."""
+    return pa.schema({name: typed_type(column) for name, column in columns.items()})
+
+
+def typed_type(column: Column) -> pa.DataType:
+    """Return the Arrow type of a column's values."""
+    if isinstance(column, SeriesColumn):
+        return pa.list_(pa.float64(), column.length)
+    kinds = {"number": pa.float64(), "category": CATEGORY_TYPE, "time": TIME_TYPE, "image": pa.binary()}
+    return kinds.get(column.kind, pa.string())
+
+
+def rows_schema(columns: Mapping[str, Column]) -> pa.Schema:
+    """Return the schema of a part of typed rows."""
+    place = {SOURCE: CATEGORY_TYPE, LINE: pa.int64()}
+    keys = {ROW_HASH: HASH_TYPE, FEATURE_HASH: HASH_TYPE, NUM_MISSING: pa.uint16()}
+    return pa.schema([*typed_schema(columns), *pa.schema({**place, **keys})])
+
+
+def quarantine_schema(columns: Mapping[str, Column]) -> pa.Schema:
+    """Return the schema of removed rows: their fate, and their values where these are known."""
+    return pa.schema([*FATE_SCHEMA, *typed_schema(columns)])
+
+
+@dataclass
+class Verdict:
+    """The first reason against each row that has one."""
+
+    rows: int
+    removed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Reason and detail by position."""
+
+    def remove(self, name: str, breach: rules.Breach, value_of: Callable[[int], object]) -> None:
+        """Remove rows that nothing has removed yet; ``value_of`` gives the value of a row to show."""
+        for row in np.flatnonzero(breach.rows).tolist():
+            if row not in self.removed:
+                self.removed[row] = (breach.reason, f"{name} {breach.rule}, got {_show(value_of(row))}")
+
+    @property
+    def is_kept(self) -> Mask:
+        """Which rows stay."""
+        mask = np.ones(self.rows, bool)
+        mask[list(self.removed)] = False
+        return mask
+
+
+def check_block(block: RawBlock, data: DataSpec) -> tuple[pa.Table, pa.Table]:
+    """Return the rows that stay (``rows_schema``), and all removed ones (``quarantine_schema``)."""
+    rows = len(block.lines)
+    verdict = Verdict(rows)
+    typed: dict[str, pa.Array] = {}
+    for name, column in data.columns.items():
+        cells = _cells(block.cells, name, rows)
+        typed[name] = _type_column(name, column, cells, data, verdict)
+        if name == data.label:
+            missing = rules.Breach("missing_label", "is the label and must be given", _is_null(typed[name]))
+            verdict.remove(name, missing, lambda row: None)
+    table = _with_keys(typed, block, data, rows)
+    removed = _removed_rows(block, data, verdict)
+    if verdict.removed:
+        table = table.filter(pa.array(verdict.is_kept))
+    return table, removed
+
+
+def _cells(cells: pa.Table, name: str, rows: int) -> pa.Array:
+    if name not in cells.column_names:
+        return pa.nulls(rows, pa.string())
+    column = cells.column(name)
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return (
+        column.unify_dictionaries().combine_chunks() if pa.types.is_dictionary(column.type) else column.combine_chunks()
+    )
+
+
+def _with_keys(typed: Mapping[str, pa.Array], block: RawBlock, data: DataSpec, rows: int) -> pa.Table:
+    num_missing = np.zeros(rows, np.uint16)
+    for name in data.read_features:
+        if typed[name].null_count:
+            num_missing += _is_null(typed[name])
+    features = [typed[name] for name in data.read_features]
+    others = [array for name, array in typed.items() if name not in data.read_features]
+    feature_hash, row_hash = hash_groups([features, others], rows)
+    columns: dict[str, Any] = {
+        **typed,
+        SOURCE: _sources(block, rows),
+        LINE: pa.array(block.lines),
+        ROW_HASH: row_hash,
+        FEATURE_HASH: feature_hash,
+        NUM_MISSING: pa.array(num_missing),
+    }
+    return pa.table(columns, schema=rows_schema(data.columns))
+
+
+def _sources(block: RawBlock, rows: int) -> pa.Array:
+    if isinstance(block.source, pa.Array):
+        return block.source.dictionary_encode().cast(CATEGORY_TYPE)
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([block.source]))
+
+
+def _is_null(array: pa.Array) -> Mask:
+    mask: Mask = array.is_null().to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _type_column(name: str, column: Column, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    """Return a column's typed values; rows whose cell breaks a rule are removed in ``verdict``."""
+    if isinstance(column, NumberColumn):
+        return _type_numbers(name, column, cells, data, verdict)
+    if isinstance(column, CategoryColumn):
+        return _type_categories(name, column, cells, data, verdict)
+    if isinstance(column, TextColumn):
+        return _type_texts(name, column, cells, data, verdict)
+    if isinstance(column, TimeColumn):
+        return _type_times(name, column, cells, data, verdict)
+    if isinstance(column, SeriesColumn):
+        return _type_series(name, column, cells, data, verdict)
+    if isinstance(column, ImageColumn):
+        return cells.cast(pa.binary())
+    return _as_they_are(cells)
+
+
+def _type_numbers(name: str, column: NumberColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    values, is_wrong = _read_numbers(column, cells, data)
+    verdict.remove(name, rules.Breach("type_error", rules.type_rule(column), is_wrong), _value_in(cells))
+    for breach in rules.number_breaches(column, values):
+        verdict.remove(name, breach, _value_in(values))
+    return to_numbers(values)
+
+
+def _read_numbers(column: NumberColumn, cells: pa.Array, data: DataSpec) -> tuple[NDArray[np.float64], Mask]:
+    """Return the numbers, NaN where one is missing, and which cells should be one."""
+    if _is_numeric(cells.type):
+        values = cells.cast(pa.float64(), safe=False).to_numpy(
+            zero_copy_only=False
+        )  # null becomes NaN: both are missing
+        is_wrong = np.zeros(len(cells), bool)
+    else:
+        texts = _given_texts(cells, data)
+        values, is_number = parse_numbers(texts, column)
+        is_wrong = ~is_number & ~_is_null(texts)
+    missing = missing_numbers(column, data.missing_words)
+    return np.where(np.isin(values, missing), np.nan, values) if missing else values + 0.0, is_wrong
+
+
+def to_numbers(values: NDArray[np.float64]) -> pa.Array:
+    """Return numbers as an Arrow array, null for NaN."""
+    missing = np.isnan(values)
+    if not missing.any():
+        return pa.array(values)
+    valid = np.packbits(~missing, bitorder="little")
+    return pa.Array.from_buffers(
+        pa.float64(), len(values), [pa.py_buffer(valid), pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def _type_categories(name: str, column: CategoryColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    """Done for each distinct text once."""
+    cells = _single_values(name, column, cells, verdict)
+    texts = to_text(cells)
+    encoded = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
+    values = _formed(column, encoded.dictionary, data).dictionary_encode()
+    codes = values.indices.cast(pa.int32()).take(encoded.indices)
+    array = pa.DictionaryArray.from_arrays(codes, values.dictionary)
+    for breach in rules.category_breaches(column, array):
+        verdict.remove(name, breach, _value_in(cells))
+    return array
+
+
+def _type_texts(name: str, column: TextColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    cells = _single_values(name, column, cells, verdict)
+    texts = _formed(column, _plain(to_text(cells)), data)
+    for breach in rules.text_breaches(column, texts):
+        verdict.remove(name, breach, _value_in(cells))
+    return texts
+
+
+def _single_values(name: str, column: Column, cells: pa.Array, verdict: Verdict) -> pa.Array:
+    """Return cells without lists and structures: where a text is asked for, these are none."""
+    if not pa.types.is_nested(cells.type):
+        return cells
+    verdict.remove(name, rules.Breach("type_error", rules.type_rule(column), ~_is_null(cells)), _value_in(cells))
+    return pa.nulls(len(cells), pa.string())
+
+
+def _formed(column: CategoryColumn | TextColumn, texts: pa.Array, data: DataSpec) -> pa.Array:
+    """Return texts in the column's form; null where they say, before or after, that a value is missing."""
+    return _without_missing(form(column)(_without_missing(texts, data)), data)
+
+
+def _without_missing(texts: pa.Array, data: DataSpec) -> pa.Array:
+    """Return texts without spaces around them, null where they say that a value is missing."""
+    stripped = pc.utf8_trim_whitespace(texts)
+    is_missing = pc.is_in(stripped, value_set=pa.array(["", *data.missing_words], pa.string()))
+    return pc.if_else(is_missing, pa.scalar(None, pa.string()), stripped)
+
+
+def _type_times(name: str, column: TimeColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    given = cells if _is_numeric(cells.type) or pa.types.is_temporal(cells.type) else _given_texts(cells, data)
+    array, is_wrong = rules.parse_times(column, given, data.missing_words)
+    verdict.remove(name, rules.Breach("type_error", rules.type_rule(column), is_wrong), _value_in(cells))
+    for breach in rules.time_breaches(column, array):
+        verdict.remove(name, breach, _value_in(cells))
+    return array
+
+
+def _type_series(name: str, column: SeriesColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    values, breaches = rules.parse_series(
+        column, cells if pa.types.is_nested(cells.type) else _given_texts(cells, data)
+    )
+    for breach in breaches:
+        verdict.remove(name, breach, _value_in(cells))
+    return values
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _as_they_are(cells: pa.Array) -> pa.Array:
+    """Return cells of an ignored column as text, null where they are blank."""
+    texts = _plain(to_text(cells))
+    is_blank = pc.equal(texts, "")
+    return pc.if_else(is_blank, pa.scalar(None, pa.string()), texts) if pc.any(is_blank).as_py() else texts
+
+
+def _given_texts(cells: pa.Array, data: DataSpec) -> pa.Array:
+    """Return cells as plain texts, null where they say that a value is missing."""
+    return _without_missing(_plain(to_text(cells)), data)
+
+
+def to_text(cells: pa.Array) -> pa.Array:
+    """Return cells of any type as text, as a person would write them; a dictionary stays one, null stays null."""
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(cells.indices, to_text(cells.dictionary))
+    if pa.types.is_floating(kind):
+        encoded = cells.dictionary_encode()
+        distinct = encoded.dictionary.to_numpy(zero_copy_only=False)  # a float32 is spelled as short as it can be
+        texts = [None if value != value else rules.category_text(float(str(value))) for value in distinct]
+        return pa.array(texts, pa.string()).take(encoded.indices)
+    if pa.types.is_nested(kind):
+        return pa.array([None if value is None else to_json(value) for value in cells.to_pylist()], pa.string())
+    return cells.cast(pa.string())
+
+
+def _plain(texts: pa.Array) -> pa.Array:
+    return texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
+
+
+def _value_in(cells: Any) -> Callable[[int], object]:
+    """Return what gives a row's value to show."""
+    return lambda row: cells[row].as_py() if isinstance(cells, pa.Array) else cells[row].item()
+
+
+def _removed_rows(block: RawBlock, data: DataSpec, verdict: Verdict) -> pa.Table:
+    """Return what quarantine keeps of a block: removed rows, then records that are no rows."""
+    positions = np.array(sorted(verdict.removed), np.int64)
+    sources = [block.source] * len(positions)
+    if isinstance(block.source, pa.Array):
+        sources = block.source.take(pa.array(positions)).to_pylist()
+    fates = [verdict.removed[row] for row in positions.tolist()]
+    texts, cells = block.texts_of(positions), block.cells_of(positions)
+    places = zip(sources, block.lines[positions].tolist(), fates, texts, cells, strict=True)
+    rows: list[Fate] = [(source, line, *fate, text, cell) for source, line, fate, text, cell in places]
+    bad_sources = block.bad_sources or [str(block.source)] * len(block.bad)
+    for source, bad in zip(bad_sources, block.bad, strict=True):
+        rows.append((source, bad.line, bad.reason, bad.detail, bad.text, None))
+    return _to_quarantine(rows, data.columns)
+
+
+def _to_quarantine(rows: Sequence[Fate], columns: Mapping[str, Column]) -> pa.Table:
+    """Return a quarantine table; values are unknown."""
+    schema = quarantine_schema(columns)
+    fates = list(zip(*rows, strict=True)) if rows else [()] * len(FATE_SCHEMA)
+    known = [pa.array(values, field.type) for values, field in zip(fates, FATE_SCHEMA, strict=True)]
+    unknown = [pa.nulls(len(rows), field.type) for field in list(schema)[len(FATE_SCHEMA) :]]
+    return pa.Table.from_arrays([*known, *unknown], schema=schema)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return "nothing" if value is None else show(value)

@@ -1,0 +1,69 @@
+"""Connectors: one for each kind of source. ``open_connector`` returns the one that a spec asks for.
+
+A kind's module is imported when a spec asks for it, and so is the library that it reads with.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from lepton_ray.data.connectors.base import Connector
+from lepton_ray.data.connectors.contract import check_source
+from lepton_ray.spec.data import DataSpec
+
+__all__ = ["KINDS", "check_source", "open_connector"]
+
+KINDS = {
+    "csv": "csv_files:CsvConnector",
+    "jsonl": "json_lines:JsonLinesConnector",
+    "text": "text_lines:TextConnector",
+    "parquet": "parquet:ParquetConnector",
+    "arrow": "arrow:ArrowConnector",
+    "orc": "orc:OrcConnector",
+    "image_folder": "image_folder:ImageFolderConnector",
+    "tfrecord": "tfrecord:TfRecordConnector",
+    "numpy": "numpy_files:NumpyConnector",
+    "webdataset": "webdataset:WebDatasetConnector",
+    "sql": "sql:SqlConnector",
+    "http": "http_api:HttpConnector",
+    "delta": "delta:DeltaConnector",
+    "iceberg": "iceberg:IcebergConnector",
+    "kafka": "kafka:KafkaConnector",
+    "ray": "ray_source:RayConnector",
+    "custom": "custom:open_custom",
+}
+"""Module and class (or function) of each kind; called with the ``data`` section."""
+
+
+def open_connector(data: DataSpec) -> Connector:
+    """Return the connector of ``data.source``; nothing is opened.
+
+    Raises:
+        SpecError: If a custom connector cannot be imported.
+    """
+    module, _, name = KINDS[data.source.kind].partition(":")
+    return cast(Connector, getattr(importlib.import_module(f"{__name__}.{module}"), name)(data))
+
+
+if TYPE_CHECKING:
+    from lepton_ray.data.connectors.arrow import ArrowConnector
+    from lepton_ray.data.connectors.csv_files import CsvConnector
+    from lepton_ray.data.connectors.delta import DeltaConnector
+    from lepton_ray.data.connectors.http_api import HttpConnector
+    from lepton_ray.data.connectors.iceberg import IcebergConnector
+    from lepton_ray.data.connectors.image_folder import ImageFolderConnector
+    from lepton_ray.data.connectors.json_lines import JsonLinesConnector
+    from lepton_ray.data.connectors.kafka import KafkaConnector
+    from lepton_ray.data.connectors.numpy_files import NumpyConnector
+    from lepton_ray.data.connectors.orc import OrcConnector
+    from lepton_ray.data.connectors.parquet import ParquetConnector
+    from lepton_ray.data.connectors.ray_source import RayConnector
+    from lepton_ray.data.connectors.sql import SqlConnector
+    from lepton_ray.data.connectors.text_lines import TextConnector
+    from lepton_ray.data.connectors.tfrecord import TfRecordConnector
+    from lepton_ray.data.connectors.webdataset import WebDatasetConnector
+
+    _FILES: tuple[type[Connector], ...] = (ArrowConnector, CsvConnector, ImageFolderConnector, JsonLinesConnector)
+    _MORE_FILES: tuple[type[Connector], ...] = (NumpyConnector, OrcConnector, ParquetConnector, TextConnector)
+    _BINARY: tuple[type[Connector], ...] = (TfRecordConnector, WebDatasetConnector)
+    _SERVERS: tuple[type[Connector], ...] = (DeltaConnector, HttpConnector, IcebergConnector, KafkaConnector)
+    _ENGINES: tuple[type[Connector], ...] = (RayConnector, SqlConnector)

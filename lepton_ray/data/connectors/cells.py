@@ -1,0 +1,141 @@
+"""Cells of typed sources: bytes become texts or pixels, and rows whose bytes are neither are told apart."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lepton_ray.core.text import show
+from lepton_ray.data.block import BadRecord, Positions, RawBlock
+from lepton_ray.data.connectors.pixels import read_pixels
+from lepton_ray.spec.data import Column, ImageColumn
+
+Fault = tuple[str, str]
+Read = tuple[pa.ChunkedArray, dict[int, Fault]]
+
+_UTF8: Fault = ("invalid_utf8", "the record must be UTF-8")
+
+
+def finish(block: RawBlock, columns: Mapping[str, Column]) -> RawBlock:
+    """Return a block whose images are pixels and whose other cells are no bytes; rows that cannot be so are bad records."""
+    cells, faults = block.cells, dict[int, Fault]()
+    for index, name in enumerate(block.cells.column_names):
+        column, given = columns[name], cells.column(index)
+        read, wrong = _read_images(name, given, column) if isinstance(column, ImageColumn) else _read_texts(given)
+        cells = cells.set_column(index, name, read)
+        faults = {**wrong, **faults}
+    if not faults:
+        return replace(block, cells=cells)
+    positions = np.array(sorted(faults), np.int64)
+    images = [name for name in cells.column_names if isinstance(columns[name], ImageColumn)]
+    texts = block.texts(positions) if block.texts else row_texts(block.cells.drop(images).take(pa.array(positions)))
+    return _without(replace(block, cells=cells), faults, dict(zip(positions.tolist(), texts, strict=True)))
+
+
+def _without(block: RawBlock, faults: Mapping[int, Fault], texts: Mapping[int, str]) -> RawBlock:
+    """Return a block of one source with some rows, by position, taken for bad records."""
+    is_row = np.ones(len(block.lines), bool)
+    is_row[list(faults)] = False
+    kept, texts_of = np.flatnonzero(is_row), block.texts
+    bad = (BadRecord(int(block.lines[i]), text, *faults[i]) for i, text in texts.items())
+    return replace(
+        block,
+        cells=block.cells.filter(pa.array(is_row)),
+        lines=block.lines[is_row],
+        texts=None if texts_of is None else lambda at: texts_of(kept[at]),
+        bad=(*block.bad, *bad),
+    )
+
+
+def row_texts(table: pa.Table) -> list[str]:
+    """Return rows as JSON texts."""
+    return [json.dumps(row, ensure_ascii=False, default=_plain) for row in _rows(table)]
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    columns = {name: _values(table.column(index)) for index, name in enumerate(table.column_names)}
+    return ({name: values[i] for name, values in columns.items()} for i in range(table.num_rows))
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (UnicodeDecodeError, ValueError):  # text that is none; a time beyond Python's
+        return [_as_bytes(value) for chunk in column.chunks for value in chunk]
+
+
+def _as_bytes(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (UnicodeDecodeError, ValueError):
+        return bytes(value.as_buffer()) if hasattr(value, "as_buffer") else str(value)
+
+
+def _plain(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _read_texts(cells: pa.ChunkedArray) -> Read:
+    """Return bytes as texts; texts as they are, when they are texts."""
+    kind = cells.type.value_type if pa.types.is_dictionary(cells.type) else cells.type
+    try:
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+            return _undictionary(cells).cast(pa.binary()).cast(pa.string()), {}
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            cells.validate(full=True)
+        return cells, {}
+    except pa.ArrowInvalid:
+        values = _values(cells)
+    texts = [_text_or_none(value) for value in values]
+    wrong = [i for i, (value, text) in enumerate(zip(values, texts, strict=True)) if value is not None and text is None]
+    return pa.chunked_array([pa.array(texts, pa.string())]), dict.fromkeys(wrong, _UTF8)
+
+
+def _undictionary(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    return cells.cast(cells.type.value_type) if pa.types.is_dictionary(cells.type) else cells
+
+
+def _text_or_none(value: Any) -> str | None:
+    if not isinstance(value, bytes):
+        return None if value is None else str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_images(name: str, cells: pa.ChunkedArray, column: ImageColumn) -> Read:
+    pixels: list[bytes | None] = []
+    faults: dict[int, Fault] = {}
+    for index, value in enumerate(_values(cells)):
+        content = value.get("bytes") if isinstance(value, dict) else value
+        try:
+            pixels.append(read_pixels(_bytes_of(content), column))
+        except ValueError as error:
+            pixels.append(None)
+            faults[index] = ("unreadable_image", f"{name} {error}")
+    return pa.chunked_array([pa.array(pixels, pa.binary())]), faults
+
+
+def _bytes_of(content: Any) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    if content is None:
+        raise ValueError("must be given")
+    try:
+        return bytes(content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be an image file or pixels, got {show(content)}") from error
+
+
+def select(table: pa.Table, columns: Mapping[str, Column]) -> pa.Table:
+    """Return the declared columns that a table has."""
+    return table.select([name for name in columns if name in table.column_names])
+
+
+def lines_from(first: int, rows: int) -> Positions:
+    """Return places of rows that follow each other."""
+    return np.arange(first, first + rows, dtype=np.int64)

@@ -1,0 +1,171 @@
+"""Files by path or URI: a folder of this machine, what pyarrow opens (s3, gs, abfs, hdfs), what fsspec opens (the rest).
+
+pyarrow's own streams read local files. Remote ones are read through ``PersistentFile``, which comes back to where it was
+after a lost connection.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from lepton_ray.core import settings
+from lepton_ray.core.errors import ArtifactError, DataError
+from lepton_ray.core.extras import require
+from lepton_ray.core.text import without_credentials
+from lepton_ray.data.connectors.faults import describe, persist, waits_s
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
+_ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source: what its fingerprint holds."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+
+
+def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the filesystem of a path or URI, and the path in it.
+
+    Raises:
+        ArtifactError: If nothing opens the URI's scheme.
+        DataError: If its server cannot be reached.
+    """
+    if (local := settings.local_path(uri)) is not None:
+        return pafs.LocalFileSystem(), str(local)
+    text = settings.expand(uri)
+    scheme = text.partition("://")[0]
+    try:
+        if scheme in _ARROW_SCHEMES:
+            filesystem, path = persist(lambda: pafs.FileSystem.from_uri(text), _is_transient)
+            return filesystem, str(path)
+        return _open_by_fsspec(text)
+    except (ValueError, ImportError) as error:
+        raise ArtifactError(
+            f"data.source.uri must be a path or a URI that pyarrow or fsspec opens, got {without_credentials(uri)!r} "
+            f"({describe(error, uri)}). Check the scheme {scheme!r}, or install its package"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"data.source.uri must name a place that can be reached, got {without_credentials(uri)!r} "
+            f"({describe(error, uri)}). Check the address and the credentials"
+        ) from error
+
+
+def _open_by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
+    fsspec = require("fsspec", "reading this URI")
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
+    """Return the file at ``root``, or the files below it that have one of the suffixes, in name order; none if it is gone."""
+    info = persist(lambda: filesystem.get_file_info(root), _is_transient)
+    if info.type == pafs.FileType.NotFound:
+        return []
+    infos = [info]
+    if info.type != pafs.FileType.File:
+        selector = pafs.FileSelector(root, recursive=True)
+        found = persist(lambda: filesystem.get_file_info(selector), _is_transient)
+        infos = [i for i in found if i.is_file and i.path.lower().endswith(suffixes)]
+    files = (SourceFile(i.path, i.size or 0, i.mtime_ns or 0) for i in infos)
+    return sorted(files, key=lambda file: file.path)
+
+
+def open_file(filesystem: pafs.FileSystem, path: str) -> Any:
+    """Open a file to read from any place of it."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return filesystem.open_input_file(path)
+    return pa.PythonFile(PersistentFile(lambda: filesystem.open_input_file(path)), mode="r")
+
+
+def open_stream(filesystem: pafs.FileSystem, path: str) -> Any:
+    """Open a file to read from start to end, decompressed by its suffix."""
+    file = open_file(filesystem, path)
+    codec = codec_of(path)
+    return pa.CompressedInputStream(file, codec) if codec else file
+
+
+def codec_of(path: str) -> str | None:
+    """Name of the compression that a path's suffix says, or None."""
+    return str(pa.Codec.detect(path).name) if path.lower().endswith(COMPRESSED) else None
+
+
+class PersistentFile(io.RawIOBase):
+    """A file that is opened again, at the same place, when reading it fails."""
+
+    def __init__(self, open_again: Callable[[], Any]) -> None:
+        self._open_again = open_again
+        self._file: Any = None
+        self._position = 0
+        self._size: int | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """Read from the current position."""
+        data: bytes = self._persist(lambda file: _read_at(file, self._position, size))
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; nothing is read."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}
+        self._position = offset + (start[whence] if whence in start else self.size())
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        if self._size is None:
+            self._size = int(self._persist(lambda file: file.size()))
+        return self._size
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None and not self._file.closed:
+            self._file.close()
+        super().close()
+
+    def _persist(self, use: Callable[[Any], Any]) -> Any:
+        for wait_s in waits_s():
+            try:
+                return use(self._opened())
+            except OSError as error:
+                self._file = None
+                if not _is_transient(error):
+                    raise
+            time.sleep(wait_s)
+        return use(self._opened())
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            self._file = self._open_again()
+        return self._file
+
+
+def _read_at(file: Any, position: int, size: int) -> Any:
+    file.seek(position)
+    return file.read() if size < 0 else file.read(size)
+
+
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, _LASTING)

@@ -1,0 +1,232 @@
+"""One GET after another to one server: bounded in size, time and number, sent again after transient faults.
+
+Credentials go to the origin of the first address only: a redirect or a next page elsewhere is refused.
+"""
+
+import email.utils
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+from lepton_ray.core.errors import DataError
+from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, describe, waits_s
+
+_CHUNK_BYTES = 1 << 16
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_GZIP = 16 + zlib.MAX_WBITS
+_PORTS = {"http": 80, "https": 443}
+_REFUSAL_BYTES = 4096
+_SHOWN_CHARACTERS = 200
+_MIN_SECRET_LENGTH = 6
+
+
+class Answer(NamedTuple):
+    """What the server said."""
+
+    url: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Limits(NamedTuple):
+    """How far to go."""
+
+    requests_per_s: float | None
+    timeout_s: float
+    deadline_s: float
+    max_tries: int
+    max_bytes: int
+
+
+class _FaultError(Exception):
+    """A try that failed in a way that may pass."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+@dataclass
+class Client:
+    """Sends requests to the origin of ``first_url``."""
+
+    first_url: str
+    headers: Mapping[str, str]
+    limits: Limits
+    templates: tuple[str, ...] = ()
+    """Texts of the spec that address and headers were made of: what they refer to stays out of messages."""
+    _deadline: float = field(init=False)
+    _next_start: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + self.limits.deadline_s
+
+    def get(self, url: str) -> Answer:
+        """Return the server's answer.
+
+        Raises:
+            DataError: If it stays unreachable, refuses, or answers what is too large.
+        """
+        if origin(url) != origin(self.first_url):
+            raise DataError(
+                f"data.source.uri must lead to pages of {origin(self.first_url)}, got one at {origin(url)}: credentials are "
+                "not sent there. Name that address in data.source.uri if it is right"
+            )
+        waits = waits_s(self.limits.max_tries)
+        for number in range(1, self.limits.max_tries + 1):
+            self._pace()
+            try:
+                return self._send(url)
+            except _FaultError as error:
+                self._wait(url, number, error, next(waits, None))
+        raise AssertionError("the last wait raises")
+
+    def _pace(self) -> None:
+        """Wait until the next request may start."""
+        if self.limits.requests_per_s is None:
+            return
+        now = time.monotonic()
+        if now < self._next_start:
+            time.sleep(min(self._next_start - now, max(0.0, self._deadline - now)))
+        self._next_start = time.monotonic() + 1 / self.limits.requests_per_s
+
+    def _wait(self, url: str, number: int, error: _FaultError, back_off_s: float | None) -> None:
+        """Wait before the next try.
+
+        Raises:
+            DataError: If there is none left, or no time for it.
+        """
+        wait_s = back_off_s if error.wait_s is None or back_off_s is None else error.wait_s
+        left_s = self._deadline - time.monotonic()
+        if wait_s is None or wait_s >= left_s:
+            rest = "" if wait_s is None else f", and {max(left_s, 0):.0f} s of data.source.deadline_s are left"
+            raise DataError(
+                f"{shown(url)} must answer within {self.limits.max_tries} tries, got {error} in try {number}{rest}. Try later, "
+                "or raise data.source.max_tries or data.source.deadline_s"
+            ) from error
+        time.sleep(wait_s)
+
+    def _send(self, url: str) -> Answer:
+        timeout_s = min(self.limits.timeout_s, self._deadline - time.monotonic())
+        if timeout_s <= 0:
+            raise DataError(
+                f"{shown(url)} must be read within data.source.deadline_s ({self.limits.deadline_s:g}). Raise it"
+            )
+        request = urllib.request.Request(url, headers={"Accept": "application/json", **self.headers})  # noqa: S310
+        opener = urllib.request.build_opener(_SameOrigin(self.first_url))
+        end = time.monotonic() + timeout_s
+        try:
+            with opener.open(request, timeout=timeout_s) as response:
+                return Answer(response.geturl(), self._body(response, url, end), response.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error, url) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _FaultError(_name(error)) from error
+
+    def _body(self, response: Any, url: str, end: float) -> bytes:
+        """Read the answer in pieces: a server that sends a byte a second is no better than one that is silent."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := response.read1(_CHUNK_BYTES):
+            pieces.append(piece)
+            size += len(piece)
+            if size > self.limits.max_bytes:
+                raise self._too_large(url)
+            if time.monotonic() > end:
+                raise _FaultError("no whole answer in time")
+        length = response.headers.get("Content-Length")
+        if length is not None and size < int(length):
+            raise _FaultError(f"{size} of {length} bytes")
+        body = b"".join(pieces)
+        return self._decompress(body, url) if response.headers.get("Content-Encoding") == "gzip" else body
+
+    def _decompress(self, body: bytes, url: str) -> bytes:
+        engine = zlib.decompressobj(_GZIP)
+        try:
+            content = engine.decompress(body, self.limits.max_bytes + 1)
+        except zlib.error as error:
+            raise _FaultError("an answer that is no gzip") from error
+        if len(content) > self.limits.max_bytes:
+            raise self._too_large(url)
+        if not engine.eof:
+            raise _FaultError("a gzip answer that ends early")
+        return content
+
+    def _refusal(self, error: urllib.error.HTTPError, url: str) -> Exception:
+        if error.code in _PASSING:
+            return _FaultError(f"{error.code} {error.reason}", _retry_after_s(error.headers.get("Retry-After")))
+        answer = f"{error.code} {error.reason}" + (f" ({text})" if (text := self._text(error)) else "")
+        return DataError(
+            f"{shown(url)} must answer with 200, got {answer}. Check data.source.uri and data.source.headers"
+        )
+
+    def _text(self, error: urllib.error.HTTPError) -> str:
+        """Return the start of what a refusal says; a server may say the credentials that it was sent."""
+        try:
+            body = error.read(_REFUSAL_BYTES).decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException, AttributeError):
+            return ""
+        for value in self.headers.values():
+            for secret in (value, *value.split()):
+                body = body.replace(secret, "...") if len(secret) >= _MIN_SECRET_LENGTH else body
+        return describe(ValueError(body), *self.templates)[:_SHOWN_CHARACTERS] if body.strip() else ""
+
+    def _too_large(self, url: str) -> DataError:
+        return DataError(
+            f"{shown(url)} must answer with at most {self.limits.max_bytes} bytes, got more. Ask for smaller pages or raise "
+            "data.source.max_page_bytes"
+        )
+
+
+class _SameOrigin(urllib.request.HTTPRedirectHandler):
+    """Follows redirects within an origin."""
+
+    def __init__(self, first_url: str) -> None:
+        self._first_url = first_url
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if origin(newurl) != origin(self._first_url):
+            raise DataError(
+                f"{shown(req.full_url)} must answer itself, got a redirect to {origin(newurl)}: credentials are not sent there. "
+                "Name that address in data.source.uri if it is right"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def origin(url: str) -> str:
+    """Return scheme, host and port of an address."""
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or _PORTS.get(parts.scheme, 0)
+    return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
+def shown(url: str) -> str:
+    """Return an address as messages show it: without user and query, which may hold a key."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _retry_after_s(text: str | None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header names, as a number or as a time."""
+    if text is None:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return LONGEST_WAIT_S
+
+
+def _name(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)

@@ -1,0 +1,56 @@
+"""Image files to pixels: what image folders, tables with images and samples share."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from lepton_ray.core.extras import require
+from lepton_ray.spec.data import ImageColumn
+
+MAX_IMAGE_BYTES = 64 << 20
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+def read_pixels(content: bytes, column: ImageColumn) -> bytes:
+    """Return the pixels of a cell: an image file, or the pixels themselves where it has just their number of bytes.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if len(content) == num_pixel_bytes(column):
+        return content
+    return decode_image(content, column)
+
+
+def num_pixel_bytes(column: ImageColumn) -> int:
+    """Return the bytes of an image's pixels."""
+    return column.height * column.width * column.channels
+
+
+def decode_image(content: bytes, column: ImageColumn) -> bytes:
+    """Return the pixels of an image file, rows x columns x channels of uint8.
+
+    Raises:
+        ValueError: If it is no image, or of another size than the column's; an image of another size is never decoded.
+    """
+    image_module = require("PIL.Image", "reading images")
+    if len(content) > MAX_IMAGE_BYTES:
+        raise ValueError(f"must be at most {MAX_IMAGE_BYTES} bytes, got {len(content)}")
+    try:
+        with image_module.open(io.BytesIO(content)) as image:
+            if image.size != (column.width, column.height):
+                raise ValueError(f"must be {column.width}x{column.height} pixels, got {image.size[0]}x{image.size[1]}")
+            return bytes(_to_8_bits(image).convert("L" if column.channels == 1 else "RGB").tobytes())
+    except (OSError, SyntaxError, image_module.DecompressionBombError) as error:
+        raise ValueError(f"must be an image file that can be read ({type(error).__name__})") from error
+
+
+def _to_8_bits(image: Any) -> Any:
+    """Return the image with 8 bits a channel; Pillow would cut brighter values off."""
+    if image.mode.startswith("I;16"):
+        return require("PIL.Image", "reading images").fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"must have 8 or 16 bits a channel, got Pillow's mode {image.mode!r}")
+    image.info.pop("transparency", None)  # a background to blend with is not known
+    return image

@@ -1,0 +1,144 @@
+"""JSON objects to cells: what JSON lines, HTTP answers, Kafka messages and samples share.
+
+A value keeps its meaning: text stays text, a number of a number column stays a number, any other single value becomes the
+text that it is in a CSV file. A list is a series where the column is one; else a nested value makes the record bad.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from lepton_ray.artifacts.rules import category_text
+from lepton_ray.core.text import show
+from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn
+
+_BOM = b"\xef\xbb\xbf"
+
+Fault = tuple[str, str]
+"""Reason and detail."""
+
+
+@dataclass
+class Gathered:
+    """Rows and bad records of one source, in order."""
+
+    columns: Mapping[str, Column]
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
+
+    def add_text(self, line: int, content: bytes) -> None:
+        """Add a record that is JSON text."""
+        text = strip(content).decode("utf-8", "backslashreplace")
+        value, fault = parse(content)
+        if fault:
+            self.bad.append(BadRecord(line, text, *fault))
+        else:
+            self.add(line, value, text)
+
+    def add(self, line: int, value: Any, text: str) -> None:
+        """Add a record that was parsed."""
+        if fault := fault_of(value, self.columns):
+            self.bad.append(BadRecord(line, text, *fault))
+            return
+        self.rows.append(value)
+        self.lines.append(line)
+        self.texts.append(text)
+
+    def block(self, source: str) -> RawBlock:
+        """Return what was gathered."""
+        texts = self.texts
+        return RawBlock(
+            source=source,
+            cells=to_cells(self.rows, self.columns),
+            lines=np.array(self.lines, np.int64),
+            texts=lambda positions: [texts[i] for i in positions.tolist()],
+            bad=tuple(self.bad),
+        )
+
+
+def gather(records: Iterable[tuple[int, bytes]], source: str, columns: Mapping[str, Column]) -> RawBlock:
+    """Return a block of records that are JSON texts, each with its line."""
+    gathered = Gathered(columns)
+    for line, content in records:
+        gathered.add_text(line, content)
+    return gathered.block(source)
+
+
+def strip(content: bytes) -> bytes:
+    """Take spaces and a byte-order mark away: files that were joined have marks inside."""
+    return content.strip().removeprefix(_BOM).strip()
+
+
+def parse(content: bytes) -> tuple[Any, Fault | None]:
+    """Return the value of a JSON text, or why it is none."""
+    try:
+        return orjson.loads(strip(content)), None
+    except orjson.JSONDecodeError as error:
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            return None, ("invalid_utf8", "the record must be UTF-8")
+        return None, ("invalid_json", f"the line must be a JSON object: {error.args[0]}")
+
+
+def fault_of(record: Any, columns: Mapping[str, Column]) -> Fault | None:
+    """Return why a JSON value is no row, or None."""
+    if not isinstance(record, dict):
+        return "invalid_json", f"the line must be a JSON object, got {type(record).__name__}"
+    for name, column in columns.items():
+        value = record.get(name)
+        if isinstance(value, dict | list) and not _is_series(value, column):
+            rule = "a list of numbers" if isinstance(column, SeriesColumn) else "a single value"
+            return "type_error", f"{name} must be {rule}, got {show(value)}"
+    return None
+
+
+def _is_series(value: Any, column: Column) -> bool:
+    return (
+        isinstance(column, SeriesColumn)
+        and isinstance(value, list)
+        and all(item is None or (isinstance(item, int | float) and not isinstance(item, bool)) for item in value)
+    )
+
+
+def to_cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pa.Table:
+    """Return the columns of rows that ``fault_of`` found good."""
+    if not columns:
+        return pa.table({})
+    return pa.table({name: _cells([row.get(name) for row in rows], column) for name, column in columns.items()})
+
+
+def _cells(values: list[Any], column: Column) -> pa.Array:
+    if isinstance(column, SeriesColumn) and all(value is None or isinstance(value, list) for value in values):
+        return pa.array([value and [None if v is None else float(v) for v in value] for value in values], SERIES)
+    if isinstance(column, NumberColumn) and all(value is None or _is_number(value) for value in values):
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    decimal = column.decimal if isinstance(column, NumberColumn) else "."
+    return pa.array([_spelled(value, decimal) for value in values], pa.string())
+
+
+def _spelled(value: Any, decimal: str) -> str | None:
+    """Return a value as text; a number beside texts has the decimal sign that these have."""
+    text = cell_text(value)
+    return text.replace(".", decimal) if text is not None and isinstance(value, float) else text
+
+
+SERIES = pa.list_(pa.float64())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cell_text(value: Any) -> str | None:
+    """Return a JSON value as the text that it is in a CSV file."""
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode() if isinstance(value, list | dict) else category_text(value)

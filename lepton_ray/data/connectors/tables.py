@@ -1,0 +1,68 @@
+"""Files that hold typed tables: Parquet, Arrow IPC, ORC. What they share: columns by name, rows by number."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.data.connectors.cells import finish, lines_from, row_texts
+from lepton_ray.data.connectors.files import FileConnector, Span
+from lepton_ray.spec.data import CategoryColumn
+
+BATCH_ROWS = 1 << 17
+_BAD_ROWS = 4096  # of a file none of whose records is a row: they are written down as texts
+
+
+class TableConnector(FileConnector):
+    """Reads tables whose schema stands in the file."""
+
+    @abstractmethod
+    def schema_of(self, path: str) -> pa.Schema:
+        """Return a file's schema."""
+
+    @abstractmethod
+    def batches(self, span: Span, names: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a span, of some columns or all, in order."""
+
+    def columns_of(self, path: str) -> dict[str, str]:
+        """Columns with their Arrow types."""
+        return {field.name: str(field.type) for field in self.schema_of(path)}
+
+    def read_span(self, span: Span) -> Iterator[RawBlock]:
+        """Yield a block for each batch of rows."""
+        if fault := header_fault(self.schema_of(span.path).names, self.data.columns):
+            yield from self._condemn(span, fault)
+            return
+        line = span.line
+        for batch in self.batches(span, list(self.data.columns)):
+            table = pa.Table.from_batches([batch])
+            block = RawBlock(span.path, table.select(list(self.data.columns)), lines_from(line, batch.num_rows))
+            yield finish(block, self.data.columns)
+            line += batch.num_rows
+
+    def _condemn(self, span: Span, fault: str) -> Iterator[RawBlock]:
+        """Yield the rows of a file that lacks a column, as bad records."""
+        line = span.line
+        for batch in self.batches(span, None):
+            for start in range(0, batch.num_rows, _BAD_ROWS):
+                texts = row_texts(pa.Table.from_batches([batch.slice(start, _BAD_ROWS)]))
+                bad = tuple(BadRecord(n, text, "wrong_header", fault) for n, text in enumerate(texts, line))
+                yield RawBlock(span.path, pa.table({}), np.empty(0, np.int64), None, bad)
+                line += len(bad)
+
+    @property
+    def category_names(self) -> list[str]:
+        """Columns that are best read as dictionaries."""
+        return [name for name, column in self.data.columns.items() if isinstance(column, CategoryColumn)]
+
+
+def header_fault(names: Sequence[str], declared: Iterable[str]) -> str | None:
+    """Return why a table without or with repeated declared columns has no rows, or None."""
+    wanted = list(declared)
+    if missing := [name for name in wanted if name not in names]:
+        return f"the file lacks {', '.join(missing)}"
+    if repeated := [name for name in wanted if names.count(name) > 1]:
+        return f"the file repeats {', '.join(repeated)}"
+    return None

@@ -1,0 +1,149 @@
+"""WebDataset: tar files in which members of one name, one after the other, make a sample."""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from lepton_ray.core.errors import DataError
+from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.data.connectors.cells import finish
+from lepton_ray.data.connectors.files import FileConnector, Span
+from lepton_ray.data.connectors.pixels import SUFFIXES
+from lepton_ray.data.connectors.records import Fault, cell_text, fault_of
+from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
+
+_BLOCK_BYTES = 16 << 20
+_BLOCK_ROWS = 1 << 14
+_MAX_MEMBER_BYTES = 256 << 20
+
+
+@dataclass
+class _Sample:
+    """Members by ending."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.members.values()))
+
+
+class WebDatasetConnector(FileConnector):
+    """Reads tar files, also compressed ones."""
+
+    suffixes = (".tar", ".tgz")
+    is_text = True
+
+    def columns_of(self, path: str) -> None:
+        """Not known: each sample has its own members."""
+        return
+
+    def stream(self, path: str) -> Any:
+        """Open a tar file; ``.tgz`` is gzip."""
+        stream = super().stream(path)
+        return pa.CompressedInputStream(stream, "gzip") if path.lower().endswith(".tgz") else stream
+
+    def read_span(self, span: Span) -> Iterator[RawBlock]:
+        """Yield blocks of samples."""
+        batch: list[tuple[int, _Sample]] = []
+        size = 0
+        for numbered in enumerate(self._samples(span.path), 1):
+            batch.append(numbered)
+            size += numbered[1].num_bytes
+            if size >= _BLOCK_BYTES or len(batch) >= _BLOCK_ROWS:
+                yield _to_block(batch, span.path, self.data.columns)
+                batch, size = [], 0
+        if batch:
+            yield _to_block(batch, span.path, self.data.columns)
+
+    def _samples(self, path: str) -> Iterator[_Sample]:
+        sample: _Sample | None = None
+        for key, ending, content in self._members(path):
+            if sample is None or sample.key != key:
+                if sample is not None:
+                    yield sample
+                sample = _Sample(key)
+            elif ending in sample.members:
+                raise DataError(f"{path} must have one member {ending!r} in a sample, {key!r} has two. Name them apart")
+            sample.members[ending] = content
+        if sample is not None:
+            yield sample
+
+    def _members(self, path: str) -> Iterator[tuple[str, str, bytes]]:
+        try:
+            with self.stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    folder, slash, name = member.name.rpartition("/")
+                    stem, _, ending = name.partition(".")
+                    if not member.isfile() or not stem or not ending:
+                        continue
+                    if member.size > _MAX_MEMBER_BYTES:
+                        raise DataError(
+                            f"{path} must have members of at most {_MAX_MEMBER_BYTES >> 20} MiB, got {member.name!r}. Split it"
+                        )
+                    content = archive.extractfile(member)
+                    yield folder + slash + stem, ending.lower(), content.read() if content else b""
+        except tarfile.TarError as error:
+            raise DataError(f"{path} must be a readable webdataset file, got: {error}. Repair or remove it") from error
+
+
+def _to_block(samples: list[tuple[int, _Sample]], source: str, columns: Mapping[str, Column]) -> RawBlock:
+    rows: list[dict[str, Any]] = []
+    keys: list[str] = []
+    lines: list[int] = []
+    bad: list[BadRecord] = []
+    for number, sample in samples:
+        row, fault = _row(sample, columns)
+        if fault:
+            bad.append(BadRecord(number, sample.key, *fault))
+            continue
+        rows.append(row)
+        keys.append(sample.key)
+        lines.append(number)
+    cells = pa.table({name: _array([row.get(name) for row in rows], column) for name, column in columns.items()})
+    texts = lambda positions: [keys[i] for i in positions.tolist()]  # noqa: E731
+    return finish(RawBlock(source, cells, np.array(lines, np.int64), texts, tuple(bad)), columns)
+
+
+def _row(sample: _Sample, columns: Mapping[str, Column]) -> tuple[dict[str, Any], Fault | None]:
+    """Return a sample's cells: bytes of its members, values of its JSON."""
+    values: dict[str, Any] = {}
+    if "json" in sample.members and "json" not in columns:
+        try:
+            values = orjson.loads(sample.members["json"])
+        except orjson.JSONDecodeError as error:
+            return {}, ("invalid_json", f"the json member must be a JSON object: {error.args[0]}")
+        if fault := fault_of(values, {name: columns[name] for name in columns if name not in sample.members}):
+            return {}, fault
+    row: dict[str, Any] = {}
+    for name, column in columns.items():
+        content = sample.members.get(name)
+        if content is None and isinstance(column, ImageColumn):
+            content = _only_image(sample)
+        row[name] = content if content is not None else values.get(name)
+        if content is not None and isinstance(column, SeriesColumn):
+            row[name] = content.decode("utf-8", "backslashreplace")
+    return row, None
+
+
+def _only_image(sample: _Sample) -> bytes | None:
+    images = [content for ending, content in sample.members.items() if f".{ending}".endswith(SUFFIXES)]
+    return images[0] if len(images) == 1 else None
+
+
+def _array(values: list[Any], column: Column) -> pa.Array:
+    """Return bytes as they are, values of JSON as texts."""
+    if isinstance(column, SeriesColumn) and not any(isinstance(value, str) for value in values):
+        return pa.array(values, pa.list_(pa.float64()))
+    encoded = (
+        value if value is None or isinstance(value, bytes) else str(cell_text(value)).encode() for value in values
+    )
+    if isinstance(column, ImageColumn):
+        return pa.array(list(encoded), pa.binary())
+    return pa.array([value and value.strip() for value in encoded], pa.binary())

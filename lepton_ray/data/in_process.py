@@ -1,0 +1,25 @@
+"""Parts mapped by threads of this process: pyarrow and NumPy work outside of Python's lock."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+    """Yield (index, ``function(item)``) as they are done."""
+    with ThreadPoolExecutor(num_threads(), thread_name_prefix="lepton-ray-part") as pool:
+        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+        try:
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def num_threads() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,216 @@
+"""Mended records: what a person has made of quarantined ones, kept beside the run and read in their place.
+
+``STORAGE/NAME/mended/0001.jsonl`` and so on hold a line for each record: its place, its values, and the original text that
+the person saw. Ingest reads them with the source: a mended record takes the place of the record there, so the rows that come
+in stay as many; whether it is kept, the rules decide again. A later file wins over an earlier one. Without the original text
+at that place nothing is replaced: then the source has changed since. To take a file back, delete it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lepton_ray.artifacts.times import TIMESTAMP, read_times
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.files import sha256_json, write_atomic
+from lepton_ray.data.block import RawBlock
+from lepton_ray.data.parts import Folder
+from lepton_ray.spec.data import Column, ImageColumn, TimeColumn
+
+MENDED = "mended"
+_DIGITS = 4  # of a file's number
+
+Place = tuple[str, int]
+Value = str | bool | int | float | list[float | None] | None
+
+
+class MendedRecord(BaseModel):
+    """A record as it should have been."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    source: str
+    line: Annotated[int, Field(ge=1)]
+    values: dict[str, Value]
+    """Cells by column, as a JSON record has them; a column that is not named is missing."""
+    text: str | None = None
+    """Original text of the record in quarantine; None where quarantine has the values only."""
+
+    @property
+    def place(self) -> Place:
+        """Source and line."""
+        return self.source, self.line
+
+
+@dataclass(frozen=True)
+class MendedFile:
+    """One file of mended records."""
+
+    name: str
+    records: tuple[MendedRecord, ...]
+
+
+def read_mended(filesystem: pafs.FileSystem, root: str) -> list[MendedFile]:
+    """Return the files of mended records of a run, in their order.
+
+    Args:
+        filesystem: Of the run's storage.
+        root: The run's folder, ``STORAGE/NAME``.
+
+    Raises:
+        ArtifactError: If a file is damaged.
+    """
+    folder = Folder(filesystem, f"{root}/{MENDED}")
+    return [MendedFile(name, tuple(_read(folder, name))) for name in folder.names() if name.endswith(".jsonl")]
+
+
+def _read(folder: Folder, name: str) -> Iterator[MendedRecord]:
+    with folder.filesystem.open_input_stream(f"{folder.path}/{name}") as stream:
+        lines = stream.read().decode("utf-8", "replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            yield MendedRecord.model_validate_json(line)
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{folder.path}/{name} line {number} must be a mended record, got {error.errors()[0]['msg']}. "
+                "Repair the line, or delete the file to leave its records in quarantine"
+            ) from error
+
+
+def write_mended(filesystem: pafs.FileSystem, root: str, records: Iterable[MendedRecord]) -> str:
+    """Write another file of mended records; returns its name. It appears whole or not at all."""
+    folder = Folder(filesystem, f"{root}/{MENDED}")
+    numbers = [int(name.partition(".")[0]) for name in folder.names() if name.partition(".")[0].isdecimal()]
+    name = f"{max(numbers, default=0) + 1:0{_DIGITS}d}.jsonl"
+    data = "".join(f"{record.model_dump_json()}\n" for record in records).encode()
+    if folder.is_local:
+        write_atomic(Path(folder.path) / name, data)
+    else:
+        folder.filesystem.create_dir(folder.path, recursive=True)
+        with folder.filesystem.open_output_stream(f"{folder.path}/{name}") as stream:
+            stream.write(data)
+    return name
+
+
+def mended_by_place(files: Iterable[MendedFile]) -> dict[Place, MendedRecord]:
+    """Return the record of each place; of several the last."""
+    return {record.place: record for file in files for record in file.records}
+
+
+def fingerprint(mended: Mapping[Place, MendedRecord]) -> str | None:
+    """Return what ingest's result depends on; None if nothing is mended, so that keys stay as they were."""
+    return sha256_json([mended[place].model_dump(mode="json") for place in sorted(mended)]) if mended else None
+
+
+@dataclass(frozen=True)
+class Mender:
+    """Puts mended records in the place of what a source gives; pickled to wherever parts are read."""
+
+    records: Mapping[Place, MendedRecord]
+    columns: Mapping[str, Column]
+
+    def __call__(self, blocks: Iterable[RawBlock], replaced: list[Place] | None = None) -> Iterator[RawBlock]:
+        """Yield blocks without the records that are mended, and after each the mended ones.
+
+        Args:
+            blocks: Of one part.
+            replaced: Gets the places whose records were replaced.
+        """
+        for block in blocks:
+            rows, bad = self._find(block)
+            if not (rows or bad):
+                yield block
+                continue
+            records = [*rows.values(), *bad.values()]
+            if replaced is not None:
+                replaced += [record.place for record in records]
+            yield _without(block, list(rows), list(bad))
+            yield from self._to_blocks(records)
+
+    def _find(self, block: RawBlock) -> tuple[dict[int, MendedRecord], dict[int, MendedRecord]]:
+        """Mended records by position: of the block's rows, and of its bad records."""
+        sources = _sources_at(block, candidates := np.flatnonzero(np.isin(block.lines, self._lines)))
+        rows: dict[int, MendedRecord] = {}
+        for index, source in zip(candidates.tolist(), sources, strict=True):
+            if record := self.records.get((source, int(block.lines[index]))):
+                rows[index] = record
+        texts = block.texts_of(np.array(list(rows), np.int64))
+        is_same = [record.text in (None, text) for record, text in zip(rows.values(), texts, strict=True)]
+        bad_sources = block.bad_sources or [str(block.source)] * len(block.bad)
+        bad = {
+            index: record
+            for index, (source, wrong) in enumerate(zip(bad_sources, block.bad, strict=True))
+            if (record := self.records.get((source, wrong.line))) and record.text in (None, wrong.text)
+        }
+        return {index: rows[index] for index, same in zip(list(rows), is_same, strict=True) if same}, bad
+
+    @cached_property
+    def _lines(self) -> NDArray[np.int64]:
+        return np.array(sorted({line for _, line in self.records}), np.int64)
+
+    def _to_blocks(self, records: Iterable[MendedRecord]) -> Iterator[RawBlock]:
+        """A block for each source and set of types: cells of one column may have different ones."""
+        groups: dict[tuple[str, str], list[tuple[MendedRecord, pa.Table]]] = {}
+        for record in records:
+            cells = {
+                name: _to_array(record.values[name], column)
+                for name, column in self.columns.items()
+                if record.values.get(name) is not None and not isinstance(column, ImageColumn)
+            }
+            table = pa.table(cells or {next(iter(self.columns)): pa.nulls(1, pa.string())})
+            groups.setdefault((record.source, str(table.schema)), []).append((record, table))
+        for (source, _), group in groups.items():
+            yield _to_block(source, group)
+
+
+def _to_block(source: str, group: list[tuple[MendedRecord, pa.Table]]) -> RawBlock:
+    texts = [json.dumps(record.values, ensure_ascii=False) for record, _ in group]
+    return RawBlock(
+        source,
+        pa.concat_tables([table for _, table in group]),
+        np.array([record.line for record, _ in group], np.int64),
+        lambda rows: [texts[row] for row in rows],
+    )
+
+
+def _to_array(value: Value, column: Column) -> pa.Array:
+    if isinstance(column, TimeColumn) and isinstance(value, str):
+        time = read_times(pa.array([value]), "iso")  # as quarantine shows times, however the source writes them
+        if not time.null_count:
+            return time.cast(TIMESTAMP)
+    if isinstance(value, list):
+        return pa.array([value], pa.list_(pa.float64()))
+    return pa.array([value])
+
+
+def _sources_at(block: RawBlock, rows: NDArray[np.int64]) -> list[str]:
+    if isinstance(block.source, pa.Array):
+        sources: list[str] = block.source.take(pa.array(rows)).to_pylist()
+        return sources
+    return [block.source] * len(rows)
+
+
+def _without(block: RawBlock, rows: list[int], bad: list[int]) -> RawBlock:
+    kept = np.delete(np.arange(len(block.lines)), rows)
+    indices, texts = pa.array(kept), block.texts
+    kept_bad = [index for index in range(len(block.bad)) if index not in bad]
+    return replace(
+        block,
+        source=block.source.take(indices) if isinstance(block.source, pa.Array) else block.source,
+        cells=block.cells.take(indices) if block.cells.num_columns else block.cells,
+        lines=block.lines[kept],
+        texts=None if texts is None else lambda positions: texts(kept[positions]),
+        bad=tuple(block.bad[index] for index in kept_bad),
+        bad_sources=tuple(block.bad_sources[index] for index in kept_bad) if block.bad_sources else (),
+    )

@@ -1,0 +1,144 @@
+"""Files of parts: each appears whole or not at all, and is known by its rows, size and digest.
+
+A part is written by a thread of this process or by a task on another machine; ``Folder`` is a place that both reach.
+Typed parts are Arrow IPC files (read without copying), what people keep is Parquet.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from lepton_ray.artifacts.kinds import PartFile
+
+_PARQUET_ROW_GROUP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder in a filesystem."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files are files of this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def below(self, name: str) -> "Folder":
+        """Return a folder in this one."""
+        return Folder(self.filesystem, f"{self.path}/{name}")
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(self.filesystem.get_file_info(f"{self.path}/{name}").type == pafs.FileType.File)
+
+    def names(self) -> list[str]:
+        """Names of the files directly in the folder, sorted."""
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file to read; a local one is mapped into memory."""
+        path = f"{self.path}/{name}"
+        return pa.memory_map(path) if self.is_local else self.filesystem.open_input_file(path)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return json.loads(stream.read())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file."""
+        self._write(name, json.dumps(value).encode())
+
+    def write_arrow(self, name: str, table: pa.Table) -> PartFile:
+        """Write a table as an Arrow IPC file of one batch."""
+        whole = table.unify_dictionaries().combine_chunks()
+        size = pa.MockOutputStream()
+        _write_ipc(whole, size)
+        content = pa.allocate_buffer(size.size())
+        _write_ipc(whole, pa.FixedSizeBufferWriter(content))
+        return self._write_part(name, content, table.num_rows)
+
+    def write_parquet(self, name: str, table: pa.Table) -> PartFile:
+        """Write a table as a Parquet file; text columns are compressed, dictionaries stay dictionaries."""
+        schema = table.schema
+        dictionaries = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            table,
+            sink,
+            compression={field.name: _compression(field.type) for field in schema},
+            use_dictionary=dictionaries or False,
+            write_statistics=False,
+            row_group_size=_PARQUET_ROW_GROUP,
+        )
+        return self._write_part(name, sink.getvalue(), table.num_rows)
+
+    def _write_part(self, name: str, content: pa.Buffer, rows: int) -> PartFile:
+        self._write(name, content)
+        return PartFile(name=name, rows=rows, num_bytes=content.size, sha256=hashlib.sha256(content).hexdigest())
+
+    def _write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file that appears whole or not at all: an object store shows it when it is closed, a folder when it is moved."""
+        path = f"{self.path}/{name}"
+        directory, _, base = path.rpartition("/")
+        self.filesystem.create_dir(directory, recursive=True)
+        target = f"{directory}/.{base}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(content)
+        if target != path:
+            self.filesystem.move(target, path)
+
+
+def _write_ipc(table: pa.Table, sink: Any) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _compression(kind: pa.DataType) -> str:
+    is_number = pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return "NONE" if is_number else "LZ4"  # compressing numbers takes longer than writing them
+
+
+def read_arrow(folder: Folder, part: PartFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a typed part, or some of its columns."""
+    source = folder.open(part.name)
+    options = pa.ipc.IpcReadOptions(included_fields=_indices(source, columns), use_threads=False) if columns else None
+    table = pa.ipc.open_file(source, options=options).read_all()
+    return table.select(columns) if columns is not None else table
+
+
+def _indices(source: pa.NativeFile, columns: Sequence[str]) -> list[int]:
+    schema = pa.ipc.open_file(source).schema
+    return [schema.get_field_index(name) for name in columns]
+
+
+def read_parquet(folder: Folder, part: PartFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet part, or some of its columns."""
+    with folder.open(part.name) as source:
+        file = pq.ParquetFile(source)
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def read_parts(folder: Folder, parts: Iterable[PartFile], columns: Sequence[str] | None = None) -> pa.Table:
+    """Return all rows of Parquet parts in one table; for what fits in memory.
+
+    Raises:
+        ValueError: If there is no part.
+    """
+    tables = [read_parquet(folder, part, columns) for part in parts]
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def part_name(index: int, suffix: str) -> str:
+    """Return the name of a part's file; names sort as the parts do."""
+    return f"{index:05d}.{suffix}"

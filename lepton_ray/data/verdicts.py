@@ -1,0 +1,160 @@
+"""What becomes of each row: a code for its split, or for the reason that removes it. One byte a row, for all parts."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts.kinds import PartFile
+from lepton_ray.data.check import FEATURE_HASH, NUM_MISSING, ROW_HASH
+from lepton_ray.data.duplicates import find_repeats
+from lepton_ray.data.hashing import Words, to_keys, to_words
+from lepton_ray.data.keys import key_batch
+from lepton_ray.data.parts import Folder, read_arrow
+from lepton_ray.data.split import MAX_EXACT_ROWS, assign_by_share, assign_splits
+from lepton_ray.spec.data import SplitSpec
+from lepton_ray.spec.row_rules import Preference
+
+FIRST_REASON = 16
+"""Codes below it are splits."""
+
+Codes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Number = TypeVar("Number", np.int32, np.uint64)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Why rows are removed; ``detail`` is None where it differs from row to row: then it is handed on beside the codes."""
+
+    reason: str
+    detail: str | None
+
+
+@dataclass
+class Verdicts:
+    """The codes of all rows, part after part."""
+
+    folder: Folder
+    parts: Sequence[PartFile]
+    codes: Codes = field(init=False)
+    removals: list[Removal] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Nothing is removed yet."""
+        self.codes = np.zeros(sum(part.rows for part in self.parts), np.uint8)
+
+    def of_parts(self) -> Iterator[tuple[PartFile, Codes]]:
+        """Yield each part with a view of its codes."""
+        start = 0
+        for part in self.parts:
+            yield part, self.codes[start : start + part.rows]
+            start += part.rows
+
+    def remove(self, removal: Removal, rows: Mask) -> int:
+        """Remove rows that are still kept; returns how many these are."""
+        chosen = rows & (self.codes < FIRST_REASON)
+        num_rows = int(chosen.sum())
+        if num_rows:
+            self.removals.append(removal)
+            self.codes[chosen] = FIRST_REASON + len(self.removals) - 1
+        return num_rows
+
+    @property
+    def is_kept(self) -> Mask:
+        """Which rows nothing has removed."""
+        return self.codes < FIRST_REASON
+
+    def count_removed(self) -> Counter[str]:
+        """Number of removed rows by reason."""
+        counts = np.bincount(self.codes, minlength=256)[FIRST_REASON:]
+        total: Counter[str] = Counter()
+        for removal, count in zip(self.removals, counts.tolist(), strict=False):
+            total[removal.reason] += count
+        return total
+
+    def remove_missing(self, num_features: int, max_fraction: float) -> None:
+        """Remove rows with too many missing features."""
+        limit = max_fraction * num_features
+        counts = [read_arrow(self.folder, part, [NUM_MISSING]).column(0).to_numpy() for part in self.parts]
+        rule = f"at most {limit:g} of {num_features} features may be missing"
+        self.remove(Removal("too_many_missing", rule), np.concatenate(counts) > limit)
+
+    def remove_repeats(self, removal: Removal, columns: Sequence[str], prefer: Preference, skip_missing: bool) -> int:
+        """Remove all rows but one of those that have equal values in some columns.
+
+        Args:
+            removal: Reason and detail.
+            columns: The key; all columns when empty.
+            prefer: Which row stays.
+            skip_missing: Whether a key with a missing value is none.
+        """
+        batches = partial(self._keys, columns, prefer, skip_missing)  # called once a sweep
+        return self.remove(removal, find_repeats(batches, len(self.codes), prefer.keep == "last"))
+
+    def _keys(
+        self, columns: Sequence[str], prefer: Preference, skip_missing: bool
+    ) -> Iterator[tuple[Words, Words | None, Mask]]:
+        needed = dict.fromkeys([*columns, *([prefer.by] if prefer.by else []), ROW_HASH])
+        for part, codes in self.of_parts():
+            table = read_arrow(self.folder, part, list(needed))
+            row_hash = to_words(table.column(ROW_HASH))
+            key, rank, is_in = key_batch(table, columns, prefer, with_missing=not skip_missing)
+            ranks = None if rank is None else np.stack([rank, row_hash[:, 0]], axis=1)
+            yield key if columns else row_hash, ranks, is_in & (codes < FIRST_REASON)
+
+    def take(self, positions: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """Return some columns of the rows at some positions, in their order."""
+        order = np.argsort(positions, kind="stable")
+        ordered = positions[order]
+        tables: list[pa.Table] = []
+        start = 0
+        for part in self.parts:
+            first, last = np.searchsorted(ordered, [start, start + part.rows])
+            if last > first or not tables:
+                table = read_arrow(self.folder, part, columns)
+                tables.append(table.take(pa.array(ordered[first:last] - start)))
+            start += part.rows
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.concat_tables(tables).unify_dictionaries().combine_chunks().take(pa.array(back))
+
+    def _gather(self, column: str, function: Callable[[pa.ChunkedArray], NDArray[Number]]) -> NDArray[Number]:
+        """Return ``function`` of a column of the kept rows of all parts."""
+        gathered = [
+            function(read_arrow(self.folder, part, [column]).column(0))[codes < FIRST_REASON]
+            for part, codes in self.of_parts()
+        ]
+        return np.concatenate(gathered)
+
+    def assign_splits(self, spec: SplitSpec, seed: int, label: str | None, classes: Sequence[str]) -> None:
+        """Give each kept row its split."""
+        keys = partial(to_keys, seed=seed)
+        if len(self.codes) > MAX_EXACT_ROWS:
+            for part, codes in self.of_parts():
+                kept = codes < FIRST_REASON
+                hashes = read_arrow(self.folder, part, [FEATURE_HASH]).column(0)
+                codes[kept] = assign_by_share(keys(hashes)[kept], spec)
+        elif spec.val or spec.test:
+            key_N = self._gather(FEATURE_HASH, keys)
+            label_N = np.zeros(len(key_N), np.int32)
+            if label is not None:
+                label_N = self._gather(label, partial(class_indices, classes=classes))
+            self.codes[self.is_kept] = assign_splits(key_N, label_N, spec)
+
+
+def class_indices(column: pa.ChunkedArray, classes: Sequence[str]) -> NDArray[np.int32]:
+    """Return the class index of each label; -1 for one that is no class."""
+    index = {name: position for position, name in enumerate(classes)}
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    table = np.array([*(index.get(value, -1) for value in array.dictionary.to_pylist()), -1], np.int32)
+    indices = array.indices.fill_null(len(table) - 1).to_numpy(zero_copy_only=False)
+    found: NDArray[np.int32] = table[indices]
+    return found

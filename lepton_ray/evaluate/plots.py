@@ -1,0 +1,102 @@
+"""The plots of training and evaluation, drawn by matplotlib as SVG."""
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lepton_ray.evaluate.metrics import Calibration
+
+_DARK = 0.5  # of the blue scale: text on it must be white
+_MAX_FLAT_LABELS = 4
+_BLUE, _GREY = "#2463a5", "#9aa7b4"
+_MAX_CLASSES_SHOWN = 20
+_MAX_LABEL_LENGTH = 20
+
+
+def _draw(paint: Callable[[Any], None], width: float = 4.4, height: float = 3.4) -> str:
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "svg.hashsalt": "lepton_ray",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        paint(figure.add_subplot())
+        buffer = io.StringIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # that matplotlib's font lacks: the browser sets the text
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_LABEL_LENGTH else name[: _MAX_LABEL_LENGTH - 1] + "…"
+
+
+def plot_confusion(confusion: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Return the confusion matrix, true classes as rows; shaded by the share of a row."""
+    size = len(classes)
+
+    def paint(axes: Any) -> None:
+        share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set(title="Confusion", xlabel="predicted", ylabel="true")
+        if size <= _MAX_CLASSES_SHOWN:
+            rotation = 45 if size > _MAX_FLAT_LABELS else 0
+            names = [_shorten(name) for name in classes]
+            axes.set_xticks(range(size), names, rotation=rotation, parse_math=False)
+            axes.set_yticks(range(size), names, parse_math=False)
+            for row, column in np.ndindex(size, size):
+                axes.text(
+                    column,
+                    row,
+                    str(confusion[row, column]),
+                    ha="center",
+                    va="center",
+                    color="white" if share[row, column] > _DARK else "black",
+                )
+        axes.spines[:].set_visible(False)
+
+    return _draw(paint)
+
+
+def plot_calibration(calibration: Calibration) -> str:
+    """Return how often predictions of a probability are right."""
+
+    def paint(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+        axes.plot(calibration.confidence, calibration.accuracy, marker="o", color=_BLUE)
+        axes.set(
+            title=f"Calibration (expected error {calibration.expected_error:.3f})",
+            xlabel="probability of the predicted class",
+            ylabel="share that is right",
+            xlim=(0, 1.02),
+            ylim=(0, 1.02),
+        )
+
+    return _draw(paint)
+
+
+def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int, what: str) -> str:
+    """Return a metric of training and validation over the epochs."""
+    epochs = np.arange(1, len(history) + 1)
+
+    def paint(axes: Any) -> None:
+        for split, color in (("train", _GREY), ("val", _BLUE)):
+            axes.plot(epochs, [metrics[f"{split}_{what}"] for metrics in history], color=color, label=split)
+        axes.axvline(best_epoch, color=_GREY, linestyle=":", linewidth=1)
+        axes.set(title=what.capitalize(), xlabel="epoch")
+        axes.legend(frameon=False)
+
+    return _draw(paint)

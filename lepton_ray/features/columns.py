@@ -1,0 +1,68 @@
+"""Columns of a typed table as NumPy arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts import series, times
+from lepton_ray.features.statistics import Values
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A column of texts as positions among its distinct values."""
+
+    values: tuple[str, ...]
+    """Without the empty text, which means missing."""
+    positions: NDArray[np.int32]
+    """-1 where missing."""
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the rows of each value."""
+        return np.bincount(self.positions + 1, minlength=len(self.values) + 1)[1:]
+
+
+def numbers_of(column: pa.ChunkedArray) -> Values:
+    """Return a column of numbers, NaN where missing."""
+    return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+
+
+def codes_of(column: pa.ChunkedArray) -> Codes:
+    """Return a column of texts, plain or as a dictionary, as positions; values stand in no order that means anything."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries()
+    if column.num_chunks == 0 or len(column) == 0:
+        return Codes((), np.empty(0, np.int32))
+    texts = column.chunk(0).dictionary.to_pylist()
+    positions = {text: -1 for text in ("", None)}
+    places = [positions.setdefault(text, len(positions) - 2) for text in texts]  # a dictionary may repeat itself
+    table = np.array([*places, -1], np.int32)
+    chunks = [chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    values = tuple(text for text in positions if text)
+    return Codes(values, table[np.concatenate(chunks)])
+
+
+def seconds_of(column: pa.ChunkedArray) -> Values:
+    """Return a column of times as seconds since 1970 UTC, NaN where missing."""
+    return np.concatenate([np.empty(0), *map(times.seconds_of, column.chunks)])
+
+
+def series_of(column: pa.ChunkedArray, length: int) -> Values:
+    """Return a column of series as (N, length), NaN where a value is missing."""
+    return np.concatenate([np.empty((0, length)), *(series.to_matrix(chunk, length) for chunk in column.chunks)])
+
+
+def texts_of(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    """Return a column of texts, "" where missing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    texts: NDArray[np.object_] = column.fill_null("").to_numpy()
+    return np.asarray(texts, object)
+
+
+def pixels_of(column: pa.ChunkedArray, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a column of images as (N, *shape)."""
+    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(len(column), *shape)

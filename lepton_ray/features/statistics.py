@@ -1,0 +1,122 @@
+"""Statistics of values, independent of their order to the last bit: means come from exact sums, quantiles from ranks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+LEAST_SPREAD = 1e-300  # dividing by less overflows
+_MAD_OF_NORMAL = 1.4826  # standard deviation of normal values over their median absolute deviation
+_SUM_BITS = 62  # of int64, less the sign and one to spare
+_MAX_SHIFT = 1000  # 2.0**1000 is a float64
+_BLOCK = 1 << 15  # values that stay in a core's cache
+_MAX_LIKELIHOOD_POINTS = 10_000
+_QUARTILES = (0.25, 0.5, 0.75)
+
+
+def present(values_N: Values) -> Values:
+    """Return the values that are not missing."""
+    return values_N[~np.isnan(values_N)]
+
+
+def mean(values_N: Values) -> float:
+    """Return the mean, rounded once: values are added as whole numbers of 2**-80 of the largest, in two halves."""
+    largest = float(np.abs(values_N).max())
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    bits = _SUM_BITS - len(values_N).bit_length()
+    shift = bits - int(np.frexp(largest)[1])
+    totals = [_whole_sums(values_N[start : start + _BLOCK], shift, bits) for start in range(0, len(values_N), _BLOCK)]
+    total = (sum(high for high, _ in totals) << bits) + sum(low for _, low in totals)
+    exponent = bits + shift
+    if exponent >= 0:
+        return total / (len(values_N) << exponent)
+    return (total << -exponent) / len(values_N)
+
+
+def _whole_sums(values_N: Values, shift: int, bits: int) -> tuple[int, int]:
+    """Return the sum of the values in units of 2**-shift, whole, and what is left of it in units of 2**-bits of that."""
+    scaled = values_N * 2.0**shift if abs(shift) < _MAX_SHIFT else np.ldexp(values_N, shift)
+    high = np.rint(scaled)
+    low = np.rint((scaled - high) * 2.0**bits)
+    return int(high.astype(np.int64).sum()), int(low.astype(np.int64).sum())
+
+
+def root_mean_square(values_N: Values) -> float:
+    """Return the root of the mean square, of values whose squares may overflow or vanish."""
+    largest = float(np.abs(values_N).max())
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    return float(largest * np.sqrt(mean(np.square(values_N / largest))))
+
+
+def spread(values_N: Values, centre: float) -> float:
+    """Return the population standard deviation around the mean; infinite where the values lie too far apart."""
+    with np.errstate(over="ignore"):
+        return root_mean_square(values_N - centre)
+
+
+def quantiles(values_N: Values, fractions: Sequence[float]) -> list[float]:
+    """Return quantiles, linear between neighbours."""
+    places = [fraction * (len(values_N) - 1) for fraction in fractions]
+    ranks = sorted({rank for place in places for rank in (int(place), min(int(place) + 1, len(values_N) - 1))})
+    ordered = np.partition(values_N, ranks)
+    return [_between(ordered, place) for place in places]
+
+
+def _between(ordered_N: Values, place: float) -> float:
+    low = int(place)
+    a, b, t = ordered_N[low], ordered_N[min(low + 1, len(ordered_N) - 1)], place - low
+    return float(np.clip(a * (1 - t) + b * t, a, b))
+
+
+def most_frequent(values_N: Values) -> float:
+    """Return the value that occurs most often; the least of several."""
+    values, counts = np.unique(values_N, return_counts=True)
+    return float(values[np.argmax(counts)])
+
+
+def statistic(values_N: Values, name: str) -> float:
+    """Return ``mean``, ``median`` or ``most_frequent`` of values; 0 for ``zero`` and where there are no values."""
+    if name == "zero" or len(values_N) == 0:
+        return 0.0
+    if name == "mean":
+        return mean(values_N)
+    return quantiles(values_N, [0.5])[0] if name == "median" else most_frequent(values_N)
+
+
+def mad_bounds(values_N: Values, limit: float) -> tuple[float, float]:
+    """Return the median less and plus ``limit`` times the scaled median absolute deviation."""
+    centre = quantiles(values_N, [0.5])[0]
+    with np.errstate(over="ignore"):
+        reach = limit * _MAD_OF_NORMAL * quantiles(np.abs(values_N - centre), [0.5])[0]
+    return centre - reach, centre + reach
+
+
+def location_and_scale(values_N: Values, kind: str) -> tuple[float, float]:
+    """Return what to subtract from values and what to divide them by; a scale of 1 where they have no spread."""
+    offset, scale = 0.0, 1.0
+    with np.errstate(over="ignore"):
+        if kind == "standard":
+            offset = mean(values_N)
+            scale = spread(values_N, offset)
+        elif kind == "min_max":
+            offset = float(values_N.min())
+            scale = float(values_N.max() - offset)
+        elif kind == "robust":
+            low, offset, high = quantiles(values_N, _QUARTILES)
+            scale = high - low
+        elif kind == "max_abs":
+            scale = float(np.abs(values_N).max())
+    is_usable = np.isfinite(offset) and np.isfinite(scale) and scale > LEAST_SPREAD
+    return (offset if np.isfinite(offset) else 0.0), (scale if is_usable else 1.0)
+
+
+def spaced(values_N: Values) -> Values:
+    """Return at most 10,000 of the values, evenly spaced by rank: enough for a likelihood, however many rows there are."""
+    ordered = np.sort(values_N)
+    if len(ordered) <= _MAX_LIKELIHOOD_POINTS:
+        return ordered
+    return ordered[np.linspace(0, len(ordered) - 1, _MAX_LIKELIHOOD_POINTS).round().astype(np.int64)]

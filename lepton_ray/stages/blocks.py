@@ -1,0 +1,73 @@
+"""Map a function over parts: by threads of this process or by Ray Data, going on from what a killed run has done."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from lepton_ray.artifacts.kinds import Artifact
+from lepton_ray.data.parts import Folder
+from lepton_ray.engine.session import connect
+from lepton_ray.spec.data import DataSpec
+from lepton_ray.stages.context import RunContext
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_IN_PROCESS_LIMIT_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """Maps functions over parts, by the driver that spec and size ask for."""
+
+    data: DataSpec
+    size_bytes: int | None
+    ctx: RunContext
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether Ray Data does it; what one machine does in a minute does not pay for a cluster."""
+        is_large = (self.size_bytes or 0) >= _IN_PROCESS_LIMIT_BYTES
+        return self.data.engine == "ray" or (self.data.engine == "auto" and is_large)
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """Yield (index, ``function(item)``) as they are done, in any order."""
+        if not items:
+            return iter(())
+        if self.uses_ray:
+            connect()  # before the module imports Ray
+        driver = importlib.import_module(f"lepton_ray.data.{'on_ray' if self.uses_ray else 'in_process'}")
+        results: Iterator[tuple[int, R]] = driver.map_parts(function, items)
+        return results
+
+    def map_resumable(
+        self, name: str, function: Callable[[int, T], dict[str, Any]], items: Sequence[T]
+    ) -> list[dict[str, Any]]:
+        """Return ``function(index, item)`` of all items in order; what a killed run has done is not done again.
+
+        Args:
+            name: What is done, for the folder of facts and for people.
+            function: Writes a part and returns facts about it, as JSON; done again it writes the same.
+            items: What to do.
+        """
+        done = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/{name}")
+        facts: dict[int, dict[str, Any]] = {int(file.partition(".")[0]): done.read_json(file) for file in done.names()}
+        missing = [index for index in range(len(items)) if index not in facts]
+        step = partial(_do, function, done)
+        for position, result in self.map(step, [(index, items[index]) for index in missing]):
+            facts[missing[position]] = result
+            self.ctx.update(f"{name}: {len(facts)} of {len(items)} parts")
+        return [facts[index] for index in range(len(items))]
+
+
+def _do(function: Callable[[int, T], dict[str, Any]], done: Folder, item: tuple[int, T]) -> dict[str, Any]:
+    facts = function(*item)
+    done.write_json(f"{item[0]:05d}.json", facts)
+    return facts
+
+
+def folder_of(artifact: Artifact, ctx: RunContext) -> Folder:
+    """Return where an artifact's parts lie."""
+    return Folder(ctx.filesystem, artifact.location)

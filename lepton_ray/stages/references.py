@@ -1,0 +1,29 @@
+"""Read what foreign keys refer to: other sources, typed by the same code."""
+
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+
+from lepton_ray.data import keys
+from lepton_ray.data.check import check_block
+from lepton_ray.data.connectors import check_source, open_connector
+from lepton_ray.data.hashing import Words
+from lepton_ray.spec.clean import CleanSpec
+from lepton_ray.spec.data import Column, DataSpec
+from lepton_ray.spec.row_rules import ForeignKeyRule
+from lepton_ray.stages.context import RunContext
+
+
+def load_references(clean: CleanSpec, data: DataSpec, ctx: RunContext) -> dict[int, Words]:
+    """Return the sorted key hashes of each foreign key's reference, by the position of the rule."""
+
+    def read(rule: ForeignKeyRule, columns: Mapping[str, Column]) -> Iterator[pa.Table]:
+        reference = DataSpec(source=rule.reference, columns=dict(columns), missing_words=data.missing_words)
+        connector = open_connector(reference)
+        check_source(reference, connector)
+        for part in connector.parts():
+            for block in connector.read(part):
+                ctx.update(f"reading the keys of {', '.join(rule.columns)}")
+                yield check_block(block, reference)[0]
+
+    return keys.load_references(clean, data, read)

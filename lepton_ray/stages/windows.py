@@ -1,0 +1,61 @@
+"""The part of clean that makes windows: each row's series of earlier rows of its entity, in order of time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts.kinds import PartFile
+from lepton_ray.data.check import ROW_HASH
+from lepton_ray.data.hashing import to_words
+from lepton_ray.data.keys import key_hashes
+from lepton_ray.data.parts import Folder, part_name
+from lepton_ray.data.verdicts import Removal, Verdicts
+from lepton_ray.data.windows import find_short, make_windows, order_rows
+from lepton_ray.spec.clean import WindowSpec
+from lepton_ray.stages.context import RunContext
+
+
+def add_windows(verdicts: Verdicts, windows: Mapping[str, WindowSpec], ctx: RunContext) -> list[PartFile]:
+    """Write the windows of all rows, a file for each part, and remove rows that have too few rows before them.
+
+    The columns that order the rows are held in memory: about 60 bytes a row and window.
+    """
+    kept = np.flatnonzero(verdicts.is_kept)
+    made = {name: _make(verdicts, kept, name, window) for name, window in windows.items()}
+    folder = Folder(ctx.filesystem, ctx.work_path)
+    files: list[PartFile] = []
+    start = 0
+    for index, part in enumerate(verdicts.parts):
+        rows = slice(start, start + part.rows)
+        table = pa.table({name: values(rows) for name, values in made.items()})
+        files.append(folder.write_arrow(f"windows/{part_name(index, 'arrow')}", table))
+        start += part.rows
+    return files
+
+
+def _make(verdicts: Verdicts, kept: NDArray[np.int64], name: str, window: WindowSpec) -> Callable[[slice], pa.Array]:
+    """Return what gives the windows of a slice of all rows."""
+    columns = list(dict.fromkeys([*window.entity, window.time, window.value, ROW_HASH]))
+    table = verdicts.take(kept, columns)
+    times = _as_numbers(table.column(window.time))
+    has_time = table.column(window.time).is_valid().to_numpy()
+    entities, hashes = (to_words(array) for array in (key_hashes(table, window.entity), table.column(ROW_HASH)))
+    order = order_rows(entities, times, has_time, hashes)
+    values = table.column(window.value).to_numpy()
+    if window.short == "remove":
+        mask = np.zeros(len(verdicts.codes), bool)
+        mask[kept[find_short(order, window)]] = True
+        reach = window.length - 1 + window.horizon
+        verdicts.remove(Removal("too_short", f"{name} needs {reach} earlier rows of the same entity"), mask)
+    place = np.zeros(len(verdicts.codes), np.int64)  # removed rows get the first row's window, which nobody reads
+    place[kept] = np.arange(len(kept))
+    return lambda rows: make_windows(order, values, window, place[rows])[0]
+
+
+def _as_numbers(column: pa.ChunkedArray) -> Any:
+    if pa.types.is_floating(column.type):
+        return column.fill_null(0.0).to_numpy()
+    return column.cast(pa.int64()).fill_null(0).to_numpy()

@@ -1,0 +1,274 @@
+"""The training batches of an epoch and each worker's share of them, for the loop of any framework.
+
+All workers know the whole order of an epoch; a worker's share of a batch is every world_size-th of its rows. What a row
+becomes depends on (seed, epoch, place in the epoch) alone, so the shares of many workers are the batch of one.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_ray.core.errors import SpecError
+from lepton_ray.spec.augment import AugmentSpec, ImageAugment, TableAugment, TextAugment, check_augment
+from lepton_ray.train import augment
+from lepton_ray.train.augment import Floats, Ints
+
+_IMAGE_DIMENSIONS, _TABLE_DIMENSIONS = 4, 2
+_SCALE_ROWS = 65_536  # the spread of a column is taken from at most so many rows, evenly spaced
+_IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does not change what is on
+
+Input = NDArray[np.float32] | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Model input (rows first; float32, or int64 token ids) and class index (int64) of two splits; read only."""
+
+    x_train: Input
+    y_train: Ints
+    x_val: Input
+    y_val: Ints
+    number_columns: tuple[str | None, ...] = ()
+    """For each column of a table the number that it stands for, None where it encodes something else; empty where that is
+    not known: then columns of zeros and ones alone are taken to encode categories."""
+    unknown_id: int = 1
+    """Token id of what is not in the vocabulary."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A worker's rows of a global batch."""
+
+    x: Input
+    y: Ints
+    batch_weight: float
+    """Weight of the global batch, that the sum of its losses is divided by; its number of rows where none weighs more."""
+    is_idle: bool = False
+    """Whether the batch has no row for this worker: the one it has here must count nothing."""
+    labels: tuple[tuple[Ints, Floats], ...] = ()
+    """Class and weight of each label of the rows, where they are mixed or weighted; empty: ``y`` alone, with weight 1."""
+
+    def targets(self, num_classes: int) -> Ints | Floats:
+        """Return ``y`` (N,), or the weight of each class (N, num_classes) where labels are mixed or weighted."""
+        if not self.labels:
+            return self.y
+        weights_NC = np.zeros((len(self.y), num_classes), np.float32)
+        rows = np.arange(len(weights_NC))
+        for y, weight in self.labels:
+            weights_NC[rows, y] += weight
+        return weights_NC
+
+
+class _Purpose(IntEnum):
+    """What draws are for; those of one purpose say nothing on those of another. Never renumber: results would change."""
+
+    IMAGE = 1
+    TOKEN_DROPOUT = 2
+    TOKEN_SWAP_START = 3
+    TOKEN_SWAP = 4
+    NOISE = 5
+    NOISE_CHOICE = 6
+    MIXUP = 7
+
+
+Keys = Callable[[_Purpose], int]
+Vary = Callable[[Any, Ints, Keys], Any]
+"""From rows and their places in the epoch to what they become."""
+
+
+class Batches:
+    """Batches of a training, varied as the spec says; the same on all workers.
+
+    Raises:
+        SpecError: If the spec asks for what the data has not.
+    """
+
+    def __init__(self, data: TrainData, spec: AugmentSpec | None, global_batch_size: int, seed: int) -> None:
+        self._data, self._seed, self._size = data, seed, global_batch_size
+        self._spec = spec or AugmentSpec()
+        _check(self._spec, data)
+        self._vary = _variations(self._spec, data)
+        self._class_weights = class_weights(data.y_train) if self._spec.balance == "weights" else None
+
+    def shares(self, epoch: int, rank: int, world_size: int) -> Iterator[Share]:
+        """Yield this worker's share of each batch of an epoch, counted from 0."""
+        order = epoch_order(self._data.y_train, self._spec.balance, self._seed, epoch)
+        keys = functools.cache(functools.partial(_key, self._seed, epoch))
+        for start in range(0, len(order), self._size):
+            batch_B = order[start : start + self._size]
+            places = np.arange(rank, len(batch_B), world_size)
+            if len(places):
+                yield self._share(batch_B, places[np.argsort(batch_B[places], kind="stable")], start, keys)
+            else:  # a last batch may have fewer rows than workers
+                yield replace(self._share(batch_B, np.zeros(1, np.int64), start, keys), is_idle=True)
+
+    def _share(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> Share:
+        if self._spec.mixup_alpha:
+            return self._mixed_share(batch_B, places, start, keys)
+        x, y_B = self._rows(batch_B, places, start, keys), self._data.y_train[batch_B]
+        if self._class_weights is None:
+            return Share(x, y_B[places], len(batch_B))
+        weight_B = self._class_weights[y_B]
+        labels = (y_B[places], weight_B[places].astype(np.float32))
+        return Share(x, y_B[places], float(weight_B.sum()), labels=(labels,))
+
+    def _mixed_share(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> Share:
+        """Mix each row with its partner, both varied as they are wherever they stand."""
+        alpha, y_B = self._spec.mixup_alpha, self._data.y_train[batch_B]
+        rng = np.random.default_rng([keys(_Purpose.MIXUP), start])
+        partner_B = rng.permutation(len(batch_B))
+        own_share_B = rng.beta(alpha, alpha, len(batch_B))
+        read, where = np.unique(np.concatenate([places, partner_B[places]]), return_inverse=True)
+        x = self._rows(batch_B, read, start, keys)
+        x = augment.mix(x[where[: len(places)]], x[where[len(places) :]], own_share_B[places])
+        weight_B = np.ones(len(batch_B)) if self._class_weights is None else self._class_weights[y_B]
+        own_B, other_B = own_share_B * weight_B, (1 - own_share_B) * weight_B[partner_B]
+        labels = (
+            (y_B[places], own_B[places].astype(np.float32)),
+            (y_B[partner_B[places]], other_B[places].astype(np.float32)),
+        )
+        return Share(x, y_B[places], float((own_B + other_B).sum()), labels=labels)
+
+    def _rows(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> Any:
+        x = self._data.x_train[batch_B[places]]
+        for vary in self._vary:
+            x = vary(x, start + places, keys)
+        return x
+
+
+def epoch_order(y: Ints, balance: str | None, seed: int, epoch: int) -> Ints:
+    """Return the rows of an epoch in the order in which batches take them."""
+    rng = np.random.default_rng([seed, epoch])
+    if balance not in ("oversample", "undersample"):
+        return rng.permutation(len(y))
+    counts = np.bincount(y)
+    target = int(counts.max() if balance == "oversample" else counts[counts > 0].min())
+    by_class = np.split(np.argsort(y, kind="stable"), np.cumsum(counts)[:-1])
+    return rng.permutation(np.concatenate([_resample(rows, target, rng) for rows in by_class if len(rows)]))
+
+
+def _resample(rows: Ints, target: int, rng: np.random.Generator) -> Ints:
+    """Return ``target`` of the rows: each as often as any other, or once more."""
+    repeats, rest = divmod(target, len(rows))
+    return np.concatenate([np.tile(rows, repeats), rng.choice(rows, rest, replace=False)])
+
+
+def class_weights(y: Ints) -> NDArray[np.float64]:
+    """Return the weight of each class: rows / (classes * rows of the class), so that the rows' weights sum to the rows."""
+    counts = np.bincount(y)
+    weights: NDArray[np.float64] = len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return weights
+
+
+def _key(seed: int, epoch: int, purpose: _Purpose) -> int:
+    return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
+
+
+def _is_image(x: Input) -> bool:
+    return x.ndim == _IMAGE_DIMENSIONS and x.dtype == np.float32
+
+
+def _is_table(x: Input) -> bool:
+    return x.ndim == _TABLE_DIMENSIONS and x.dtype == np.float32
+
+
+def _check(spec: AugmentSpec, data: TrainData) -> None:
+    x = data.x_train
+    is_unknown = not data.number_columns and spec.table.columns is None
+    problems = check_augment(
+        spec,
+        has_image=_is_image(x),
+        has_tokens=x.dtype == np.int64,
+        has_table=_is_table(x),
+        image_shape=(x.shape[1], x.shape[2], x.shape[3]) if _is_image(x) else None,
+        number_columns=None if is_unknown else [name for name in data.number_columns if name is not None],
+    )
+    if problems:
+        raise SpecError(problems)
+
+
+def _variations(spec: AugmentSpec, data: TrainData) -> list[Vary]:
+    variations: list[Vary] = []
+    if spec.image != ImageAugment():
+        variations.append(_ImageVariation(spec.image, data.x_train))
+    if spec.text != TextAugment():
+        variations.append(_TextVariation(spec.text, data.unknown_id))
+    if spec.table != TableAugment():
+        variations.append(_TableVariation(spec.table, data))
+    return variations
+
+
+class _ImageVariation:
+    """Flips, crop, colours, cut-out, in this order."""
+
+    def __init__(self, spec: ImageAugment, images: Any) -> None:
+        self._spec = spec
+        self._has_colours = bool(spec.brightness or spec.contrast or spec.saturation)
+        if self._has_colours:
+            self._black_K, self._white_K = images.min(axis=(0, 2, 3)), images.max(axis=(0, 2, 3))
+
+    def __call__(self, x_NKHW: Floats, places: Ints, keys: Keys) -> Floats:
+        spec = self._spec
+        draws = augment.draw_uniform(keys(_Purpose.IMAGE), places, _IMAGE_DRAWS)
+        if spec.horizontal_flip_fraction:
+            x_NKHW = augment.flip(x_NKHW, draws[:, 0] < spec.horizontal_flip_fraction, axis=3)
+        if spec.vertical_flip_fraction:
+            x_NKHW = augment.flip(x_NKHW, draws[:, 1] < spec.vertical_flip_fraction, axis=2)
+        if padding := spec.crop_padding_pixels:
+            corners = (draws[:, 2:4] * (2 * padding + 1)).astype(np.int64)
+            x_NKHW = augment.crop(x_NKHW, corners[:, 0], corners[:, 1], padding)
+        if self._has_colours:
+            factors = 1 + (2 * draws[:, 4:7] - 1) * [spec.brightness, spec.contrast, spec.saturation]
+            x_NKHW = augment.shift_colours(x_NKHW, factors, self._black_K, self._white_K)
+        if spec.cutout_pixels:
+            middles = (draws[:, 7:9] * x_NKHW.shape[2:]).astype(np.int64)
+            x_NKHW = augment.cut_out(x_NKHW, middles[:, 0], middles[:, 1], spec.cutout_pixels)
+        return x_NKHW
+
+
+class _TextVariation:
+    """Swaps, then dropout."""
+
+    def __init__(self, spec: TextAugment, unknown_id: int) -> None:
+        self._spec, self._unknown_id = spec, unknown_id
+
+    def __call__(self, x_NL: Ints, places: Ints, keys: Keys) -> Ints:
+        spec, length = self._spec, x_NL.shape[1]
+        if spec.swap_fraction:
+            starts_odd = augment.draw_uniform(keys(_Purpose.TOKEN_SWAP_START), places, 1)[:, 0] < 1 / 2
+            draws = augment.draw_uniform(keys(_Purpose.TOKEN_SWAP), places, length // 2)
+            x_NL = augment.swap_tokens(x_NL, starts_odd, draws < spec.swap_fraction)
+        if spec.dropout_fraction:
+            draws = augment.draw_uniform(keys(_Purpose.TOKEN_DROPOUT), places, length)
+            x_NL = augment.drop_tokens(x_NL, draws < spec.dropout_fraction, self._unknown_id)
+        return x_NL
+
+
+class _TableVariation:
+    """Noise on the columns that are numbers."""
+
+    def __init__(self, spec: TableAugment, data: TrainData) -> None:
+        self._spec = spec
+        sample = data.x_train[:: len(data.x_train) // _SCALE_ROWS + 1]
+        self._columns = _noisy_columns(spec, data.number_columns, sample)
+        self._std_C = (spec.noise_std * sample[:, self._columns].std(0, dtype=np.float64)).astype(np.float32)
+
+    def __call__(self, x_ND: Floats, places: Ints, keys: Keys) -> Floats:
+        noise = augment.draw_normal(keys(_Purpose.NOISE), places, len(self._columns)) * self._std_C
+        if self._spec.noise_fraction < 1:
+            draws = augment.draw_uniform(keys(_Purpose.NOISE_CHOICE), places, len(self._columns))
+            noise *= draws < self._spec.noise_fraction
+        return augment.add_noise(x_ND, self._columns, noise)
+
+
+def _noisy_columns(spec: TableAugment, number_columns: tuple[str | None, ...], sample: Any) -> list[int]:
+    """Return the positions of the columns that noise is added to."""
+    if not number_columns:
+        return np.flatnonzero(((sample != 0) & (sample != 1)).any(0)).tolist()
+    wanted = set(number_columns) - {None} if spec.columns is None else set(spec.columns)
+    return [position for position, name in enumerate(number_columns) if name in wanted]

@@ -1,0 +1,189 @@
+"""TFRecord, NumPy and WebDataset: what is special to each, and what is damaged."""
+
+import gzip
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lepton_ray.core.errors import DataError, MissingExtraError
+from lepton_ray.data.connectors import open_connector
+from lepton_ray.testing.connector_suite import read_all
+
+from . import samples
+
+PICTURE = {"kind": "image", "height": 2, "width": 3, "channels": 1}
+
+
+def png(value: int, size: tuple[int, int] = (2, 3)) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.full(size, value, np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def read(kind: str, path: Path, columns: dict[str, Any], **options: Any) -> Any:
+    data = samples.section(kind, path, columns, **options)
+    return read_all(data, open_connector(data))
+
+
+def test_tfrecord_features_are_values_series_images_or_missing(tmp_path: Path) -> None:
+    records = [
+        {"n": 1, "s": [1.5, 2.5], "p": png(7), "t": "é"},
+        {"n": 2.5, "s": [1, 2], "p": bytes(6)},
+        {"n": b"3", "s": [1.0], "t": 5},
+        {"p": b"junk", "s": ["x", "y"]},
+    ]
+    content = b"".join(samples.tf_record(samples.tf_example(record)) for record in records)
+    (tmp_path / "a.tfrecord.gz").write_bytes(gzip.compress(content))
+    columns = {"n": "category", "t": "text", "s": {"kind": "series", "length": 2}, "p": PICTURE}
+    found = read("tfrecord", tmp_path, columns)
+    assert [(row["n"], row["t"], row["s"], row["p"]) for row in found.rows] == [
+        ("1", "é", [1.5, 2.5], bytes([7] * 6)),
+        ("2.5", None, [1.0, 2.0], bytes(6)),
+    ]
+    assert [(r["_line"], r["_reason"]) for r in found.removed] == [(3, "unreadable_image"), (4, "unreadable_image")]
+
+
+@pytest.mark.parametrize("cut", [3, 8, 14, -1, -5])
+def test_a_tfrecord_file_that_ends_early_is_an_error(tmp_path: Path, cut: int) -> None:
+    content = samples.tf_record(samples.tf_example({"n": 1}))
+    (tmp_path / "a.tfrecord").write_bytes(content + content[:cut])
+    with pytest.raises(DataError, match=r"a.tfrecord must be a readable tfrecord file, record 2 ends early"):
+        read("tfrecord", tmp_path, {"n": "number"})
+
+
+def test_a_tfrecord_length_that_is_wrong_is_an_error(tmp_path: Path) -> None:
+    content = bytearray(samples.tf_record(samples.tf_example({"n": 1})))
+    content[2] ^= 1
+    (tmp_path / "a.tfrecord").write_bytes(bytes(content))
+    with pytest.raises(DataError, match="record 1 has a wrong length"):
+        read("tfrecord", tmp_path, {"n": "number"})
+
+
+def test_numpy_arrays_of_rows(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz",
+        n=np.array([1, 2], "<f4"),
+        s=np.arange(6.0).reshape(2, 3),
+        p=np.full((2, 2, 3), 9, np.uint8),
+        other=np.zeros((2, 5, 5)),
+    )
+    columns = {"n": "number", "s": {"kind": "series", "length": 3}, "p": PICTURE}
+    rows = read("numpy", tmp_path, columns).rows
+    assert [(row["n"], row["s"], row["p"]) for row in rows] == [
+        (1.0, [0, 1, 2], bytes([9] * 6)),
+        (2.0, [3, 4, 5], bytes([9] * 6)),
+    ]
+    np.save(tmp_path / "b.npy", np.arange(4, dtype=np.int16))
+    assert [row["x"] for row in read("numpy", tmp_path / "b.npy", {"x": "number"}, column="x").rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([{}, {}]), "an array of Python objects"),
+        (np.asfortranarray(np.zeros((2, 3))), "Fortran order"),
+        (np.array(1.0), "a single number"),
+        (np.zeros((2, 3, 4)), "one value or one series a row, got data of shape"),
+        (np.array([1j, 2j]), "values of a kind that number can take, got data: complex128"),
+    ],
+)
+def test_numpy_arrays_that_cannot_be_read(tmp_path: Path, array: Any, message: str) -> None:
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        read("numpy", tmp_path, {"data": "number"})
+
+
+def test_numpy_archives_have_one_length(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.zeros(2), b=np.zeros(3))
+    with pytest.raises(DataError, match=r"must hold arrays of one length, got \[2, 3\]"):
+        read("numpy", tmp_path, {"a": "number"})
+
+
+def test_a_numpy_file_without_a_column_is_condemned(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.zeros(2))
+    np.savez(tmp_path / "b.npz", a=np.zeros(2), b=np.ones(2))
+    found = read("numpy", tmp_path, {"a": "number", "b": "number"})
+    assert len(found.rows) == 2
+    assert [(r["_line"], r["_reason"]) for r in found.removed] == [(1, "wrong_header"), (2, "wrong_header")]
+
+
+def test_webdataset_members_are_columns(tmp_path: Path) -> None:
+    tar = [
+        {"png": png(1), "cls": b"3\n", "txt": b"a cat", "json": b'{"n": 1.5, "s": [1, 2]}'},
+        {"jpg": b"junk", "cls": b"4", "json": b'{"s": [1]}'},
+        {"cls": b"5", "json": b'{"n": 2, "s": [3, null]}', "jpeg": png(2), "seg.png": png(3, (5, 5))},
+        {"cls": b"6", "png": png(4), "s": b"[5, 6]"},
+    ]
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(samples.tar(tar)))
+    (tmp_path / "b.tgz").write_bytes(gzip.compress(samples.tar(tar[:1])))
+    columns = {
+        "picture": PICTURE,
+        "cls": "category",
+        "txt": "text",
+        "n": "number",
+        "s": {"kind": "series", "length": 2},
+    }
+    found = read("webdataset", tmp_path, columns)
+    assert [(row["picture"][0], row["cls"], row["txt"], row["n"], row["s"]) for row in found.rows] == [
+        (1, "3", "a cat", 1.5, [1.0, 2.0]),
+        (4, "6", None, None, [5.0, 6.0]),
+        (1, "3", "a cat", 1.5, [1.0, 2.0]),
+    ]
+    assert [(r["_line"], r["_reason"], r["_text"]) for r in found.removed] == [
+        (2, "unreadable_image", "folder/000001"),
+        (3, "unreadable_image", "folder/000002"),
+    ]
+
+
+def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -> None:
+    content = samples.tar([{"cls": b"1" * 2000}, {"cls": b"2"}])
+    (tmp_path / "a.tar").write_bytes(content[:1500])
+    with pytest.raises(DataError, match=r"a.tar must be a readable webdataset file"):
+        read("webdataset", tmp_path, {"cls": "category"})
+    (tmp_path / "a.tar").write_bytes(samples.tar([{"cls": b"1"}, {"cls": b"2"}], keys=["k", "k"]))
+    with pytest.raises(DataError, match="must have one member 'cls' in a sample, 'k' has two"):
+        read("webdataset", tmp_path, {"cls": "category"})
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tfrecord").write_bytes(samples.tf_record(b""))
+    cases = [
+        ("tfrecord", "google_crc32c", samples.section("tfrecord", tmp_path, {"n": "number"}), "tfrecord"),
+        ("delta", "deltalake", samples.section("delta", tmp_path, {"n": "number"}), "delta"),
+        ("iceberg", "pyiceberg", samples.section("iceberg", tmp_path, {"n": "number"}), "iceberg"),
+        ("sql", "psycopg", samples.section("sql", "postgresql://h/d", {"n": "number"}, table="t"), "sql"),
+    ]
+    for _, module, data, extra in cases:
+        for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtraError, match=rf"pip install 'lepton-ray\[{extra}\]'"):
+            list(open_connector(data).read(open_connector(data).parts()[0]))
+        monkeypatch.undo()
+
+
+def test_opening_a_connector_imports_only_its_own_library() -> None:
+    code = (
+        "import sys; from lepton_ray.data.connectors import open_connector; from lepton_ray.spec.data import DataSpec\n"
+        "open_connector(DataSpec.model_validate({'source': {'kind': 'csv', 'uri': 'x'}, 'columns': {'n': 'number'}}))\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = {
+        "ray",
+        "psycopg",
+        "deltalake",
+        "pyiceberg",
+        "confluent_kafka",
+        "fsspec",
+        "google_crc32c",
+        "PIL",
+        "sqlite3",
+    }
+    assert unwanted & set(loaded) == set()

@@ -1,0 +1,98 @@
+"""What clean decides over all rows: near duplicates, windows, keys in another source, stops; on files."""
+
+import datetime as dt
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from lepton_ray.core.errors import DataError
+from lepton_ray.data.connectors import files
+from lepton_ray.spec import parse_spec
+from lepton_ray.stages.clean import clean
+from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.ingest import ingest, preflight
+
+
+def context(folder):
+    folder.mkdir(parents=True)
+    return RunContext(
+        "n", 3, "s", folder, str(folder), pafs.LocalFileSystem(), f"{folder}/work", True, lambda text: None
+    )
+
+
+def run(tmp_path, rows, columns, clean_section, more=""):
+    (tmp_path / "d.jsonl").write_text("\n".join(rows))
+    spec = parse_spec(
+        f"name: n\ndata:\n  source: {{kind: jsonl, uri: {tmp_path / 'd.jsonl'}}}\n  profile: false\n  columns: {columns}\n{more}"
+        f"  split: {{train: 1.0, val: 0.0, test: 0.0}}\nclean: {clean_section}\n"
+    )
+    preflight(spec.data)
+    raw = ingest(spec.data, context(tmp_path / "ingest"))
+    raw = raw.model_copy(update={"location": str(tmp_path / "ingest")})
+    return clean(spec.data, spec.clean, raw, context(tmp_path / "clean"))
+
+
+def rows_in(folder):
+    return [row for path in sorted(folder.glob("*")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_windows_hold_the_earlier_rows_of_their_entity(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PART_BYTES", 300)
+    days = [dt.date(2024, 1, 1) + dt.timedelta(days=i) for i in range(12)]
+    table = [(shop, day, ord(shop) * 100 + day.day) for day in days for shop in "ab"]
+    shuffled = [table[(i * 7) % len(table)] for i in range(len(table))]
+    rows = [f'{{"shop": "{shop}", "day": "{day}", "sales": {sales}}}' for shop, day, sales in shuffled]
+    columns = "{shop: category, day: time, sales: number}"
+    window = "  windows: {last: {value: sales, time: day, entity: [shop], length: 3}}\n"
+    dataset = run(tmp_path, rows, columns, "{max_removed_fraction: 1}", window)
+    assert dataset.ledger.removed == {"too_short": 6}
+    kept = rows_in(tmp_path / "clean" / "train")
+    assert len(kept) == 18
+    for row in kept:
+        assert row["last"] == [row["sales"] - back for back in (3, 2, 1)]
+    assert dataset.columns["last"].startswith("fixed_size_list")
+
+
+def test_near_duplicates_are_told_apart_with_the_row_that_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PART_BYTES", 400)
+    texts = [
+        f"the quick brown fox number {i} jumps over the lazy dog and runs into the {word} wood"
+        for i, word in enumerate(["dark", "green", "old"])
+    ]
+    distinct = [" ".join(f"{chr(97 + i)}{j}word" for j in range(12)) for i in range(12)]
+    rows = [f'{{"id": "{i}", "note": "{text}"}}' for i, text in enumerate([*distinct, *texts, texts[0] + "!"])]
+    section = "{near_duplicates: {columns: note, similarity: 0.6}, max_removed_fraction: 1, duplicates: keep}"
+    dataset = run(tmp_path, rows, "{id: ignored, note: text}", section)
+    assert dataset.ledger.removed == {"near_duplicate": 3}
+    gone, kept = rows_in(tmp_path / "clean" / "quarantine"), rows_in(tmp_path / "clean" / "train")
+    (stays,) = [row for row in kept if row["note"].startswith("the quick")]
+    places = {f"the text is nearly the same as that of {stays['_source']} line {stays['_line']}"}
+    assert {row["_detail"] for row in gone} == places
+    assert {row["id"] for row in gone} | {stays["id"]} == {"12", "13", "14", "15"}
+
+
+def test_keys_must_stand_in_another_file(tmp_path):
+    (tmp_path / "cities.csv").write_text("code,name\n1,Bern\n02,Rome\n")
+    rows = [f'{{"id": {i}, "city": {city}}}' for i, city in enumerate(['"1"', '"02"', "3", "null", '"2"'])]
+    rule = f"{{kind: foreign_key, columns: city, reference: {{kind: csv, uri: {tmp_path / 'cities.csv'}}}, reference_columns: code}}"
+    dataset = run(tmp_path, rows, "{id: number, city: category}", f"{{rules: [{rule}], max_removed_fraction: 1}}")
+    assert dataset.ledger.removed == {"foreign_key": 2}
+    assert {row["id"] for row in rows_in(tmp_path / "clean" / "quarantine")} == {2, 4}
+
+
+def test_a_rule_may_stop_the_run(tmp_path):
+    rows = [f'{{"a": {i}, "b": {i % 3}}}' for i in range(9)]
+    section = "{rules: [{kind: compare, left: a, operator: '>=', right: b, on_fail: stop}], max_removed_fraction: 1}"
+    run(tmp_path / "fine", rows, "{a: number, b: number}", section) if (tmp_path / "fine").mkdir() is None else None
+    rows.append('{"a": 0, "b": 2}')
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(DataError, match=r"clean\.rules\.0 must hold for every row.*got 1 rows"):
+        run(tmp_path / "broken", rows, "{a: number, b: number}", section)
+
+
+def test_a_reason_may_have_a_bound_of_its_own(tmp_path):
+    rows = [f'{{"a": {i % 9}}}' for i in range(10)]
+    with pytest.raises(DataError, match=r"at most 0\.05 of the rows for duplicate \(clean\.max_removed\), got 1 of 10"):
+        run(tmp_path, rows, "{a: number}", "{max_removed: {duplicate: 0.05}, max_removed_fraction: 1}")
+    assert len(rows_in(tmp_path / "clean" / "quarantine")) == 1
