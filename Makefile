@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format bench docs clean
+.PHONY: help setup demo test test-all check format bench bench-data docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ format: $(STAMP) ## format and mend what can be mended
 
 bench: $(STAMP) ## time the main job; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/main_job.py
+
+bench-data: $(STAMP) ## time the data plane against pandas, polars, duckdb and Ray Data; takes half an hour
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/data/bench.py all
 
 docs: $(STAMP) ## check the links and commands of the documents
 	$(BIN)/python -m pytest tests/docs

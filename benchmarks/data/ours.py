@@ -27,6 +27,7 @@ def do_job(source: Path, target: Path, engine: str) -> None:
             "columns": {name: kinds.get(name, "ignored") for name in COLUMNS},
             "split": {"train": 1.0, "val": 0.0, "test": 0.0},
             "engine": engine,
+            "profile": False,
         },
         "clean": {"duplicates": "drop", "max_missing_fraction": 1.0},
         "features": {"numbers": {"impute": "median", "clip": clip, "scale": "standard"}},

@@ -102,8 +102,28 @@ def check_block(block: RawBlock, data: DataSpec) -> tuple[pa.Table, pa.Table]:
     table = _with_keys(typed, block, data, rows)
     removed = _removed_rows(block, data, verdict)
     if verdict.removed:
-        table = table.filter(pa.array(verdict.is_kept))
+        table = keep_rows(table, verdict.is_kept)
     return table, removed
+
+
+def keep_rows(table: pa.Table, mask: Mask) -> pa.Table:
+    """Return some rows of a table; values that only the others have leave the dictionaries too."""
+    kept = table.filter(pa.array(mask))
+    for index, column in enumerate(kept.columns):
+        if pa.types.is_dictionary(column.type):
+            kept = kept.set_column(index, kept.field(index), _without_unused(column))
+    return kept
+
+
+def _without_unused(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    array = column.unify_dictionaries().combine_chunks()
+    codes = array.indices.fill_null(len(array.dictionary)).to_numpy(zero_copy_only=False)
+    is_used = np.bincount(codes, minlength=len(array.dictionary))[: len(array.dictionary)] > 0
+    if is_used.all():
+        return column
+    places = pa.array(np.where(is_used, np.cumsum(is_used) - 1, 0).astype(np.int32))
+    values = array.dictionary.filter(pa.array(is_used))
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(places.take(array.indices), values)])
 
 
 def _cells(cells: pa.Table, name: str, rows: int) -> pa.Array:

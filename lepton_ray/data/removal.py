@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.data.block import CELLS, DETAIL, LINE, REASON, SOURCE, TEXT
-from lepton_ray.data.check import NUM_MISSING, ROW_HASH, quarantine_schema
+from lepton_ray.data.check import NUM_MISSING, ROW_HASH, keep_rows, quarantine_schema
 from lepton_ray.data.keys import References
 from lepton_ray.data.outliers import FittedOutliers, find_outliers
 from lepton_ray.data.parts import Folder, part_name, read_arrow
@@ -131,7 +131,7 @@ class Writer:
 
     def _rows_of(self, table: pa.Table, mask: NDArray[np.bool_]) -> pa.Table:
         chosen = table.select([*self.data.all_columns, SOURCE, LINE])
-        return chosen if mask.all() else chosen.filter(pa.array(mask))
+        return chosen if mask.all() else keep_rows(chosen, mask)
 
     def _to_quarantine(self, table: pa.Table, removed: pa.Table) -> pa.Table:
         """What is kept of removed rows, in their order: their fate and values."""

@@ -15,9 +15,18 @@ from lepton_ray.core.files import read_json
 from lepton_ray.data.block import DETAIL, LINE, SOURCE, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.connectors.filesystems import COMPRESSED
 from lepton_ray.spec.data import DataSpec
 
-_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+_SUFFIXES = {
+    "csv": (".csv", ".tsv", ".tab"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow", ".feather", ".ipc", ".arrows"),
+    "orc": (".orc",),
+}
+_COMPRESSIBLE = ("csv", "jsonl")
+_TAB_SEPARATED = (".tsv", ".tab")
 
 
 def source_of(path: str) -> dict[str, Any]:
@@ -28,10 +37,15 @@ def source_of(path: str) -> dict[str, Any]:
     """
     if Path(path).is_dir():
         return {"kind": "image_folder", "uri": path}
-    suffix = Path(path).suffix.lower()
-    if suffix not in _KINDS:
-        raise DataError(f"the file must end in {', '.join(_KINDS)}, got {path!r}. Rename or convert it")
-    return {"kind": _KINDS[suffix], "uri": path, **({"delimiter": "\t"} if suffix == ".tsv" else {})}
+    name = path.lower()
+    plain = next((name.removesuffix(packed) for packed in COMPRESSED if name.endswith(packed)), name)
+    for kind, suffixes in _SUFFIXES.items():
+        if (plain if kind in _COMPRESSIBLE else name).endswith(suffixes):
+            is_tab_separated = plain.endswith(_TAB_SEPARATED)
+            return {"kind": kind, "uri": path, **({"delimiter": "\t"} if is_tab_separated else {})}
+    known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+    packed = f"{' and '.join(_COMPRESSIBLE)} may be packed: {', '.join(COMPRESSED)}"
+    raise DataError(f"the file must end in {known} ({packed}), got {path!r}. Rename or convert it")
 
 
 def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple[int, int]:

@@ -13,20 +13,20 @@ T = TypeVar("T", bound=Section)
 
 _SHOWN_NAMES = 20
 _NESTED = ("struct<", "map<", "list<", "large_list<", "fixed_size_list<", "list_view<", "sparse_union<", "dense_union<")
-_BYTES = ("binary", "large_binary", "fixed_size_binary[", "extension<")
+BYTES = ("binary", "large_binary", "fixed_size_binary[", "extension<")
 _CLOCKS = ("time32[", "time64[", "duration[", "month_day_nano_interval")
-_DATES = ("timestamp[", "date32[", "date64[")
+DATES = ("timestamp[", "date32[", "date64[")
 _NUMBERS = ("int", "uint", "float", "halffloat", "double", "decimal", "bool")
 _TEXT_KINDS = ("csv", "jsonl", "text", "http", "kafka")
 
 # Arrow's types, by their first letters, that no value of a column can come from.
 _IMPOSSIBLE = {
-    "number": (*_NESTED, *_BYTES, *_CLOCKS, *_DATES, "bool"),
+    "number": (*_NESTED, *BYTES, *_CLOCKS, *DATES, "bool"),
     "category": _NESTED,
     "text": _NESTED,
-    "time": (*_NESTED, *_BYTES, *_CLOCKS, "bool"),
-    "series": ("struct<", "map<", *_BYTES, *_CLOCKS, *_DATES, *_NUMBERS),
-    "image": ("map<", "string", "large_string", *_CLOCKS, *_DATES, *_NUMBERS),
+    "time": (*_NESTED, *BYTES, *_CLOCKS, "bool"),
+    "series": ("struct<", "map<", *BYTES, *_CLOCKS, *DATES, *_NUMBERS),
+    "image": ("map<", "string", "large_string", *_CLOCKS, *DATES, *_NUMBERS),
     "ignored": (),
 }
 
@@ -51,13 +51,18 @@ def check_source(data: DataSpec, connector: Connector) -> None:
         for name, column in data.columns.items():
             if name not in columns:
                 problems.append(_missing(name, list(columns), data))
-            elif columns[name].startswith(_IMPOSSIBLE[column.kind]):
+            elif not can_give(columns[name], column.kind):
                 problems.append(
                     f"data.columns.{name} must be of a kind that the source's type {columns[name]!r} can give, "
                     f"got {column.kind!r}. Choose {_fitting(columns[name])}"
                 )
     if problems:
         raise SpecError(problems)
+
+
+def can_give(source_type: str, kind: str) -> bool:
+    """Whether values of a source's type can be those of a column of this kind."""
+    return not source_type.startswith(_IMPOSSIBLE[kind])
 
 
 def _image_problems(data: DataSpec) -> Iterator[str]:
@@ -84,5 +89,5 @@ def _same_but_for_case(name: str, names: Sequence[str]) -> list[str]:
 
 
 def _fitting(kind: str) -> str:
-    fitting = [name for name, starts in _IMPOSSIBLE.items() if not kind.startswith(starts)]
+    fitting = [name for name in _IMPOSSIBLE if can_give(kind, name)]
     return ", ".join(fitting[:-1]) + (" or " if len(fitting) > 1 else "") + fitting[-1]

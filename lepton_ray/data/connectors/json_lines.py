@@ -12,10 +12,11 @@ import pyarrow.json as pajson
 from lepton_ray.data.block import Positions, RawBlock
 from lepton_ray.data.connectors.files import Span
 from lepton_ray.data.connectors.lines import Chunk, LinesConnector, line_bounds
-from lepton_ray.data.connectors.records import SERIES, gather, strip
+from lepton_ray.data.connectors.records import SERIES, gather, parse, strip
 from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn
 
 _SAMPLE_BYTES = 1 << 20
+_SAMPLE_LINES = 1000
 _PEEK_ROWS = 20
 _MAX_DEPTH = 1000  # orjson refuses 1024 brackets within each other, pyarrow does not
 _NOT_JSON = re.compile(rb"[:,\[]\s*-?(?:NaN|Inf)")  # pyarrow takes them, JSON has no such numbers
@@ -36,22 +37,12 @@ class JsonLinesConnector(LinesConnector):
             block = read_fast(chunk, span.path, self.data.columns)
             yield block if block is not None else read_carefully(chunk, span.path, self.data.columns)
 
-    def keys(self) -> list[str]:
-        """Return the keys of the first records of the first file, in the order they come up."""
-        keys: dict[str, None] = {}
+    def first_records(self) -> list[dict[str, Any]]:
+        """Return the first records of the first file that are JSON objects."""
         path = self.files[0].path
         with self.faults(path), self.stream(path) as stream:
-            for line in stream.read(_SAMPLE_BYTES).split(b"\n")[:1000]:
-                keys |= dict.fromkeys(_keys(line))
-        return list(keys)
-
-
-def _keys(line: bytes) -> list[str]:
-    try:
-        record = orjson.loads(strip(line))
-    except orjson.JSONDecodeError:
-        return []
-    return list(record) if isinstance(record, dict) else []
+            parsed = [parse(line)[0] for line in stream.read(_SAMPLE_BYTES).split(b"\n")[:_SAMPLE_LINES]]
+        return [record for record in parsed if isinstance(record, dict)]
 
 
 def read_carefully(chunk: Chunk, source: str, columns: Mapping[str, Column]) -> RawBlock:

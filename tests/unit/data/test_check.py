@@ -209,6 +209,13 @@ def same(result):
     return [[{k: v for k, v in row.items() if k not in ("_text",)} for row in table.to_pylist()] for table in result]
 
 
+def test_values_of_removed_rows_leave_the_dictionary():
+    columns = {"c": {"kind": "category", "allowed": ("a", "b", "d")}, "y": "category"}
+    kept, _ = check_block(block_of({"c": ["a", "x", None, "d", "a", "x"]}), data_spec(columns))
+    assert kept.column("c").combine_chunks().dictionary.to_pylist() == ["a", "d"]
+    assert kept.column("c").to_pylist() == ["a", None, "d", "a"]
+
+
 def test_numbers_of_any_type_are_the_same_number():
     texts = ["1", "-2", "", "100"]
     expected = [row["x"] for row in check({"x": texts})]

@@ -238,9 +238,9 @@ def test_a_file_without_line_ends_is_refused_by_name(tmp_path: Path, monkeypatch
         read_all(data, open_connector(data))
 
 
-def test_keys_come_in_the_order_of_the_first_records(tmp_path: Path) -> None:
-    (tmp_path / "f.jsonl").write_text('{"b": 1, "a": 2}\nno json\n{"a": 1, "c": 3}\n')
+def test_the_first_records_are_those_that_are_objects(tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_text('{"b": 1, "a": 2}\nno json\n{"a": 1, "c": [3]}\n[1]\n')
     connector = json_lines.JsonLinesConnector(
         DataSpec.model_validate({"source": {"kind": "jsonl", "uri": str(tmp_path)}, "columns": {"a": "number"}})
     )
-    assert connector.keys() == ["b", "a", "c"]
+    assert connector.first_records() == [{"b": 1, "a": 2}, {"a": 1, "c": [3]}]
