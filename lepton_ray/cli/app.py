@@ -50,7 +50,10 @@ def main_options(
 @app.command()
 def init(
     data: Annotated[
-        str, typer.Argument(help="CSV, JSON lines or Parquet file, or folder of image folders.", show_default=False)
+        str,
+        typer.Argument(
+            help="CSV, JSON lines, Parquet, Arrow or ORC file, or folder of image folders.", show_default=False
+        ),
     ],
     label: Annotated[
         str | None, typer.Option(help="Column to predict; the last one that can be a label if not given.")
@@ -151,7 +154,7 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="CSV, JSON lines or Parquet file with raw records, or an image folder.", show_default=False
+            help="CSV, JSON lines, Parquet, Arrow or ORC file with raw records, or an image folder.", show_default=False
         ),
     ],
     output: Annotated[

@@ -155,26 +155,41 @@ def _round(value: float | None) -> str:
 @app.command()
 def profile(
     what: Annotated[
-        str, typer.Argument(help=f"Data file that no spec describes, or a snapshot: {_SNAPSHOT}", show_default=False)
+        str,
+        typer.Argument(
+            help=f"Data file or image folder that no spec describes, or a snapshot: {_SNAPSHOT}", show_default=False
+        ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
     storage: StorageOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
-    """Profile a data file or a snapshot: a page for people, JSON for programs, or a table."""
+    """Profile a data file, an image folder or a snapshot: a page for people, JSON for programs, or a table."""
     with errors_explained(as_json):
         from lepton_ray.stages.snapshots import profile_anything, shorten, write_page_of
 
-        name, seen = profile_anything(what, storage)
+        found = profile_anything(what, storage)
         if output is not None:
-            page = write_page_of(name, seen)
+            page = write_page_of(found)
             with open_output(output, "w") as file:
                 file.write(page)
             typer.echo(f"Wrote {output}", err=True)
         if as_json:
-            print_json({"name": name, "profile": seen.model_dump(mode="json")})
+            print_json(found.to_json())
         elif output is None:
+            seen = found.profile
             sample = "" if seen.rows == seen.rows_total else f" (a sample of {seen.rows:,})"
-            typer.echo(f"{name}: {seen.rows_total:,} rows{sample}, {len(seen.columns):,} columns\n")
+            typer.echo(f"{found.name}: {seen.rows_total:,} rows{sample}, {len(seen.columns):,} columns")
+            _print_left_out(found)
+            typer.echo()
             rows = [_column({"name": name, **shorten(c)}) for name, c in seen.columns.items()]
             print_table(_COLUMN_HEAD, rows, num_text_columns=3)
+
+
+def _print_left_out(found: Any) -> None:
+    if found.ledger is not None and found.ledger.removed:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.ledger.removed.items())
+        num_removed = found.ledger.rows_in - found.ledger.rows_kept
+        typer.echo(f"left out: {num_removed:,} of {found.ledger.rows_in:,} rows, which could not be typed: {reasons}")
+    for finding in found.findings:
+        typer.echo(f"look at: {show_cell(finding)}")

@@ -28,7 +28,9 @@ def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
 
     def work(batch: pa.Table) -> pa.Table:
         index = batch.column("index")[0].as_py()
-        return _row(index, function(pickle.loads(batch.column("value")[0].as_py())))  # noqa: S301  our own item
+        done = _row(index, function(pickle.loads(batch.column("value")[0].as_py())))  # noqa: S301  our own item
+        pa.default_memory_pool().release_unused()  # a worker lives on between tasks
+        return done
 
     done = ray.data.from_arrow(blocks).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
     try:

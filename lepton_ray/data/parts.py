@@ -46,9 +46,8 @@ class Folder:
         return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
 
     def open(self, name: str) -> pa.NativeFile:
-        """Open a file to read; a local one is mapped into memory."""
-        path = f"{self.path}/{name}"
-        return pa.memory_map(path) if self.is_local else self.filesystem.open_input_file(path)
+        """Open a file to read. It is not mapped into memory, where its pages would count as long as a column is held."""
+        return self.filesystem.open_input_file(f"{self.path}/{name}")
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file."""

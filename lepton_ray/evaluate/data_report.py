@@ -51,16 +51,24 @@ def write_data_report(name: str, data: DataReport, spec_text: str = "") -> str:
     return write_page(name, [title, data_section(data), spec])
 
 
-def write_profile_page(name: str, profile: Profile, before: Profile | None = None) -> str:
+def write_profile_page(
+    name: str,
+    profile: Profile,
+    before: Profile | None = None,
+    ledger: Ledger | None = None,
+    findings: Sequence[str] = (),
+) -> str:
     """Return the page of a profile, or of two side by side.
 
     Args:
         name: Of what was profiled.
         profile: Of it.
         before: What to hold it against.
+        ledger: Of the rows that came in, where some are not in the profile.
+        findings: What else must be known of it, a sentence each.
     """
     title = f'<h1>{isolate(name)}</h1><p class="soft">Data profile</p>'
-    return write_page(name, [title, data_section(DataReport(after=profile, before=before))])
+    return write_page(name, [title, data_section(DataReport(profile, before, ledger, findings=findings))])
 
 
 def escape_lines(text: str) -> str:

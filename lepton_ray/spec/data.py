@@ -12,7 +12,7 @@ from lepton_ray.spec.clean import WindowSpec
 from lepton_ray.spec.sources import ImageFolderSource, Source
 
 _ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
-_MAX_SERIES_LENGTH = 100_000
+MAX_SERIES_LENGTH = 100_000
 MISSING_WORDS = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 
 TextStep = Literal["nfc", "nfkc", "lower", "html", "urls", "spaces"]
@@ -165,7 +165,7 @@ class SeriesColumn(Section):
     """
 
     kind: Literal["series"]
-    length: Annotated[int, Field(ge=1, le=_MAX_SERIES_LENGTH)]
+    length: Annotated[int, Field(ge=1, le=MAX_SERIES_LENGTH)]
     """Number of values; a list of another length is bad. Values may be missing."""
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from lepton_ray.artifacts.kinds import Artifact
-from lepton_ray.data.parts import Folder
+import pyarrow as pa
+
+from lepton_ray.artifacts.kinds import Artifact, PartFile
+from lepton_ray.data import in_process
+from lepton_ray.data.parts import Folder, part_name, read_arrow
 from lepton_ray.engine.session import connect
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.context import RunContext
@@ -42,6 +45,22 @@ class Mapper:
         results: Iterator[tuple[int, R]] = driver.map_parts(function, items)
         return results
 
+    def gather(self, take: Callable[[T], pa.Table], items: Sequence[T], is_small: bool) -> pa.Table:
+        """Return the tables of all items in one, in their order.
+
+        Args:
+            take: Reads some rows and columns of a part.
+            items: At least one.
+            is_small: Whether all of it fits into memory: then this process reads it, sooner than a cluster would.
+        """
+        if is_small or not self.uses_ray:
+            found: dict[int, pa.Table] = dict(in_process.map_parts(take, items))
+        else:
+            folder = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/gathered")
+            files = dict(self.map(partial(_take_to_file, take, folder), list(enumerate(items))))
+            found = {index: read_arrow(folder, file) for index, file in files.items()}
+        return pa.concat_tables([found[index] for index in sorted(found)]).unify_dictionaries()
+
     def map_resumable(
         self, name: str, function: Callable[[int, T], dict[str, Any]], items: Sequence[T]
     ) -> list[dict[str, Any]]:
@@ -60,6 +79,11 @@ class Mapper:
             facts[missing[position]] = result
             self.ctx.update(f"{name}: {len(facts)} of {len(items)} parts")
         return [facts[index] for index in range(len(items))]
+
+
+def _take_to_file(take: Callable[[T], pa.Table], folder: Folder, item: tuple[int, T]) -> PartFile:
+    """What travels between machines lies in a file: a table in the object store would be copied several times."""
+    return folder.write_arrow(part_name(item[0], "arrow"), take(item[1]))
 
 
 def _do(function: Callable[[int, T], dict[str, Any]], done: Folder, item: tuple[int, T]) -> dict[str, Any]:

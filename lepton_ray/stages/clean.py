@@ -164,10 +164,11 @@ def _gather(verdicts: Verdicts, mask: Mask, columns: list[str], data: DataSpec, 
     """Return some columns of the rows of a mask, or of a uniform sample of them."""
     schema = pa.schema([typed_schema(data.columns).field(name) for name in columns])
     most = rows_within(schema, _SAMPLE_BYTES)
-    take = partial(removal.take_sample, verdicts.folder, columns, int(mask.sum()), most)
+    rows = int(mask.sum())
+    take = partial(removal.take_sample, verdicts.folder, columns, rows, most)
     ends = np.cumsum([part.rows for part in verdicts.parts])
-    samples = dict(mapper.map(take, list(zip(verdicts.parts, np.split(mask, ends[:-1]), strict=True))))
-    return pa.concat_tables([samples[index] for index in sorted(samples)]).unify_dictionaries()
+    items = list(zip(verdicts.parts, np.split(mask, ends[:-1]), strict=True))
+    return mapper.gather(take, items, is_small=rows <= most)
 
 
 def _write_profile(verdicts: Verdicts, data: DataSpec, mapper: Mapper) -> None:

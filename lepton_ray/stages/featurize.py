@@ -104,11 +104,9 @@ def gather_training_rows(data: DataSpec, dataset: Dataset, mapper: Mapper) -> pa
     schema = typed_schema(data.all_columns)
     columns = [name for name in data.all_columns if name in data.features or name == data.label]
     most = rows_within(pa.schema([schema.field(name) for name in columns]), _SAMPLE_BYTES)
-    take = partial(
-        _take, list(data.all_columns), columns, dataset.split_rows["train"], most, folder_of(dataset, mapper.ctx)
-    )
-    taken = dict(mapper.map(take, dataset.splits["train"]))
-    return pa.concat_tables([taken[index] for index in sorted(taken)]).unify_dictionaries()
+    rows = dataset.split_rows["train"]
+    take = partial(_take, list(data.all_columns), columns, rows, most, folder_of(dataset, mapper.ctx))
+    return mapper.gather(take, dataset.splits["train"], is_small=rows <= most)
 
 
 def _take(all_columns: list[str], columns: list[str], rows: int, most: int, folder: Folder, part: PartFile) -> pa.Table:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from lepton_ray.artifacts.profile import ColumnProfile, Profile, TimeProfile, summary_of
-from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.artifacts.profile import ColumnProfile, TimeProfile, summary_of
+from lepton_ray.artifacts.store import MANIFEST, open_filesystem
 from lepton_ray.core.errors import ArtifactError
-from lepton_ray.data.any_file import read_any_file
 from lepton_ray.data.compare import Difference, Side, compare
+from lepton_ray.data.connectors.filesystems import list_files, open_location
+from lepton_ray.data.connectors.pixels import SUFFIXES as IMAGE_SUFFIXES
 from lepton_ray.data.parts import Folder, read_arrow, read_parquet
-from lepton_ray.data.profile import profile
 from lepton_ray.data.snapshots import (
     STAGES,
     Snapshot,
@@ -27,6 +27,7 @@ from lepton_ray.data.snapshots import (
 )
 from lepton_ray.evaluate.data_report import write_profile_page
 from lepton_ray.spec.data import Column
+from lepton_ray.stages.file_profile import Profiled, profile_file
 
 DEFAULT_STORAGE = "runs"
 _LATEST = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:/([a-z]+))?@latest")
@@ -175,22 +176,29 @@ def diff_snapshots(before: str, after: str, storage: str = DEFAULT_STORAGE) -> D
     return compare(old, new)
 
 
-def profile_anything(reference: str, storage: str = DEFAULT_STORAGE) -> tuple[str, Profile]:
-    """Return the name and profile of a snapshot or of a data file that no spec describes.
+def profile_anything(reference: str, storage: str = DEFAULT_STORAGE) -> Profiled:
+    """Profile a snapshot, or a data file or image folder that no spec describes.
 
     Raises:
-        ArtifactError: If there is neither.
+        ArtifactError: If there is none of them.
         DataError: If the file cannot be read.
     """
-    if not _LATEST.fullmatch(reference):
-        filesystem, path = open_filesystem(reference)
-        if filesystem.get_file_info(path).type == pafs.FileType.File:
-            table, columns, rows_total = read_any_file(filesystem, path)
-            return path.rpartition("/")[2], profile(table, columns, rows_total)
+    if not _LATEST.fullmatch(reference) and _is_data(reference):
+        return profile_file(reference)
     folder, snapshot = find_snapshot(reference, storage)
-    return snapshot.name, profile_snapshot(folder, snapshot, known_columns(folder, snapshot))
+    return Profiled(snapshot.name, profile_snapshot(folder, snapshot, known_columns(folder, snapshot)))
 
 
-def write_page_of(name: str, seen: Profile) -> str:
+def _is_data(reference: str) -> bool:
+    """Whether there is a file, or a folder with images that is no snapshot."""
+    filesystem, path = open_location(reference)
+    if filesystem.get_file_info(path).type == pafs.FileType.File:
+        return True
+    is_snapshot = Folder(filesystem, path.rstrip("/")).has(MANIFEST)
+    return not is_snapshot and bool(list_files(filesystem, path, IMAGE_SUFFIXES))
+
+
+def write_page_of(seen: Profiled) -> str:
     """Return a profile as a page."""
-    return write_profile_page(name, seen)
+    ledger = seen.ledger if seen.ledger is not None and seen.ledger.removed else None
+    return write_profile_page(seen.name, seen.profile, ledger=ledger, findings=seen.findings)

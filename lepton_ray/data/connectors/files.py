@@ -30,7 +30,7 @@ from lepton_ray.data.connectors.filesystems import (
 )
 from lepton_ray.spec.data import DataSpec
 
-PART_BYTES = 24 << 20  # of input; twice as much, and so on, where a source would have more than MAX_PARTS
+PART_BYTES = 8 << 20  # of input; twice as much, and so on, where a source would have more than MAX_PARTS
 MAX_PARTS = 4096
 
 

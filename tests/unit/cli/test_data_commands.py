@@ -330,6 +330,18 @@ def test_profile_of_a_snapshot_and_of_a_file(runs: Path, tmp_path: Path) -> None
     assert "<b>" not in page.read_text(encoding="utf-8").replace('<div class="tile"><b>', "")
 
 
+def test_profile_tells_of_rows_and_columns_that_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("x,_hidden,c\n" + "1.5,1,u\n2,2,v\n" * 20 + "oops,3,u\n4,5\n")
+    found = _json(data.app, "profile", file)
+    assert found["ledger"] == {"rows_in": 42, "rows_kept": 40, "removed": {"ragged_row": 1, "type_error": 1}}
+    assert found["findings"] == ["columns with names that no spec can hold are left out: '_hidden'"]
+    text = _run(data.app, "profile", file).stdout
+    assert "a.csv: 40 rows, 2 columns" in text
+    assert "left out: 2 of 42 rows, which could not be typed: ragged_row 1, type_error 1" in text
+    assert "look at: columns with names" in text
+
+
 @pytest.mark.parametrize("what", ["none.csv", "a.xyz"])
 def test_profile_of_what_is_not_there(tmp_path: Path, what: str) -> None:
     (tmp_path / "a.xyz").write_text("1")

@@ -1,18 +1,24 @@
 """Scoring files with a package: a line for each record in the order of the file, also for those that cannot be scored."""
 
 import json
+import re
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.feather
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from pyarrow import orc
 
 from lepton_ray.artifacts.package import seal
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import DataError
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.stages.score import score_file
+from lepton_ray.stages.score import score_file, source_of
 
 TABLE = {"x": {"kind": "number", "max": 100}, "c": {"kind": "category", "required": True}, "y": "category"}
 IMAGES = {"image": {"kind": "image", "height": 2, "width": 2, "channels": 1}, "y": "category"}
@@ -89,6 +95,46 @@ def test_a_package_of_a_csv_takes_other_files_too(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"c": "a", "x": 30, "y": "label is not read"}\n[]\n')
     assert score(package, tmp_path / "d.tsv")[0] == (1, 0)
     assert score(package, tmp_path / "d.jsonl")[0] == (1, 1)
+
+
+def test_files_of_every_kind_are_scored(tmp_path):
+    package = write_package(tmp_path / "p", TABLE, kind="csv")
+    table = pa.table({"x": [3.0, 30.0, 500.0], "c": ["a", "b", "a"]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    pyarrow.feather.write_feather(table, str(tmp_path / "d.feather"))
+    orc.write_table(table, str(tmp_path / "d.orc"))
+    with pa.CompressedOutputStream(str(tmp_path / "d.csv.gz"), "gzip") as file:
+        pacsv.write_csv(table, file)
+    for name in ("d.parquet", "d.feather", "d.orc", "d.csv.gz"):
+        counts, lines = score(package, tmp_path / name)
+        assert counts == (2, 1)
+        assert [line.get("label") for line in lines] == ["low", "high", None]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.CSV", "csv"),
+        ("a.b.csv.gz", "csv"),
+        ("a.tab.zst", "csv"),
+        ("s3://bucket/a.json.bz2", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("a.pq", "parquet"),
+        ("a.arrows", "arrow"),
+        ("a.ipc", "arrow"),
+        ("a.orc", "orc"),
+    ],
+)
+def test_the_source_of_a_file_is_told_by_its_suffix(name, kind):
+    is_tab_separated = ".tab" in name
+    delimiter = {"delimiter": "\t"} if is_tab_separated else {}
+    assert source_of(name) == {"kind": kind, "uri": name, **delimiter}
+
+
+@pytest.mark.parametrize("name", ["a", "csv", "a.gz", "a.parquet.gz", "a.csv.zip", "a.csv.gz.gz", "a.txt"])
+def test_a_file_of_no_known_suffix_is_refused(name):
+    with pytest.raises(DataError, match=re.escape(f"got {name!r}")):
+        source_of(name)
 
 
 def test_images_are_told_apart_by_file(tmp_path):

@@ -168,6 +168,43 @@ def test_any_names_that_a_spec_can_hold(names):
     assert spec.data.label == usable[-1]
 
 
+def test_times_prose_and_series_have_kinds_of_their_own(tmp_path):
+    table = pa.table(
+        {
+            "when": pa.array([i % 7 for i in range(60)], pa.date32()),
+            "iso": [f"2024-02-{i % 9 + 10}T12:00:00Z" for i in range(60)],
+            "note": [f"what was said {i}" for i in range(60)],
+            "window": pa.array([[i, 1.5] for i in range(60)], pa.list_(pa.float32(), 2)),
+            "y": [i % 3 for i in range(60)],
+        }
+    )
+    pq.write_table(table, tmp_path / "d.parquet")
+    spec = starter(tmp_path / "d.parquet")
+    assert kinds(spec) == {"when": "time", "iso": "time", "note": "text", "window": "series", "y": "category"}
+    assert spec.data.columns["window"].length == 2
+    assert spec.data.label == "y"
+    text = write_starter(str(tmp_path / "d.parquet"), None)
+    assert "iso: time # 2024-02-10T12:00:00Z to 2024-02-18T12:00:00Z" in text
+    pq.write_table(table.drop(["y"]), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="Give --label"):
+        starter(tmp_path / "d.parquet")
+    assert starter(tmp_path / "d.parquet", "when").data.label == "when"
+
+
+def test_a_packed_file(tmp_path):
+    path = write(tmp_path, "d.tsv", ROWS)
+    with pa.CompressedOutputStream(f"{path}.gz", "gzip") as file:
+        file.write(path.read_bytes())
+    spec = starter(f"{path}.gz")
+    assert (spec.data.source.kind, spec.data.source.delimiter, spec.data.label) == ("csv", "\t", "y")
+
+
+def test_images_without_folders_have_no_label(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "1.png")
+    with pytest.raises(DataError, match="one folder a class"):
+        starter(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", ["it's: a {file} #1.csv", "ünï.csv", "yes.csv", "%41.csv", "a\\b.csv", "___.csv", "a" * 90 + ".csv"]
 )
@@ -180,6 +217,8 @@ def test_odd_file_names(tmp_path, name):
 def test_columns_that_no_spec_can_name_are_left_out(tmp_path, name):
     path = write(tmp_path, "d.csv", [{name: "q", "x": i * 0.5, "y": "ab"[i % 2]} for i in range(9)])
     assert kinds(starter(path)) == {"x": "number", "y": "category"}
+    text = write_starter(str(path), None)
+    assert f"    # columns with names that no spec can hold are left out: {name!r}\n" in text
 
 
 def test_the_label_is_the_last_category_with_few_values_or_the_one_that_is_named(tmp_path):

@@ -1,0 +1,320 @@
+"""Guess what a spec would say of a data file or an image folder: its source, and the kind of each of its columns.
+
+The first rows decide. A guess can be wrong about rows further on: whoever reads on with it hears of those that do not fit,
+by their reasons. ``starter`` writes the guesses down as a spec, ``file_profile`` looks at all rows with them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+from pydantic import TypeAdapter, ValidationError
+
+from lepton_ray.artifacts.numbers import parse_numbers
+from lepton_ray.artifacts.rules import PLAIN
+from lepton_ray.artifacts.times import read_times, spell_times
+from lepton_ray.core import settings
+from lepton_ray.core.errors import DataError
+from lepton_ray.core.extras import require
+from lepton_ray.data.block import DETAIL, RawBlock
+from lepton_ray.data.check import check_block
+from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.connectors.base import Connector, Part
+from lepton_ray.data.connectors.contract import DATES, can_give
+from lepton_ray.data.connectors.files import FileConnector, Span
+from lepton_ray.data.connectors.filesystems import list_files, open_location
+from lepton_ray.data.connectors.json_lines import JsonLinesConnector
+from lepton_ray.data.connectors.pixels import SUFFIXES
+from lepton_ray.spec.data import (
+    MAX_SERIES_LENGTH,
+    CategoryColumn,
+    Column,
+    ColumnName,
+    DataSpec,
+    IgnoredColumn,
+    ImageColumn,
+    NumberColumn,
+    SeriesColumn,
+    TextColumn,
+    TimeColumn,
+)
+from lepton_ray.stages.score import source_of
+
+_HEAD_ROWS = 10_000
+_HEAD_BYTES = 64 << 20  # of typed rows, where these are long
+_MAX_COLUMNS = 10_000  # in a spec
+_LOOKS_LIKE = 0.95  # share of the values that must be of a kind; the others are mistakes, for quarantine
+_MAX_CATEGORIES = 200
+_LEAST_WORDS = 3  # mean number in a text that is prose; fewer name something
+_SHOWN_NAMES = 20
+_FEW = 2  # values, which are categories however few rows have them
+
+# Arrow's types, by their first letters, whose values surely are texts or become them; others are tried.
+_PLAIN_TYPES = (
+    *("text", "string", "large_string", "null", "bool", "int", "uint", "float", "double", "decimal", "halffloat"),
+    *(*DATES, "time32[", "time64[", "dictionary<values=string"),
+)
+_SERIES_TYPE = re.compile(r"fixed_size_list<\w+: (?:halffloat|float|double|u?int\d+)(?: not null)?>\[(\d+)\]")
+_NESTED_TYPE = "list<>"
+
+_UNNAMED = "with names that no spec can hold"
+_NESTED = "of lists or structures"
+_NO_TEXT = "of bytes or other values that are no text"
+_TOO_MANY = f"beyond the {_MAX_COLUMNS:,} that a spec can hold"
+
+_COLUMN_NAME: TypeAdapter[str] = TypeAdapter(ColumnName)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What the first rows say of a column."""
+
+    column: Column
+    num_values: int
+    """Different values among the first rows; 0 where they are not told apart."""
+    comment: str
+    """What was seen, for people; may be empty."""
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What the first rows say of a file, or the files of a folder."""
+
+    source: dict[str, Any]
+    """The section ``data.source``."""
+    columns: dict[str, Guess]
+    """In the order of the source."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Columns that no spec can have, and what they are: a text that follows 'columns'."""
+    label: str | None = None
+    """The label, where the source's kind decides it."""
+
+    @property
+    def data(self) -> DataSpec:
+        """The section ``data``. Ignored columns are texts where there is nothing else: a spec needs a feature."""
+        columns = {name: guess.column for name, guess in self.columns.items()}
+        if all(isinstance(column, IgnoredColumn) for column in columns.values()):
+            columns = dict.fromkeys(columns, TextColumn(kind="text"))
+        return _section(self.source, columns, self.label)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What is left out, a sentence for each of the reasons."""
+        names: dict[str, list[str]] = {}
+        for name, what in self.left_out.items():
+            names.setdefault(what, []).append(name)
+        return tuple(f"columns {what} are left out: {_listed(found)}" for what, found in names.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(map(repr, names[:_SHOWN_NAMES])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def infer_data(path: str) -> Inferred:
+    """Guess source and columns of a data file, or of a folder of image folders.
+
+    Raises:
+        DataError: If it cannot be read, or has no row or no column that a spec can have.
+    """
+    source = source_of(path)
+    if source["kind"] == "image_folder":
+        return _infer_images(source)
+    types = _source_types(source)
+    columns, left_out = _columns_to_read(source, types)
+    if not columns:
+        raise DataError(f"the data must have a column that a spec can name, got {list(types)} in {path!r}. Name one")
+    head = _read_head(source, columns)
+    guesses = {name: _guess(head.column(name), column, types[name]) for name, column in columns.items()}
+    return Inferred(source, guesses, left_out)
+
+
+def _infer_images(source: Mapping[str, Any]) -> Inferred:
+    filesystem, root = open_location(source["uri"])
+    files = list_files(filesystem, root, SUFFIXES)
+    if not files:
+        raise DataError(f"the folder must hold image files ({', '.join(SUFFIXES)}), got none in {source['uri']!r}")
+    columns = {"image": Guess(_image_column(filesystem, files[0].path), 0, "")}
+    if not any("/" in file.path.removeprefix(root).strip("/") for file in files):
+        return Inferred(dict(source), columns)
+    columns["class"] = Guess(CategoryColumn(kind="category"), 0, "the name of the file's folder")
+    return Inferred(dict(source), columns, label="class")
+
+
+def _image_column(filesystem: pafs.FileSystem, path: str) -> ImageColumn:
+    """Return the column that takes images such as this one."""
+    image_module = require("PIL.Image", "reading images")
+    try:
+        with filesystem.open_input_file(path) as file, image_module.open(file) as image:
+            width, height = image.size
+            is_grey = len(image.getbands()) <= 2 and image.mode[0] != "P"  # noqa: PLR2004  grey, alpha
+    except (OSError, image_module.DecompressionBombError) as error:
+        raise DataError(
+            f"the first image must be a file that can be read, got {path!r}. Repair or remove it"
+        ) from error
+    try:
+        return ImageColumn(kind="image", height=height, width=width, channels=1 if is_grey else 3)
+    except ValidationError as error:
+        raise DataError(
+            f"the images must be of a size that a spec can have, got {width}x{height} in {path!r} ({error.errors()[0]['msg']}). Scale them down"
+        ) from error
+
+
+def _section(source: Mapping[str, Any], columns: Mapping[str, Column], label: str | None = None) -> DataSpec:
+    return DataSpec.model_validate({"source": source, "columns": columns, "label": label, "engine": "local"})
+
+
+def _source_types(source: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns with their types in Arrow's words; where no schema has them, lists, structures or text."""
+    if not list_files(*open_location(source["uri"]), suffixes=()):
+        raise DataError(f"the data must be a readable file, nothing is at {source['uri']!r}. Check the path")
+    connector = open_connector(_section(source, {"any": CategoryColumn(kind="category")}))
+    if not isinstance(connector, JsonLinesConnector):
+        return connector.columns() or {}
+    records = connector.first_records()
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: _json_type([record.get(name) for record in records]) for name in names}
+
+
+def _json_type(values: list[Any]) -> str:
+    """Return what a key mostly holds: a few nested values are mistakes."""
+    num_nested = sum(isinstance(value, dict | list) for value in values)
+    return _NESTED_TYPE if num_nested > (1 - _LOOKS_LIKE) * len(values) else "text"
+
+
+def _columns_to_read(source: Mapping[str, Any], types: Mapping[str, str]) -> tuple[dict[str, Column], dict[str, str]]:
+    """Return how to read each column when little is known of it, and why others cannot be read."""
+    columns: dict[str, Column] = {}
+    left_out: dict[str, str] = {}
+    for name, source_type in types.items():
+        column = _column_to_read(source_type)
+        if not _is_usable(name):
+            left_out[name] = _UNNAMED
+        elif not can_give(source_type, column.kind):
+            left_out[name] = _NESTED
+        elif len(columns) == _MAX_COLUMNS:
+            left_out[name] = _TOO_MANY
+        elif isinstance(column, SeriesColumn) or source_type.startswith(_PLAIN_TYPES) or _is_text(source, name):
+            columns[name] = column
+        else:
+            left_out[name] = _NO_TEXT
+    return columns, left_out
+
+
+def _column_to_read(source_type: str) -> Column:
+    if (match := _SERIES_TYPE.fullmatch(source_type)) and 0 < int(match[1]) <= MAX_SERIES_LENGTH:
+        return SeriesColumn(kind="series", length=int(match[1]))
+    if source_type.startswith(DATES):
+        return TimeColumn(kind="time")
+    if source_type == "halffloat":  # which Arrow does not write as text
+        return NumberColumn(kind="number")
+    return CategoryColumn(kind="category")
+
+
+def _is_usable(name: str) -> bool:
+    """Whether a spec can name the column."""
+    try:
+        _COLUMN_NAME.validate_python(name)
+    except ValidationError:
+        return False
+    return not settings.references(name)
+
+
+def _is_text(source: Mapping[str, Any], name: str) -> bool:
+    """Whether the first values of a column can be read as texts."""
+    try:
+        first = next(_typed_blocks(source, {name: CategoryColumn(kind="category")}), None)
+    except pa.ArrowException:
+        return False
+    return first is None or first[0].num_rows >= _LOOKS_LIKE * sum(table.num_rows for table in first)
+
+
+def _read_head(source: Mapping[str, Any], columns: Mapping[str, Column]) -> pa.Table:
+    """Return the first rows, typed."""
+    tables: list[pa.Table] = []
+    faults: list[str] = []
+    for rows, removed in _typed_blocks(source, columns):
+        tables.append(rows.select(list(columns)))
+        faults = faults or removed.column(DETAIL).slice(0, 1).to_pylist()
+        if sum(len(table) for table in tables) >= _HEAD_ROWS or sum(table.nbytes for table in tables) >= _HEAD_BYTES:
+            break
+    head = pa.concat_tables(tables).slice(0, _HEAD_ROWS) if tables else pa.table({})
+    if not head.num_rows:
+        why = f" ({faults[0]})" if faults else ""
+        raise DataError(f"the data must hold rows below its header, got none in {source['uri']!r}{why}. Check the file")
+    return head
+
+
+def _typed_blocks(source: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    data = _section(source, columns)
+    return (check_block(block, data) for block in _blocks(open_connector(data)))
+
+
+def _blocks(connector: Connector) -> Iterator[RawBlock]:
+    """Yield the records from the first on, without the reading of a whole file that finds where it can be cut."""
+    files = connector.files if isinstance(connector, FileConnector) else ()
+    return (block for file in files for block in connector.read(Part({"spans": [list(Span(file.path))]})))
+
+
+def _guess(values: pa.ChunkedArray, column: Column, source_type: str) -> Guess:
+    if isinstance(column, SeriesColumn):
+        return Guess(column, 0, f"{column.length} numbers each")
+    missing = f", {values.null_count / len(values):.1%} missing" if values.null_count else ""
+    if isinstance(column, TimeColumn):
+        return _describe_times(values.combine_chunks().drop_null(), missing)
+    texts = values.cast(pa.string()).combine_chunks().drop_null()
+    guess = _guess_numbers(texts, missing) if can_give(source_type, "number") else None
+    if guess is None and can_give(source_type, "time"):
+        guess = _guess_times(texts, missing)
+    return guess or _guess_words(texts, missing)
+
+
+def _guess_numbers(texts: pa.Array, missing: str) -> Guess | None:
+    numbers, _ = parse_numbers(texts, PLAIN)
+    finite = numbers[np.isfinite(numbers)]
+    if not len(finite) or len(finite) < _LOOKS_LIKE * len(texts):
+        return None
+    num_values = len(texts.unique())
+    seen = f"{finite.min():g} to {finite.max():g}{missing}"
+    if num_values == len(texts) > _FEW and _counts_rows(finite):
+        return Guess(IgnoredColumn(kind="ignored"), num_values, f"{seen}: counts the rows")
+    return Guess(NumberColumn(kind="number"), num_values, seen)
+
+
+def _counts_rows(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
+    first = np.floor(numbers.min())
+    return bool(np.array_equal(numbers, np.arange(first, first + len(numbers))))
+
+
+def _guess_times(texts: pa.Array, missing: str) -> Guess | None:
+    times = read_times(texts, "iso").drop_null()
+    return _describe_times(times, missing) if len(times) and len(times) >= _LOOKS_LIKE * len(texts) else None
+
+
+def _describe_times(times: pa.Array, missing: str) -> Guess:
+    column, num_values = TimeColumn(kind="time"), len(times.unique())
+    if not num_values:
+        return Guess(column, 0, f"0 values{missing}")
+    ends = pa.chunked_array([pa.array([pc.min(times).as_py(), pc.max(times).as_py()], times.type)])
+    first, last = spell_times(ends, "iso")
+    return Guess(column, num_values, f"{first} to {last}{missing}")
+
+
+def _guess_words(texts: pa.Array, missing: str) -> Guess:
+    distinct = texts.unique()
+    num_values = len(distinct)
+    is_mostly_different = num_values > max(_FEW, len(texts) // 2)
+    if is_mostly_different or num_values > _MAX_CATEGORIES:
+        num_words = pc.mean(pc.list_value_length(pc.utf8_split_whitespace(distinct))).as_py()
+        if num_words >= _LEAST_WORDS:
+            seen = f"{num_values} different texts of {num_words:.0f} words on average{missing}"
+            return Guess(TextColumn(kind="text"), num_values, seen)
+    if is_mostly_different:
+        seen = f"{num_values} different texts{missing}: too many to be categories"
+        return Guess(IgnoredColumn(kind="ignored"), num_values, seen)
+    return Guess(CategoryColumn(kind="category"), num_values, f"{num_values} values{missing}")
