@@ -299,8 +299,8 @@ def to_text(cells: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         return pa.DictionaryArray.from_arrays(cells.indices, to_text(cells.dictionary))
     if pa.types.is_floating(kind):
-        encoded = cells.dictionary_encode()
-        distinct = encoded.dictionary.to_numpy(zero_copy_only=False)  # a float32 is spelled as short as it can be
+        encoded = (cells.cast(pa.float32()) if pa.types.is_float16(kind) else cells).dictionary_encode()
+        distinct = encoded.dictionary.to_numpy(zero_copy_only=False).astype(kind.to_pandas_dtype())  # spelled shortest
         texts = [None if value != value else rules.category_text(float(str(value))) for value in distinct]
         return pa.array(texts, pa.string()).take(encoded.indices)
     if pa.types.is_nested(kind):

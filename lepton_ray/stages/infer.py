@@ -211,8 +211,6 @@ def _column_to_read(source_type: str) -> Column:
         return SeriesColumn(kind="series", length=int(match[1]))
     if source_type.startswith(DATES):
         return TimeColumn(kind="time")
-    if source_type == "halffloat":  # which Arrow does not write as text
-        return NumberColumn(kind="number")
     return CategoryColumn(kind="category")
 
 
