@@ -15,6 +15,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _SCHEMA = pa.schema({"index": pa.int64(), "value": pa.large_binary()})
+_TASKS_PER_CPU = 3  # so that processors which are done early find more to do
+_MOST_PER_TASK = 4  # parts, which are lost together
 
 
 def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
@@ -22,25 +24,39 @@ def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
 
     Args:
         function: Runs in the tasks, with what it holds pickled. What it reads and writes lies where all machines reach it.
-        items: One task each.
+        items: One task for a few of them, as starting a task takes as long as reading a megabyte.
     """
-    blocks = [_row(index, item) for index, item in enumerate(items)]
+    per_task = _items_per_task(len(items))
+    rows = [_row(index, item) for index, item in enumerate(items)]
+    blocks = [pa.concat_tables(rows[start : start + per_task]) for start in range(0, len(rows), per_task)]
 
     def work(batch: pa.Table) -> pa.Table:
-        index = batch.column("index")[0].as_py()
-        done = _row(index, function(pickle.loads(batch.column("value")[0].as_py())))  # noqa: S301  our own item
+        done = [_row(index, function(_load(value))) for index, value in _pairs(batch)]
         pa.default_memory_pool().release_unused()  # a worker lives on between tasks
-        return done
+        return pa.concat_tables(done)
 
     done = ray.data.from_arrow(blocks).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
     try:
         for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for index, value in zip(block.column("index").to_pylist(), block.column("value"), strict=True):
-                yield index, pickle.loads(value.as_buffer())  # noqa: S301  made by our own task
+            for index, value in _pairs(block):
+                yield index, _load(value)
     except RayTaskError as error:
         if isinstance(error.cause, LeptonError):
             raise error.cause from error
         raise EngineError(f"a Ray Data task failed: {last_line(error)}", retryable=True) from error
+
+
+def _items_per_task(num_items: int) -> int:
+    num_tasks = _TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    return max(1, min(num_items // num_tasks, _MOST_PER_TASK))
+
+
+def _pairs(table: pa.Table) -> Iterator[tuple[int, pa.Scalar]]:
+    return zip(table.column("index").to_pylist(), table.column("value"), strict=True)
+
+
+def _load(value: pa.Scalar) -> Any:
+    return pickle.loads(value.as_buffer())  # noqa: S301  made by this module
 
 
 def _row(index: int, value: Any) -> pa.Table:

@@ -72,6 +72,8 @@ def fit_number(name: str, values_N: Values, spec: NumberFeatures, groups: Codes 
     impute = _fit_impute(present, spec, quantiles)
     group_state = _fit_groups(values_N, groups, spec.impute, impute) if isinstance(spec.impute, GroupImpute) else None
     low, high = _fit_bounds(present, spec, quantiles)
+    has_values = len(present) > 0
+    del present  # as long as the column
     filled = np.where(np.isnan(values_N), _impute_rows(impute, group_state, groups), values_N)
     if spec.clip is not None:
         filled = np.clip(filled, low, high)
@@ -80,7 +82,7 @@ def fit_number(name: str, values_N: Values, spec: NumberFeatures, groups: Codes 
         low = max(low if low is not None else -math.inf, float(filled.min(initial=math.inf)))
     filled = transform_values(filled, spec.transform, power)
     edges, is_one_hot = _fit_edges(filled, spec)
-    scale = spec.scale if isinstance(spec.scale, str) and len(present) else "none"
+    scale = spec.scale if isinstance(spec.scale, str) and has_values else "none"
     offset, factor = statistics.location_and_scale(filled, scale)
     return NumberState(
         impute=impute,

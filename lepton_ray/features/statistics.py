@@ -1,6 +1,6 @@
 """Statistics of values, independent of their order to the last bit: means come from exact sums, quantiles from ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,38 @@ def present(values_N: Values) -> Values:
 
 
 def mean(values_N: Values) -> float:
-    """Return the mean, rounded once: values are added as whole numbers of 2**-80 of the largest, in two halves."""
-    largest = float(np.abs(values_N).max())
+    """Return the mean, rounded once."""
+    largest = max(float(values_N.max()), -float(values_N.min()))
+    return _mean(values_N, _as_they_are, largest)
+
+
+def spread(values_N: Values, centre: float) -> float:
+    """Return the population standard deviation around the mean; infinite where the values lie too far apart."""
+    largest = max(float(values_N.max()) - centre, centre - float(values_N.min()))
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    # In shares of the largest, as squares may overflow or vanish.
+    return float(largest * np.sqrt(_mean(values_N, lambda block: np.square((block - centre) / largest), 1.0)))
+
+
+def _as_they_are(block: Values) -> Values:
+    return block
+
+
+def _mean(values_N: Values, function: Callable[[Values], Values], largest: float) -> float:
+    """Return the mean of a function of the values, rounded once: added as whole numbers of 2**-80 of the largest, in two halves.
+
+    Args:
+        values_N: The values.
+        function: Of some of them, one by one; so all results need not be held.
+        largest: The largest magnitude of a result.
+    """
     if largest == 0 or not np.isfinite(largest):
         return largest
     bits = _SUM_BITS - len(values_N).bit_length()
     shift = bits - int(np.frexp(largest)[1])
-    totals = [_whole_sums(values_N[start : start + _BLOCK], shift, bits) for start in range(0, len(values_N), _BLOCK)]
+    blocks = (function(values_N[start : start + _BLOCK]) for start in range(0, len(values_N), _BLOCK))
+    totals = [_whole_sums(block, shift, bits) for block in blocks]
     total = (sum(high for high, _ in totals) << bits) + sum(low for _, low in totals)
     exponent = bits + shift
     if exponent >= 0:
@@ -42,20 +67,6 @@ def _whole_sums(values_N: Values, shift: int, bits: int) -> tuple[int, int]:
     high = np.rint(scaled)
     low = np.rint((scaled - high) * 2.0**bits)
     return int(high.astype(np.int64).sum()), int(low.astype(np.int64).sum())
-
-
-def root_mean_square(values_N: Values) -> float:
-    """Return the root of the mean square, of values whose squares may overflow or vanish."""
-    largest = float(np.abs(values_N).max())
-    if largest == 0 or not np.isfinite(largest):
-        return largest
-    return float(largest * np.sqrt(mean(np.square(values_N / largest))))
-
-
-def spread(values_N: Values, centre: float) -> float:
-    """Return the population standard deviation around the mean; infinite where the values lie too far apart."""
-    with np.errstate(over="ignore"):
-        return root_mean_square(values_N - centre)
 
 
 def quantiles(values_N: Values, fractions: Sequence[float]) -> list[float]:

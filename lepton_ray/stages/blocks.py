@@ -59,6 +59,7 @@ class Mapper:
             folder = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/gathered")
             files = dict(self.map(partial(_take_to_file, take, folder), list(enumerate(items))))
             found = {index: read_arrow(folder, file) for index, file in files.items()}
+        pa.default_memory_pool().release_unused()  # reading took more than what was read
         return pa.concat_tables([found[index] for index in sorted(found)]).unify_dictionaries()
 
     def map_resumable(
@@ -71,6 +72,7 @@ class Mapper:
             function: Writes a part and returns facts about it, as JSON; done again it writes the same.
             items: What to do.
         """
+        pa.default_memory_pool().release_unused()  # what was done before may have held much
         done = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/{name}")
         facts: dict[int, dict[str, Any]] = {int(file.partition(".")[0]): done.read_json(file) for file in done.names()}
         missing = [index for index in range(len(items)) if index not in facts]

@@ -51,19 +51,12 @@ def featurize(
     """
     mapper = Mapper(data, sum(part.num_bytes for part in dataset.part_files()), ctx)
     signature = Signature.of(data, dataset.classes)
-    sample = gather_training_rows(data, dataset, mapper)
-    ctx.update(f"{sample.num_rows} training rows gathered")
-    findings = _look_at(sample, data, clean, dataset, ctx)
-    is_folded = FOLD_KEY in needed_columns(data, features)
-    if is_folded:
-        sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
-    state = fit_features(sample, data, features, dataset.classes, ctx.seed)
+    state, fitted_rows, findings = _fit(data, clean, features, dataset, mapper)
     graph = compile_graph(signature, state).SerializeToString()
     (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
     (ctx.folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    if data.label is not None:  # for drift of the model that follows
-        write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
+    is_folded = FOLD_KEY in needed_columns(data, features)
     fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json(), is_folded)
     write = partial(write_prepared, fitted, folder_of(dataset, ctx), Folder(ctx.filesystem, ctx.location))
     items = [(split, part) for split in SPLITS for part in dataset.splits[split]]
@@ -79,9 +72,24 @@ def featurize(
         splits=splits,
         classes=dataset.classes,
         shape=outputs[0].shape,
-        fitted_rows=sample.num_rows,
+        fitted_rows=fitted_rows,
         findings=tuple(finding.message for finding in findings),
     )
+
+
+def _fit(
+    data: DataSpec, clean: CleanSpec, features: FeaturesSpec, dataset: Dataset, mapper: Mapper
+) -> tuple[FeatureState, int, list[Finding]]:
+    """Return what is fitted, on how many rows, and what the checks find; the rows are not held any longer than this."""
+    ctx = mapper.ctx
+    sample = gather_training_rows(data, dataset, mapper)
+    ctx.update(f"{sample.num_rows} training rows gathered")
+    findings = _look_at(sample, data, clean, dataset, ctx)
+    if data.label is not None:  # for drift of the model that follows
+        write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
+    if FOLD_KEY in needed_columns(data, features):
+        sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
+    return fit_features(sample, data, features, dataset.classes, ctx.seed), sample.num_rows, findings
 
 
 def _look_at(sample: pa.Table, data: DataSpec, clean: CleanSpec, dataset: Dataset, ctx: RunContext) -> list[Finding]:
