@@ -31,8 +31,10 @@ def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
     blocks = [pa.concat_tables(rows[start : start + per_task]) for start in range(0, len(rows), per_task)]
 
     def work(batch: pa.Table) -> pa.Table:
-        done = [_row(index, function(_load(value))) for index, value in _pairs(batch)]
-        pa.default_memory_pool().release_unused()  # a worker lives on between tasks
+        done = []
+        for index, value in _pairs(batch):
+            done.append(_row(index, function(_load(value))))
+            pa.default_memory_pool().release_unused()  # a worker lives on between tasks
         return pa.concat_tables(done)
 
     done = ray.data.from_arrow(blocks).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
