@@ -15,7 +15,7 @@ setup: $(STAMP) ## make .venv and install the project with its tested versions
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,samples,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,samples,bench,dev]'
 	touch $@
 
 demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up
@@ -41,7 +41,6 @@ bench: $(STAMP) ## time the main job; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/main_job.py
 
 bench-data: $(STAMP) ## time the data plane against pandas, polars, duckdb and Ray Data; takes half an hour
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/data/bench.py all
 
 docs: $(STAMP) ## check the links and commands of the documents

@@ -34,7 +34,7 @@ def drop_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 source, target = paths()
-ray.init(log_to_driver=False)
+ray.init(address="local", log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
 if source.suffix == ".csv":
     # Without this option a missing text is read as "", which nothing imputes.

@@ -5,7 +5,6 @@ Arrow's kernels for the forms of which both are known to make the same; what tho
 """
 
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -172,7 +171,10 @@ def _rewrite(texts: pa.Array, pattern: str) -> pa.Array:
             expression += f"({_FAST_DIRECTIVES[name]})"
     if not groups.keys() >= {"Y", "m", "d"}:
         return pa.nulls(len(texts), pa.string())
-    number: Callable[[str], str] = lambda name: rf"\{groups[name]}" if name in groups else "00"  # noqa: E731
+
+    def number(name: str) -> str:
+        return rf"\{groups[name]}" if name in groups else "00"
+
     iso = f"{number('Y')}-{number('m')}-{number('d')}T{number('H')}:{number('M')}:{number('S')}.{number('f')}"
     matching = pc.if_else(pc.match_substring_regex(texts, rf"\A{expression}\z"), texts, None)
     return pc.replace_substring_regex(matching, rf"\A{expression}\z", iso)

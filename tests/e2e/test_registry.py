@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lepton_ray.engine.session import free_port
+
 from .conftest import COMMAND, Workplace
-
-
-def free_port() -> int:
-    from lepton_ray.engine.session import free_port as find
-
-    return find()
 
 
 def is_up(url: str) -> bool:

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,14 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from lepton_ray.engine.session import free_port
+
 REPOSITORY = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "--dashboard-agent-grpc-port": free_port(),
         "--metrics-export-port": free_port(),
     }
-    options = [f"{name}={port}" for name, port in ports.items()]
+    # In a folder of its own: a head that is killed leaves its address behind, and the next ray.init() would wait for it.
+    temp_dir = tempfile.mkdtemp(prefix="lr-", dir="/tmp")  # sockets allow no long path
+    options = [f"--temp-dir={temp_dir}", *(f"{name}={port}" for name, port in ports.items())]
     command = [
         str(BIN / "ray"),
         "start",
@@ -108,6 +107,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     finally:
         stop_group(process)
         log.close()
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lepton_ray.engine.session import free_port
+
+from .conftest import wait_until
+
 SPEC = "jobs/specs/medical_diagnosis.yaml"
 
 
@@ -57,8 +61,6 @@ def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The application of serve_configs, on a free port."""
-    from .conftest import free_port, wait_until
-
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     config = yaml.safe_load(Path("serve_configs/medical_diagnosis.yaml").read_text())
     config["http_options"]["port"] = free_port()

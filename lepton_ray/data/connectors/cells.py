@@ -1,7 +1,7 @@
 """Cells of typed sources: bytes become texts or pixels, and rows whose bytes are neither are told apart."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +129,16 @@ def _bytes_of(content: Any) -> bytes:
         return bytes(content)
     except (TypeError, ValueError) as error:
         raise ValueError(f"must be an image file or pixels, got {show(content)}") from error
+
+
+def blocks_of(batches: Iterable[pa.RecordBatch], source: str, columns: Mapping[str, Column]) -> Iterator[RawBlock]:
+    """Yield the declared columns of a file's batches, its rows counted from 1."""
+    line = 1
+    for batch in batches:
+        if batch.num_rows:
+            cells = select(pa.Table.from_batches([batch]), columns)
+            yield finish(RawBlock(source, cells, lines_from(line, batch.num_rows)), columns)
+        line += batch.num_rows
 
 
 def select(table: pa.Table, columns: Mapping[str, Column]) -> pa.Table:

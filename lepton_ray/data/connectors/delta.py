@@ -14,7 +14,7 @@ from lepton_ray.core.errors import DataError, LeptonError
 from lepton_ray.core.extras import require
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
-from lepton_ray.data.connectors.cells import finish, lines_from, select
+from lepton_ray.data.connectors.cells import blocks_of
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.faults import describe, expand_all, texts_in
 from lepton_ray.data.connectors.files import Piece, Span, group_pieces, prepare_missing, target_bytes
@@ -54,7 +54,7 @@ class DeltaConnector:
                 batches = fragments[path].to_batches(
                     schema=dataset.schema, columns=names, batch_size=BATCH_ROWS, use_threads=False
                 )
-                yield from self._blocks(batches, path)
+                yield from blocks_of(batches, path, self.data.columns)
 
     def size_bytes(self) -> int:
         """Bytes of the version's files."""
@@ -69,14 +69,6 @@ class DeltaConnector:
     @property
     def _source(self) -> DeltaSource:
         return source_as(self.data, DeltaSource)
-
-    def _blocks(self, batches: Iterator[pa.RecordBatch], path: str) -> Iterator[RawBlock]:
-        line = 1
-        for batch in batches:
-            cells = select(pa.Table.from_batches([batch]), self.data.columns)
-            if batch.num_rows:
-                yield finish(RawBlock(path, cells, lines_from(line, batch.num_rows)), self.data.columns)
-            line += batch.num_rows
 
     @contextmanager
     def _table(self, version: int | None = None) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from lepton_ray.core.errors import DataError, LeptonError
 from lepton_ray.core.extras import require
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
-from lepton_ray.data.connectors.cells import finish, lines_from, select
+from lepton_ray.data.connectors.cells import blocks_of
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.faults import describe, expand_all, texts_in
 from lepton_ray.data.connectors.files import Piece, Span, group_pieces, target_bytes
@@ -55,7 +55,7 @@ class IcebergConnector:
             scan = table.scan(snapshot_id=part.where["snapshot"], selected_fields=self._names)
             for path in part.where["files"]:
                 reader = scan_type(table.metadata, table.io, scan.projection(), scan.row_filter)
-                yield from self._blocks(reader.to_record_batches([tasks[path]]), path)
+                yield from blocks_of(reader.to_record_batches([tasks[path]]), path, self.data.columns)
 
     def size_bytes(self) -> int:
         """Bytes of the snapshot's files."""
@@ -104,14 +104,6 @@ class IcebergConnector:
             return {}
         tasks = self._table.scan(snapshot_id=snapshot, selected_fields=self._names).plan_files()
         return dict(sorted((task.file.file_path, task) for task in tasks))
-
-    def _blocks(self, batches: Iterator[pa.RecordBatch], path: str) -> Iterator[RawBlock]:
-        line = 1
-        for batch in batches:
-            cells = select(pa.Table.from_batches([batch]), self.data.columns)
-            if batch.num_rows:
-                yield finish(RawBlock(path, cells, lines_from(line, batch.num_rows)), self.data.columns)
-            line += batch.num_rows
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
