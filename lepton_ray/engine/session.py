@@ -6,6 +6,7 @@ modules that import Ray themselves are imported after ``connect``.
 
 import contextlib
 import logging
+import random
 import signal
 import socket
 import sys
@@ -19,6 +20,9 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
+_PORTS = range(20000, 32768)
+"""Above the ports that Ray gives to its workers, below those that Linux gives to outgoing connections: neither takes one
+between the moment it is found free and its use."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,16 @@ def close() -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing on the loopback interface listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port that nothing on this machine listens on now.
+
+    Raises:
+        EngineError: If none of many tried is free.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise EngineError(f"a port from {_PORTS[0]} to {_PORTS[-1]} must be free, got none. Stop what listens on them")
 
 
 def _first_line(error: BaseException) -> str:

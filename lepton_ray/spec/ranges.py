@@ -11,7 +11,10 @@ from lepton_ray.spec.row_rules import Comparison
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers or times from ``low`` to ``high``, None without a bound; whole numbers only, or all but the open ends."""
+    """Numbers or times from ``low`` to ``high``, None without a bound, without the open ends.
+
+    The ends of a range of whole numbers are whole and never open.
+    """
 
     low: Any = None
     high: Any = None
@@ -24,9 +27,6 @@ class Range:
         """Whether a value lies in the range."""
         if self.low is None or self.high is None:
             return True
-        if self.is_whole:
-            least = math.floor(self.low) + 1 if self.is_low_open else math.ceil(self.low)
-            return least < self.high or (least == self.high and not self.is_high_open)
         return bool(self.low < self.high or (self.low == self.high and not (self.is_low_open or self.is_high_open)))
 
     def is_above(self, other: "Range", or_equal: bool) -> bool:
@@ -37,12 +37,16 @@ class Range:
 
     def at_most(self, value: Any, is_open: bool) -> "Range":
         """Return the range below a value."""
+        if self.is_whole:
+            value, is_open = (math.ceil(value) - 1 if is_open else math.floor(value)), False
         if self.high is None or value < self.high or (value == self.high and is_open):
             return replace(self, high=value, is_high_open=is_open)
         return self
 
     def at_least(self, value: Any, is_open: bool) -> "Range":
         """Return the range above a value."""
+        if self.is_whole:
+            value, is_open = (math.floor(value) + 1 if is_open else math.ceil(value)), False
         if self.low is None or value > self.low or (value == self.low and is_open):
             return replace(self, low=value, is_low_open=is_open)
         return self
@@ -51,7 +55,9 @@ class Range:
 def range_of(column: Column) -> Range:
     """Return the values that a number or time column allows."""
     if isinstance(column, NumberColumn):
-        return Range(column.min, column.max, is_whole=column.whole)
+        values = Range(is_whole=column.whole)
+        values = values if column.min is None else values.at_least(column.min, is_open=False)
+        return values if column.max is None else values.at_most(column.max, is_open=False)
     if isinstance(column, TimeColumn):
         low, high = (parse_iso(text) if text else None for text in (column.min, column.max))
         return Range(low, high)
