@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from results import PATH, describe_machine, replace_section, spread
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, TrainSpec
 from lepton_ray.train.batches import Batches, TrainData
@@ -58,7 +59,7 @@ def make_data(images: int) -> TrainData:
     """Random images in ten classes: what is timed does not look at them."""
     rng = np.random.default_rng(0)
     x, y = rng.random((images, *SHAPE), dtype=np.float32), rng.integers(0, 10, images)
-    return TrainData(x, y, x[:BATCH], y[:BATCH])
+    return TrainData({"x": x}, y, {"x": x[:BATCH]}, y[:BATCH])
 
 
 def spec_of(name: str) -> TrainSpec:
@@ -70,14 +71,16 @@ def time_batches(data: TrainData, name: str, epoch: int) -> float:
     """Images per second of making an epoch's batches."""
     batches = Batches(data, spec_of(name).augment, BATCH, 0)
     start_s = time.perf_counter()
-    rows = sum(len(share.x) for share in batches.shares(epoch, 0, 1))
+    rows = sum(len(share.x["x"]) for share in batches.shares(epoch, 0, 1))
     return rows / (time.perf_counter() - start_s)
 
 
 def time_training(data: TrainData, name: str) -> float:
     """Images per second of an epoch on some of the images."""
-    part = TrainData(data.x_train[:TRAINED_IMAGES], data.y_train[:TRAINED_IMAGES], data.x_val, data.y_val)
-    build = partial(build_model, CnnModel(kind="cnn", channels=(32, 64), hidden=64), SHAPE, 10)
+    part = TrainData({"x": data.x_train["x"][:TRAINED_IMAGES]}, data.y_train[:TRAINED_IMAGES], data.x_val, data.y_val)
+    build = partial(
+        build_model, CnnModel(kind="cnn", channels=(32, 64), hidden=64), [ModelInput(name="x", shape=SHAPE)], 10
+    )
     training = train_epochs(start_state(build, spec_of(name), 0), part, spec_of(name), 0)
     start_s = time.perf_counter()
     next(training)

@@ -1,7 +1,7 @@
 """The artifacts: small frozen facts beside a folder of files. A stage consumes some and produces one."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
@@ -100,6 +100,33 @@ class Dataset(Artifact):
         return [str(self.ledger), f"split: {splits}"]
 
 
+class ModelInput(BaseModel):
+    """One tensor that the features give and a model takes: rows first, float32 values or int64 token ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    shape: Annotated[tuple[int, ...], Strict(False)]
+    """Of one row: (columns,), (channels, height, width), or for token ids (length,)."""
+    num_ids: int | None = None
+    """Token ids are less than it; None for values."""
+    padding_id: int = 0
+    """Token id of what only fills a row up."""
+    unknown_id: int = 1
+    """Token id of what is not in the vocabulary."""
+
+    @property
+    def kind(self) -> Literal["table", "image", "tokens"]:
+        """What it holds."""
+        if self.num_ids is not None:
+            return "tokens"
+        return "table" if len(self.shape) == 1 else "image"
+
+    def __str__(self) -> str:
+        """Name, shape of a row, type."""
+        return f"{self.name} {'x'.join(map(str, self.shape))} {'float32' if self.num_ids is None else 'int64'}"
+
+
 class FeatureSet(Artifact):
     """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and the model input of each split.
 
@@ -108,8 +135,8 @@ class FeatureSet(Artifact):
 
     splits: dict[str, Parts]
     classes: Names
-    shape: Annotated[tuple[int, ...], Strict(False)]
-    """Shape of one row of the model input."""
+    inputs: Annotated[tuple[ModelInput, ...], Strict(False)]
+    """What a model takes, in the order in which it takes them."""
     fitted_rows: int
     """Training rows that the statistics were taken from."""
     findings: Names = ()
@@ -125,14 +152,14 @@ class FeatureSet(Artifact):
         return [part for parts in self.splits.values() for part in parts]
 
     def account(self) -> list[str]:
-        """Shape of the model input, findings."""
+        """Model inputs, findings."""
         classes = f", {len(self.classes)} classes" if self.classes else ""
         fitted = self.split_rows["train"] > self.fitted_rows
         sample = (
             [f"fitted on a sample of {self.fitted_rows} of {self.split_rows['train']} training rows"] if fitted else []
         )
         findings = [f"look at: {finding}" for finding in self.findings]
-        return [f"model input: {'x'.join(map(str, self.shape))} float32{classes}", *sample, *findings]
+        return [f"model input: {', '.join(map(str, self.inputs))}{classes}", *sample, *findings]
 
 
 class Trials(Artifact):

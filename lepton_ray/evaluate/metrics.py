@@ -1,13 +1,16 @@
 """Metrics of a classifier, by scikit-learn. Legend: N rows, C classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped]
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.spec.release import Gate
 
 
@@ -79,13 +82,33 @@ def confusion(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating]) ->
     return matrix
 
 
+def to_matrix(inputs: Sequence[ModelInput], arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the values of model inputs as one matrix (N, columns): numbers flattened, token ids as counts, sparse then."""
+    parts = [
+        arrays[i.name].reshape(len(arrays[i.name]), -1)
+        if i.num_ids is None
+        else _count_ids(arrays[i.name], i.num_ids, i.padding_id)
+        for i in inputs
+    ]
+    return parts[0] if len(parts) == 1 else sparse.hstack(parts, "csr")
+
+
+def _count_ids(ids_NL: NDArray[np.int64], num_ids: int, padding_id: int) -> Any:
+    rows, length = ids_NL.shape
+    is_token = (ids_NL != padding_id).ravel().astype(np.float32)
+    starts = np.arange(rows + 1) * length
+    counts = sparse.csr_array((is_token, ids_NL.flatten(), starts), (rows, num_ids))  # a copy: it is changed in place
+    counts.sum_duplicates()
+    return counts
+
+
 def baseline_probabilities(
-    x_train: NDArray[np.float32], y_train: NDArray[np.int64], x_test: NDArray[np.float32], num_classes: int
+    x_train: Any, y_train: NDArray[np.int64], x_test: Any, num_classes: int
 ) -> NDArray[np.float64]:
     """Return what scikit-learn's logistic regression, fitted on the same training rows, says of the test rows."""
-    model = LogisticRegression(max_iter=2000).fit(x_train.reshape(len(x_train), -1), y_train)
-    result = np.zeros((len(x_test), num_classes))
-    result[:, model.classes_] = model.predict_proba(x_test.reshape(len(x_test), -1))
+    model = LogisticRegression(max_iter=2000).fit(x_train, y_train)
+    result = np.zeros((x_test.shape[0], num_classes))
+    result[:, model.classes_] = model.predict_proba(x_test)
     return result
 
 

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import EngineError
 
 _EXAMPLE_ROWS = 2
+_PREFIX = "model_"  # of the inputs' names in the model's own graph
 
 
 class _WithSoftmax(nn.Module):
@@ -27,32 +30,32 @@ class _WithSoftmax(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Return probabilities (N, C)."""
-        return torch.softmax(self.model(features), dim=1)
+        return torch.softmax(self.model(*inputs), dim=1)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+def predict(model: nn.Module, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """Return the probabilities that the training code gives: what every export is held against."""
-    result: NDArray[np.float32] = _WithSoftmax(model).eval()(torch.from_numpy(features)).numpy()
+    result: NDArray[np.float32] = _WithSoftmax(model).eval()(*map(torch.from_numpy, inputs)).numpy()
     return result
 
 
 def export_model(
-    model: nn.Module, input_shape: tuple[int, ...], prepare: onnx.ModelProto, classes: Sequence[str]
+    model: nn.Module, inputs: Sequence[ModelInput], prepare: onnx.ModelProto, classes: Sequence[str]
 ) -> onnx.ModelProto:
     """Return one graph from raw tensors to ``label`` (N,) text and ``probabilities`` (N, C) float32.
 
     Args:
-        model: From model input to logits, on the CPU.
-        input_shape: Shape of one row of the model input.
-        prepare: The compiled features, whose output is ``features``; its opset and IR version are kept.
+        model: From the model inputs, in their order, to logits; on the CPU.
+        inputs: What the model takes.
+        prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
         classes: Names of the logits' columns.
     """
-    core = _add_label(_trace(model, input_shape, _opset(prepare)), classes)
+    core = _add_label(_trace(model, inputs, _opset(prepare)), classes)
     core.ir_version = prepare.ir_version
-    merged = compose.merge_models(prepare, core, io_map=[("features", "model_features")])
+    merged = compose.merge_models(prepare, core, io_map=[(i.name, f"{_PREFIX}{i.name}") for i in inputs])
     onnx.checker.check_model(merged, full_check=True)
     return merged
 
@@ -61,20 +64,22 @@ def _opset(model: onnx.ModelProto) -> int:
     return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
 
 
-def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> onnx.ModelProto:
-    example = torch.zeros(_EXAMPLE_ROWS, *input_shape)
+def _trace(model: nn.Module, inputs: Sequence[ModelInput], opset: int) -> onnx.ModelProto:
+    types = [torch.float32 if i.num_ids is None else torch.int64 for i in inputs]
+    examples = tuple(torch.zeros(_EXAMPLE_ROWS, *i.shape, dtype=dtype) for i, dtype in zip(inputs, types, strict=True))
+    batch = torch.export.Dim("batch")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             _WithSoftmax(model).eval(),
-            (example,),
+            examples,
             str(path),
             dynamo=True,
-            input_names=["model_features"],
+            input_names=[f"{_PREFIX}{i.name}" for i in inputs],
             output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             opset_version=opset,
             external_data=False,
             verbose=False,

@@ -38,6 +38,12 @@ class SubwordState(Frozen):
     after: Ints
     max_length: int
 
+    @property
+    def num_ids(self) -> int:
+        """All ids are less than it."""
+        own = (self.unknown_id, self.pad_id, *self.before, *self.after)
+        return 1 + max(*own, *self.word_ids, *self.piece_ids)
+
     def names_of(self, name: str) -> list[str]:
         """Ids are no flat features."""
         return []

@@ -95,6 +95,21 @@ class IdsState(Frozen):
     vocabulary: Texts
     max_length: int
 
+    @property
+    def num_ids(self) -> int:
+        """All ids are less than it."""
+        return _FIRST_ID + len(self.vocabulary)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row up."""
+        return _PAD
+
+    @property
+    def unknown_id(self) -> int:
+        """What stands for a token that is not in the vocabulary."""
+        return _UNKNOWN
+
     def names_of(self, name: str) -> list[str]:
         """Ids are no flat features."""
         return []

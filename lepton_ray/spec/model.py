@@ -1,13 +1,19 @@
 """Sections ``model`` and ``train``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.augment import AugmentSpec
-from lepton_ray.spec.base import FiniteFloat, IntTuple, PositiveFloat, PositiveInt, Section
+from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section
 
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LinearModel(Section):
+    """Logistic regression on columns or on the pixels of an image; ``train.weight_decay`` is its L2 penalty."""
+
+    kind: Literal["linear"]
 
 
 class MlpModel(Section):
@@ -25,12 +31,93 @@ class CnnModel(Section):
     kind: Literal["cnn"]
     channels: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=12)] = (32, 64)
     """Output channels of each convolution; each halves height and width."""
-    hidden: PositiveInt = 64
-    """Width of the dense layer before the classes."""
+    padding: Literal["same", "valid"] = "same"
+    """``same``: a frame of zeros keeps height and width in a convolution; ``valid``: each convolution takes 2 off them."""
+    hidden: PositiveInt | None = 64
+    """Width of the dense layer before the classes; None for none."""
     dropout: DropoutRate = 0.0
 
+    def next_side(self, side: int) -> int:
+        """Return what a convolution and its pooling make of a height or width."""
+        return (side if self.padding == "same" else max(0, side - 2)) // 2
 
-Model = Annotated[MlpModel | CnnModel, Field(discriminator="kind")]
+
+class ResnetModel(Section):
+    """Residual blocks of two 3x3 convolutions with group normalisation, in stages; needs an image."""
+
+    kind: Literal["resnet"]
+    channels: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=12)] = (16, 32, 64)
+    """Channels of each stage; all but the first halve height and width."""
+    blocks: PositiveInt = 2
+    """Blocks of a stage."""
+    dropout: DropoutRate = 0.0
+    """Before the classes."""
+
+
+class RnnModel(Section):
+    """Embedded tokens through recurrent layers, then their mean; needs a text that is encoded as ``ids``."""
+
+    kind: Literal["rnn"]
+    cell: Literal["lstm", "gru"] = "lstm"
+    embedding_width: PositiveInt = 64
+    hidden: PositiveInt = 64
+    """Width of a layer's state, in each direction."""
+    layers: PositiveInt = 1
+    bidirectional: bool = False
+    """Read each text from its end too."""
+    dropout: DropoutRate = 0.0
+    """Of the embeddings and of what each layer gives."""
+
+
+class TransformerModel(Section):
+    """Encoder of tokens with attention among them, then their mean; needs a text that is encoded as ``ids``."""
+
+    kind: Literal["transformer"]
+    width: PositiveInt = 64
+    """Of the embeddings and of what each layer gives."""
+    heads: PositiveInt = 4
+    layers: PositiveInt = 2
+    feed_forward_width: PositiveInt = 128
+    """Of the hidden layer after attention."""
+    dropout: DropoutRate = 0.1
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}. Change one of them")
+        return self
+
+
+class CustomModel(Section):
+    """A module of your own. What a row gives must depend on that row alone, or workers take another step than one would."""
+
+    kind: Literal["custom"]
+    module: ImportPath
+    """``package.module:function``, called as ``function(spec, inputs, num_outputs)`` with this section, the
+    ``lepton_ray.artifacts.kinds.ModelInput`` of each input and the number of classes. It gives a torch module that is called
+    with a tensor (rows, ...) for each input, in their order, and gives logits (rows, classes)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """For the function, which finds them in ``spec.options``."""
+
+
+_Encoder = LinearModel | MlpModel | CnnModel | ResnetModel | RnnModel | TransformerModel | CustomModel
+Encoder = Annotated[_Encoder, Field(discriminator="kind")]
+
+
+class FusionModel(Section):
+    """Several inputs: an encoder for each, their results side by side, and dense layers on top."""
+
+    kind: Literal["fusion"]
+    encoders: Annotated[dict[str, Encoder], Field(min_length=1)]
+    """By the name of the input (``features``, ``tokens``, ``pixels``); each gives ``encoding_width`` numbers for classes."""
+    encoding_width: PositiveInt = 32
+    hidden: IntTuple = (64,)
+    """Width of each dense layer before the classes."""
+    dropout: DropoutRate = 0.0
+    """Of the dense layers."""
+
+
+Model = Annotated[_Encoder | FusionModel, Field(discriminator="kind")]
 
 
 class TrainSpec(Section):
@@ -48,6 +135,8 @@ class TrainSpec(Section):
     lr: PositiveFloat = 1e-3
     """Learning rate."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """Weights (not biases, nor what scales a normalisation) are drawn to 0: an L2 penalty of half of it times their squares
+    for ``adam`` and ``sgd``, apart from the gradient for ``adamw``."""
     augment: AugmentSpec | None = None
     """Variation of the training batches."""
     early_stopping_epochs: PositiveInt | None = None

@@ -10,11 +10,11 @@ from lepton_ray.spec.augment import check_augment
 from lepton_ray.spec.base import Name, Section, Uri, replace
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
-from lepton_ray.spec.data import DataSpec, ImageColumn, TextColumn
+from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features
-from lepton_ray.spec.features_content import IdsEncoding, ImageFeatures
-from lepton_ray.spec.model import CnnModel, Model, TrainSpec
+from lepton_ray.spec.model import Model, TrainSpec
+from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
 from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
 from lepton_ray.spec.tune import Choice, Domain, Integer, TuneSpec
 
@@ -48,7 +48,6 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _check_model_fits_data(self) -> Self:
-        images = [column for column in self.data.features.values() if isinstance(column, ImageColumn)]
         if self.model is None and (needing := [name for name in _OF_MODEL if getattr(self, name) is not None]):
             sections = ", ".join(name.removesuffix("_") for name in needing)
             raise ValueError(f"model must be given for {sections}. Add model, or remove {sections}")
@@ -56,41 +55,19 @@ class RunSpec(Section):
             raise ValueError("data.label must be given for a model. Name the column to predict")
         if self.model is not None and not (self.data.split.val and self.data.split.test):
             raise ValueError("data.split.val and data.split.test must be more than 0 for a model. Give each a share")
-        if isinstance(self.model, CnnModel):
-            if not images:
-                raise ValueError("model.kind must be 'mlp' for data without an image column, got 'cnn'. Use mlp")
-            image = next(name for name, column in self.data.features.items() if isinstance(column, ImageColumn))
-            side = min(_seen_shape(images[0], self.features.of(image, "image"))[1:])
-            if side >> len(self.model.channels) == 0:
-                raise ValueError(
-                    f"model.channels must have at most {side.bit_length() - 1} entries for images of side {side}, "
-                    f"got {len(self.model.channels)}. Remove some: each halves the image"
-                )
         return self
 
     @model_validator(mode="after")
     def _check_model_input(self) -> Self:
-        """A model family takes one input today; see what the features make of the columns."""
-        images = [(name, column) for name, column in self.data.features.items() if isinstance(column, ImageColumn)]
-        texts = [name for name, column in self.data.features.items() if isinstance(column, TextColumn)]
-        has_tokens = any(isinstance(self.features.of(name, "text").encode, IdsEncoding) for name in texts)
-        has_table = len(images) < len(self.data.features) and not (has_tokens and len(texts) == len(self.data.features))
-        inputs = [
-            name
-            for name, is_there in (("an image", images), ("token ids", has_tokens), ("columns", has_table))
-            if is_there
-        ]
-        if self.model is not None and (has_tokens or len(inputs) > 1):
-            raise ValueError(
-                f"model must be of a kind that takes {' and '.join(inputs)}, got {self.model.kind!r}, which takes an image or "
-                "columns. Ignore the other columns, or encode texts another way than 'ids'"
-            )
+        """See what the features make of the columns."""
+        inputs = inputs_of(self.features, self.data)
+        kinds, shape = set(inputs.values()), image_shape(self.features, self.data)
+        problems = check_model(self.model, inputs, shape) if self.model is not None else []
         if self.train.augment is not None:
-            name, column = images[0] if images else ("", None)
-            shape = _seen_shape(column, self.features.of(name, "image")) if column else None
-            problems = check_augment(self.train.augment, bool(images), has_tokens, has_table, image_shape=shape)
-            if problems:
-                raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+            has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
+            problems += check_augment(self.train.augment, *has, image_shape=shape)
+        if problems:
+            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
 
     @model_validator(mode="after")
@@ -141,21 +118,19 @@ class RunSpec(Section):
             KeyError: If the path names no field.
             ValidationError: If the value does not fit.
         """
-        section, _, field = path.partition(".")
-        if field not in type(getattr(self, section)).model_fields:
-            raise KeyError(f"{section} of kind {getattr(getattr(self, section), 'kind', section)!r} has no {field!r}")
-        data = replace(self, (section, field), list(value) if isinstance(value, tuple) else value)
+        section, *keys = path.split(".")
+        there: Any = getattr(self, section).model_dump()
+        for key in keys:
+            if not isinstance(there, dict) or key not in there:
+                kind = getattr(getattr(self, section), "kind", section)
+                raise KeyError(f"{section} of kind {kind!r} has no {'.'.join(keys)!r}")
+            there = there[key]
+        data = replace(self, (section, *keys), list(value) if isinstance(value, tuple) else value)
         return type(self).model_validate({**data, "tune": None})
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """Dump under the names of the YAML file."""
         return super().model_dump(**{"by_alias": True, **options})
-
-
-def _seen_shape(column: ImageColumn, features: ImageFeatures) -> tuple[int, int, int]:
-    """Channels, rows and columns of an image as the model sees it."""
-    rows, columns = features.crop or features.resize or (column.height, column.width)
-    return column.channels, rows, columns
 
 
 def _extremes(domain: Domain) -> list[Any]:

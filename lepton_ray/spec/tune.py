@@ -82,7 +82,7 @@ class TuneSpec(Section):
 
     num_trials: Annotated[int, Field(ge=1, le=10_000)] = 8
     space: Annotated[dict[str, Domain], Field(min_length=1)]
-    """What to vary, by its path in the spec: fields of ``model``, and ``train.lr``, ``train.weight_decay``,
+    """What to vary, by its path in the spec: fields of ``model`` (``model.encoders.tokens.width`` too), and ``train.lr``, ``train.weight_decay``,
     ``train.optimizer``, ``train.global_batch_size``."""
     epochs: PositiveInt = 10
     """Epochs of a trial that is not stopped early."""
@@ -102,9 +102,9 @@ class TuneSpec(Section):
 def apply_values(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:
     """Return the sections with a trial's values (by path, ``train.lr``), validated again."""
     for path, value in values.items():
-        section, _, field = path.partition(".")
+        section, *keys = path.split(".")
         if section == "model":
-            model = type(model).model_validate(replace(model, (field,), value))
+            model = type(model).model_validate(replace(model, tuple(keys), value))
         else:
-            train = TrainSpec.model_validate(replace(train, (field,), value))
+            train = TrainSpec.model_validate(replace(train, tuple(keys), value))
     return model, train

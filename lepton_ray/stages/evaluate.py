@@ -1,12 +1,8 @@
 """evaluate: the package on the held-out split -> metrics, baseline, gates and the report."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Checkpoint, Dataset, Evaluation, FeatureSet, PackageRef, Trials
 from lepton_ray.artifacts.package import open_package
@@ -23,9 +19,9 @@ from lepton_ray.spec.release import EvaluateSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
-from lepton_ray.stages.featurize import load_split
+from lepton_ray.stages.featurize import Split, load_split
 
-VERSION = 2
+VERSION = 3
 
 
 def evaluate(
@@ -41,11 +37,12 @@ def evaluate(
     """Measure on the test split; nothing before has looked at it."""
     opened = open_package(package.path)
     test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
-    x_test, y_test = load_split(feature_set, "test", ctx)
+    test_split = load_split(feature_set, "test", ctx)
+    y_test = test_split[1]
     probabilities = Predictor(opened).run(to_feeds(test, opened.signature))["probabilities"]
     metrics = scores.compute_metrics(y_test, probabilities, evaluate.calibration_bins)
     ctx.update("package measured")
-    baseline = _measure_baseline(evaluate, load_split(feature_set, "train", ctx), x_test, y_test, dataset.classes)
+    baseline = _measure_baseline(evaluate, feature_set, load_split(feature_set, "train", ctx), test_split)
     gated = {**metrics, **({"baseline_accuracy": baseline["accuracy"]} if baseline else {})}
     missed = scores.missed_gates(gated, {str(name): gate for name, gate in evaluate.gates.items()})
     page = write_report(
@@ -80,16 +77,16 @@ def _describe_data(data: DataSpec, dataset: Dataset, feature_set: FeatureSet) ->
     return describe_data(data, dataset, after, feature_set.findings)
 
 
-def _measure_baseline(
-    spec: EvaluateSpec,
-    train: tuple[NDArray[Any], NDArray[np.int64]],
-    x_test: NDArray[Any],
-    y_test: NDArray[np.int64],
-    classes: Sequence[str],
-) -> dict[str, float]:
+def _measure_baseline(spec: EvaluateSpec, feature_set: FeatureSet, train: Split, test: Split) -> dict[str, float]:
     if spec.baseline == "none":
         return {}
-    probabilities = scores.baseline_probabilities(*train, x_test, len(classes))
+    (x_train, y_train), (x_test, y_test) = train, test
+    probabilities = scores.baseline_probabilities(
+        scores.to_matrix(feature_set.inputs, x_train),
+        y_train,
+        scores.to_matrix(feature_set.inputs, x_test),
+        len(feature_set.classes),
+    )
     return scores.compute_metrics(y_test, probabilities, spec.calibration_bins)
 
 

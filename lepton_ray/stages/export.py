@@ -30,7 +30,7 @@ from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import load_split
 
-VERSION = 1
+VERSION = 2
 
 
 def export(
@@ -55,13 +55,14 @@ def export(
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
     model = _load_model(checkpoint, feature_set)
     graph = to_onnx.export_model(
-        model, feature_set.shape, onnx.load(feature_set.folder / "prep.onnx"), signature.classes
+        model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), signature.classes
     )
     ctx.update("graph exported")
     (package / "model.onnx").write_bytes(graph.SerializeToString())
     test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
     rows = choose_rows(test, signature, export.golden_rows)
-    expected = to_onnx.predict(model, load_split(feature_set, "test", ctx)[0][rows])
+    x_test, _ = load_split(feature_set, "test", ctx)
+    expected = to_onnx.predict(model, [values[rows] for values in x_test.values()])
     golden = test.take(pa.array(rows))
     outputs = outputs_to_json(expected, signature.classes)
     write_json(package / "golden_records.json", {"records": to_records(golden, signature)}, indent=None)
@@ -100,7 +101,7 @@ def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet) -> Any:
     from safetensors.torch import load_file  # noqa: PLC0415  torch is optional
 
     spec: Any = TypeAdapter(Model).validate_json((checkpoint.folder / "model.json").read_bytes())
-    model = build_model(spec, feature_set.shape, len(feature_set.classes))
+    model = build_model(spec, feature_set.inputs, len(feature_set.classes))
     model.load_state_dict(load_file(checkpoint.folder / "model.safetensors"))
     return model.eval()
 

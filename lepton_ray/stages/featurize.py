@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lepton_ray.artifacts.kinds import Dataset, FeatureSet, PartFile
+from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.files import write_json
 from lepton_ray.data.check import typed_schema
@@ -24,10 +24,10 @@ from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
 from lepton_ray.features.fit import fit_features, needed_columns
-from lepton_ray.features.graph import compile_graph, outputs_of
+from lepton_ray.features.graph import compile_graph, ids_of, outputs_of
 from lepton_ray.features.prepare import FOLD_KEY, Preparer, encode_labels, to_arrays
 from lepton_ray.features.reference import reference_sketches
-from lepton_ray.features.state import FeatureState
+from lepton_ray.features.state import TOKENS, FeatureState
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
@@ -35,7 +35,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 2
+VERSION = 3
 LABEL = "_label"
 _SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D
@@ -67,11 +67,10 @@ def featurize(
         )
         for name in SPLITS
     }
-    outputs = outputs_of(state)
     return FeatureSet(
         splits=splits,
         classes=dataset.classes,
-        shape=outputs[0].shape,
+        inputs=inputs_of(state),
         fitted_rows=fitted_rows,
         findings=tuple(finding.message for finding in findings),
     )
@@ -167,16 +166,36 @@ def _open_preparer(state: str, signature: str) -> tuple[Preparer, Signature]:
     return Preparer(FeatureState.model_validate_json(state), opened), opened
 
 
-def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the model input of a split, rows first, and the class index of each row."""
+def inputs_of(state: FeatureState) -> tuple[ModelInput, ...]:
+    """Describe what the features give to a model."""
+    ids = next(iter(ids_of(state).values()), None)
+    return tuple(
+        ModelInput(name=output.name, shape=output.shape)
+        if output.name != TOKENS or ids is None
+        else ModelInput(
+            name=TOKENS,
+            shape=output.shape,
+            num_ids=ids.num_ids,
+            padding_id=ids.pad_id,
+            unknown_id=ids.unknown_id,
+        )
+        for output in outputs_of(state)
+    )
+
+
+Split = tuple[dict[str, NDArray[Any]], NDArray[np.int64]]
+"""The model inputs of a split by name, rows first, in the order of ``FeatureSet.inputs``, and the class index of each row."""
+
+
+def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:
+    """Read a split into memory."""
     table = read_parts(folder_of(feature_set, ctx), feature_set.splits[split])
-    (values,) = to_arrays(table, load_state(feature_set)).values()
-    return values, table.column(LABEL).to_numpy()
+    return to_arrays(table, load_state(feature_set)), table.column(LABEL).to_numpy()
 
 
 def feature_names(feature_set: FeatureSet) -> tuple[str, ...]:
-    """Return what stands at each place of the model input; empty for an image."""
-    return outputs_of(load_state(feature_set))[0].columns
+    """Return what stands at each place of the flat input; empty where there is none."""
+    return next((output.columns for output in outputs_of(load_state(feature_set)) if output.columns), ())
 
 
 def load_state(feature_set: FeatureSet) -> FeatureState:

@@ -1,6 +1,7 @@
 """train: features -> the weights of the best epoch."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
+from lepton_ray.core.imports import load_function
 from lepton_ray.engine.session import connect
 from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.model import Model, TrainSpec
+from lepton_ray.spec.model import CustomModel, FusionModel, Model, TrainSpec
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import feature_names, load_split
 from lepton_ray.train.batches import TrainData
 
-VERSION = 1
+VERSION = 2
 
 
 def train(
@@ -28,7 +30,7 @@ def train(
     require("torch", "training")
     if trials is not None:
         model, train = apply_values(model, train, trials.best)
-    build = partial(build_model, model, feature_set.shape, len(feature_set.classes))
+    build = partial(build_model, model, feature_set.inputs, len(feature_set.classes))
     state = _fit(build, feature_set, train, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):
         raise EngineError(
@@ -49,6 +51,17 @@ def train(
     )
 
 
+def preflight(model: Model | None) -> None:
+    """Import the modules of custom models, before anything is read.
+
+    Raises:
+        SpecError: If one cannot be imported.
+    """
+    for part in model.encoders.values() if isinstance(model, FusionModel) else (model,):
+        if isinstance(part, CustomModel):
+            load_function(part.module, "model.module")
+
+
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
     data = load_data(feature_set, ctx)
     if train.num_workers == 1 and not train.use_gpu and ctx.is_local:
@@ -65,6 +78,8 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     """Read the prepared splits into memory."""
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
     numbers = tuple(name if name in signature.of_kind("number") else None for name in feature_names(feature_set))
-    return TrainData(
+    data = TrainData(
         *load_split(feature_set, "train", ctx), *load_split(feature_set, "val", ctx), number_columns=numbers
     )
+    tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
+    return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)

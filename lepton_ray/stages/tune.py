@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lepton_ray.artifacts.kinds import FeatureSet, Trials
+from lepton_ray.artifacts.kinds import FeatureSet, ModelInput, Trials
 from lepton_ray.core.extras import require
 from lepton_ray.engine.session import connect
 from lepton_ray.models.catalog import build_model
@@ -17,7 +17,7 @@ from lepton_ray.stages.train import load_data
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
 
-VERSION = 1
+VERSION = 2
 
 
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:
@@ -27,9 +27,10 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     connect()
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
 
+    build_model(model, feature_set.inputs, len(feature_set.classes))  # what cannot be built fails here, not in a trial
     trials = on_ray.search(
         tune,
-        partial(train_trial, model, train, tune.epochs, feature_set.shape, len(feature_set.classes), ctx.seed),
+        partial(train_trial, model, train, tune.epochs, feature_set.inputs, len(feature_set.classes), ctx.seed),
         load_data(feature_set, ctx),
         ctx.seed,
         on_ray.Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
@@ -46,7 +47,7 @@ def train_trial(
     model: Model,
     train: TrainSpec,
     epochs: int,
-    input_shape: tuple[int, ...],
+    inputs: tuple[ModelInput, ...],
     num_classes: int,
     seed: int,
     values: dict[str, Any],
@@ -56,6 +57,6 @@ def train_trial(
     from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415  torch is optional
 
     model, train = apply_values(model, train, {**values, "train.epochs": epochs})
-    state = start_state(partial(build_model, model, input_shape, num_classes), train, seed)
+    state = start_state(partial(build_model, model, inputs, num_classes), train, seed)
     for state_now in train_epochs(state, data, train, seed):
         yield state_now.history[-1]

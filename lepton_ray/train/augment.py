@@ -16,9 +16,6 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-PADDING = 0
-"""Token id of what only fills a row up."""
-
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue look
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # SplitMix64: its step and the factors of its mixing
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -131,24 +128,25 @@ def shift_colours(images_NKHW: Floats, factors_N3: NDArray[np.float64], black_K:
     return images
 
 
-def drop_tokens(tokens_NL: Ints, is_dropped_NL: Bools, unknown_id: int) -> Ints:
+def drop_tokens(tokens_NL: Ints, is_dropped_NL: Bools, unknown_id: int, padding_id: int) -> Ints:
     """Return the tokens, those that are marked replaced by the unknown one; padding stays."""
-    return np.where(is_dropped_NL & (tokens_NL != PADDING), unknown_id, tokens_NL)
+    return np.where(is_dropped_NL & (tokens_NL != padding_id), unknown_id, tokens_NL)
 
 
-def swap_tokens(tokens_NL: Ints, starts_odd_N: Bools, is_swapped_NM: Bools) -> Ints:
+def swap_tokens(tokens_NL: Ints, starts_odd_N: Bools, is_swapped_NM: Bools, padding_id: int) -> Ints:
     """Return the tokens with neighbours swapped; pairs do not overlap, and a pair with padding in it stays.
 
     Args:
         tokens_NL: Token ids.
         starts_odd_N: Whether a row's pairs are (1, 2), (3, 4), ... and not (0, 1), (2, 3), ...
         is_swapped_NM: Whether to swap each pair; M = L // 2, of which the last is idle where L is even and the row odd.
+        padding_id: What only fills a row up.
     """
     first_NM = 2 * np.arange(tokens_NL.shape[1] // 2) + starts_odd_N[:, None]
     second_NM = np.minimum(first_NM + 1, tokens_NL.shape[1] - 1)  # an odd row's last pair: a token with itself
     left_NM = np.take_along_axis(tokens_NL, first_NM, 1)
     right_NM = np.take_along_axis(tokens_NL, second_NM, 1)
-    is_moved_NM = is_swapped_NM & (left_NM != PADDING) & (right_NM != PADDING)
+    is_moved_NM = is_swapped_NM & (left_NM != padding_id) & (right_NM != padding_id)
     swapped = tokens_NL.copy()
     np.put_along_axis(swapped, first_NM, np.where(is_moved_NM, right_NM, left_NM), 1)
     np.put_along_axis(swapped, second_NM, np.where(is_moved_NM, left_NM, right_NM), 1)

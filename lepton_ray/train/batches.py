@@ -5,7 +5,7 @@ becomes depends on (seed, epoch, place in the epoch) alone, so the shares of man
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -23,28 +23,32 @@ _SCALE_ROWS = 65_536  # the spread of a column is taken from at most so many row
 _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does not change what is on
 
 Input = NDArray[np.float32] | NDArray[np.int64]
+Inputs = Mapping[str, Input]
+"""Model inputs by name, rows first: float32 values, or int64 token ids; in the order in which a model takes them."""
 
 
 @dataclass(frozen=True)
 class TrainData:
-    """Model input (rows first; float32, or int64 token ids) and class index (int64) of two splits; read only."""
+    """Model inputs and class index (int64) of two splits; read only."""
 
-    x_train: Input
+    x_train: Inputs
     y_train: Ints
-    x_val: Input
+    x_val: Inputs
     y_val: Ints
     number_columns: tuple[str | None, ...] = ()
     """For each column of a table the number that it stands for, None where it encodes something else; empty where that is
     not known: then columns of zeros and ones alone are taken to encode categories."""
     unknown_id: int = 1
     """Token id of what is not in the vocabulary."""
+    padding_id: int = 0
+    """Token id of what only fills a row up."""
 
 
 @dataclass(frozen=True)
 class Share:
     """A worker's rows of a global batch."""
 
-    x: Input
+    x: Inputs
     y: Ints
     batch_weight: float
     """Weight of the global batch, that the sum of its losses is divided by; its number of rows where none weighs more."""
@@ -125,7 +129,8 @@ class Batches:
         own_share_B = rng.beta(alpha, alpha, len(batch_B))
         read, where = np.unique(np.concatenate([places, partner_B[places]]), return_inverse=True)
         x = self._rows(batch_B, read, start, keys)
-        x = augment.mix(x[where[: len(places)]], x[where[len(places) :]], own_share_B[places])
+        mine, theirs = where[: len(places)], where[len(places) :]
+        x = {name: augment.mix(rows[mine], rows[theirs], own_share_B[places]) for name, rows in x.items()}
         weight_B = np.ones(len(batch_B)) if self._class_weights is None else self._class_weights[y_B]
         own_B, other_B = own_share_B * weight_B, (1 - own_share_B) * weight_B[partner_B]
         labels = (
@@ -134,10 +139,10 @@ class Batches:
         )
         return Share(x, y_B[places], float((own_B + other_B).sum()), labels=labels)
 
-    def _rows(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> Any:
-        x = self._data.x_train[batch_B[places]]
-        for vary in self._vary:
-            x = vary(x, start + places, keys)
+    def _rows(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> dict[str, Any]:
+        x = {name: rows[batch_B[places]] for name, rows in self._data.x_train.items()}
+        for name, vary in self._vary:
+            x[name] = vary(x[name], start + places, keys)
         return x
 
 
@@ -169,37 +174,48 @@ def _key(seed: int, epoch: int, purpose: _Purpose) -> int:
     return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
 
 
-def _is_image(x: Input) -> bool:
-    return x.ndim == _IMAGE_DIMENSIONS and x.dtype == np.float32
+_IMAGE, _TOKENS, _TABLE = "image", "tokens", "table"
 
 
-def _is_table(x: Input) -> bool:
-    return x.ndim == _TABLE_DIMENSIONS and x.dtype == np.float32
+def _kind_of(x: Input) -> str | None:
+    if x.dtype == np.int64:
+        return _TOKENS
+    return {_IMAGE_DIMENSIONS: _IMAGE, _TABLE_DIMENSIONS: _TABLE}.get(x.ndim)
+
+
+def _name_by_kind(data: TrainData) -> dict[str | None, str]:
+    """Return the input of each kind; features make one of a kind at most."""
+    return {_kind_of(x): name for name, x in data.x_train.items()}
 
 
 def _check(spec: AugmentSpec, data: TrainData) -> None:
-    x = data.x_train
+    names = _name_by_kind(data)
+    image_shape = data.x_train[names[_IMAGE]].shape[1:] if _IMAGE in names else None
     is_unknown = not data.number_columns and spec.table.columns is None
     problems = check_augment(
         spec,
-        has_image=_is_image(x),
-        has_tokens=x.dtype == np.int64,
-        has_table=_is_table(x),
-        image_shape=(x.shape[1], x.shape[2], x.shape[3]) if _is_image(x) else None,
+        has_image=_IMAGE in names,
+        has_tokens=_TOKENS in names,
+        has_table=_TABLE in names,
+        image_shape=(image_shape[0], image_shape[1], image_shape[2]) if image_shape else None,
         number_columns=None if is_unknown else [name for name in data.number_columns if name is not None],
     )
     if problems:
         raise SpecError(problems)
 
 
-def _variations(spec: AugmentSpec, data: TrainData) -> list[Vary]:
-    variations: list[Vary] = []
+def _variations(spec: AugmentSpec, data: TrainData) -> list[tuple[str, Vary]]:
+    """Return what is done to which input."""
+    names = _name_by_kind(data)
+    variations: list[tuple[str, Vary]] = []
     if spec.image != ImageAugment():
-        variations.append(_ImageVariation(spec.image, data.x_train))
+        name = names[_IMAGE]
+        variations.append((name, _ImageVariation(spec.image, data.x_train[name])))
     if spec.text != TextAugment():
-        variations.append(_TextVariation(spec.text, data.unknown_id))
+        variations.append((names[_TOKENS], _TextVariation(spec.text, data.unknown_id, data.padding_id)))
     if spec.table != TableAugment():
-        variations.append(_TableVariation(spec.table, data))
+        name = names[_TABLE]
+        variations.append((name, _TableVariation(spec.table, data.x_train[name], data.number_columns)))
     return variations
 
 
@@ -234,28 +250,28 @@ class _ImageVariation:
 class _TextVariation:
     """Swaps, then dropout."""
 
-    def __init__(self, spec: TextAugment, unknown_id: int) -> None:
-        self._spec, self._unknown_id = spec, unknown_id
+    def __init__(self, spec: TextAugment, unknown_id: int, padding_id: int) -> None:
+        self._spec, self._unknown_id, self._padding_id = spec, unknown_id, padding_id
 
     def __call__(self, x_NL: Ints, places: Ints, keys: Keys) -> Ints:
         spec, length = self._spec, x_NL.shape[1]
         if spec.swap_fraction:
             starts_odd = augment.draw_uniform(keys(_Purpose.TOKEN_SWAP_START), places, 1)[:, 0] < 1 / 2
             draws = augment.draw_uniform(keys(_Purpose.TOKEN_SWAP), places, length // 2)
-            x_NL = augment.swap_tokens(x_NL, starts_odd, draws < spec.swap_fraction)
+            x_NL = augment.swap_tokens(x_NL, starts_odd, draws < spec.swap_fraction, self._padding_id)
         if spec.dropout_fraction:
             draws = augment.draw_uniform(keys(_Purpose.TOKEN_DROPOUT), places, length)
-            x_NL = augment.drop_tokens(x_NL, draws < spec.dropout_fraction, self._unknown_id)
+            x_NL = augment.drop_tokens(x_NL, draws < spec.dropout_fraction, self._unknown_id, self._padding_id)
         return x_NL
 
 
 class _TableVariation:
     """Noise on the columns that are numbers."""
 
-    def __init__(self, spec: TableAugment, data: TrainData) -> None:
+    def __init__(self, spec: TableAugment, table: Any, number_columns: tuple[str | None, ...]) -> None:
         self._spec = spec
-        sample = data.x_train[:: len(data.x_train) // _SCALE_ROWS + 1]
-        self._columns = _noisy_columns(spec, data.number_columns, sample)
+        sample = table[:: len(table) // _SCALE_ROWS + 1]
+        self._columns = _noisy_columns(spec, number_columns, sample)
         self._std_C = (spec.noise_std * sample[:, self._columns].std(0, dtype=np.float64)).astype(np.float32)
 
     def __call__(self, x_ND: Floats, places: Ints, keys: Keys) -> Floats:

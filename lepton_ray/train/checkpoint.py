@@ -56,4 +56,5 @@ def restore(state: TrainState, folder: Path) -> None:
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """Copies: safetensors refuses tensors that share memory, as tied weights do."""
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}

@@ -79,6 +79,7 @@ def fit(
     Raises:
         EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
     """
+    state = start_state(build_model, spec, seed)  # first: a model that cannot be built is no failure of a worker
     per_worker = {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
     wait_for_capacity(
         per_worker, spec.num_workers, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update
@@ -108,7 +109,6 @@ def fit(
     )
     with _show_progress(storage, update):
         result = _supervise(trainer, spec.max_failures, update)
-    state = start_state(build_model, spec, seed)
     with result.checkpoint.as_directory() as folder:
         checkpoint.restore(state, Path(folder))
     return state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Share, TrainData
+from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
 
 _VAL_BATCH_ROWS = 4096
 _VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
@@ -62,11 +62,14 @@ def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int
 
 
 def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    parameters = model.parameters()
+    parameters = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # biases and scales
+    ]
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9, weight_decay=spec.weight_decay)
+        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+    return kind(parameters, lr=spec.lr)
 
 
 def train_epochs(
@@ -116,7 +119,7 @@ def _train_epoch(
     totals = torch.zeros(2, dtype=torch.float64)
     weight = 0.0
     for share in shares:
-        logits_NC = model(torch.from_numpy(share.x).to(group.device))
+        logits_NC = model(*_to_tensors(share.x, group.device))
         target = torch.from_numpy(share.targets(logits_NC.shape[1])).to(group.device)
         loss_sum = nn.functional.cross_entropy(logits_NC, target, reduction="sum") * (0.0 if share.is_idle else 1.0)
         optimizer.zero_grad(set_to_none=True)
@@ -129,6 +132,15 @@ def _train_epoch(
     group.add_up(totals)
     loss, accuracy = (totals / weight).tolist()
     return loss, accuracy
+
+
+def _to_tensors(x: Inputs, device: str) -> list[Tensor]:
+    return [torch.from_numpy(rows).to(device) for rows in x.values()]
+
+
+def _row_bytes(x: Input) -> int:
+    """Bytes of a row; of token ids those of a pair of each two, as attention has them."""
+    return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 else 1)
 
 
 def _sum_correct(logits_NC: Tensor, target: Tensor) -> float:
@@ -144,11 +156,11 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> tuple[float, f
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // data.x_val[:1].nbytes))
+    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // sum(map(_row_bytes, data.x_val.values()))))
     for start in range(0, len(share), size):
         rows = share[start : start + size]
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
-        logits_NC = model(torch.from_numpy(data.x_val[rows]).to(group.device))
+        logits_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
         totals[0] += nn.functional.cross_entropy(logits_NC, y, reduction="sum").item()
         totals[1] += _sum_correct(logits_NC, y)
     group.add_up(totals)

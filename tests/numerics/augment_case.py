@@ -9,6 +9,7 @@ from lepton_ray.train import augment
 from lepton_ray.train.batches import TrainData
 
 SEED = 5
+PADDING = 0
 ALL_IMAGE = {
     "horizontal_flip_fraction": 0.5,
     "vertical_flip_fraction": 0.5,
@@ -28,7 +29,7 @@ def tokens_of(rows: int, length: int, seed: int = 0) -> augment.Ints:
     """Rows that end in padding, of any length; some are empty, some full."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 50, (rows, length))
-    tokens[np.arange(length) >= rng.integers(0, length + 1, rows)[:, None]] = augment.PADDING
+    tokens[np.arange(length) >= rng.integers(0, length + 1, rows)[:, None]] = PADDING
     return tokens
 
 
@@ -43,7 +44,7 @@ def data_of(kind: str, rows: int = 23, num_classes: int | None = None) -> TrainD
         ),
     }[kind]()
     y = np.arange(rows) if num_classes is None else rng.integers(0, num_classes, rows) ** 2 // (num_classes - 1)
-    return TrainData(x, y, x[:5], y[:5])
+    return TrainData({"x": x}, y, {"x": x[:5]}, y[:5])
 
 
 _SECTIONS: dict[str, dict[str, Any]] = {

@@ -209,7 +209,7 @@ def test_without_saturation_all_channels_are_the_grey() -> None:
 def test_dropped_tokens_become_the_unknown_one(length: int, seed: int) -> None:
     tokens = tokens_of(5, length, seed)
     marked = np.random.default_rng(seed).random((5, length)) < 0.5
-    dropped = augment.drop_tokens(tokens, marked, 1)
+    dropped = augment.drop_tokens(tokens, marked, 1, padding_id=0)
     assert dropped.dtype == np.int64
     for n in range(5):
         for position in range(length):
@@ -223,7 +223,7 @@ def test_swaps_are_of_neighbours_that_are_no_padding(length: int, is_scattered: 
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 4, (5, length)) if is_scattered else tokens_of(5, length, seed)
     starts_odd, marked = rng.random(5) < 0.5, rng.random((5, length // 2)) < 0.7
-    swapped = augment.swap_tokens(tokens, starts_odd, marked)
+    swapped = augment.swap_tokens(tokens, starts_odd, marked, padding_id=0)
     for n in range(5):
         wanted = tokens[n].tolist()
         for pair in range(length // 2):
@@ -233,7 +233,7 @@ def test_swaps_are_of_neighbours_that_are_no_padding(length: int, is_scattered: 
         assert swapped[n].tolist() == wanted
         assert sorted(wanted) == sorted(tokens[n])
     assert np.array_equal(swapped == 0, tokens == 0)
-    assert np.array_equal(augment.swap_tokens(swapped, starts_odd, marked), tokens)
+    assert np.array_equal(augment.swap_tokens(swapped, starts_odd, marked, padding_id=0), tokens)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

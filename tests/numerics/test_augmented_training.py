@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
@@ -44,9 +45,11 @@ class _Embedding(nn.Module):
 
 
 _BUILD: dict[str, Any] = {
-    "image": partial(build_model, CnnModel(kind="cnn", channels=(4,), hidden=5), (3, 6, 6), 4),
+    "image": partial(
+        build_model, CnnModel(kind="cnn", channels=(4,), hidden=5), [ModelInput(name="x", shape=(3, 6, 6))], 4
+    ),
     "tokens": _Embedding,
-    "table": partial(build_model, MlpModel(kind="mlp", hidden=()), (5,), 4),
+    "table": partial(build_model, MlpModel(kind="mlp", hidden=()), [ModelInput(name="x", shape=(5,))], 4),
 }
 
 
@@ -72,7 +75,7 @@ def test_averaged_gradients_are_those_of_one_worker(
     """Shares of 23 rows are unequal, those of 25 workers partly idle. Float32 sums in another order: 1e-6."""
     data, spec = data_of(kind, num_classes=4), spec_of(kind, alpha, balance)
     if balance == "oversample":  # one batch and no more
-        data = TrainData(data.x_train[:8], np.repeat([0, 1, 2, 3], [5, 1, 1, 1]), data.x_val, data.y_val)
+        data = TrainData({"x": data.x_train["x"][:8]}, np.repeat([0, 1, 2, 3], [5, 1, 1, 1]), data.x_val, data.y_val)
     one = _step(kind, data, spec)
     steps = [_step(kind, data, spec, Group(rank, world_size)) for rank in range(world_size)]
     for name, gradient in one.items():
@@ -92,7 +95,7 @@ def test_the_soft_loss_and_its_gradient_are_the_closed_form(alpha: float, balanc
     weight, bias = (
         v.double().numpy().copy() for v in start_state(_BUILD["table"], train, SEED).model.state_dict().values()
     )
-    logits = share.x.astype(float) @ weight.T + bias
+    logits = share.x["x"].astype(float) @ weight.T + bias
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     by_class = [1.0] * 4
     if balance:
@@ -112,7 +115,7 @@ def test_the_soft_loss_and_its_gradient_are_the_closed_form(alpha: float, balanc
     next(train_epochs(state, data, train, SEED))
     assert state.history[0]["train_loss"] == pytest.approx(loss / total, rel=1e-6)
     got_weight, got_bias = (value.double().numpy() for value in state.model.state_dict().values())
-    np.testing.assert_allclose(weight - got_weight, error.T @ share.x / total, atol=1e-6)
+    np.testing.assert_allclose(weight - got_weight, error.T @ share.x["x"] / total, atol=1e-6)
     np.testing.assert_allclose(bias - got_bias, error.sum(0) / total, atol=1e-6)
 
 
@@ -121,7 +124,7 @@ def test_class_weights_in_the_loss_are_those_of_torch() -> None:
     gradients = _step("table", data, AugmentSpec(balance="weights"))
     model = start_state(_BUILD["table"], _train_spec(None), SEED).model
     loss = nn.CrossEntropyLoss(torch.from_numpy(class_weights(data.y_train)).float())
-    torch.autograd.backward(loss(model(torch.from_numpy(data.x_train)), torch.from_numpy(data.y_train)))
+    torch.autograd.backward(loss(model(torch.from_numpy(data.x_train["x"])), torch.from_numpy(data.y_train)))
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-6)
@@ -167,7 +170,7 @@ def test_all_off_is_the_training_without() -> None:
 def test_noise_keeps_a_model_from_learning_rows_by_heart() -> None:
     """More columns than rows: logistic regression separates any labels; noise of 3 standard deviations forbids it."""
     x = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
-    data = TrainData(x, np.arange(20) % 4, x, np.arange(20) % 4)
+    data = TrainData({"x": x}, np.arange(20) % 4, {"x": x}, np.arange(20) % 4)
     noise = AugmentSpec.model_validate({"table": {"noise_std": 3.0}})
     long = {"epochs": 60, "global_batch_size": 20, "optimizer": "adam", "lr": 0.1}
     plain, noisy = (_train("table", data, _train_spec(spec, **long)) for spec in (None, noise))

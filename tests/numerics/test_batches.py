@@ -58,7 +58,7 @@ def _rows_of(shares: list[Share], num_classes: int) -> list[tuple[bytes, bytes]]
         (x.tobytes(), target.tobytes())
         for share in shares
         if not share.is_idle
-        for x, target in zip(share.x, share.targets(num_classes), strict=True)
+        for x, target in zip(share.x["x"], share.targets(num_classes), strict=True)
     )
 
 
@@ -77,7 +77,7 @@ def test_shares_of_many_workers_are_the_batch_of_one(
             for batch, shares in zip(alone, many, strict=True):
                 assert _rows_of(list(shares), 4) == _rows_of([batch], 4)
                 assert {share.batch_weight for share in shares} == {batch.batch_weight}
-                assert all(len(share.x) > 0 for share in shares)
+                assert all(len(share.x["x"]) > 0 for share in shares)
                 assert batch.batch_weight == pytest.approx(
                     batch.targets(4).sum() if batch.labels else len(batch.y), rel=1e-6
                 )
@@ -94,14 +94,14 @@ def test_a_row_varies_alike_whatever_the_batches(kind: str) -> None:
 def test_epochs_differ_and_come_again(kind: str, alpha: float, balance: str | None) -> None:
     """What a resumed training sees: other batches were never made before."""
     data = data_of(kind, num_classes=4)
-    before = data.x_train.copy()
+    before = data.x_train["x"].copy()
     fresh = lambda seed: Batches(data, spec_of(kind, alpha, balance), 8, seed)  # noqa: E731
     batches = fresh(SEED)
     epochs = [_rows_of(list(batches.shares(epoch, 0, 1)), 4) for epoch in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
     assert _rows_of(list(fresh(SEED).shares(2, 0, 1)), 4) == epochs[2]
     assert _rows_of(list(fresh(SEED + 1).shares(2, 0, 1)), 4) != epochs[2]
-    assert np.array_equal(data.x_train, before)
+    assert np.array_equal(data.x_train["x"], before)
 
 
 def test_a_place_varies_otherwise_in_each_epoch_and_run() -> None:
@@ -109,7 +109,7 @@ def test_a_place_varies_otherwise_in_each_epoch_and_run() -> None:
     spec, seen = AugmentSpec.model_validate({"image": {"brightness": 0.5}}), []
     for seed in range(4):
         batches = Batches(data_of("image", rows=1), spec, 8, seed)
-        seen += [share.x.tobytes() for epoch in range(4) for share in batches.shares(epoch, 0, 1)]
+        seen += [share.x["x"].tobytes() for epoch in range(4) for share in batches.shares(epoch, 0, 1)]
     assert len(set(seen)) == 16
 
 
@@ -119,8 +119,8 @@ def test_rows_are_as_they_were_when_all_is_off(kind: str, spec: AugmentSpec | No
     data = data_of(kind)
     for share in Batches(data, spec, 8, SEED).shares(0, 0, 1):
         assert share.targets(23) is share.y
-        assert np.array_equal(share.x, data.x_train[share.y])
-        assert share.x.dtype == data.x_train.dtype
+        assert np.array_equal(share.x["x"], data.x_train["x"][share.y])
+        assert share.x["x"].dtype == data.x_train["x"].dtype
         assert np.array_equal(share.y, np.sort(share.y))  # read in the order of the rows
 
 
@@ -130,7 +130,7 @@ def test_what_is_off_does_not_change_what_is_on() -> None:
     flips = AugmentSpec.model_validate({"image": {"horizontal_flip_fraction": 0.5}})
     both = AugmentSpec.model_validate({"image": {"horizontal_flip_fraction": 0.5, "crop_padding_pixels": 1}})
     (one,), (two,) = (list(Batches(data, spec, 200, SEED).shares(0, 0, 1)) for spec in (flips, both))
-    num_equal = (one.x == two.x).all(axis=(1, 2, 3)).sum()
+    num_equal = (one.x["x"] == two.x["x"]).all(axis=(1, 2, 3)).sum()
     assert 8 <= num_equal <= 40  # one window of nine
 
 
@@ -139,16 +139,15 @@ def test_shares_of_effects_are_what_the_spec_says() -> None:
     data = data_of("image", rows=5000)
     spec = AugmentSpec.model_validate({"image": {"horizontal_flip_fraction": 0.2}})
     (share,) = Batches(data, spec, 5000, SEED).shares(0, 0, 1)
-    assert abs((share.x != data.x_train[share.y]).any(axis=(1, 2, 3)).mean() - 0.2) < 0.03
-    data = TrainData(
-        np.tile(np.arange(2, 102), (50, 1)), *(np.arange(50), np.tile(np.arange(2, 102), (50, 1))), np.arange(50)
-    )
+    assert abs((share.x["x"] != data.x_train["x"][share.y]).any(axis=(1, 2, 3)).mean() - 0.2) < 0.03
+    tokens = {"x": np.tile(np.arange(2, 102), (50, 1))}
+    data = TrainData(tokens, np.arange(50), tokens, np.arange(50))
     (share,) = Batches(data, AugmentSpec.model_validate({"text": {"dropout_fraction": 0.2}}), 50, SEED).shares(0, 0, 1)
-    assert abs((share.x == data.unknown_id).mean() - 0.2) < 0.03
+    assert abs((share.x["x"] == data.unknown_id).mean() - 0.2) < 0.03
     (share,) = Batches(data, AugmentSpec.model_validate({"text": {"swap_fraction": 0.2}}), 50, SEED).shares(0, 0, 1)
-    assert abs((share.x != data.x_train).mean() - 0.2) < 0.05
-    assert np.abs(share.x - data.x_train).max() == 1
-    first = set((share.x[:, :3] - data.x_train[:, :3])[:, 1].tolist())
+    assert abs((share.x["x"] != data.x_train["x"]).mean() - 0.2) < 0.05
+    assert np.abs(share.x["x"] - data.x_train["x"]).max() == 1
+    first = set((share.x["x"][:, :3] - data.x_train["x"][:, :3])[:, 1].tolist())
     assert first == {-1, 0, 1}  # the second token changes with the first, or with the third
 
 
@@ -156,19 +155,19 @@ def test_every_window_colour_and_middle_is_drawn() -> None:
     """A one in the middle of 5x5 zeros tells where the window was; a white image, where the square was."""
     x = np.zeros((2000, 1, 5, 5), np.float32)
     x[:, 0, 2, 2] = 1
-    data = TrainData(x, np.arange(2000), x[:1], np.arange(1))
+    data = TrainData({"x": x}, np.arange(2000), {"x": x[:1]}, np.arange(1))
     (share,) = Batches(data, AugmentSpec.model_validate({"image": {"crop_padding_pixels": 2}}), 2000, 0).shares(0, 0, 1)
-    counts = share.x.sum(axis=(0, 1))
+    counts = share.x["x"].sum(axis=(0, 1))
     assert counts.sum() == 2000
     assert counts.min() > 40  # of 80 on average
-    data = TrainData(np.ones_like(x), np.arange(2000), x[:1], np.arange(1))
+    data = TrainData({"x": np.ones_like(x)}, np.arange(2000), {"x": x[:1]}, np.arange(1))
     (share,) = Batches(data, AugmentSpec.model_validate({"image": {"cutout_pixels": 1}}), 2000, 0).shares(0, 0, 1)
-    assert ((share.x == 0).sum(axis=(1, 2, 3)) == 1).all()
-    assert (share.x == 0).sum(axis=(0, 1)).min() > 40
+    assert ((share.x["x"] == 0).sum(axis=(1, 2, 3)) == 1).all()
+    assert (share.x["x"] == 0).sum(axis=(0, 1)).min() > 40
     x[:] = np.linspace(0, 1, 25).reshape(5, 5)
-    data = TrainData(x, np.arange(2000), x[:1], np.arange(1))
+    data = TrainData({"x": x}, np.arange(2000), {"x": x[:1]}, np.arange(1))
     (share,) = Batches(data, AugmentSpec.model_validate({"image": {"brightness": 0.3}}), 2000, 0).shares(0, 0, 1)
-    factors = share.x[:, 0, 2, 2] / x[:, 0, 2, 2]
+    factors = share.x["x"][:, 0, 2, 2] / x[:, 0, 2, 2]
     assert 0.7 <= factors.min() < 0.705
     assert 1.295 < factors.max() <= 1.3001
     assert abs(factors.mean() - 1) < 0.02
@@ -187,8 +186,8 @@ def test_noise_is_in_units_of_the_column_and_leaves_codes_alone() -> None:
         (("b",), ("a", "b", "b", None, None, None, "d"), [1, 2]),  # a number may have several columns
     ):
         spec = AugmentSpec.model_validate({"table": {"noise_std": 0.2, "noise_fraction": 0.6, "columns": columns}})
-        (share,) = Batches(TrainData(x, y, x, y, number_columns=names), spec, 4000, SEED).shares(0, 0, 1)
-        change = share.x - x[share.y]
+        (share,) = Batches(TrainData({"x": x}, y, {"x": x}, y, number_columns=names), spec, 4000, SEED).shares(0, 0, 1)
+        change = share.x["x"] - x[share.y]
         assert np.flatnonzero((change != 0).any(0)).tolist() == noisy
         for column in noisy:
             moved = change[:, column][change[:, column] != 0].astype(float)
@@ -206,8 +205,8 @@ def test_mixup_pairs_each_row_with_another_of_its_batch() -> None:
         (y, weight), (partner_y, partner_weight) = share.labels
         assert sorted(partner_y) == sorted(y) == sorted(share.y)
         np.testing.assert_allclose(weight + partner_weight, 1, atol=1e-6)
-        wanted = weight[:, None] * data.x_train[y] + partner_weight[:, None] * data.x_train[partner_y]
-        np.testing.assert_allclose(share.x, wanted, atol=1e-6)
+        wanted = weight[:, None] * data.x_train["x"][y] + partner_weight[:, None] * data.x_train["x"][partner_y]
+        np.testing.assert_allclose(share.x["x"], wanted, atol=1e-6)
         assert share.batch_weight == pytest.approx(100)
     assert abs(own.mean() - 0.5) < 0.035
     assert abs(own.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
@@ -216,14 +215,14 @@ def test_mixup_pairs_each_row_with_another_of_its_batch() -> None:
 @pytest.mark.parametrize("alpha", [1e-9, 1e-3, 100.0])
 def test_extreme_mixup_is_finite(alpha: float) -> None:
     for share in Batches(data_of("table"), AugmentSpec(mixup_alpha=alpha), 8, SEED).shares(0, 0, 1):
-        assert np.isfinite(share.x).all()
+        assert np.isfinite(share.x["x"]).all()
         assert np.isfinite(share.targets(23)).all()
 
 
 def test_a_batch_of_one_row_is_mixed_with_itself() -> None:
     data = data_of("table", rows=1)
     (share,) = Batches(data, AugmentSpec(mixup_alpha=0.5), 8, SEED).shares(0, 0, 1)
-    np.testing.assert_allclose(share.x, data.x_train, atol=1e-6)
+    np.testing.assert_allclose(share.x["x"], data.x_train["x"], atol=1e-6)
     np.testing.assert_allclose(share.targets(1), [[1]], atol=1e-6)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.evaluate.metrics import (
     Calibration,
@@ -21,6 +22,7 @@ from lepton_ray.evaluate.metrics import (
     compute_metrics,
     confusion,
     missed_gates,
+    to_matrix,
 )
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.spec.release import Gate
@@ -232,3 +234,25 @@ def test_the_report_of_many_classes_leaves_their_names_out_of_the_plot() -> None
     names: list[Any] = [f"class {index}" for index in range(60)]
     page, _ = _parse(_data("demo", names, np.eye(60, dtype=int)))
     assert page.text.count("class 59") == 1
+
+
+def test_the_baseline_counts_tokens_and_flattens_values() -> None:
+    """Padding is no token; a number, a text of three places and an image of two pixels side by side."""
+    inputs = [
+        ModelInput(name="features", shape=(1,)),
+        ModelInput(name="tokens", shape=(3,), num_ids=5, padding_id=4),
+        ModelInput(name="pixels", shape=(1, 1, 2)),
+    ]
+    arrays = {
+        "features": np.array([[7.0], [8.0]], np.float32),
+        "tokens": np.array([[0, 2, 2], [4, 4, 4]]),
+        "pixels": np.array([[[[0.5, 0.25]]], [[[1.0, 0.0]]]], np.float32),
+    }
+    wanted = [[7, 1, 0, 2, 0, 0, 0.5, 0.25], [8, 0, 0, 0, 0, 0, 1, 0]]
+    assert to_matrix(inputs, arrays).toarray().tolist() == wanted
+    assert to_matrix(inputs[1:2], arrays).toarray().tolist() == [row[1:6] for row in wanted]
+    assert to_matrix(inputs[2:], arrays).tolist() == [row[6:] for row in wanted]
+    labels = np.array([0, 1])
+    probabilities = baseline_probabilities(to_matrix(inputs, arrays), labels, to_matrix(inputs, arrays), 3)
+    assert probabilities.argmax(1).tolist() == [0, 1]
+    assert probabilities[:, 2].tolist() == [0, 0]

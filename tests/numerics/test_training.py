@@ -21,6 +21,7 @@ import torch.distributed as dist
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
@@ -46,7 +47,7 @@ def _data(rows: int = 33, val_rows: int = 7, width: int = 3, classes: int = 3) -
     rng = np.random.default_rng(1)
     x = rng.normal(size=(rows + val_rows, width)).astype(np.float32)
     y = (x @ rng.normal(size=(width, classes)) + rng.gumbel(size=(rows + val_rows, classes))).argmax(1)
-    return TrainData(x[:rows], y[:rows], x[rows:], y[rows:])
+    return TrainData({"x": x[:rows]}, y[:rows], {"x": x[rows:]}, y[rows:])
 
 
 def _spec(**changes: Any) -> TrainSpec:
@@ -54,7 +55,7 @@ def _spec(**changes: Any) -> TrainSpec:
 
 
 def _build(model: MlpModel = _MLP) -> Any:
-    return partial(build_model, model, (3,), 3)
+    return partial(build_model, model, [ModelInput(name="x", shape=(3,))], 3)
 
 
 def _train(spec: TrainSpec, data: TrainData, model: MlpModel = _MLP) -> TrainState:
@@ -166,7 +167,7 @@ def test_gradients_averaged_by_hand_are_those_of_the_joined_batch(rows: int) -> 
         next(train_epochs(state, data, spec, _SEED, Group(rank, 4)))
         steps.append({name: start[name] - value for name, value in _weights(state).items()})
     model = start_state(_build(), spec, _SEED).model
-    logits = model(torch.from_numpy(data.x_train))
+    logits = model(torch.from_numpy(data.x_train["x"]))
     loss = -torch.log_softmax(logits, 1)[torch.arange(rows), torch.from_numpy(data.y_train)].mean()
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
@@ -181,7 +182,7 @@ def test_the_reported_losses_are_the_mean_over_all_rows() -> None:
     spec = _spec(epochs=1, lr=1e-30, global_batch_size=7)
     state = _train(spec, data, MlpModel(kind="mlp", hidden=()))
     weight, bias = (value.double().numpy() for value in state.model.state_dict().values())
-    for split, x, y in (("train", data.x_train, data.y_train), ("val", data.x_val, data.y_val)):
+    for split, x, y in (("train", data.x_train["x"], data.y_train), ("val", data.x_val["x"], data.y_val)):
         logits = x.astype(float) @ weight.T + bias
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         assert state.history[0][f"{split}_loss"] == pytest.approx(-log_p[np.arange(len(y)), y].mean(), abs=1e-6)
@@ -194,11 +195,11 @@ def test_a_step_of_sgd_is_the_closed_form() -> None:
     spec = _spec(epochs=1, optimizer="sgd", lr=0.5, global_batch_size=9)
     build = _build(MlpModel(kind="mlp", hidden=()))
     weight, bias = (v.double().numpy().copy() for v in start_state(build, spec, _SEED).model.state_dict().values())
-    logits = data.x_train.astype(float) @ weight.T + bias
+    logits = data.x_train["x"].astype(float) @ weight.T + bias
     error = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(3)[data.y_train]
     state = _train(spec, data, MlpModel(kind="mlp", hidden=()))
     got_weight, got_bias = (value.numpy() for value in state.model.state_dict().values())
-    assert np.abs(got_weight - (weight - 0.5 * error.T @ data.x_train / 9)).max() < 1e-6
+    assert np.abs(got_weight - (weight - 0.5 * error.T @ data.x_train["x"] / 9)).max() < 1e-6
     assert np.abs(got_bias - (bias - 0.5 * error.mean(0))).max() < 1e-6
 
 
@@ -329,10 +330,10 @@ def test_logistic_regression_finds_what_scikit_learn_finds() -> None:
     data = _data(rows=300, val_rows=50)
     spec = _spec(epochs=400, global_batch_size=300, lr=0.05)
     state = _train(spec, data, MlpModel(kind="mlp", hidden=()))
-    model = LogisticRegression(C=math.inf, tol=1e-8, max_iter=5000).fit(data.x_train, data.y_train)
+    model = LogisticRegression(C=math.inf, tol=1e-8, max_iter=5000).fit(data.x_train["x"], data.y_train)
     with torch.inference_mode():
-        got = torch.softmax(state.model(torch.from_numpy(data.x_val)), 1).numpy()
-    assert np.abs(got - model.predict_proba(data.x_val)).max() < 1e-3
+        got = torch.softmax(state.model(torch.from_numpy(data.x_val["x"])), 1).numpy()
+    assert np.abs(got - model.predict_proba(data.x_val["x"])).max() < 1e-3
 
 
 def test_training_sees_every_row_once_an_epoch_whatever_the_batch() -> None:
@@ -341,9 +342,10 @@ def test_training_sees_every_row_once_an_epoch_whatever_the_batch() -> None:
     x = rng.normal(0, 0.1, (40, 1, 4, 4)).astype(np.float32)
     y = np.arange(40) % 2
     x[y == 1, :, ::2] += 1
-    data = TrainData(x, y, x, y)
+    data = TrainData({"x": x}, y, {"x": x}, y)
     spec = _spec(epochs=25, global_batch_size=11, lr=0.02)
-    build = partial(build_model, CnnModel(kind="cnn", channels=(4, 4), hidden=8, dropout=0.3), (1, 4, 4), 2)
+    model = CnnModel(kind="cnn", channels=(4, 4), hidden=8, dropout=0.3)
+    build = partial(build_model, model, [ModelInput(name="x", shape=(1, 4, 4))], 2)
     state = start_state(build, spec, _SEED)
     for _ in train_epochs(state, data, spec, _SEED):
         pass

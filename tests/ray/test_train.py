@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import EngineError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, TrainSpec
@@ -16,7 +17,7 @@ WIDTH, CLASSES = 5, 3
 
 
 def build() -> Any:
-    return build_model(MlpModel(kind="mlp", hidden=(8,)), (WIDTH,), CLASSES)
+    return build_model(MlpModel(kind="mlp", hidden=(8,)), [ModelInput(name="x", shape=(WIDTH,))], CLASSES)
 
 
 def make_data(rows: int = 203) -> Any:
@@ -25,7 +26,7 @@ def make_data(rows: int = 203) -> Any:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(rows, WIDTH)).astype(np.float32)
     y = (x @ rng.normal(size=(WIDTH, CLASSES))).argmax(1)
-    return TrainData(x[:150], y[:150], x[150:], y[150:])
+    return TrainData({"x": x[:150]}, y[:150], {"x": x[150:]}, y[150:])
 
 
 def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path) -> None:

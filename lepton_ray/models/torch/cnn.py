@@ -1,27 +1,28 @@
 """Convolutional network. Legend: N rows, H height, W width, K channels, C classes."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.spec.model import CnnModel
 
 
 class Cnn(nn.Module):
     """3x3 convolutions with ReLU and 2x2 max-pooling, a dense layer, dropout, and the classes."""
 
-    def __init__(self, spec: CnnModel, input_shape: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, spec: CnnModel, image_shape: Sequence[int], num_outputs: int) -> None:
         super().__init__()
-        channels, height, width = input_shape
+        channels, height, width = image_shape
         layers: list[nn.Module] = []
         for out_channels in spec.channels:
-            layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-            channels, height, width = out_channels, height // 2, width // 2
+            layers += [nn.Conv2d(channels, out_channels, 3, padding=spec.padding), nn.ReLU(), nn.MaxPool2d(2)]
+            channels, height, width = out_channels, spec.next_side(height), spec.next_side(width)
         self.convolutions = nn.Sequential(*layers)
+        size = channels * height * width
+        dense = [] if spec.hidden is None else [nn.Linear(size, spec.hidden), nn.ReLU()]
         self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(channels * height * width, spec.hidden),
-            nn.ReLU(),
-            nn.Dropout(spec.dropout),
-            nn.Linear(spec.hidden, num_classes),
+            nn.Flatten(), *dense, nn.Dropout(spec.dropout), nn.Linear(spec.hidden or size, num_outputs)
         )
 
     def forward(self, image_NKHW: Tensor) -> Tensor:
@@ -30,6 +31,7 @@ class Cnn(nn.Module):
         return logits_NC
 
 
-def build(spec: CnnModel, input_shape: tuple[int, ...], num_classes: int) -> Cnn:
-    """Build the module with fresh weights; ``input_shape`` is (channels, height, width)."""
-    return Cnn(spec, input_shape, num_classes)
+def build(spec: CnnModel, inputs: Sequence[ModelInput], num_outputs: int) -> Cnn:
+    """Build the module with fresh weights."""
+    (image,) = inputs
+    return Cnn(spec, image.shape, num_outputs)

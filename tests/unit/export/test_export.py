@@ -21,6 +21,7 @@ from lepton_ray.features.state import FeatureState
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import CnnModel, MlpModel
+from lepton_ray.stages.featurize import inputs_of
 
 _CLASSES = ("", "ja, sí", "no\n'\"")
 _TABLE = DataSpec.model_validate(
@@ -46,21 +47,22 @@ def mlp() -> tuple[Any, ort.InferenceSession]:
     state = FeatureState(
         numbers={"a": number, "b": number}, categories={"c": CategoryState(vocabulary=("x", "y"), missing_index=0)}
     )
-    return _export(MlpModel(kind="mlp", hidden=(8, 4), dropout=0.5), (4,), _TABLE, state)
+    return _export(MlpModel(kind="mlp", hidden=(8, 4), dropout=0.5), _TABLE, state)
 
 
 @pytest.fixture(scope="module")
 def cnn() -> tuple[Any, ort.InferenceSession]:
     """A model of colour pictures with odd sides, with the session of its export."""
     model = CnnModel(kind="cnn", channels=(3, 4), hidden=7, dropout=0.5)
-    return _export(model, (3, 5, 6), _PICTURES, FeatureState(images={"p": ImageState(shape=(5, 6, 3), factor=1 / 255)}))
+    return _export(model, _PICTURES, FeatureState(images={"p": ImageState(shape=(5, 6, 3), factor=1 / 255)}))
 
 
-def _export(spec: Any, shape: tuple[int, ...], data: DataSpec, state: FeatureState) -> tuple[Any, Any]:
+def _export(spec: Any, data: DataSpec, state: FeatureState) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model = build_model(spec, shape, len(_CLASSES)).train()
+    inputs = inputs_of(state)
+    model = build_model(spec, inputs, len(_CLASSES)).train()
     prepare = compile_graph(Signature.of(data, _CLASSES), state)
-    graph = export_model(model, shape, prepare, _CLASSES)
+    graph = export_model(model, inputs, prepare, _CLASSES)
     assert [value.name for value in graph.graph.output] == ["label", "probabilities"]
     return model, ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -98,7 +100,7 @@ def test_an_exported_cnn_answers_as_torch_does(cnn: tuple[Any, Any], rows: int) 
 def test_the_training_codes_answer_is_without_dropout(mlp: tuple[Any, Any]) -> None:
     model, _ = mlp
     features = np.ones((2, 4), np.float32)
-    got = predict(model.train(), features)
+    got = predict(model.train(), [features])
     assert np.array_equal(got, _torch_answer(model, features))
     assert got.sum(1) == pytest.approx([1, 1])
 

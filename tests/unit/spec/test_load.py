@@ -235,7 +235,11 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
             ["data.columns={outcome: category, a: ignored}"],
             "data.columns must hold a feature besides the label",
         ),
-        (_TABLE, ["model={kind: cnn}"], "model.kind must be 'mlp' for data without an image column"),
+        (
+            _TABLE,
+            ["model={kind: cnn}"],
+            "model.kind must be one of 'linear', 'mlp', 'custom' for columns, got 'cnn', which takes an image",
+        ),
         (_TABLE, ["data.split.train=0.8"], "data.split.train + val + test must be 1, got 1.1."),
         (_TABLE, ["train={num_workers: 3, global_batch_size: 10}"], "Use 9 or 12."),
         (_TABLE, ["train={num_workers: 30, global_batch_size: 10}"], "Use 30 or 60."),
