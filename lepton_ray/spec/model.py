@@ -134,9 +134,25 @@ class TrainSpec(Section):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: PositiveFloat = 1e-3
     """Learning rate."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all steps in which the learning rate rises evenly from 0 to ``lr``."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What becomes of the learning rate then: it stays, or falls to 0 evenly, or along half a cosine (Loshchilov and Hutter,
+    2017). The fall ends with the last of ``epochs``, whether early stopping comes before or not."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """Weights (not biases, nor what scales a normalisation) are drawn to 0: an L2 penalty of half of it times their squares
     for ``adam`` and ``sgd``, apart from the gradient for ``adamw``."""
+    clip_norm: PositiveFloat | None = None
+    """Gradients whose joint Euclidean norm is greater are scaled down to it (Pascanu et al., 2013)."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and keep not the weights themselves but their moving average: after each step it takes 1 - ``average_decay``
+    of them, and more in the first steps (Polyak and Juditsky, 1992). 0.999 suits some thousand steps."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16`` computes products of matrices and convolutions in it while training; weights, their updates, evaluation
+    and the package stay float32."""
+    max_rows_per_pass: PositiveInt | None = None
+    """Rows that a worker takes through the model at once. More rows of a batch go through it one pass after another, and the
+    gradients add up: less memory for the same step."""
     augment: AugmentSpec | None = None
     """Variation of the training batches."""
     early_stopping_epochs: PositiveInt | None = None

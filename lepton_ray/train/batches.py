@@ -57,6 +57,15 @@ class Share:
     labels: tuple[tuple[Ints, Floats], ...] = ()
     """Class and weight of each label of the rows, where they are mixed or weighted; empty: ``y`` alone, with weight 1."""
 
+    def passes(self, max_rows: int | None) -> Iterator["Share"]:
+        """Yield the rows in pieces that go through the model one after another."""
+        step = max_rows or len(self.y)
+        for start in range(0, len(self.y), step):
+            rows = slice(start, start + step)
+            x = {name: values[rows] for name, values in self.x.items()}
+            labels = tuple((y[rows], weight[rows]) for y, weight in self.labels)
+            yield replace(self, x=x, y=self.y[rows], labels=labels)
+
     def targets(self, num_classes: int) -> Ints | Floats:
         """Return ``y`` (N,), or the weight of each class (N, num_classes) where labels are mixed or weighted."""
         if not self.labels:
@@ -98,6 +107,11 @@ class Batches:
         _check(self._spec, data)
         self._vary = _variations(self._spec, data)
         self._class_weights = class_weights(data.y_train) if self._spec.balance == "weights" else None
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-num_epoch_rows(self._data.y_train, self._spec.balance) // self._size)
 
     def shares(self, epoch: int, rank: int, world_size: int) -> Iterator[Share]:
         """Yield this worker's share of each batch of an epoch, counted from 0."""
@@ -151,10 +165,21 @@ def epoch_order(y: Ints, balance: str | None, seed: int, epoch: int) -> Ints:
     rng = np.random.default_rng([seed, epoch])
     if balance not in ("oversample", "undersample"):
         return rng.permutation(len(y))
-    counts = np.bincount(y)
-    target = int(counts.max() if balance == "oversample" else counts[counts > 0].min())
-    by_class = np.split(np.argsort(y, kind="stable"), np.cumsum(counts)[:-1])
+    target = _rows_per_class(y, balance)
+    by_class = np.split(np.argsort(y, kind="stable"), np.cumsum(np.bincount(y))[:-1])
     return rng.permutation(np.concatenate([_resample(rows, target, rng) for rows in by_class if len(rows)]))
+
+
+def num_epoch_rows(y: Ints, balance: str | None) -> int:
+    """Return the length of ``epoch_order``."""
+    if balance not in ("oversample", "undersample"):
+        return len(y)
+    return _rows_per_class(y, balance) * len(np.unique(y))
+
+
+def _rows_per_class(y: Ints, balance: str) -> int:
+    counts = np.bincount(y)
+    return int(counts.max() if balance == "oversample" else counts[counts > 0].min())
 
 
 def _resample(rows: Ints, target: int, rng: np.random.Generator) -> Ints:

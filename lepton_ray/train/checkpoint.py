@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON, no pickle.
 
 model.safetensors      weights after the last finished epoch
+average.safetensors    their moving average, where one is kept
 best.safetensors       weights of the best epoch
 optimizer.safetensors  its tensors, as INDEX.NAME
 state.json             history, best epoch, the optimizer's settings
@@ -21,6 +22,8 @@ from lepton_ray.train.torch_loop import TrainState
 def save(state: TrainState, folder: Path) -> None:
     """Write a checkpoint to an existing folder."""
     save_file(_contiguous(state.model.state_dict()), folder / "model.safetensors")
+    if state.averaged is not None:
+        save_file(_contiguous(state.averaged.state_dict()), folder / "average.safetensors")
     save_file(_contiguous(state.best_weights), folder / "best.safetensors")
     optimizer = state.optimizer.state_dict()
     tensors = {f"{index}.{name}": value for index, slots in optimizer["state"].items() for name, value in slots.items()}
@@ -40,6 +43,8 @@ def restore(state: TrainState, folder: Path) -> None:
     try:
         facts = read_json(folder / "state.json")
         state.model.load_state_dict(load_file(folder / "model.safetensors"))
+        if state.averaged is not None:
+            state.averaged.load_state_dict(load_file(folder / "average.safetensors"))
         slots: dict[int, dict[str, Any]] = {}
         for name, value in load_file(folder / "optimizer.safetensors").items():
             index, _, slot = name.partition(".")

@@ -8,6 +8,7 @@ from typing import Any
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import TrainData
+from lepton_ray.train.pace import Pace
 from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
 _LATEST = "latest"
@@ -26,10 +27,10 @@ def fit(
     state = start_state(build_model, spec, seed)
     if latest := next((folder / name for name in (_LATEST, _PREVIOUS) if (folder / name).is_dir()), None):
         checkpoint.restore(state, latest)
+    pace = Pace(spec.epochs, len(data.y_train))
     for state_now in train_epochs(state, data, spec, seed):
         _save(state_now, folder)
-        metrics = state_now.history[-1]
-        update(f"epoch {state_now.epoch} of {spec.epochs}, validation loss {metrics['val_loss']:.4f}")
+        update(pace.words(state_now.epoch, state_now.history[-1]["val_loss"]))
     return state
 
 

@@ -28,6 +28,7 @@ from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import TrainData
+from lepton_ray.train.pace import Pace
 from lepton_ray.train.torch_loop import Group, TrainState, has_stalled, start_state, train_epochs
 
 _NAME = "train"
@@ -104,10 +105,10 @@ def fit(
             storage_filesystem=storage.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_NUM_CHECKPOINTS),
-            callbacks=[_WriteProgress(storage, spec.epochs)],
+            callbacks=[_WriteProgress(storage)],
         ),
     )
-    with _show_progress(storage, update):
+    with _show_progress(storage, Pace(spec.epochs, len(data.y_train)), update):
         result = _supervise(trainer, spec.max_failures, update)
     with result.checkpoint.as_directory() as folder:
         checkpoint.restore(state, Path(folder))
@@ -183,30 +184,28 @@ def _report(state: TrainState, is_writer: bool) -> None:
 class _WriteProgress(ray.train.UserCallback):  # type: ignore[misc]  # Ray has no types
     """Runs on the controller: leaves the last metrics where the driver can read them."""
 
-    def __init__(self, storage: Storage, epochs: int) -> None:
+    def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self.epochs = epochs
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Write the metrics of rank 0."""
         with self.storage.filesystem.open_output_stream(f"{self.storage.path}/{_PROGRESS}") as stream:
-            stream.write(json.dumps({**metrics[0], "epochs": self.epochs}).encode())
+            stream.write(json.dumps(metrics[0]).encode())
 
 
 @contextlib.contextmanager
-def _show_progress(storage: Storage, update: Callable[[str], None]) -> Iterator[None]:
+def _show_progress(storage: Storage, pace: Pace, update: Callable[[str], None]) -> Iterator[None]:
     stop = threading.Event()
 
     def watch() -> None:
-        shown = ""
+        shown = 0
         while not stop.wait(_POLL_S):
             with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or half of it
                 with storage.filesystem.open_input_stream(f"{storage.path}/{_PROGRESS}") as stream:
                     m = json.loads(stream.read())
-                text = f"epoch {m['epoch']} of {m['epochs']}, validation loss {m['val_loss']:.4f}"
-                if text != shown:
-                    update(text)
-                    shown = text
+                if m["epoch"] != shown:
+                    shown = m["epoch"]
+                    update(pace.words(shown, m["val_loss"]))
 
     watcher = threading.Thread(target=watch, daemon=True, name="lepton-ray-progress")
     watcher.start()

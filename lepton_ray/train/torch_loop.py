@@ -5,6 +5,8 @@ are weighted so that the averaged gradient is that of the joined batch, also whe
 comes from (seed, epoch, rank) alone, that of its batches without rank: resumed training goes on as if undisturbed.
 """
 
+import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.schedule import learning_rate
 
 _VAL_BATCH_ROWS = 4096
 _VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
@@ -39,6 +42,8 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    averaged: nn.Module | None = None
+    """The moving average of the model's weights, where one is kept."""
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -47,6 +52,11 @@ class TrainState:
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.history)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module whose weights are evaluated and kept."""
+        return self.averaged or self.model
 
     @property
     def best_metrics(self) -> dict[str, float]:
@@ -58,7 +68,8 @@ def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int
     """Return the state before the first epoch; equal on all workers."""
     torch.manual_seed(seed)
     model = build_model().to(device)
-    return TrainState(model, _build_optimizer(model, spec))
+    averaged = copy.deepcopy(model) if spec.average_decay is not None else None
+    return TrainState(model, _build_optimizer(model, spec), averaged)
 
 
 def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
@@ -81,9 +92,8 @@ def train_epochs(
     model = group.wrap(state.model)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         torch.manual_seed(_mix(seed, state.epoch, group.rank))
-        shares = batches.shares(state.epoch, group.rank, group.world_size)
-        train_loss, train_accuracy = _train_epoch(model, state.optimizer, shares, group)
-        val_loss, val_accuracy = _evaluate(state.model, data, group)
+        train_loss, train_accuracy = _train_epoch(model, state, batches, spec, group)
+        val_loss, val_accuracy = _evaluate(state.evaluated, data, group)
         metrics = {
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
@@ -93,7 +103,7 @@ def train_epochs(
         state.history.append(metrics)
         if state.epoch == 1 or _is_better(val_loss, state.best_metrics["val_loss"]):
             state.best_epoch = state.epoch
-            state.best_weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
+            state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
         yield state
 
 
@@ -113,25 +123,53 @@ def _mix(seed: int, epoch: int, rank: int) -> int:
 
 
 def _train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, shares: Iterator[Share], group: Group
+    model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group
 ) -> tuple[float, float]:
+    """Take a step for each batch; ``model`` is ``state.model``, wrapped by the group."""
     model.train()
     totals = torch.zeros(2, dtype=torch.float64)
     weight = 0.0
-    for share in shares:
-        logits_NC = model(*_to_tensors(share.x, group.device))
-        target = torch.from_numpy(share.targets(logits_NC.shape[1])).to(group.device)
-        loss_sum = nn.functional.cross_entropy(logits_NC, target, reduction="sum") * (0.0 if share.is_idle else 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss_sum * (group.world_size / share.batch_weight))
-        optimizer.step()
+    first_step, num_steps = state.epoch * batches.num_steps, spec.epochs * batches.num_steps
+    for step, share in enumerate(batches.shares(state.epoch, group.rank, group.world_size), first_step):
+        state.optimizer.zero_grad(set_to_none=True)
+        passes = list(share.passes(spec.max_rows_per_pass))
+        for rows in passes:
+            totals += _add_gradients(model, rows, spec, group, is_last=rows is passes[-1])
+        if spec.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
+        for parameters in state.optimizer.param_groups:
+            parameters["lr"] = learning_rate(spec, step, num_steps)
+        state.optimizer.step()
+        if state.averaged is not None and spec.average_decay is not None:
+            _average(state.averaged, state.model, min(spec.average_decay, (1 + step) / (10 + step)))
         weight += share.batch_weight
-        if not share.is_idle:
-            totals[0] += loss_sum.item()
-            totals[1] += _sum_correct(logits_NC, target)
     group.add_up(totals)
     loss, accuracy = (totals / weight).tolist()
     return loss, accuracy
+
+
+def _add_gradients(model: nn.Module, share: Share, spec: TrainSpec, group: Group, is_last: bool) -> Tensor:
+    """Add the gradients of some rows, averaged over the workers with the last; returns their loss and number of right labels."""
+    device = torch.device(group.device)
+    lone = getattr(model, "no_sync", contextlib.nullcontext)  # of modules that average gradients over workers
+    with contextlib.nullcontext() if is_last else lone():
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            logits_NC = model(*_to_tensors(share.x, group.device)).float()
+        target = torch.from_numpy(share.targets(logits_NC.shape[1])).to(device)
+        loss_sum = nn.functional.cross_entropy(logits_NC, target, reduction="sum") * (0.0 if share.is_idle else 1.0)
+        torch.autograd.backward(loss_sum * (group.world_size / share.batch_weight))
+    if share.is_idle:
+        return torch.zeros(2, dtype=torch.float64)
+    return torch.tensor([loss_sum.item(), _sum_correct(logits_NC, target)], dtype=torch.float64)
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards those of the model; what is no weight is taken as it is."""
+    for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for buffer, current in zip(averaged.buffers(), model.buffers(), strict=True):
+        buffer.copy_(current)
 
 
 def _to_tensors(x: Inputs, device: str) -> list[Tensor]:

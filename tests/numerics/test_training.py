@@ -129,7 +129,7 @@ def test_many_workers_train_as_a_single_one_does(
 def _work(rank: int, world_size: int, folder: Path) -> None:
     """One worker in a process of its own, with gloo and DDP as Ray Train sets them up."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
-    spec = _spec(augment=_AUGMENT)
+    spec = _spec(augment=_AUGMENT, max_rows_per_pass=4, clip_norm=1.0)
     state = start_state(_build(), spec, _SEED)
     group = Group(rank, world_size, "cpu", dist.all_reduce, nn.parallel.DistributedDataParallel)
     for _ in train_epochs(state, _data(37), spec, _SEED, group):
@@ -145,7 +145,7 @@ def test_processes_with_ddp_train_as_a_single_worker_does(tmp_path: Path) -> Non
     commands = [[sys.executable, __file__, str(rank), "2", str(tmp_path)] for rank in range(2)]
     workers = [subprocess.Popen(command) for command in commands]
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
-    single = _train(_spec(augment=_AUGMENT), _data(37))
+    single = _train(_spec(augment=_AUGMENT, max_rows_per_pass=4, clip_norm=1.0), _data(37))
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt")
         assert all(
