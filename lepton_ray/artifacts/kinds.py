@@ -83,7 +83,7 @@ class Dataset(Artifact):
     """Arrow type of each column, in order."""
     classes: Names
     class_rows: dict[str, dict[str, int]]
-    """Rows by split and class; empty without a label."""
+    """Rows by split and class; empty without classes."""
 
     @property
     def split_rows(self) -> dict[str, int]:
@@ -127,6 +127,23 @@ class ModelInput(BaseModel):
         return f"{self.name} {'x'.join(map(str, self.shape))} {'float32' if self.num_ids is None else 'int64'}"
 
 
+class Target(BaseModel):
+    """What a model predicts: one of some classes, or a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    classes: Names = ()
+    """In the order of a model's outputs; empty for a number."""
+    mean: float = 0.0
+    std: float = 1.0
+    """Of the number in the training rows; a model learns (number - mean) / std."""
+
+    @property
+    def num_outputs(self) -> int:
+        """How many values a model gives for a row."""
+        return len(self.classes) or 1
+
+
 class FeatureSet(Artifact):
     """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and the model input of each split.
 
@@ -134,7 +151,8 @@ class FeatureSet(Artifact):
     """
 
     splits: dict[str, Parts]
-    classes: Names
+    target: Target | None
+    """None without a label."""
     inputs: Annotated[tuple[ModelInput, ...], Strict(False)]
     """What a model takes, in the order in which it takes them."""
     fitted_rows: int
@@ -153,7 +171,7 @@ class FeatureSet(Artifact):
 
     def account(self) -> list[str]:
         """Model inputs, findings."""
-        classes = f", {len(self.classes)} classes" if self.classes else ""
+        classes = f", {len(self.target.classes)} classes" if self.target and self.target.classes else ""
         fitted = self.split_rows["train"] > self.fitted_rows
         sample = (
             [f"fitted on a sample of {self.fitted_rows} of {self.split_rows['train']} training rows"] if fitted else []
@@ -186,7 +204,7 @@ class Checkpoint(Artifact):
     best_epoch: int
     metrics: dict[str, float]
     history: History
-    """Train and validation loss and accuracy of each epoch."""
+    """Train and validation loss of each epoch, and the share of right labels or the mean absolute error."""
     num_workers: int
 
     def account(self) -> list[str]:
@@ -229,10 +247,9 @@ class Evaluation(Artifact):
 
     def account(self) -> list[str]:
         """Metrics, baseline, report."""
-        shown = ("accuracy", "f1", "roc_auc", "log_loss")
-        lines = ["held-out: " + ", ".join(f"{name} {self.metrics[name]:.4f}" for name in shown)]
+        lines = [f"held-out: {_shown(self.metrics)}"]
         if self.baseline:
-            lines.append("baseline: " + ", ".join(f"{name} {self.baseline[name]:.4f}" for name in shown))
+            lines.append(f"baseline: {_shown(self.baseline)}")
         if self.num_gates:
             lines.append(f"gates met: {self.num_gates - len(self.gates)} of {self.num_gates}")
         return [*lines, f"report: {self.location}/report.html"]
@@ -240,6 +257,11 @@ class Evaluation(Artifact):
     def failed_gates(self) -> list[str]:
         """One sentence for each gate that was not met."""
         return list(self.gates.values())
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    names = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2")
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 
 
 class RegisteredModel(Artifact):

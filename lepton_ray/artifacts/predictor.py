@@ -11,6 +11,7 @@ from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import RecordError
 
+_TYPES: dict[str, Any] = {"BYTES": object, "FP32": np.float32, "FP64": np.float64}
 _MAX_BATCH_ROWS = 1024
 _MAX_BATCH_BYTES = 4 << 20  # of raw input: what layers make of it is a multiple
 
@@ -34,27 +35,25 @@ class Predictor:
         self._outputs = [tensor.name for tensor in self.signature.outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return ``label`` (N,) and ``probabilities`` (N, classes) for checked input tensors; N may be 0.
+        """Return the outputs of the signature for checked input tensors, rows first; N may be 0.
+
+        These are ``label`` (N,) and ``probabilities`` (N, classes), or ``value`` (N,).
 
         Raises:
             RecordError: If a record overflows the model's arithmetic.
         """
         rows = len(next(iter(feeds.values())))
         if rows == 0:
-            return {
-                "label": np.empty(0, object),
-                "probabilities": np.empty((0, len(self.signature.classes)), np.float32),
-            }
+            return {o.name: np.empty((0, *o.shape[1:]), _TYPES[o.datatype]) for o in self.signature.outputs}
         parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows)]
         outputs = {
             name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)
         }
-        is_finite = np.isfinite(outputs["probabilities"]).all(axis=1)
+        name = self._outputs[-1]
+        is_finite = np.isfinite(outputs[name]).reshape(rows, -1).all(axis=1)
         if not is_finite.all():
             row = int(np.argmin(is_finite))
-            raise RecordError(
-                f"records[{row}] must give finite probabilities; a number in it is too large for the model"
-            )
+            raise RecordError(f"records[{row}] must give finite {name}; a number in it is too large for the model")
         return outputs
 
     def predict(self, records: Sequence[Any]) -> dict[str, NDArray[Any]]:
@@ -64,6 +63,16 @@ class Predictor:
             RecordError: If a record breaks the signature.
         """
         return self.run(self.signature.encode(records))
+
+
+def to_predictions(outputs: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what is answered for each record: ``label`` and ``probabilities`` by class, or ``value`` where there are none."""
+    if not classes:
+        return [{"value": value} for value in outputs["value"].tolist()]
+    return [
+        {"label": label, "probabilities": dict(zip(classes, row, strict=True))}
+        for label, row in zip(outputs["label"], outputs["probabilities"].tolist(), strict=True)
+    ]
 
 
 def _slices(feeds: Mapping[str, NDArray[Any]], rows: int) -> Iterator[Feeds]:

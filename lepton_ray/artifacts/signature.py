@@ -59,13 +59,13 @@ class Signature(BaseModel):
     unused: Annotated[tuple[str, ...], Strict(False)]
     """Columns of the training data that a record may carry and the model does not read, such as the label."""
     classes: Annotated[tuple[str, ...], Strict(False)]
-    """None while there is no model."""
+    """Empty for a model that predicts a number, and while there is no model."""
     inputs: Annotated[tuple[TensorSpec, ...], Strict(False)]
     outputs: Annotated[tuple[TensorSpec, ...], Strict(False)]
 
     @classmethod
     def of(cls, data: DataSpec, classes: Sequence[str]) -> Self:
-        """Build the signature of a model for ``data`` that tells ``classes`` apart; without classes, of its features only."""
+        """Build the signature of a model for ``data`` that tells ``classes`` apart; without a label, of its features only."""
         columns: dict[str, Column] = dict(data.features)
         return cls(
             columns=columns,
@@ -73,7 +73,7 @@ class Signature(BaseModel):
             unused=tuple(name for name in data.columns if name not in columns),
             classes=tuple(classes),
             inputs=tuple(_input_tensors(columns)),
-            outputs=tuple(_output_tensors(tuple(classes))),
+            outputs=tuple(_output_tensors(data, tuple(classes))),
         )
 
     def of_kind(self, kind: str) -> dict[str, Column]:
@@ -119,7 +119,9 @@ def _input_tensors(columns: Mapping[str, Column]) -> Iterator[TensorSpec]:
             yield TensorSpec(name="image", datatype="UINT8", shape=shape, columns=(name,))
 
 
-def _output_tensors(classes: tuple[str, ...]) -> Iterator[TensorSpec]:
-    if classes:
+def _output_tensors(data: DataSpec, classes: tuple[str, ...]) -> Iterator[TensorSpec]:
+    if data.label != data.class_label:
+        yield TensorSpec(name="value", datatype="FP64", shape=(-1,))
+    elif classes:
         yield TensorSpec(name="label", datatype="BYTES", shape=(-1,))
         yield TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(classes)), columns=classes)

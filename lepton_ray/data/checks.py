@@ -54,8 +54,8 @@ def check_sample(table: pa.Table, data: DataSpec, checks: ChecksSpec, num_rows: 
         findings += _find_identifiers(table, data, num_rows or table.num_rows)
     if data.label is None or not table.num_rows:
         return findings
-    if checks.imbalance:
-        findings += _find_imbalance(table.column(data.label), data.label, checks.imbalance)
+    if checks.imbalance and data.class_label is not None:
+        findings += _find_imbalance(table.column(data.class_label), data.class_label, checks.imbalance)
     if checks.leakage and table.num_rows >= MIN_ROWS:
         findings += _find_leaks(_take_some(table), data, data.label, checks.leakage)
     return findings
@@ -158,7 +158,8 @@ def _find_imbalance(labels: pa.ChunkedArray, label: str, limits: ImbalanceSpec) 
 
 
 def _find_leaks(table: pa.Table, data: DataSpec, label: str, limits: LeakageSpec) -> Iterator[Finding]:
-    classes = _to_codes(decode(table.column(label)))
+    labels = decode(table.column(label))
+    classes = _to_codes(labels) if data.class_label is not None else _to_deciles(labels)
     for name, column in data.features.items():
         values = decode(table.column(name))
         if isinstance(column, NumberColumn | TimeColumn):
@@ -190,6 +191,13 @@ def _to_ranks(values: pa.ChunkedArray) -> Codes:
     numbers = values.cast(pa.int64()).to_numpy() if pa.types.is_timestamp(values.type) else values.to_numpy()
     _, ranks = np.unique(numbers, return_inverse=True)
     return ranks.astype(np.int64)
+
+
+def _to_deciles(values: pa.ChunkedArray) -> Codes:
+    """Number tenths of the rows in the order of their numbers; equal numbers stay together."""
+    ranks = _to_ranks(values)
+    num_less = np.append(0, np.cumsum(np.bincount(ranks))[:-1])
+    return num_less[ranks] * 10 // max(len(ranks), 1)
 
 
 def association_by_value(values: Codes, classes: Codes) -> float:

@@ -92,12 +92,13 @@ class Writer:
         removed = pa.concat_tables([self._decided(codes), *judged, *item.details, *self._outliers(table, codes)])
         codes = codes.copy()
         codes[removed.column(POSITION).to_numpy()] = FIRST_REASON
+        label = self.data.class_label
         facts: dict[str, Any] = {"removed": count_values(removed.column(REASON)), "classes": {}}
         for split, name in enumerate(SPLITS):
             rows = self._rows_of(table, codes == split)
             if rows.num_rows:
                 facts[name] = self.target.write_parquet(f"{name}/{part_name(index, 'parquet')}", rows).model_dump()
-                facts["classes"][name] = count_values(rows.column(self.data.label)) if self.data.label else {}
+                facts["classes"][name] = count_values(rows.column(label)) if label else {}
         if removed.num_rows:
             name = f"quarantine/{part_name(index, 'parquet')}"
             facts["quarantine"] = self.target.write_parquet(name, self._to_quarantine(table, removed)).model_dump()

@@ -1,4 +1,4 @@
-"""Metrics of a classifier, by scikit-learn. Legend: N rows, C classes."""
+"""Metrics and baselines, by scikit-learn. Legend: N rows, C classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 from sklearn import metrics as sk
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.spec.release import Gate
@@ -45,6 +45,16 @@ def compute_metrics(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floatin
         "roc_auc": _roc_auc(y_N, p),
         "log_loss": float(sk.log_loss(y_N, p, labels=labels)) if len(labels) > 1 else 0.0,
         "expected_calibration_error": calibrate(y_N, probabilities_NC, num_bins).expected_error,
+    }
+
+
+def compute_errors(y_N: NDArray[np.float64], value_N: NDArray[np.float64]) -> dict[str, float]:
+    """Return what a prediction of numbers is off by, in the label's units, and the share of the variance that it explains."""
+    return {
+        "rmse": float(sk.root_mean_squared_error(y_N, value_N)),
+        "mae": float(sk.mean_absolute_error(y_N, value_N)),
+        "median_absolute_error": float(sk.median_absolute_error(y_N, value_N)),
+        "r2": float(sk.r2_score(y_N, value_N)) if len(y_N) > 1 else float("nan"),
     }
 
 
@@ -110,6 +120,12 @@ def baseline_probabilities(
     result = np.zeros((x_test.shape[0], num_classes))
     result[:, model.classes_] = model.predict_proba(x_test)
     return result
+
+
+def baseline_values(x_train: Any, y_train: NDArray[np.float64], x_test: Any) -> NDArray[np.float64]:
+    """Return what scikit-learn's linear regression, fitted on the same training rows, says of the test rows."""
+    values: NDArray[np.float64] = LinearRegression().fit(x_train, y_train).predict(x_test)
+    return values
 
 
 def missed_gates(metrics: Mapping[str, float], gates: Mapping[str, Gate]) -> dict[str, str]:

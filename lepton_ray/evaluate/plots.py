@@ -17,6 +17,8 @@ _DARK = 0.5  # of the blue scale: text on it must be white
 _MAX_FLAT_LABELS = 4
 _BLUE, _GREY = "#2463a5", "#9aa7b4"
 _MAX_CLASSES_SHOWN = 20
+_MAX_DOTS = 2000
+_ERROR_BINS = 40
 _MAX_LABEL_LENGTH = 20
 
 
@@ -84,6 +86,32 @@ def plot_calibration(calibration: Calibration) -> str:
             xlim=(0, 1.02),
             ylim=(0, 1.02),
         )
+
+    return _draw(paint)
+
+
+def plot_values(y_N: NDArray[np.float64], value_N: NDArray[np.float64], unit: str) -> str:
+    """Return predicted against true numbers."""
+    some = np.linspace(0, len(y_N) - 1, min(len(y_N), _MAX_DOTS)).astype(int)
+    ends = [min(y_N.min(), value_N.min()), max(y_N.max(), value_N.max())]
+
+    def paint(axes: Any) -> None:
+        axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
+        axes.scatter(y_N[some], value_N[some], s=9, alpha=0.5, color=_BLUE, linewidths=0)
+        axes.set_title("Predicted and true", parse_math=False)
+        axes.set_xlabel(f"true {_shorten(unit)}", parse_math=False)
+        axes.set_ylabel("predicted")
+
+    return _draw(paint)
+
+
+def plot_errors(y_N: NDArray[np.float64], value_N: NDArray[np.float64]) -> str:
+    """Return how often a prediction is off by how much."""
+
+    def paint(axes: Any) -> None:
+        axes.hist(value_N - y_N, bins=_ERROR_BINS, color=_BLUE)
+        axes.axvline(0, color=_GREY, linestyle="--", linewidth=1)
+        axes.set(title="Errors", xlabel="predicted less true", ylabel="rows")
 
     return _draw(paint)
 

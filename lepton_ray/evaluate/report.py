@@ -4,14 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lepton_ray.artifacts.ledger import REASONS, Ledger
 from lepton_ray.evaluate.data_report import DataReport, data_section, escape_lines
-from lepton_ray.evaluate.metrics import Calibration
 from lepton_ray.evaluate.page import escape, isolate, table, write_page
-from lepton_ray.evaluate.plots import plot_calibration, plot_confusion, plot_history
+from lepton_ray.evaluate.plots import plot_history
 
 _MAX_TRIALS_SHOWN = 50
 
@@ -24,13 +20,13 @@ class ReportData:
     package: str
     ledger: Ledger
     class_rows: Mapping[str, Mapping[str, int]]
-    classes: Sequence[str]
     metrics: Mapping[str, float]
     baseline: Mapping[str, float]
     gates: Mapping[str, str]
     num_gates: int
-    confusion: NDArray[np.int64]
-    calibration: Calibration
+    plots: Sequence[str]
+    """SVG of what the package answered on the held-out split."""
+    baseline_name: str
     history: Sequence[Mapping[str, float]]
     best_epoch: int
     trials: Sequence[Mapping[str, Any]]
@@ -41,17 +37,21 @@ class ReportData:
 
 def write_report(data: ReportData) -> str:
     """Return the page."""
-    plots = [plot_confusion(data.confusion, data.classes), plot_calibration(data.calibration)]
-    history = [plot_history(data.history, data.best_epoch, what) for what in ("loss", "accuracy")]
+    history = [plot_history(data.history, data.best_epoch, what) for what in _learned(data.history)]
     sections = [
         _summary(data),
-        "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(plots),
+        "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(data.plots),
         _rows(data) if data.data is None else data_section(data.data),
         "<h2>Training</h2>" + _beside(history),
         _trials(data.trials),
         f"<h2>Spec</h2><pre>{escape_lines(data.spec_text)}</pre>",
     ]
     return write_page(data.name, sections)
+
+
+def _learned(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """Names of the metrics of training and validation."""
+    return [name.removeprefix("val_") for name in history[0] if name.startswith("val_")]
 
 
 def _beside(figures: Sequence[str]) -> str:
@@ -77,13 +77,14 @@ def _summary(data: ReportData) -> str:
 
 
 def _metrics_table(data: ReportData) -> str:
-    head = ["metric", "model", *(["logistic regression"] if data.baseline else [])]
+    head = ["metric", "model", *([data.baseline_name] if data.baseline else [])]
     rows = [
         [name.replace("_", " "), value, *([data.baseline[name]] if data.baseline else [])]
         for name, value in data.metrics.items()
         if name in data.baseline or not data.baseline
     ]
-    return table(head, rows) + '<p class="soft">Precision, recall, F1 and ROC AUC are averages over the classes.</p>'
+    means = '<p class="soft">Precision, recall, F1 and ROC AUC are averages over the classes.</p>'
+    return table(head, rows) + (means if "f1" in data.metrics else "")
 
 
 def _ledger_table(ledger: Ledger) -> str:
@@ -96,10 +97,10 @@ def _ledger_table(ledger: Ledger) -> str:
 
 
 def _class_table(data: ReportData) -> str:
-    rows = [
-        [name, *(data.class_rows[split].get(name, 0) for split in ("train", "val", "test"))] for name in data.classes
-    ]
-    return table(["class", "train", "val", "test"], rows)
+    splits = ("train", "val", "test")
+    names = dict.fromkeys(name for rows in data.class_rows.values() for name in rows)
+    rows = [[name, *(data.class_rows[split].get(name, 0) for split in splits)] for name in names]
+    return table(["class", *splits], rows) if rows else ""
 
 
 def _trials(trials: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import find_reproduced
 from lepton_ray.core.errors import QualityGateError
@@ -34,15 +35,19 @@ def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.
     return np.sort(np.concatenate([chosen, np.setdiff1d(usable, chosen)[: count - len(chosen)]]))
 
 
-def outputs_to_json(probabilities_NC: NDArray[np.float32], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the outputs as the package stores them."""
-    labels = [classes[index] for index in probabilities_NC.argmax(1)]
-    return {"label": labels, "probabilities": probabilities_NC.tolist()}
+def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
+    """Return the answers of the training code as the package stores them; ``scale`` is the spread of a number in training."""
+    if not target.classes:
+        return {"value": answers.tolist(), "scale": target.std}
+    labels = [target.classes[index] for index in answers.argmax(1)]
+    return {"label": labels, "probabilities": answers.tolist()}
 
 
 def read_answer(body: bytes, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the outputs that an answer of ``POST /predict`` holds."""
+    """Return the outputs that an answer of ``POST /predict`` holds; ``classes`` is empty for a number."""
     predictions = json.loads(body)["predictions"]
+    if not classes:
+        return {"value": [prediction["value"] for prediction in predictions]}
     return {
         "label": [prediction["label"] for prediction in predictions],
         "probabilities": [[prediction["probabilities"][name] for name in classes] for prediction in predictions],
@@ -50,28 +55,35 @@ def read_answer(body: bytes, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> float:
-    """Return the greatest absolute difference of a probability from the training code's.
+    """Return the greatest absolute difference from the training code: of a probability, or of a number in spreads of it.
 
     Raises:
         QualityGateError: If it exceeds the tolerance, a label differs that is not a tie within it, or rows are lacking.
     """
-    wanted = np.asarray(expected["probabilities"], np.float64)
-    actual = np.asarray(got["probabilities"], np.float64)
-    if actual.shape != wanted.shape or len(got["label"]) != len(expected["label"]):
+    name = "probabilities" if "probabilities" in expected else "value"
+    wanted, actual = (np.asarray(outputs[name], np.float64) for outputs in (expected, got))
+    if actual.shape != wanted.shape:
         raise QualityGateError(
-            f"{place} must answer {len(wanted)} golden rows with probabilities of the shape {wanted.shape}, got "
-            f"{len(got['label'])} labels and the shape {actual.shape}. Nothing was promoted"
+            f"{place} must answer {len(wanted)} golden rows with {name} of the shape {wanted.shape}, got the shape "
+            f"{actual.shape}. Nothing was promoted"
         )
-    difference = float(np.abs(actual - wanted).max())
+    difference = float(np.abs(actual - wanted).max() / expected.get("scale", 1.0))
     if not difference <= tolerance:
         raise QualityGateError(
             f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted"
         )
+    if name == "probabilities":
+        _check_labels(place, got["label"], expected["label"], wanted, tolerance)
+    return difference
+
+
+def _check_labels(
+    place: str, got: Sequence[str], expected: Sequence[str], wanted: NDArray[np.float64], tolerance: float
+) -> None:
+    if len(got) != len(expected):
+        raise QualityGateError(f"{place} must answer {len(expected)} golden rows with a label, got {len(got)}")
     top = np.sort(wanted, axis=1)
     is_clear = top[:, -1] - top[:, -2] > 2 * tolerance if wanted.shape[1] > 1 else np.ones(len(wanted), bool)
-    for row in np.flatnonzero(is_clear):
-        if got["label"][row] != expected["label"][row]:
-            raise QualityGateError(
-                f"{place} must answer {expected['label'][row]!r} for golden row {row}, got {got['label'][row]!r}"
-            )
-    return difference
+    for row in np.flatnonzero(is_clear).tolist():
+        if got[row] != expected[row]:
+            raise QualityGateError(f"{place} must answer {expected[row]!r} for golden row {row}, got {got[row]!r}")

@@ -14,7 +14,7 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
         f"{len(signature.of_kind(kind))} {kind}" for kind in ("number", "category", "image") if signature.of_kind(kind)
     )
     values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    classes = ", ".join(f"`{name}`" for name in signature.classes)
+    classes = ", ".join(f"`{name}`" for name in signature.classes) or "a number"
     return f"""# {lineage["name"]}
 
 Predicts `{data["label"]}` ({classes}) from {kinds} column(s).

@@ -1,4 +1,4 @@
-"""A torch module to ONNX, joined behind the graph that prepares its input: raw records in, label and probabilities out."""
+"""A torch module to ONNX, joined behind the graph that prepares its input: raw records in, the package's outputs out."""
 
 import contextlib
 import io
@@ -9,62 +9,69 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
-from lepton_ray.artifacts.kinds import ModelInput
+from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.core.errors import EngineError
 
 _EXAMPLE_ROWS = 2
 _PREFIX = "model_"  # of the inputs' names in the model's own graph
 
 
-class _WithSoftmax(nn.Module):
-    """The module with probabilities for logits."""
+class _Answering(nn.Module):
+    """The module with what a package answers in place of what the model learned."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, target: Target) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.target = model, target
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return probabilities (N, C)."""
-        return torch.softmax(self.model(*inputs), dim=1)
+        """Return probabilities (N, C) float32 for logits, or the number (N,) float64 in its own units."""
+        outputs: Tensor = self.model(*inputs)
+        if self.target.classes:
+            return torch.softmax(outputs, dim=1)
+        return outputs[:, 0].double() * self.target.std + self.target.mean
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Return the probabilities that the training code gives: what every export is held against."""
-    result: NDArray[np.float32] = _WithSoftmax(model).eval()(*map(torch.from_numpy, inputs)).numpy()
+def predict(model: nn.Module, target: Target, inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return what the training code answers, probabilities or numbers: what every export is held against."""
+    result: NDArray[Any] = _Answering(model, target).eval()(*map(torch.from_numpy, inputs)).numpy()
     return result
 
 
 def export_model(
-    model: nn.Module, inputs: Sequence[ModelInput], prepare: onnx.ModelProto, classes: Sequence[str]
+    model: nn.Module, inputs: Sequence[ModelInput], prepare: onnx.ModelProto, target: Target
 ) -> onnx.ModelProto:
-    """Return one graph from raw tensors to ``label`` (N,) text and ``probabilities`` (N, C) float32.
+    """Return one graph from raw tensors to the outputs of a package (``Signature.outputs``).
 
     Args:
-        model: From the model inputs, in their order, to logits; on the CPU.
+        model: From the model inputs, in their order, to logits or a scaled number; on the CPU.
         inputs: What the model takes.
         prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
-        classes: Names of the logits' columns.
+        target: What the model predicts.
     """
-    core = _add_label(_trace(model, inputs, _opset(prepare)), classes)
+    core = _trace(_Answering(model, target), inputs, _output_name(target), _opset(prepare))
+    core = _add_label(core, target.classes) if target.classes else core
     core.ir_version = prepare.ir_version
     merged = compose.merge_models(prepare, core, io_map=[(i.name, f"{_PREFIX}{i.name}") for i in inputs])
     onnx.checker.check_model(merged, full_check=True)
     return merged
 
 
+def _output_name(target: Target) -> str:
+    return "probabilities" if target.classes else "value"
+
+
 def _opset(model: onnx.ModelProto) -> int:
     return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
 
 
-def _trace(model: nn.Module, inputs: Sequence[ModelInput], opset: int) -> onnx.ModelProto:
+def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, opset: int) -> onnx.ModelProto:
     types = [torch.float32 if i.num_ids is None else torch.int64 for i in inputs]
     examples = tuple(torch.zeros(_EXAMPLE_ROWS, *i.shape, dtype=dtype) for i, dtype in zip(inputs, types, strict=True))
     batch = torch.export.Dim("batch")
@@ -73,12 +80,12 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], opset: int) -> onnx.M
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
-            _WithSoftmax(model).eval(),
+            model.eval(),
             examples,
             str(path),
             dynamo=True,
             input_names=[f"{_PREFIX}{i.name}" for i in inputs],
-            output_names=["probabilities"],
+            output_names=[output_name],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             opset_version=opset,
             external_data=False,

@@ -74,7 +74,7 @@ def fit_features(
         sample: Typed rows; at least one.
         data: What the columns mean.
         spec: The transforms.
-        classes: The labels, in the model's order; empty without a label.
+        classes: The labels, in the model's order; empty where the label is none of some classes.
         seed: Of the selections that draw at random.
 
     Raises:
@@ -98,9 +98,9 @@ def fit_features(
 
 
 def _labels(sample: pa.Table, data: DataSpec, classes: Sequence[str]) -> Labels | None:
-    if data.label is None or data.label not in sample.column_names:
+    if data.class_label is None or data.class_label not in sample.column_names:
         return None
-    return Labels(tuple(classes), encode_labels(sample, data.label, classes))
+    return Labels(tuple(classes), encode_labels(sample, data.class_label, classes))
 
 
 def _fold_keys(sample: pa.Table) -> NDArray[np.uint64] | None:

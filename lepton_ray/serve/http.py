@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from lepton_ray import __version__
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import RecordError
 from lepton_ray.serve import protocol
@@ -30,20 +30,21 @@ _ROWS_RUN_INLINE = 32  # more rows leave the event loop free for health checks w
 HTTP_OK, _HTTP_BAD_REQUEST, _HTTP_NOT_FOUND, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 200, 400, 404, 413, 422
 _HTTP_FAILED = 500
 
-_Handle = Callable[[Any], Awaitable[tuple[Any, NDArray[Any]]]]
+Outputs = dict[str, NDArray[Any]]
+_Handle = Callable[[Any], Awaitable[tuple[Any, Outputs]]]
 
 
 class Meter(Protocol):
     """Receives one call for each prediction request."""
 
-    def observe(self, protocol_name: str, code: int, seconds: float, labels: NDArray[Any] | None) -> None:
-        """Count a request; ``labels`` are the predicted ones, None when it failed."""
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
+        """Count a request; ``outputs`` are the predictor's, None when it failed."""
 
 
 class NoMeter:
     """Counts nothing."""
 
-    def observe(self, protocol_name: str, code: int, seconds: float, labels: NDArray[Any] | None) -> None:
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
         """Ignore."""
 
 
@@ -180,24 +181,24 @@ class _Endpoints:
 
     async def _answer(self, request: Request, name: str, handle: _Handle) -> Response:
         start = time.perf_counter()
-        code, labels = _HTTP_FAILED, None
+        code, outputs = _HTTP_FAILED, None
         try:
-            response, labels = await self._respond(request, handle)
+            response, outputs = await self._respond(request, handle)
             code = response.status_code
             return response
         finally:
-            self.meter.observe(name, code, time.perf_counter() - start, labels)
+            self.meter.observe(name, code, time.perf_counter() - start, outputs)
 
-    async def _respond(self, request: Request, handle: _Handle) -> tuple[Response, NDArray[Any] | None]:
+    async def _respond(self, request: Request, handle: _Handle) -> tuple[Response, Outputs | None]:
         try:
-            content, labels = await handle(_parse_json(await self._read(request)))
+            content, outputs = await handle(_parse_json(await self._read(request)))
         except _RefusalError as refusal:
             return _json({"error": str(refusal)}, refusal.code), None
         except protocol.ProtocolError as error:
             return _json({"error": str(error)}, _HTTP_BAD_REQUEST), None
         except RecordError as error:
             return _json({"error": str(error)}, _HTTP_UNPROCESSABLE), None
-        return _json(content), labels
+        return _json(content), outputs
 
     async def _read(self, request: Request) -> bytes:
         """Read the body, but never more than the limit."""
@@ -216,15 +217,15 @@ class _Endpoints:
             raise _RefusalError(_HTTP_BAD_REQUEST, "the body must be complete") from error
         return b"".join(parts)
 
-    async def _infer(self, body: Any) -> tuple[Any, NDArray[Any]]:
+    async def _infer(self, body: Any) -> tuple[Any, Outputs]:
         signature = self.predictor.signature
         feeds, wanted = protocol.parse_infer(body, signature, self.limits.max_rows)
         signature.check(feeds)
         outputs = await self._run(feeds)
         answer = protocol.infer_answer(self.name, self.version, body.get("id"), outputs, signature, wanted)
-        return answer, outputs["label"]
+        return answer, outputs
 
-    async def _predict(self, body: Any) -> tuple[Any, NDArray[Any]]:
+    async def _predict(self, body: Any) -> tuple[Any, Outputs]:
         records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
         if not isinstance(records, list):
             raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
@@ -233,14 +234,10 @@ class _Endpoints:
                 f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request"
             )
         outputs = await self._run(self.predictor.signature.encode(records))
-        classes = self.predictor.signature.classes
-        predictions = [
-            {"label": label, "probabilities": dict(zip(classes, row, strict=True))}
-            for label, row in zip(outputs["label"], outputs["probabilities"].tolist(), strict=True)
-        ]
-        return {"model": self.name, "version": self.version, "predictions": predictions}, outputs["label"]
+        predictions = to_predictions(outputs, self.predictor.signature.classes)
+        return {"model": self.name, "version": self.version, "predictions": predictions}, outputs
 
-    async def _run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    async def _run(self, feeds: Feeds) -> Outputs:
         if len(next(iter(feeds.values()))) <= _ROWS_RUN_INLINE:
             return self.predictor.run(feeds)
         return await asyncio.to_thread(self.predictor.run, feeds)

@@ -1,11 +1,11 @@
 """The application on Ray Serve: replicas that hold a package and answer through the HTTP application."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import metrics as serve_metrics
@@ -20,7 +20,7 @@ from lepton_ray.core.errors import ArtifactError, EngineError
 from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
-from lepton_ray.serve.http import Limits, build_http_app
+from lepton_ray.serve.http import Limits, Outputs, build_http_app
 from lepton_ray.spec.release import ServeSpec
 
 DEPLOYMENT = "model"
@@ -55,16 +55,16 @@ class _RayMeter:
             latency.name, latency.description, list(latency.buckets), latency.labels
         )
 
-    def observe(self, protocol_name: str, code: int, seconds: float, labels: NDArray[Any] | None) -> None:
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
         """Count a request."""
         tags = {**self._model, "protocol": protocol_name}
         self._requests.inc(1, {**tags, "code": str(code)})
         self._latency.observe(seconds * 1000, tags)
-        if labels is None:
+        if outputs is None:
             return
-        self._rows.inc(len(labels), self._model)
-        for label in set(labels.tolist()):
-            self._predictions.inc(int((labels == label).sum()), {**self._model, "label": label})
+        self._rows.inc(len(next(iter(outputs.values()))), self._model)
+        for label, count in Counter(outputs["label"].tolist() if "label" in outputs else ()).items():
+            self._predictions.inc(count, {**self._model, "label": label})
 
 
 @serve.ingress()

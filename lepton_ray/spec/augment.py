@@ -91,6 +91,7 @@ def check_augment(
     has_tokens: bool,
     has_table: bool,
     *,
+    has_classes: bool = True,
     image_shape: tuple[int, int, int] | None = None,
     number_columns: Collection[str] | None = None,
 ) -> list[str]:
@@ -101,6 +102,7 @@ def check_augment(
         has_image: Whether the model's input has an image.
         has_tokens: Whether it has token ids.
         has_table: Whether it has columns of numbers.
+        has_classes: Whether the label is a category.
         image_shape: Channels, height and width of the image as the model sees it, where they are known.
         number_columns: Names of the columns that are numbers for the model, where they are known.
     """
@@ -113,6 +115,10 @@ def check_augment(
         )
         if section != type(section)() and not has
     ]
+    if spec.balance is not None and not has_classes:
+        problems.append(
+            f"train.augment.balance must be left out for a label that is a number, got {spec.balance!r}. Remove it"
+        )
     if spec.mixup_alpha and has_tokens:
         problems.append(
             f"train.augment.mixup_alpha must be 0 for data with token ids, which have no middle, got {spec.mixup_alpha}. "

@@ -227,7 +227,7 @@ class DataSpec(Section):
     windows: dict[ColumnName, WindowSpec] = Field(default_factory=dict)
     """Series columns that are made from earlier rows, by name; a record for prediction brings its own series."""
     label: str | None = None
-    """The column to predict; of kind category. None for a run that ends with the features."""
+    """The column to predict: a category, or a number (regression). None for a run that ends with the features."""
     missing_words: StrTuple = MISSING_WORDS
     """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
     spaces. One that is a number, such as -999, means so however it is written."""
@@ -254,6 +254,11 @@ class DataSpec(Section):
         }
 
     @property
+    def class_label(self) -> str | None:
+        """The label if it is a category, so that there are classes."""
+        return self.label if self.label and isinstance(self.columns[self.label], CategoryColumn) else None
+
+    @property
     def read_features(self) -> Mapping[str, FeatureColumn]:
         """Those of ``features`` that are read from the source."""
         return {name: column for name, column in self.features.items() if name in self.columns}
@@ -261,10 +266,11 @@ class DataSpec(Section):
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
         label = self.columns.get(self.label) if self.label is not None else None
-        if self.label is not None and not isinstance(label, CategoryColumn):
+        if self.label is not None and not isinstance(label, CategoryColumn | NumberColumn):
             found = "no such column" if label is None else f"one of kind {label.kind!r}"
             raise ValueError(
-                f"label must name a column of kind 'category', got {self.label!r} ({found}). Add it to columns"
+                f"label must name a column of kind 'category' or 'number', got {self.label!r} ({found}). "
+                "Add it to columns"
             )
         if not self.read_features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
@@ -272,6 +278,10 @@ class DataSpec(Section):
         if len(images) > 1:
             raise ValueError(f"columns must hold at most one image, got {', '.join(images)}. Ignore the others")
         is_image_source = isinstance(self.source, ImageFolderSource)
+        if is_image_source and self.label != self.class_label:
+            raise ValueError(
+                f"label must be a category for an image_folder, got the number {self.label!r}. Change its kind"
+            )
         if is_image_source and (len(images) != 1 or len(self.features) != 1):
             raise ValueError(f"columns must hold one image and the label for an image_folder, got {list(self.columns)}")
         return self

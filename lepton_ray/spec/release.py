@@ -11,14 +11,17 @@ class ExportSpec(Section):
     """The model package."""
 
     parity_tolerance: PositiveFloat = 1e-5
-    """Greatest allowed absolute difference of a probability between the training code, the package and the endpoint."""
+    """Greatest allowed absolute difference between the training code, the package and the endpoint: of a probability, or of a
+    number in standard deviations of the training rows'."""
     golden_rows: Annotated[int, Field(ge=1, le=1024)] = 16
     """Records of the test split that the package carries with the outputs that the training code gave for them."""
 
 
-MetricName = Literal[
+ClassMetric = Literal[
     "accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "expected_calibration_error", "baseline_accuracy"
 ]
+NumberMetric = Literal["rmse", "mae", "median_absolute_error", "r2", "baseline_r2"]
+_OF_BASELINE = ("baseline_accuracy", "baseline_r2")
 
 
 class Gate(Section):
@@ -39,16 +42,17 @@ class Gate(Section):
 class EvaluateSpec(Section):
     """Evaluation of the package on the test split, which nothing before has looked at."""
 
-    baseline: Literal["logistic_regression", "none"] = "logistic_regression"
-    """A scikit-learn model fitted and measured on the same splits, to compare with."""
-    gates: dict[MetricName, Gate] = Field(default_factory=dict)
+    baseline: Literal["linear", "none"] = "linear"
+    """A scikit-learn model fitted and measured on the same splits, to compare with: logistic or linear regression."""
+    gates: dict[ClassMetric | NumberMetric, Gate] = Field(default_factory=dict)
     """A run whose package misses one registers and serves nothing, and exits with status 3."""
     calibration_bins: Annotated[int, Field(ge=2, le=100)] = 10
 
     @model_validator(mode="after")
     def _check_baseline(self) -> Self:
-        if "baseline_accuracy" in self.gates and self.baseline == "none":
-            raise ValueError("baseline must not be 'none' for a gate on baseline_accuracy, got 'none'. Remove one")
+        for name in _OF_BASELINE:
+            if name in self.gates and self.baseline == "none":
+                raise ValueError(f"baseline must not be 'none' for a gate on {name}, got 'none'. Remove one")
         return self
 
 

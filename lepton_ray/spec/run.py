@@ -1,6 +1,6 @@
 """``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,7 +15,7 @@ from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
-from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
+from lepton_ray.spec.release import ClassMetric, EvaluateSpec, ExportSpec, NumberMetric, RegisterSpec, ServeSpec
 from lepton_ray.spec.tune import Choice, Domain, Integer, TuneSpec
 
 _OF_MODEL = ("tune", "register_", "serve")
@@ -65,7 +65,9 @@ class RunSpec(Section):
         problems = check_model(self.model, inputs, shape) if self.model is not None else []
         if self.train.augment is not None:
             has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
-            problems += check_augment(self.train.augment, *has, image_shape=shape)
+            problems += check_augment(
+                self.train.augment, *has, has_classes=self.data.class_label is not None, image_shape=shape
+            )
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
@@ -79,6 +81,15 @@ class RunSpec(Section):
         ]
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        return self
+
+    @model_validator(mode="after")
+    def _check_gates(self) -> Self:
+        has_classes = self.data.class_label is not None
+        known = get_args(ClassMetric if has_classes else NumberMetric)
+        if self.data.label is not None and (wrong := [name for name in self.evaluate.gates if name not in known]):
+            label = f"{'category' if has_classes else 'number'} {self.data.label}"
+            raise ValueError(f"evaluate.gates must name metrics of the {label} ({', '.join(known)}), got {wrong[0]!r}")
         return self
 
     @model_validator(mode="after")

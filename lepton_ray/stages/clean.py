@@ -63,7 +63,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     problem = _find_class_problem(class_rows, data, clean)
     outliers: tuple[FittedOutliers, ...] = ()
     if problem is None:
-        verdicts.assign_splits(data.split, ctx.seed, data.label, list(class_rows))
+        verdicts.assign_splits(data.split, ctx.seed, data.class_label, list(class_rows))
         outliers = _fit_outliers(verdicts, data, clean, mapper)
     folders = (verdicts.folder, Folder(ctx.filesystem, ctx.work_path), Folder(ctx.filesystem, ctx.location))
     write = removal.Writer(data, *folders, tuple(verdicts.removals), outliers)
@@ -123,19 +123,19 @@ def _remove_repeats(verdicts: Verdicts, clean: CleanSpec) -> None:
 
 
 def _count_classes(verdicts: Verdicts, data: DataSpec) -> dict[str, int]:
-    """Return the kept rows of each class, in the order of the classes; empty without a label."""
-    if data.label is None:
+    """Return the kept rows of each class, in the order of the classes; empty without any."""
+    if data.class_label is None:
         return {}
     counts: Counter[str] = Counter()
     for part, codes in verdicts.of_parts():
-        labels = read_arrow(verdicts.folder, part, [data.label]).column(0)
+        labels = read_arrow(verdicts.folder, part, [data.class_label]).column(0)
         kept = labels.filter(pa.array(codes < FIRST_REASON))
         counts.update(removal.count_values(kept))
     return dict(sorted(counts.items()))
 
 
 def _find_class_problem(class_rows: dict[str, int], data: DataSpec, clean: CleanSpec) -> str | None:
-    if data.label is None:
+    if data.class_label is None:
         return None
     if len(class_rows) < _MIN_CLASSES:
         return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(class_rows)}."

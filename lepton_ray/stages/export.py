@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from lepton_ray import __version__
-from lepton_ray.artifacts.kinds import Checkpoint, Dataset, FeatureSet, PackageRef
+from lepton_ray.artifacts.kinds import Checkpoint, Dataset, FeatureSet, PackageRef, Target
 from lepton_ray.artifacts.package import open_package, seal
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
@@ -29,6 +29,7 @@ from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import load_split
+from lepton_ray.stages.train import target_of
 
 VERSION = 2
 
@@ -53,18 +54,17 @@ def export(
     package = ctx.folder / "package"
     package.mkdir()
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
-    model = _load_model(checkpoint, feature_set)
-    graph = to_onnx.export_model(
-        model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), signature.classes
-    )
+    target = target_of(feature_set)
+    model = _load_model(checkpoint, feature_set, target)
+    graph = to_onnx.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
     ctx.update("graph exported")
     (package / "model.onnx").write_bytes(graph.SerializeToString())
     test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
     rows = choose_rows(test, signature, export.golden_rows)
     x_test, _ = load_split(feature_set, "test", ctx)
-    expected = to_onnx.predict(model, [values[rows] for values in x_test.values()])
+    expected = to_onnx.predict(model, target, [values[rows] for values in x_test.values()])
     golden = test.take(pa.array(rows))
-    outputs = outputs_to_json(expected, signature.classes)
+    outputs = outputs_to_json(expected, target)
     write_json(package / "golden_records.json", {"records": to_records(golden, signature)}, indent=None)
     write_json(package / "golden_outputs.json", outputs)
     _write_facts(package, data, dataset, feature_set, checkpoint, signature, ctx)
@@ -97,11 +97,11 @@ def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
     return read_answer(answer, predictor.signature.classes)
 
 
-def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet) -> Any:
+def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet, target: Target) -> Any:
     from safetensors.torch import load_file  # noqa: PLC0415  torch is optional
 
     spec: Any = TypeAdapter(Model).validate_json((checkpoint.folder / "model.json").read_bytes())
-    model = build_model(spec, feature_set.inputs, len(feature_set.classes))
+    model = build_model(spec, feature_set.inputs, target.num_outputs)
     model.load_state_dict(load_file(checkpoint.folder / "model.safetensors"))
     return model.eval()
 

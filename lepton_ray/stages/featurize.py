@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile
+from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile, Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.files import write_json
 from lepton_ray.data.check import typed_schema
@@ -51,7 +51,7 @@ def featurize(
     """
     mapper = Mapper(data, sum(part.num_bytes for part in dataset.part_files()), ctx)
     signature = Signature.of(data, dataset.classes)
-    state, fitted_rows, findings = _fit(data, clean, features, dataset, mapper)
+    state, target, fitted_rows, findings = _fit(data, clean, features, dataset, mapper)
     graph = compile_graph(signature, state).SerializeToString()
     (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
@@ -69,7 +69,7 @@ def featurize(
     }
     return FeatureSet(
         splits=splits,
-        classes=dataset.classes,
+        target=target,
         inputs=inputs_of(state),
         fitted_rows=fitted_rows,
         findings=tuple(finding.message for finding in findings),
@@ -78,7 +78,7 @@ def featurize(
 
 def _fit(
     data: DataSpec, clean: CleanSpec, features: FeaturesSpec, dataset: Dataset, mapper: Mapper
-) -> tuple[FeatureState, int, list[Finding]]:
+) -> tuple[FeatureState, Target | None, int, list[Finding]]:
     """Return what is fitted, on how many rows, and what the checks find; the rows are not held any longer than this."""
     ctx = mapper.ctx
     sample = gather_training_rows(data, dataset, mapper)
@@ -88,7 +88,15 @@ def _fit(
         write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
     if FOLD_KEY in needed_columns(data, features):
         sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
-    return fit_features(sample, data, features, dataset.classes, ctx.seed), sample.num_rows, findings
+    state = fit_features(sample, data, features, dataset.classes, ctx.seed)
+    return state, _target_of(sample, data, dataset), sample.num_rows, findings
+
+
+def _target_of(sample: pa.Table, data: DataSpec, dataset: Dataset) -> Target | None:
+    if data.label is None or data.class_label is not None:
+        return Target(classes=dataset.classes) if data.label is not None else None
+    numbers = sample.column(data.label).to_numpy()
+    return Target(mean=float(numbers.mean()), std=float(numbers.std()) or 1.0)
 
 
 def _look_at(sample: pa.Table, data: DataSpec, clean: CleanSpec, dataset: Dataset, ctx: RunContext) -> list[Finding]:
@@ -154,8 +162,10 @@ def write_prepared(
     if is_training and fitted.is_folded:
         table = table.append_column(FOLD_KEY, pa.array(fold_keys(table, fitted.data)))
     prepared = preparer(table, is_training)
-    if (label := fitted.data.label) is not None:
+    if (label := fitted.data.class_label) is not None:
         prepared = prepared.append_column(LABEL, pa.array(encode_labels(table, label, signature.classes)))
+    elif fitted.data.label is not None:
+        prepared = prepared.append_column(LABEL, table.column(fitted.data.label))
     return target.write_parquet(f"{split}/{part_name(index, 'parquet')}", prepared).model_dump()
 
 
@@ -183,8 +193,9 @@ def inputs_of(state: FeatureState) -> tuple[ModelInput, ...]:
     )
 
 
-Split = tuple[dict[str, NDArray[Any]], NDArray[np.int64]]
-"""The model inputs of a split by name, rows first, in the order of ``FeatureSet.inputs``, and the class index of each row."""
+Split = tuple[dict[str, NDArray[Any]], NDArray[Any]]
+"""The model inputs of a split by name, rows first, in the order of ``FeatureSet.inputs``, and of each row the class index (int64)
+or the number (float64)."""
 
 
 def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:

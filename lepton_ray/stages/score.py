@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lepton_ray.artifacts.package import DIGESTS, open_package
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.files import read_json
@@ -51,7 +51,7 @@ def source_of(path: str) -> dict[str, Any]:
 def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple[int, int]:
     """Write a JSON line for each record of a file and return how many were scored and how many refused.
 
-    A line has ``line`` of the record (and ``file`` of an image) and either ``label`` and ``probabilities`` or ``error``.
+    A line has ``line`` of the record (and ``file`` of an image) and either a prediction or ``error``.
 
     Raises:
         ArtifactError: If the package is damaged.
@@ -90,11 +90,8 @@ def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
 def _score_block(block: RawBlock, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:
     good, bad = check_block(block, data)
     outputs = predictor.run(to_feeds(good, predictor.signature))
-    classes = predictor.signature.classes
-    lines: list[dict[str, Any]] = [
-        {**place, "label": label, "probabilities": dict(zip(classes, map(float, row), strict=True))}
-        for place, label, row in zip(_places(good, data), outputs["label"], outputs["probabilities"], strict=True)
-    ]
+    predictions = to_predictions(outputs, predictor.signature.classes)
+    lines = [{**place, **answer} for place, answer in zip(_places(good, data), predictions, strict=True)]
     details = bad.column(DETAIL).to_pylist()
     lines += [{**place, "error": text} for place, text in zip(_places(bad, data), details, strict=True)]
     return iter(sorted(lines, key=lambda line: (line.get("file", ""), line["line"])))

@@ -8,7 +8,7 @@ import yaml
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.spec import parse_spec, yaml_text
-from lepton_ray.spec.data import CategoryColumn, Column, ImageColumn
+from lepton_ray.spec.data import CategoryColumn, Column, ImageColumn, NumberColumn
 from lepton_ray.stages.infer import Guess, Inferred, infer_data
 
 _MIN_COLUMNS = 2  # a feature and the label
@@ -74,7 +74,8 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
 
 def _column_line(name: str, guess: Guess, label: str) -> str:
     is_label = name == label
-    kind = "category" if is_label else _column_text(guess.column)
+    has_classes = is_label and not (isinstance(guess.column, NumberColumn) and guess.num_values > _MAX_CLASSES)
+    kind = "category" if has_classes else _column_text(guess.column)
     comment = f"{'the label, ' if is_label else ''}{guess.comment}"
     return f"    {_quoted(name)}: {kind}" + (f" # {comment}" if comment else "")
 
@@ -109,7 +110,7 @@ seed: 0
 data:
   source:
 {source}
-  label: {label} # the column to predict
+  label: {label} # the column to predict: a category, or a number
   columns: # number, category, text, time, ignored; longer: {{kind: number, min: 0, max: 120, required: true}}
 {columns}
   split: {{train: 0.7, val: 0.15, test: 0.15}} # equal features never straddle a split
@@ -134,7 +135,7 @@ train:
 #     train.lr: {{kind: log_uniform, low: 1e-4, high: 1e-2}}
 
 evaluate:
-  gates: {{}} # such as  accuracy: {{min: 0.9}}; not met: nothing is registered or served
+  gates: {{}} # such as  accuracy: {{min: 0.9}}, for a number  r2: {{min: 0.5}}; not met: nothing is registered or served
 
 # register: {{}} # MLflow, by default the file runs/mlflow.db
 

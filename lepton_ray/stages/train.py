@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Trials
+import numpy as np
+
+from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Target, Trials
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
@@ -30,7 +32,8 @@ def train(
     require("torch", "training")
     if trials is not None:
         model, train = apply_values(model, train, trials.best)
-    build = partial(build_model, model, feature_set.inputs, len(feature_set.classes))
+    target = target_of(feature_set)
+    build = partial(build_model, model, feature_set.inputs, target.num_outputs)
     state = _fit(build, feature_set, train, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):
         raise EngineError(
@@ -45,8 +48,8 @@ def train(
     write_json(ctx.folder / "train.json", train.model_dump(mode="json"))
     return Checkpoint(
         best_epoch=state.best_epoch,
-        metrics=state.best_metrics,
-        history=tuple(state.history),
+        metrics=_in_units(state.best_metrics, target),
+        history=tuple(_in_units(metrics, target) for metrics in state.history),
         num_workers=train.num_workers,
     )
 
@@ -78,8 +81,28 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     """Read the prepared splits into memory."""
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
     numbers = tuple(name if name in signature.of_kind("number") else None for name in feature_names(feature_set))
-    data = TrainData(
-        *load_split(feature_set, "train", ctx), *load_split(feature_set, "val", ctx), number_columns=numbers
-    )
+    target = target_of(feature_set)
+    (x_train, y_train), (x_val, y_val) = (load_split(feature_set, split, ctx) for split in ("train", "val"))
+    data = TrainData(x_train, _scale(y_train, target), x_val, _scale(y_val, target), number_columns=numbers)
     tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
     return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
+
+
+def target_of(feature_set: FeatureSet) -> Target:
+    """Return what the model of a run predicts.
+
+    Raises:
+        ValueError: If there is no label; the spec is not valid then.
+    """
+    if feature_set.target is None:
+        raise ValueError("a model must have a label")
+    return feature_set.target
+
+
+def _scale(y: Any, target: Target) -> Any:
+    return y if target.classes else ((y - target.mean) / target.std).astype(np.float32)
+
+
+def _in_units(metrics: dict[str, float], target: Target) -> dict[str, float]:
+    """Return metrics with errors in the label's units; the loss stays that of the scaled number."""
+    return {name: value * target.std if name.endswith("_mae") else value for name, value in metrics.items()}

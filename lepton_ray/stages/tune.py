@@ -12,7 +12,7 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.train import load_data
+from lepton_ray.stages.train import load_data, target_of
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
@@ -27,10 +27,14 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     connect()
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    build_model(model, feature_set.inputs, len(feature_set.classes))  # what cannot be built fails here, not in a trial
+    build_model(
+        model, feature_set.inputs, target_of(feature_set).num_outputs
+    )  # what cannot be built fails here, not in a trial
     trials = on_ray.search(
         tune,
-        partial(train_trial, model, train, tune.epochs, feature_set.inputs, len(feature_set.classes), ctx.seed),
+        partial(
+            train_trial, model, train, tune.epochs, feature_set.inputs, target_of(feature_set).num_outputs, ctx.seed
+        ),
         load_data(feature_set, ctx),
         ctx.seed,
         on_ray.Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
@@ -48,7 +52,7 @@ def train_trial(
     train: TrainSpec,
     epochs: int,
     inputs: tuple[ModelInput, ...],
-    num_classes: int,
+    num_outputs: int,
     seed: int,
     values: dict[str, Any],
     data: "TrainData",
@@ -57,6 +61,6 @@ def train_trial(
     from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415  torch is optional
 
     model, train = apply_values(model, train, {**values, "train.epochs": epochs})
-    state = start_state(partial(build_model, model, inputs, num_classes), train, seed)
+    state = start_state(partial(build_model, model, inputs, num_outputs), train, seed)
     for state_now in train_epochs(state, data, train, seed):
         yield state_now.history[-1]

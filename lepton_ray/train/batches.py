@@ -25,16 +25,17 @@ _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does n
 Input = NDArray[np.float32] | NDArray[np.int64]
 Inputs = Mapping[str, Input]
 """Model inputs by name, rows first: float32 values, or int64 token ids; in the order in which a model takes them."""
+Labels = Ints | Floats
 
 
 @dataclass(frozen=True)
 class TrainData:
-    """Model inputs and class index (int64) of two splits; read only."""
+    """Model inputs of two splits, and of each row the class index (int64) or the number to predict (float32); read only."""
 
     x_train: Inputs
-    y_train: Ints
+    y_train: Labels
     x_val: Inputs
-    y_val: Ints
+    y_val: Labels
     number_columns: tuple[str | None, ...] = ()
     """For each column of a table the number that it stands for, None where it encodes something else; empty where that is
     not known: then columns of zeros and ones alone are taken to encode categories."""
@@ -43,19 +44,24 @@ class TrainData:
     padding_id: int = 0
     """Token id of what only fills a row up."""
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the labels are classes."""
+        return self.y_train.dtype == np.int64
+
 
 @dataclass(frozen=True)
 class Share:
     """A worker's rows of a global batch."""
 
     x: Inputs
-    y: Ints
+    y: Labels
     batch_weight: float
     """Weight of the global batch, that the sum of its losses is divided by; its number of rows where none weighs more."""
     is_idle: bool = False
     """Whether the batch has no row for this worker: the one it has here must count nothing."""
-    labels: tuple[tuple[Ints, Floats], ...] = ()
-    """Class and weight of each label of the rows, where they are mixed or weighted; empty: ``y`` alone, with weight 1."""
+    labels: tuple[tuple[Labels, Floats], ...] = ()
+    """Each label of the rows and its weight, where they are mixed or weighted; empty: ``y`` alone, with weight 1."""
 
     def passes(self, max_rows: int | None) -> Iterator["Share"]:
         """Yield the rows in pieces that go through the model one after another."""
@@ -66,10 +72,13 @@ class Share:
             labels = tuple((y[rows], weight[rows]) for y, weight in self.labels)
             yield replace(self, x=x, y=self.y[rows], labels=labels)
 
-    def targets(self, num_classes: int) -> Ints | Floats:
-        """Return ``y`` (N,), or the weight of each class (N, num_classes) where labels are mixed or weighted."""
+    def targets(self, num_classes: int) -> Labels:
+        """Return ``y`` (N,), mixed if it is numbers, or the weight of each class (N, num_classes) of mixed or weighted labels."""
         if not self.labels:
             return self.y
+        if self.y.dtype == np.float32:
+            mixed: Floats = np.stack([y * weight for y, weight in self.labels]).sum(axis=0)
+            return mixed
         weights_NC = np.zeros((len(self.y), num_classes), np.float32)
         rows = np.arange(len(weights_NC))
         for y, weight in self.labels:
@@ -107,6 +116,11 @@ class Batches:
         _check(self._spec, data)
         self._vary = _variations(self._spec, data)
         self._class_weights = class_weights(data.y_train) if self._spec.balance == "weights" else None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the labels are classes."""
+        return self._data.has_classes
 
     @property
     def num_steps(self) -> int:
@@ -160,7 +174,7 @@ class Batches:
         return x
 
 
-def epoch_order(y: Ints, balance: str | None, seed: int, epoch: int) -> Ints:
+def epoch_order(y: Labels, balance: str | None, seed: int, epoch: int) -> Ints:
     """Return the rows of an epoch in the order in which batches take them."""
     rng = np.random.default_rng([seed, epoch])
     if balance not in ("oversample", "undersample"):
@@ -170,14 +184,14 @@ def epoch_order(y: Ints, balance: str | None, seed: int, epoch: int) -> Ints:
     return rng.permutation(np.concatenate([_resample(rows, target, rng) for rows in by_class if len(rows)]))
 
 
-def num_epoch_rows(y: Ints, balance: str | None) -> int:
+def num_epoch_rows(y: Labels, balance: str | None) -> int:
     """Return the length of ``epoch_order``."""
     if balance not in ("oversample", "undersample"):
         return len(y)
     return _rows_per_class(y, balance) * len(np.unique(y))
 
 
-def _rows_per_class(y: Ints, balance: str) -> int:
+def _rows_per_class(y: Labels, balance: str) -> int:
     counts = np.bincount(y)
     return int(counts.max() if balance == "oversample" else counts[counts > 0].min())
 
@@ -188,7 +202,7 @@ def _resample(rows: Ints, target: int, rng: np.random.Generator) -> Ints:
     return np.concatenate([np.tile(rows, repeats), rng.choice(rows, rest, replace=False)])
 
 
-def class_weights(y: Ints) -> NDArray[np.float64]:
+def class_weights(y: Labels) -> NDArray[np.float64]:
     """Return the weight of each class: rows / (classes * rows of the class), so that the rows' weights sum to the rows."""
     counts = np.bincount(y)
     weights: NDArray[np.float64] = len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
@@ -222,6 +236,7 @@ def _check(spec: AugmentSpec, data: TrainData) -> None:
         has_image=_IMAGE in names,
         has_tokens=_TOKENS in names,
         has_table=_TABLE in names,
+        has_classes=data.has_classes,
         image_shape=(image_shape[0], image_shape[1], image_shape[2]) if image_shape else None,
         number_columns=None if is_unknown else [name for name in data.number_columns if name is not None],
     )

@@ -92,15 +92,15 @@ def train_epochs(
     model = group.wrap(state.model)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         torch.manual_seed(_mix(seed, state.epoch, group.rank))
-        train_loss, train_accuracy = _train_epoch(model, state, batches, spec, group)
-        val_loss, val_accuracy = _evaluate(state.evaluated, data, group)
-        metrics = {
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-        }
-        state.history.append(metrics)
+        train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
+        state.history.append(
+            {
+                f"{split}_{name}": value
+                for split, metrics in (("train", train), ("val", val))
+                for name, value in metrics.items()
+            }
+        )
+        val_loss = state.history[-1]["val_loss"]
         if state.epoch == 1 or _is_better(val_loss, state.best_metrics["val_loss"]):
             state.best_epoch = state.epoch
             state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
@@ -124,8 +124,8 @@ def _mix(seed: int, epoch: int, rank: int) -> int:
 
 def _train_epoch(
     model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group
-) -> tuple[float, float]:
-    """Take a step for each batch; ``model`` is ``state.model``, wrapped by the group."""
+) -> dict[str, float]:
+    """Take a step for each batch and return the means of what they were; ``model`` is ``state.model``, wrapped by the group."""
     model.train()
     totals = torch.zeros(2, dtype=torch.float64)
     weight = 0.0
@@ -144,23 +144,20 @@ def _train_epoch(
             _average(state.averaged, state.model, min(spec.average_decay, (1 + step) / (10 + step)))
         weight += share.batch_weight
     group.add_up(totals)
-    loss, accuracy = (totals / weight).tolist()
-    return loss, accuracy
+    return _name(totals / weight, batches.has_classes)
 
 
 def _add_gradients(model: nn.Module, share: Share, spec: TrainSpec, group: Group, is_last: bool) -> Tensor:
-    """Add the gradients of some rows, averaged over the workers with the last; returns their loss and number of right labels."""
+    """Add the gradients of some rows, averaged over the workers with the last; returns what ``_sums`` does."""
     device = torch.device(group.device)
     lone = getattr(model, "no_sync", contextlib.nullcontext)  # of modules that average gradients over workers
     with contextlib.nullcontext() if is_last else lone():
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            logits_NC = model(*_to_tensors(share.x, group.device)).float()
-        target = torch.from_numpy(share.targets(logits_NC.shape[1])).to(device)
-        loss_sum = nn.functional.cross_entropy(logits_NC, target, reduction="sum") * (0.0 if share.is_idle else 1.0)
-        torch.autograd.backward(loss_sum * (group.world_size / share.batch_weight))
-    if share.is_idle:
-        return torch.zeros(2, dtype=torch.float64)
-    return torch.tensor([loss_sum.item(), _sum_correct(logits_NC, target)], dtype=torch.float64)
+            outputs_NC = model(*_to_tensors(share.x, group.device)).float()
+        target = torch.from_numpy(share.targets(outputs_NC.shape[1])).to(device)
+        sums = _sums(outputs_NC, target) * (0.0 if share.is_idle else 1.0)
+        torch.autograd.backward(sums[0] * (group.world_size / share.batch_weight))
+    return sums.detach().double().cpu()
 
 
 @torch.no_grad()
@@ -181,16 +178,27 @@ def _row_bytes(x: Input) -> int:
     return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 else 1)
 
 
-def _sum_correct(logits_NC: Tensor, target: Tensor) -> float:
-    """Return how many labels are right, or the weight of those that are where a row has several."""
-    best_N = logits_NC.argmax(1)
-    if target.ndim == 1:
-        return (best_N == target).sum().item()
-    return target.gather(1, best_N[:, None]).sum().item()
+def _sums(outputs_NC: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of all rows, which has a gradient, and the other metric.
+
+    Of classes: the cross entropy of the logits, and how many labels are right (or the weight of those that are, where a row has
+    several). Of numbers: the squared and the absolute error.
+    """
+    if target.ndim == 1 and target.is_floating_point():
+        error_N = outputs_NC[:, 0] - target
+        return torch.stack([error_N.square().sum(), error_N.abs().sum()])
+    loss = nn.functional.cross_entropy(outputs_NC, target, reduction="sum")
+    best_N = outputs_NC.argmax(1)
+    right = (best_N == target) if target.ndim == 1 else target.gather(1, best_N[:, None])
+    return torch.stack([loss, right.sum().to(loss.dtype)])
+
+
+def _name(means: Tensor, has_classes: bool) -> dict[str, float]:
+    return dict(zip(("loss", "accuracy" if has_classes else "mae"), means.tolist(), strict=True))
 
 
 @torch.inference_mode()
-def _evaluate(model: nn.Module, data: TrainData, group: Group) -> tuple[float, float]:
+def _evaluate(model: nn.Module, data: TrainData, group: Group) -> dict[str, float]:
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
@@ -198,9 +206,7 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> tuple[float, f
     for start in range(0, len(share), size):
         rows = share[start : start + size]
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
-        logits_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
-        totals[0] += nn.functional.cross_entropy(logits_NC, y, reduction="sum").item()
-        totals[1] += _sum_correct(logits_NC, y)
+        outputs_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
+        totals += _sums(outputs_NC, y).double().cpu()
     group.add_up(totals)
-    loss, accuracy = (totals / len(data.y_val)).tolist()
-    return loss, accuracy
+    return _name(totals / len(data.y_val), data.has_classes)

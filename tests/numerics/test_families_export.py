@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.export.to_onnx import export_model, predict
 from lepton_ray.features.graph import compile_graph
@@ -82,11 +83,11 @@ def test_an_exported_family_answers_as_torch_does(name: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # far from what fresh weights make of any row: 1/3 each
             parameter.mul_(2)
-    graph = export_model(model, inputs, compile_graph(signature, state), _CLASSES)
+    graph = export_model(model, inputs, compile_graph(signature, state), Target(classes=_CLASSES))
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for rows in (1, 3, 64):
         raw, made = _raw(names, rows)
-        wanted = predict(model, made)
+        wanted = predict(model, Target(classes=_CLASSES), made)
         label, probabilities = session.run(["label", "probabilities"], raw)
         assert np.abs(probabilities - wanted).max() < 1e-5
         assert label.tolist() == [_CLASSES[index] for index in wanted.argmax(1)]
@@ -99,7 +100,7 @@ def test_the_graph_of_a_recurrent_layer_does_not_grow_with_the_text() -> None:
         state = FeatureState(texts={"t": IdsState(tokens="words", vocabulary=_WORDS, max_length=length)})
         inputs = inputs_of(state)
         model = build_model(FAMILIES["gru"].spec, inputs, len(_CLASSES))
-        graph = export_model(model, inputs, compile_graph(_case(["tokens"])[0], state), _CLASSES)
+        graph = export_model(model, inputs, compile_graph(_case(["tokens"])[0], state), Target(classes=_CLASSES))
         assert [node.op_type for node in graph.graph.node].count("GRU") == 1
         counts.append(len(graph.graph.node))
     assert counts[0] == counts[1]

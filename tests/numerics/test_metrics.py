@@ -24,6 +24,7 @@ from lepton_ray.evaluate.metrics import (
     missed_gates,
     to_matrix,
 )
+from lepton_ray.evaluate.plots import plot_calibration, plot_confusion, plot_errors, plot_values
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.spec.release import Gate
 
@@ -173,13 +174,12 @@ def _data(name: str, classes: Sequence[str], matrix: NDArray[np.int64]) -> Repor
         package="0123456789abcdef",
         ledger=Ledger.of(20, {"duplicate": 3, "outlier": 1}),
         class_rows={split: dict.fromkeys(classes, 4) for split in ("train", "val", "test")},
-        classes=classes,
         metrics={"accuracy": 0.875, "roc_auc": math.nan},
         baseline={"accuracy": 0.75, "roc_auc": 0.5},
         gates={"accuracy": f"must be at least 0.9 {name}"},
         num_gates=2,
-        confusion=matrix,
-        calibration=Calibration([0.6, 0.9], [0.5, 1.0], [4, 4], 0.1),
+        plots=[plot_confusion(matrix, classes), plot_calibration(Calibration([0.6, 0.9], [0.5, 1.0], [4, 4], 0.1))],
+        baseline_name="logistic regression",
         history=[{"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 0.9, "val_accuracy": 0.6}] * 3,
         best_epoch=2,
         trials=[{"values": {"train.lr": 0.01, "model.hidden": name}, "loss": 0.5, "epochs": 3}],
@@ -212,21 +212,27 @@ def test_the_report_escapes_hostile_names() -> None:
     assert page.text.count(_HOSTILE) >= 6  # title, heading, gate, class table, trial, spec
 
 
+_ODD = np.array([1e300, -1e300, 0.0])
+
+
+def _demo() -> ReportData:
+    return _data("demo", ["a", "b"], np.array([[3, 1], [0, 4]]))
+
+
 @pytest.mark.parametrize(
-    "change",
+    "make",
     [
-        lambda data: replace(data, classes=["only"], confusion=np.array([[4]])),
-        lambda data: replace(data, trials=[], baseline={}, gates={}, num_gates=0),
-        lambda data: replace(data, confusion=np.zeros((2, 2), int)),
-        lambda data: replace(data, history=[dict.fromkeys(data.history[0], math.nan)], best_epoch=1),
-        lambda data: replace(data, classes=["東京", "süß\n🙂"]),
-        lambda data: replace(data, classes=[f"{i} {'x' * 99}" for i in range(20)], confusion=np.eye(20, dtype=int)),
+        lambda: _data("demo", ["only"], np.array([[4]])),
+        lambda: replace(_demo(), trials=[], baseline={}, gates={}, num_gates=0),
+        lambda: _data("demo", ["a", "b"], np.zeros((2, 2), int)),
+        lambda: replace(_demo(), history=[dict.fromkeys(_demo().history[0], math.nan)], best_epoch=1),
+        lambda: _data("demo", ["東京", "süß\n🙂"], np.eye(2, dtype=int)),
+        lambda: _data("demo", [f"{i} {'x' * 99}" for i in range(20)], np.eye(20, dtype=int)),
+        lambda: replace(_demo(), plots=[plot_values(_ODD, _ODD, _HOSTILE), plot_errors(_ODD, _ODD)], class_rows={}),
     ],
 )
-def test_the_report_is_written_for_odd_results(change: Callable[[ReportData], ReportData]) -> None:
-    data = change(_data("demo", ["a", "b"], np.array([[3, 1], [0, 4]])))
-    data = replace(data, class_rows={split: dict.fromkeys(data.classes, 1) for split in data.class_rows})
-    page, _ = _parse(data)
+def test_the_report_is_written_for_odd_results(make: Callable[[], ReportData]) -> None:
+    page, _ = _parse(make())
     assert page.tags.count("svg") == 4
 
 

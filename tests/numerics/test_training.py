@@ -97,8 +97,8 @@ class _Threads:
 
         return Group(rank, self.world_size, "cpu", add_up, wrap)
 
-    def train(self, spec: TrainSpec, data: TrainData) -> list[TrainState]:
-        states = [start_state(_build(), spec, _SEED) for _ in range(self.world_size)]
+    def train(self, spec: TrainSpec, data: TrainData, build: Any = None) -> list[TrainState]:
+        states = [start_state(build or _build(), spec, _SEED) for _ in range(self.world_size)]
 
         def work(rank: int) -> None:
             for _ in train_epochs(states[rank], data, spec, _SEED, self.group(rank)):

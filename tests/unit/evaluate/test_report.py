@@ -10,6 +10,7 @@ from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.data.profile import profile
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.evaluate.metrics import calibrate
+from lepton_ray.evaluate.plots import plot_calibration, plot_confusion
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.spec.data import Column
 
@@ -25,13 +26,15 @@ def _report(**change: Any) -> str:
         "package": "0123456789abcdef",
         "ledger": Ledger.of(210, {"duplicate": 10}),
         "class_rows": {split: {"no": 1, _HOSTILE: 2} for split in ("train", "val", "test")},
-        "classes": ["no", _HOSTILE],
         "metrics": {"accuracy": 0.9},
         "baseline": {"accuracy": 0.8},
         "gates": {"accuracy": "accuracy must be at least <0.95>"},
         "num_gates": 2,
-        "confusion": np.array([[90, 10], [5, 95]]),
-        "calibration": calibrate(labels, probabilities, 10),
+        "plots": [
+            plot_confusion(np.array([[90, 10], [5, 95]]), ["no", _HOSTILE]),
+            plot_calibration(calibrate(labels, probabilities, 10)),
+        ],
+        "baseline_name": "logistic regression",
         "history": [{"train_loss": 1.0, "val_loss": 1.1, "train_accuracy": 0.5, "val_accuracy": 0.4}] * 3,
         "best_epoch": 2,
         "trials": [{"values": {"train.lr": 0.1}, "loss": 0.5, "epochs": 3}],

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_records
 from lepton_ray.core.errors import QualityGateError
@@ -62,7 +63,7 @@ def _export(spec: Any, data: DataSpec, state: FeatureState) -> tuple[Any, Any]:
     inputs = inputs_of(state)
     model = build_model(spec, inputs, len(_CLASSES)).train()
     prepare = compile_graph(Signature.of(data, _CLASSES), state)
-    graph = export_model(model, inputs, prepare, _CLASSES)
+    graph = export_model(model, inputs, prepare, Target(classes=_CLASSES))
     assert [value.name for value in graph.graph.output] == ["label", "probabilities"]
     return model, ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -100,7 +101,7 @@ def test_an_exported_cnn_answers_as_torch_does(cnn: tuple[Any, Any], rows: int) 
 def test_the_training_codes_answer_is_without_dropout(mlp: tuple[Any, Any]) -> None:
     model, _ = mlp
     features = np.ones((2, 4), np.float32)
-    got = predict(model.train(), [features])
+    got = predict(model.train(), Target(classes=_CLASSES), [features])
     assert np.array_equal(got, _torch_answer(model, features))
     assert got.sum(1) == pytest.approx([1, 1])
 
@@ -153,7 +154,7 @@ _WANTED = _outputs(["a", "b"], [[0.7, 0.3], [0.4, 0.6]])
 
 
 def test_outputs_are_stored_as_labels_and_lists() -> None:
-    assert outputs_to_json(np.array([[0.75, 0.25], [0.25, 0.75]], np.float32), ["a", "b"]) == _outputs(
+    assert outputs_to_json(np.array([[0.75, 0.25], [0.25, 0.75]], np.float32), Target(classes=("a", "b"))) == _outputs(
         ["a", "b"], [[0.75, 0.25], [0.25, 0.75]]
     )
 
