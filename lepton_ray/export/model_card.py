@@ -5,14 +5,14 @@ from typing import Any
 
 from lepton_ray.artifacts.signature import Signature
 
+_KINDS = ("number", "category", "time", "text", "series", "image")
+
 
 def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """Return the card in Markdown."""
     data = lineage["spec"]["data"]
     rows = ", ".join(f"{split} {count}" for split, count in lineage["split_rows"].items())
-    kinds = ", ".join(
-        f"{len(signature.of_kind(kind))} {kind}" for kind in ("number", "category", "image") if signature.of_kind(kind)
-    )
+    kinds = ", ".join(f"{len(signature.of_kind(kind))} {kind}" for kind in _KINDS if signature.of_kind(kind))
     values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     classes = ", ".join(f"`{name}`" for name in signature.classes) or "a number"
     return f"""# {lineage["name"]}
