@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts import series, times
-from lepton_ray.features.statistics import Values
+from lepton_ray.artifacts.statistics import Values
 
 
 @dataclass(frozen=True)

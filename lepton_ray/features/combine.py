@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from pydantic import Strict
 
+from lepton_ray.artifacts.statistics import Values
 from lepton_ray.features.categories import add_bucket, add_sign
 from lepton_ray.features.columns import Codes
 from lepton_ray.features.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.graph_builder import FAR, ML, Graph
 from lepton_ray.features.numbers import Numbers, add_scaled
-from lepton_ray.features.statistics import Values
 from lepton_ray.spec.features import CrossFeatures, PcaFeatures, PolynomialFeatures
 from lepton_ray.spec.features_category import HashEncoding, OneHotEncoding
 

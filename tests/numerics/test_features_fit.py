@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_ray.features import statistics
+from lepton_ray.artifacts import statistics
 from lepton_ray.features.fit import fit_features, needed_columns
 from lepton_ray.features.prepare import FOLD_KEY, PARQUET_OPTIONS, Preparer, prepare, to_arrays
 from lepton_ray.features.reference import reference_sketches
