@@ -6,6 +6,7 @@ table, however many transforms there are, and the profile is taken from it too.
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Dataset, FeatureSet, PartFile
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.files import write_json
+from lepton_ray.core.errors import SpecError
+from lepton_ray.core.files import sha256_file, write_json
 from lepton_ray.data.check import typed_schema
 from lepton_ray.data.checks import Finding, check_sample, stop_on
 from lepton_ray.data.hashing import hash_columns, to_keys
@@ -31,6 +33,8 @@ from lepton_ray.features.state import FeatureState
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
+from lepton_ray.spec.features_check import check_features
+from lepton_ray.spec.features_content import SubwordTokens, TextFeatures
 from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
@@ -75,6 +79,20 @@ def featurize(
         fitted_rows=fitted_rows,
         findings=tuple(finding.message for finding in findings),
     )
+
+
+def fingerprint(data: DataSpec, features: FeaturesSpec) -> dict[str, str] | None:
+    """Return what the stage's result depends on outside of the spec: the content of tokenizer files, None without one.
+
+    Raises:
+        SpecError: If one cannot be used, or not any more.
+    """
+    sections = [features.of(name, column.kind) for name, column in data.features.items()]
+    tokens = [section.tokens for section in sections if isinstance(section, TextFeatures)]
+    files = sorted({choice.tokenizer_file for choice in tokens if isinstance(choice, SubwordTokens)})
+    if files and (problems := check_features(features, data)):
+        raise SpecError(problems)
+    return {file: sha256_file(Path(file)) for file in files} or None
 
 
 def _fit(
