@@ -65,7 +65,7 @@ class Preparer:
                 for part, _, names in _layout(self._state)
                 for name in _column_names(part, names)
             }
-            columns |= {name: runner.run(table, pool) for name, runner in self._others.items()}
+            columns |= {_list_column(name): runner.run(table, pool) for name, runner in self._others.items()}
         return pa.table(columns)
 
 
@@ -86,7 +86,12 @@ def _layout(state: FeatureState) -> Iterator[tuple[Part, list[int], tuple[str, .
 
 def _column_names(part: Part, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns of a prepared table that hold a part: one for a text, however many features it has."""
-    return (f"{part.columns[0]}:vector",) if part.source == "texts" else names
+    return (_list_column(f"{part.columns[0]}:vector"),) if part.source == "texts" else names
+
+
+def _list_column(name: str) -> str:
+    """Return the column of a prepared table that holds lists; no feature's name begins so, as no column's does."""
+    return f"_{name}"
 
 
 def _text_runner(part: Part, kept: list[int]) -> RowRunner:
@@ -121,7 +126,7 @@ def prepare(
 def to_arrays(table: pa.Table, state: FeatureState) -> dict[str, Array]:
     """Return the outputs of a prepared table as the model takes them: rows first, by name of the output."""
     return {
-        output.name: _flat(table, state, output) if output.columns else _unlist(table.column(output.name), output)
+        output.name: _flat(table, state, output) if output.columns else _unlist(table, output)
         for output in outputs_of(state)
     }
 
@@ -153,9 +158,10 @@ def _fill(into: Array, columns: Sequence[Array]) -> None:
         rows[:] = block[:, : len(rows)].T
 
 
-def _unlist(column: pa.ChunkedArray, output: Output) -> Array:
+def _unlist(table: pa.Table, output: Output) -> Array:
     dtype = np.float32 if output.datatype == "FP32" else np.int64
-    return _rows_of(column, dtype, int(np.prod(output.shape))).reshape(-1, *output.shape)
+    rows = _rows_of(table.column(_list_column(output.name)), dtype, int(np.prod(output.shape)))
+    return rows.reshape(-1, *output.shape)
 
 
 def _rows_of(column: pa.ChunkedArray, dtype: Any, size: int) -> Array:

@@ -139,8 +139,8 @@ def test_one_hot_columns_are_bits_and_others_float32():
     kinds = {name: str(field.type) for name, field in zip(prepared.column_names, prepared.schema, strict=True)}
     assert kinds["c=u"] == kinds["d#0"] == "bool"
     assert kinds["x"] == kinds["when:age"] == "float"
-    assert kinds["note:vector"] == "fixed_size_list<item: float>[4]"
-    assert kinds["pixels"] == "fixed_size_list<item: float>[4]"
+    assert kinds["_note:vector"] == "fixed_size_list<item: float>[4]"
+    assert kinds["_pixels"] == "fixed_size_list<item: float>[4]"
 
 
 def test_a_prepared_table_comes_back_from_parquet(tmp_path):
