@@ -72,7 +72,7 @@ def _check_number(place: str, name: str, section: NumberFeatures, data: DataSpec
         return
     if section.transform == "box_cox" and column.max is not None and column.max <= 0:
         yield f"{place}.transform must not be 'box_cox' for {name!r}, whose values are at most {column.max:g}. Use yeo_johnson"
-    if isinstance(section.scale, EdgeBins):
+    if isinstance(section.scale, EdgeBins) and _stays_within(section):
         for edge in section.scale.edges:
             if (column.min is not None and edge <= column.min) or (column.max is not None and edge > column.max):
                 yield (
@@ -82,6 +82,12 @@ def _check_number(place: str, name: str, section: NumberFeatures, data: DataSpec
     impute = 0.0 if section.impute == "zero" else section.impute
     if section.transform == "box_cox" and isinstance(impute, float | int) and impute <= 0:
         yield f"{place}.impute must be positive for 'box_cox', got {section.impute!r}. Use yeo_johnson"
+
+
+def _stays_within(section: NumberFeatures) -> bool:
+    """Whether what is binned lies within the least and greatest value that the column may have."""
+    is_statistic = not isinstance(section.impute, float | int) and section.impute != "zero"
+    return is_statistic and section.transform == "none"
 
 
 def _check_category(place: str, name: str, section: CategoryFeatures, data: DataSpec) -> Iterator[str]:
