@@ -30,20 +30,12 @@ from lepton_ray.features.state import FEATURES, FeatureState
 from lepton_ray.features.texts import TextState, fit_text
 from lepton_ray.features.times import TimeState, fit_time
 from lepton_ray.spec.data import DataSpec, ImageColumn, SeriesColumn
-from lepton_ray.spec.features import FeaturesSpec, PcaFeatures, SelectFeatures
+from lepton_ray.spec.features import SECTIONS, FeaturesSpec, PcaFeatures, SelectFeatures
 from lepton_ray.spec.features_category import CategoryFeatures, FrequencyEncoding, TargetEncoding
 from lepton_ray.spec.features_check import numbers_for
 from lepton_ray.spec.features_content import ImageFeatures, SeriesFeatures, TextFeatures, TimeFeatures
 from lepton_ray.spec.features_number import GroupImpute, NumberFeatures
 
-_KINDS = {
-    "number": "numbers",
-    "time": "times",
-    "category": "categories",
-    "text": "texts",
-    "series": "series",
-    "image": "images",
-}
 _SELECT_BYTES = 1 << 28  # of features that the choice among them looks at
 _LEAST_SELECT_ROWS = 10_000
 
@@ -83,9 +75,9 @@ def fit_features(
     given = _Sample(sample, data, spec, _labels(sample, data, classes), _fold_keys(sample))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         fitted = dict(zip(data.features, pool.map(given.fit_column, data.features), strict=True))
-    of_kind: dict[str, dict[str, Any]] = {section: {} for section in _KINDS.values()}
+    of_kind: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS.values()}
     for name, column in data.features.items():
-        of_kind[_KINDS[column.kind]][name] = fitted[name]
+        of_kind[SECTIONS[column.kind]][name] = fitted[name]
     crosses = tuple(fit_cross([codes_of(sample.column(n)) for n in cross.columns], cross) for cross in spec.crosses)
     polynomial = None
     if spec.polynomial is not None:
