@@ -36,6 +36,8 @@ class Preparer:
         groups = [number.groups for number in state.numbers.values() if number.groups is not None]
         parts = parts_of(state)
         self._parts = [(part, kept) for part, kept in zip(parts, kept_of(state, parts), strict=True) if kept]
+        self.is_folded = any(part.without_fold for part, _ in self._parts)
+        """Whether training rows are encoded out of fold, by their column ``_fold_key``."""
         self._values = ValueRunner(
             [item for item in self._parts if item[0].source == "values"], tensors, lengths, groups
         )
@@ -51,8 +53,7 @@ class Preparer:
 
         Args:
             table: Rows of the signature's columns.
-            is_training: Whether these are training rows; their target and frequency encodings are then taken out of
-                fold, by the column ``_fold_key``.
+            is_training: Whether these are training rows; their target and frequency encodings are then taken out of fold.
         """
         with ThreadPoolExecutor(self._num_threads) as pool:
             made = {

@@ -25,7 +25,7 @@ from lepton_ray.data.profile import profile
 from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
-from lepton_ray.features.fit import fit_features, needed_columns
+from lepton_ray.features.fit import fit_features, needs_keys
 from lepton_ray.features.graph import compile_graph, outputs_of
 from lepton_ray.features.prepare import FOLD_KEY, Preparer, encode_labels, to_arrays
 from lepton_ray.features.reference import reference_sketches
@@ -60,8 +60,7 @@ def featurize(
     (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
     (ctx.folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    is_folded = FOLD_KEY in needed_columns(data, features)
-    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json(), is_folded)
+    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json())
     write = partial(write_prepared, fitted, folder_of(dataset, ctx), Folder(ctx.filesystem, ctx.location))
     items = [(split, part) for split in SPLITS for part in dataset.splits[split]]
     facts = mapper.map_resumable("preparing", write, items)
@@ -105,7 +104,7 @@ def _fit(
     findings = _look_at(sample, data, clean, dataset, ctx)
     if data.label is not None:  # for drift of the model that follows
         write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
-    if FOLD_KEY in needed_columns(data, features):
+    if needs_keys(data, features):
         sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
     return fit_features(sample, data, features, dataset.classes, ctx.seed), sample.num_rows, findings
 
@@ -157,8 +156,6 @@ class Fitted:
     """JSON."""
     signature: str
     """JSON."""
-    is_folded: bool
-    """Whether training rows are encoded out of fold."""
 
 
 def write_prepared(
@@ -170,7 +167,7 @@ def write_prepared(
     table = read_parquet(source, part, wanted)
     preparer, signature = _open_preparer(fitted.state, fitted.signature)
     is_training = split == "train"
-    if is_training and fitted.is_folded:
+    if is_training and preparer.is_folded:
         table = table.append_column(FOLD_KEY, pa.array(fold_keys(table, fitted.data)))
     prepared = preparer(table, is_training)
     if (label := fitted.data.label) is not None:
