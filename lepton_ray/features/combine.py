@@ -12,7 +12,7 @@ from pydantic import Strict
 
 from lepton_ray.artifacts.statistics import Values
 from lepton_ray.core.errors import DataError
-from lepton_ray.features.categories import add_bucket, add_sign
+from lepton_ray.features.categories import add_hashed
 from lepton_ray.features.columns import Codes, combine_codes
 from lepton_ray.features.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.graph_builder import FAR, ML, Graph
@@ -102,11 +102,7 @@ class CrossHashState(Frozen):
             text = graph.add(
                 "StringConcat", graph.add("StringConcat", text, graph.texts([_SEPARATOR])), graph.column(name)
             )
-        hot = graph.one_hot(add_bucket(graph, text, self.num_buckets), self.num_buckets)
-        if not self.is_signed:
-            return hot
-        sign = graph.cast(add_sign(graph, text), TensorProto.FLOAT)
-        return graph.add("Mul", hot, graph.add("Unsqueeze", sign, graph.constant(np.array([1]))))
+        return add_hashed(graph, text, self.num_buckets, self.is_signed)
 
 
 def _sizes(vocabularies: Sequence[Sequence[str]]) -> list[int]:
