@@ -144,7 +144,8 @@ class Graph:
 
     def turn(self, value: str) -> str:
         """Return columns as (N, columns), or such a value as columns lie in this graph."""
-        return value if self.axis else self.add("Transpose", value, perm=[1, 0])
+        # No Transpose: onnxruntime moves that behind what follows, and sums then come out another way.
+        return value if self.axis else self.add("Einsum", value, equation="ij->ji")
 
     def clip(self, value: str, low: float, high: float) -> str:
         """Bound every element of a float64 value."""
