@@ -12,7 +12,7 @@ from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.data import DataSpec, ImageColumn, TextColumn
 from lepton_ray.spec.features import FeaturesSpec
-from lepton_ray.spec.features_check import check_features
+from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.features_content import IdsEncoding, ImageFeatures
 from lepton_ray.spec.model import CnnModel, Model, TrainSpec
 from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
@@ -88,7 +88,14 @@ class RunSpec(Section):
         if self.train.augment is not None:
             name, column = images[0] if images else ("", None)
             shape = _seen_shape(column, self.features.of(name, "image")) if column else None
-            problems = check_augment(self.train.augment, bool(images), has_tokens, has_table, image_shape=shape)
+            problems = check_augment(
+                self.train.augment,
+                bool(images),
+                has_tokens,
+                has_table,
+                image_shape=shape,
+                number_columns=numbers_kept(self.features, self.data),
+            )
             if problems:
                 raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
