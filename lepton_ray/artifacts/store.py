@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -32,7 +31,7 @@ from pydantic import ValidationError
 from lepton_ray.artifacts.kinds import PART_FOLDERS, Artifact
 from lepton_ray.core import settings
 from lepton_ray.core.errors import ArtifactError
-from lepton_ray.core.files import list_files, sha256_file, sha256_json, write_atomic
+from lepton_ray.core.files import list_files, sha256_file, sha256_json, temporary_folder, write_atomic
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
@@ -70,7 +69,7 @@ def fetch_folder(filesystem: pafs.FileSystem, path: str) -> Path:
     """
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Path(path)
-    target = Path(tempfile.mkdtemp(prefix="lepton-ray-"))
+    target = temporary_folder()
     try:
         pafs.copy_files(path, str(target), source_filesystem=filesystem)
     except OSError as error:
@@ -110,7 +109,7 @@ class Store:
     @cached_property
     def cache(self) -> Path:
         """Local copies of what lies on another filesystem; gone when the lock is released."""
-        return Path(tempfile.mkdtemp(prefix="lepton-ray-"))
+        return temporary_folder()
 
     @property
     def is_local(self) -> bool:

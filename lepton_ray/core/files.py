@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, and their digests."""
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,13 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def temporary_folder() -> Path:
+    """Return a new folder that is removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="lepton-ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def list_files(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from lepton_ray.data.in_process import map_parts
 _ROWS_PER_SWEEP = 1 << 20  # x 40 bytes, for each thread: hash, position and order of a row
 _MAX_BITS = 6
 _WORD_BITS = 64
+_NUM_BUCKETS = 1 << 24
 
 Mask = NDArray[np.bool_]
 Rank = NDArray[np.uint64]
@@ -63,14 +64,7 @@ def _slice(batches: Iterator[Batch], prefix: int, num_bits: int) -> tuple[Words,
 def _losers(hashes: Words, ranks: Rank | None, keep_last: bool) -> NDArray[np.int64]:
     """Indices of the rows that do not stay."""
     first, second = np.ascontiguousarray(hashes[:, 0]), hashes[:, 1]
-    order = np.argsort(first)
-    ordered = first[order]
-    is_same = ordered[1:] == ordered[:-1]
-    if not is_same.any():
-        return np.empty(0, np.int64)
-    # Few rows have an equal: only these are sorted by all that decides.
-    is_shared = np.append(is_same, False) | np.append(False, is_same)
-    shared = np.sort(order[is_shared])
+    shared = _may_repeat(first)  # few rows: only these are sorted by all that decides
     place = -shared if keep_last and ranks is None else shared
     by_rank = [] if ranks is None else list(ranks[shared].T[::-1])
     keys = [place, *by_rank, second[shared], first[shared]]
@@ -78,3 +72,16 @@ def _losers(hashes: Words, ranks: Rank | None, keep_last: bool) -> NDArray[np.in
     repeats = (first[by_all[1:]] == first[by_all[:-1]]) & (second[by_all[1:]] == second[by_all[:-1]])
     losers: NDArray[np.int64] = by_all[1:][repeats]
     return losers
+
+
+def _may_repeat(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the places, ascending, of all words that are there more than once, and of few others."""
+    ordered = np.sort(words)  # faster than argsort
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    is_repeated = np.zeros(_NUM_BUCKETS, bool)
+    is_repeated[_bucket(repeated)] = True
+    return np.flatnonzero(is_repeated[_bucket(words)])
+
+
+def _bucket(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return (words & np.uint64(_NUM_BUCKETS - 1)).astype(np.int64)

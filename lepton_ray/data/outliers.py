@@ -11,17 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts import statistics
+from lepton_ray.artifacts.statistics import Values
 from lepton_ray.core.text import show
 from lepton_ray.data.keys import Mask
 from lepton_ray.data.rules import decode, describe
 from lepton_ray.spec.clean import OutlierSpec
 from lepton_ray.spec.data import DataSpec
 
-Values = NDArray[np.float64]
-
 MIN_GROUP_ROWS = 10
 """A group (``per``) with fewer values has no bounds: a quantile or spread of a handful says nothing."""
-MAD_SCALE = 1.4826  # the standard deviation of normal values / their median absolute deviation
 
 
 @dataclass(frozen=True)
@@ -85,44 +84,9 @@ def _split(numbers: Values, groups: pa.ChunkedArray) -> Iterator[tuple[str | Non
 
 
 def fit_bounds(values: Values, rule: OutlierSpec) -> Bounds | None:
-    """Return the bounds of present values, whatever their order, or None if no distance is known to judge by.
-
-    Source:
-        Tukey 1977 (quartiles and interquartile range); Iglewicz and Hoaglin 1993 (median absolute deviation). Quantiles are
-        interpolated linearly (Hyndman and Fan 1996, type 7), the standard deviation is the population's.
-    """
-    if len(values) == 0 or values.min() == values.max():  # equal values may leave a spread by rounding
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        if rule.method == "quantile":
-            low, high = np.quantile(values, rule.quantiles)
-            return Bounds(float(low), float(high)) if np.isfinite([low, high]).all() else None
-        low_end, high_end, spread = _FITS[rule.method](values)
-        reach = rule.distance * spread
-        if not 0 < reach < np.inf:
-            return None
-        return Bounds(float(low_end - reach), float(high_end + reach))
-
-
-def _fit_quartiles(values: Values) -> tuple[float, float, float]:
-    low, high = np.quantile(values, [0.25, 0.75])
-    return low, high, high - low
-
-
-def _fit_moments(values: Values) -> tuple[float, float, float]:
-    ordered = np.sort(values)  # a sum of floats depends on its order
-    exponent = int(np.frexp(max(-ordered[0], ordered[-1]))[1])  # squares of numbers below 1 do not overflow
-    scaled = np.ldexp(ordered, -exponent)
-    mean = np.ldexp(scaled.mean(), exponent)
-    return mean, mean, np.ldexp(scaled.std(), exponent)
-
-
-def _fit_median(values: Values) -> tuple[float, float, float]:
-    median = np.median(values)
-    return median, median, MAD_SCALE * np.median(np.abs(values - median))
-
-
-_FITS = {"iqr": _fit_quartiles, "z_score": _fit_moments, "mad": _fit_median}
+    """Return the bounds of present values, whatever their order, or None if no distance is known to judge by."""
+    found = statistics.bounds(values, rule.method, rule.distance, rule.quantiles)
+    return Bounds(*found) if found is not None else None
 
 
 def find_outliers(fitted: FittedOutliers, table: pa.Table) -> tuple[Mask, pa.Array]:

@@ -80,6 +80,8 @@ class Verdicts:
 
     def remove_missing(self, num_features: int, max_fraction: float) -> None:
         """Remove rows with too many missing features."""
+        if max_fraction >= 1:
+            return
         limit = max_fraction * num_features
         counts = [read_arrow(self.folder, part, [NUM_MISSING]).column(0).to_numpy() for part in self.parts]
         rule = f"at most {limit:g} of {num_features} features may be missing"

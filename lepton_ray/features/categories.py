@@ -97,14 +97,19 @@ class HashState(Frozen):
         if self.impute:
             empty, impute = graph.texts([""]), graph.texts([self.impute])
             text = graph.add("Where", graph.add("Equal", text, empty), impute, text)
-        hot = graph.one_hot(add_bucket(graph, text, self.num_buckets), self.num_buckets)
-        if not self.is_signed:
-            return hot
-        sign = graph.cast(add_sign(graph, text), TensorProto.FLOAT)
-        return graph.add("Mul", hot, graph.add("Unsqueeze", sign, graph.constant(np.array([1]))))
+        return add_hashed(graph, text, self.num_buckets, self.is_signed)
 
 
 AnyCategoryState = Annotated[CategoryState | TableState | HashState, Field(discriminator="kind")]
+
+
+def add_hashed(graph: Graph, text: str, num_buckets: int, is_signed: bool) -> str:
+    """Add (N, num_buckets) float32: 1, or if signed 1 or -1, in the bucket of each text."""
+    hot = graph.one_hot(add_bucket(graph, text, num_buckets), num_buckets)
+    if not is_signed:
+        return hot
+    sign = graph.cast(add_sign(graph, text), TensorProto.FLOAT)
+    return graph.add("Mul", hot, graph.add("Unsqueeze", sign, graph.constant(np.array([1]))))
 
 
 def add_bucket(graph: Graph, text: str, num_buckets: int) -> str:

@@ -1,13 +1,15 @@
 """Columns of a typed table as NumPy arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts import series, times
-from lepton_ray.features.statistics import Values
+from lepton_ray.artifacts.statistics import Values
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ def codes_of(column: pa.ChunkedArray) -> Codes:
     chunks = [chunk.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False) for chunk in column.chunks]
     values = tuple(text for text in positions if text)
     return Codes(values, table[np.concatenate(chunks)])
+
+
+def combine_codes(columns: Sequence[Codes]) -> tuple[NDArray[np.object_], NDArray[Any]]:
+    """Return combinations of texts, (D, columns) with "" where missing, and each row's place among them.
+
+    Of several columns they are those that occur, in the order of the columns' values; of a single one all.
+    """
+    values = [np.array([*codes.values, ""], object) for codes in columns]
+    places_DC = np.arange(len(values[0]))[:, None]
+    positions_N: NDArray[Any] = columns[0].positions % len(values[0])
+    for codes, texts in zip(columns[1:], values[1:], strict=True):
+        # One by one: combinations are never more than rows, while a number for each possible one may not fit.
+        keys_N = positions_N * np.int64(len(texts)) + codes.positions % len(texts)
+        used, positions_N = np.unique(keys_N, return_inverse=True)
+        places_DC = np.column_stack([places_DC[used // len(texts)], used % len(texts)])
+    return np.column_stack([texts[places_D] for texts, places_D in zip(values, places_DC.T, strict=True)]), positions_N
 
 
 def seconds_of(column: pa.ChunkedArray) -> Values:

@@ -1,5 +1,6 @@
 """Features of several columns: crosses of categories, products and principal components of scaled numbers."""
 
+import math
 from collections.abc import Sequence
 from itertools import combinations, combinations_with_replacement
 from typing import Annotated
@@ -9,18 +10,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from pydantic import Strict
 
-from lepton_ray.features.categories import add_bucket, add_sign
-from lepton_ray.features.columns import Codes
+from lepton_ray.artifacts.statistics import Values
+from lepton_ray.core.errors import DataError
+from lepton_ray.features.categories import add_hashed
+from lepton_ray.features.columns import Codes, combine_codes
 from lepton_ray.features.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.graph_builder import FAR, ML, Graph
 from lepton_ray.features.numbers import Numbers, add_scaled
-from lepton_ray.features.statistics import Values
 from lepton_ray.spec.features import CrossFeatures, PcaFeatures, PolynomialFeatures
 from lepton_ray.spec.features_category import HashEncoding, OneHotEncoding
 
 _SEPARATOR = "\x1f"  # ASCII's unit separator
 _ENOUGH_VARIANCE = 0.95
 _SHOWN = "&"
+_MOST_COMBINATIONS = 2**63  # the graph numbers them in int64
 
 Factors = Annotated[tuple[Ints, ...], Strict(False)]
 
@@ -56,8 +59,7 @@ class CrossState(Frozen):
 
     def add(self, graph: Graph) -> str:
         """Add (N, features) float32."""
-        sizes = [len(vocabulary) + 2 for vocabulary in self.vocabularies]
-        strides = np.cumprod([1, *sizes[:0:-1]])[::-1]
+        strides = np.cumprod([1, *_sizes(self.vocabularies)[:0:-1]])[::-1]
         total = ""
         for name, vocabulary, stride in zip(self.columns, self.vocabularies, strides.tolist(), strict=True):
             keys, count = [*vocabulary, ""], len(vocabulary)
@@ -69,8 +71,8 @@ class CrossState(Frozen):
             "LabelEncoder",
             total,
             domain=ML,
-            keys_int64s=[int(np.dot(places, strides)) for places in self.combinations],
-            values_int64s=list(range(len(self.combinations))),
+            keys_int64s=[int(np.dot(places, strides)) for places in self.combinations] or [-1],  # it needs one
+            values_int64s=list(range(len(self.combinations))) or [0],
             default_int64=len(self.combinations) if self.has_other else depth,
         )
         return graph.one_hot(index, depth)
@@ -100,32 +102,37 @@ class CrossHashState(Frozen):
             text = graph.add(
                 "StringConcat", graph.add("StringConcat", text, graph.texts([_SEPARATOR])), graph.column(name)
             )
-        hot = graph.one_hot(add_bucket(graph, text, self.num_buckets), self.num_buckets)
-        if not self.is_signed:
-            return hot
-        sign = graph.cast(add_sign(graph, text), TensorProto.FLOAT)
-        return graph.add("Mul", hot, graph.add("Unsqueeze", sign, graph.constant(np.array([1]))))
+        return add_hashed(graph, text, self.num_buckets, self.is_signed)
+
+
+def _sizes(vocabularies: Sequence[Sequence[str]]) -> list[int]:
+    """Return how many places each column has: its categories, a missing value, any other."""
+    return [len(vocabulary) + 2 for vocabulary in vocabularies]
 
 
 AnyCrossState = CrossState | CrossHashState
 
 
 def fit_cross(columns: Sequence[Codes], spec: CrossFeatures) -> AnyCrossState:
-    """Fit a cross of columns, in the order of the spec."""
+    """Fit a cross of columns, in the order of the spec.
+
+    Raises:
+        DataError: If what it keeps has too many categories to number their combinations.
+    """
     if isinstance(spec.encode, HashEncoding):
         return CrossHashState(columns=spec.columns, num_buckets=spec.encode.num_buckets, is_signed=spec.encode.signed)
-    sizes = [len(codes.values) + 1 for codes in columns]
-    flat = np.ravel_multi_index([codes.positions % size for codes, size in zip(columns, sizes, strict=True)], sizes)
-    used, counts = np.unique(flat, return_counts=True)
-    padded = [(*codes.values, "") for codes in columns]
-    counted = [
-        (tuple(texts[place] for texts, place in zip(padded, places, strict=True)), count)
-        for places, count in zip(np.stack(np.unravel_index(used, sizes), axis=1).tolist(), counts.tolist(), strict=True)
-    ]
+    texts_DC, positions_N = combine_codes(columns)
+    counts = np.bincount(positions_N, minlength=len(texts_DC)).tolist()
+    counted = [(tuple(texts), count) for texts, count in zip(texts_DC.tolist(), counts, strict=True)]
     ranked = sorted((item for item in counted if item[1] >= spec.min_count), key=lambda item: (-item[1], item[0]))
     kept = [texts for texts, _ in ranked[: spec.max_categories]]
     vocabularies = [sorted({texts[i] for texts in kept} - {""}) for i in range(len(columns))]
     places = [{text: place for place, text in enumerate([*vocabulary, ""])} for vocabulary in vocabularies]
+    if (count := math.prod(_sizes(vocabularies))) >= _MOST_COMBINATIONS:
+        raise DataError(
+            f"features: the cross of {', '.join(spec.columns)} must have fewer than 2**63 possible combinations of the categories "
+            f"in those it keeps, got {count:.3g}. Lower its max_categories, raise its min_count, or encode it by hash"
+        )
     return CrossState(
         columns=spec.columns,
         vocabularies=tuple(map(tuple, vocabularies)),

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lepton_ray.artifacts.predictor import open_session
+from lepton_ray.artifacts.statistics import Values
 from lepton_ray.features.graph_builder import Graph, tensor_info
-from lepton_ray.features.statistics import Values
 
 _BATCH_ROWS = 8192
 

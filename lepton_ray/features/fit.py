@@ -30,48 +30,31 @@ from lepton_ray.features.state import FEATURES, FeatureState
 from lepton_ray.features.texts import TextState, fit_text
 from lepton_ray.features.times import TimeState, fit_time
 from lepton_ray.spec.data import DataSpec, ImageColumn, SeriesColumn
-from lepton_ray.spec.features import FeaturesSpec, PcaFeatures, SelectFeatures
+from lepton_ray.spec.features import SECTIONS, FeaturesSpec, PcaFeatures, SelectFeatures
 from lepton_ray.spec.features_category import CategoryFeatures, FrequencyEncoding, TargetEncoding
 from lepton_ray.spec.features_check import numbers_for
 from lepton_ray.spec.features_content import ImageFeatures, SeriesFeatures, TextFeatures, TimeFeatures
 from lepton_ray.spec.features_number import GroupImpute, NumberFeatures
 
-_KINDS = {
-    "number": "numbers",
-    "time": "times",
-    "category": "categories",
-    "text": "texts",
-    "series": "series",
-    "image": "images",
-}
 _SELECT_BYTES = 1 << 28  # of features that the choice among them looks at
 _LEAST_SELECT_ROWS = 10_000
 
 
-def needed_columns(data: DataSpec, spec: FeaturesSpec) -> list[str]:
-    """Return the columns that the sample must hold: the features that are learnt from, the label, the key of folds.
-
-    Where ``_fold_key`` is among them, the training rows that are prepared must have it too.
-    """
-    sections = {name: spec.of(name, column.kind) for name, column in data.features.items()}
-    encodings = [section.encode for section in sections.values() if isinstance(section, CategoryFeatures)]
+def needs_keys(data: DataSpec, spec: FeaturesSpec) -> bool:
+    """Whether the sample must have the column ``_fold_key``: for folds, or for an order that does not depend on how rows come."""
+    sections = (spec.of(name, column.kind) for name, column in data.features.items())
+    encodings = (section.encode for section in sections if isinstance(section, CategoryFeatures))
     is_folded = any(isinstance(encode, TargetEncoding | FrequencyEncoding) for encode in encodings)
-    names = [
-        name
-        for name, column in data.features.items()
-        if not isinstance(column, ImageColumn) or sections[name].normalise == "dataset"
-    ]
-    has_order = is_folded or spec.pca is not None or spec.select is not None
-    return [*names, *([data.label] if data.label else []), *([FOLD_KEY] if has_order else [])]
+    return is_folded or spec.pca is not None or spec.select is not None
 
 
 def fit_features(
     sample: pa.Table, data: DataSpec, spec: FeaturesSpec, classes: Sequence[str], seed: int
 ) -> FeatureState:
-    """Return the state fitted on a sample of the training rows that holds ``needed_columns``.
+    """Return the state fitted on a sample of the training rows.
 
     Args:
-        sample: Typed rows; at least one.
+        sample: Typed rows; at least one. They have the column ``_fold_key`` where the spec ``needs_keys``.
         data: What the columns mean.
         spec: The transforms.
         classes: The labels, in the model's order; empty where the label is none of some classes.
@@ -83,9 +66,9 @@ def fit_features(
     given = _Sample(sample, data, spec, _labels(sample, data, classes), _fold_keys(sample))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         fitted = dict(zip(data.features, pool.map(given.fit_column, data.features), strict=True))
-    of_kind: dict[str, dict[str, Any]] = {section: {} for section in _KINDS.values()}
+    of_kind: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS.values()}
     for name, column in data.features.items():
-        of_kind[_KINDS[column.kind]][name] = fitted[name]
+        of_kind[SECTIONS[column.kind]][name] = fitted[name]
     crosses = tuple(fit_cross([codes_of(sample.column(n)) for n in cross.columns], cross) for cross in spec.crosses)
     polynomial = None
     if spec.polynomial is not None:

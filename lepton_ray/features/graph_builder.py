@@ -19,6 +19,9 @@ IR_VERSION = 10
 FAR = 1e9
 """A scaled number further out than this says nothing more, and could overflow float32 to NaN on its way to the answer."""
 
+REST = int(np.iinfo(np.int64).max)
+"""The end of a slice that takes all columns from its start."""
+
 ML = "ai.onnx.ml"
 CONTRIB = "com.microsoft"
 _PREFIX = "prep_"
@@ -123,6 +126,10 @@ class Graph:
         """Return columns of (N, columns): (N, len(indices)), or (N,) of a single index."""
         return self.add("Gather", value, self.constant(np.asarray(indices, np.int64)), axis=self.axis)
 
+    def slice(self, value: str, start: int, end: int) -> str:
+        """Return columns from ``start`` to before ``end``; negative places count from the last."""
+        return self.add("Slice", value, *(self.constant(np.array([n], np.int64)) for n in (start, end, self.axis)))
+
     def concat(self, values: Sequence[str]) -> str:
         """Join (N, any) values side by side."""
         return values[0] if len(values) == 1 else self.add("Concat", *values, axis=self.axis)
@@ -137,7 +144,8 @@ class Graph:
 
     def turn(self, value: str) -> str:
         """Return columns as (N, columns), or such a value as columns lie in this graph."""
-        return value if self.axis else self.add("Transpose", value, perm=[1, 0])
+        # No Transpose: onnxruntime moves that behind what follows, and sums then come out another way.
+        return value if self.axis else self.add("Einsum", value, equation="ij->ji")
 
     def clip(self, value: str, low: float, high: float) -> str:
         """Bound every element of a float64 value."""
@@ -163,6 +171,10 @@ class Graph:
             values_int64s=[*values] or [default],
             default_int64=default,
         )
+
+    def fill(self, texts: str, number: int) -> str:
+        """Return (N, 1) int64 that holds one number for each of the texts (N,)."""
+        return self.add("Unsqueeze", self.lookup(texts, [""], [number], number), self.constant(np.array([1])))
 
     def one_hot(self, index: str, depth: int) -> str:
         """Return (N, depth) float32 of an index (N,); an index of ``depth`` gives zeros."""

@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto
 
+from lepton_ray.artifacts import statistics
+from lepton_ray.artifacts.statistics import Values
 from lepton_ray.core.errors import DataError
-from lepton_ray.features import statistics
 from lepton_ray.features.columns import Codes
 from lepton_ray.features.execution import run_steps
 from lepton_ray.features.frozen import Floats, Frozen, Texts
 from lepton_ray.features.graph_builder import Graph, finite
-from lepton_ray.features.statistics import Values
 from lepton_ray.spec.features_number import (
+    Clip,
     EdgeBins,
     GroupImpute,
     IqrClip,
-    MadClip,
     NumberFeatures,
     QuantileBins,
     QuantileClip,
@@ -68,14 +68,13 @@ def fit_number(name: str, values_N: Values, spec: NumberFeatures, groups: Codes 
         DataError: If ``box_cox`` meets a value that is not positive.
     """
     present = statistics.present(values_N)
-    quantiles = _fit_quantiles(present, spec)
-    impute = _fit_impute(present, spec, quantiles)
+    impute = _fit_impute(present, spec)
     group_state = _fit_groups(values_N, groups, spec.impute, impute) if isinstance(spec.impute, GroupImpute) else None
-    low, high = _fit_bounds(present, spec, quantiles)
+    low, high = _fit_bounds(present, spec.clip)
     has_values = len(present) > 0
     del present  # as long as the column
     filled = np.where(np.isnan(values_N), _impute_rows(impute, group_state, groups), values_N)
-    if spec.clip is not None:
+    if low is not None or high is not None:
         filled = np.clip(filled, low, high)
     power = _fit_power(name, filled, spec.transform)
     if spec.transform == "box_cox":
@@ -99,24 +98,9 @@ def fit_number(name: str, values_N: Values, spec: NumberFeatures, groups: Codes 
     )
 
 
-def _fit_quantiles(present: Values, spec: NumberFeatures) -> dict[float, float]:
-    """Return all quantiles that imputing and clipping need, from one search."""
+def _fit_impute(present: Values, spec: NumberFeatures) -> float:
     name = spec.impute.statistic if isinstance(spec.impute, GroupImpute) else spec.impute
-    fractions = [0.5] if name == "median" else []
-    if isinstance(spec.clip, QuantileClip):
-        fractions += [spec.clip.low, spec.clip.high]
-    elif isinstance(spec.clip, IqrClip):
-        fractions += [0.25, 0.75]
-    if not fractions or len(present) == 0:
-        return {}
-    return dict(zip(fractions, statistics.quantiles(present, fractions), strict=True))
-
-
-def _fit_impute(present: Values, spec: NumberFeatures, quantiles: dict[float, float]) -> float:
-    name = spec.impute.statistic if isinstance(spec.impute, GroupImpute) else spec.impute
-    if not isinstance(name, str):
-        return float(name)
-    return quantiles[0.5] if name == "median" and quantiles else statistics.statistic(present, name)
+    return statistics.statistic(present, name) if isinstance(name, str) else float(name)
 
 
 def _fit_groups(values_N: Values, groups: Codes | None, spec: GroupImpute, impute: float) -> GroupState:
@@ -141,22 +125,17 @@ def _impute_rows(impute: float, state: GroupState | None, groups: Codes | None) 
     return np.array([*(by_key[key] for key in groups.values), impute])[groups.positions]
 
 
-def _fit_bounds(
-    present: Values, spec: NumberFeatures, quantiles: dict[float, float]
-) -> tuple[float | None, float | None]:
-    clip = spec.clip
+def _fit_bounds(present: Values, clip: Clip | None) -> tuple[float | None, float | None]:
     if clip is None or len(present) == 0:
         return None, None
+    if present.min() == present.max():
+        return float(present[0]), float(present[0])
     if isinstance(clip, QuantileClip):
-        return quantiles[clip.low], quantiles[clip.high]
-    if isinstance(clip, IqrClip):
-        reach = clip.factor * (quantiles[0.75] - quantiles[0.25])
-        return quantiles[0.25] - reach, quantiles[0.75] + reach
-    if isinstance(clip, MadClip):
-        return statistics.mad_bounds(present, clip.limit)
-    centre = statistics.mean(present)
-    reach = clip.limit * statistics.spread(present, centre)
-    return centre - reach, centre + reach
+        found = statistics.bounds(present, clip.kind, fractions=(clip.low, clip.high))
+    else:
+        distance = clip.factor if isinstance(clip, IqrClip) else clip.limit
+        found = statistics.bounds(present, clip.kind, distance)
+    return found or (None, None)
 
 
 def _fit_power(name: str, filled: Values, transform: str) -> float:

@@ -36,6 +36,8 @@ class Preparer:
         groups = [number.groups for number in state.numbers.values() if number.groups is not None]
         parts = parts_of(state)
         self._parts = [(part, kept) for part, kept in zip(parts, kept_of(state, parts), strict=True) if kept]
+        self.is_folded = any(part.without_fold for part, _ in self._parts)
+        """Whether training rows are encoded out of fold, by their column ``_fold_key``."""
         self._values = ValueRunner(
             [item for item in self._parts if item[0].source == "values"], tensors, lengths, groups
         )
@@ -51,8 +53,7 @@ class Preparer:
 
         Args:
             table: Rows of the signature's columns.
-            is_training: Whether these are training rows; their target and frequency encodings are then taken out of
-                fold, by the column ``_fold_key``.
+            is_training: Whether these are training rows; their target and frequency encodings are then taken out of fold.
         """
         with ThreadPoolExecutor(self._num_threads) as pool:
             made = {
@@ -65,7 +66,7 @@ class Preparer:
                 for part, _, names in _layout(self._state)
                 for name in _column_names(part, names)
             }
-            columns |= {name: runner.run(table, pool) for name, runner in self._others.items()}
+            columns |= {_list_column(name): runner.run(table, pool) for name, runner in self._others.items()}
         return pa.table(columns)
 
 
@@ -86,7 +87,12 @@ def _layout(state: FeatureState) -> Iterator[tuple[Part, list[int], tuple[str, .
 
 def _column_names(part: Part, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns of a prepared table that hold a part: one for a text, however many features it has."""
-    return (f"{part.columns[0]}:vector",) if part.source == "texts" else names
+    return (_list_column(f"{part.columns[0]}:vector"),) if part.source == "texts" else names
+
+
+def _list_column(name: str) -> str:
+    """Return the column of a prepared table that holds lists; no feature's name begins so, as no column's does."""
+    return f"_{name}"
 
 
 def _text_runner(part: Part, kept: list[int]) -> RowRunner:
@@ -121,7 +127,7 @@ def prepare(
 def to_arrays(table: pa.Table, state: FeatureState) -> dict[str, Array]:
     """Return the outputs of a prepared table as the model takes them: rows first, by name of the output."""
     return {
-        output.name: _flat(table, state, output) if output.columns else _unlist(table.column(output.name), output)
+        output.name: _flat(table, state, output) if output.columns else _unlist(table, output)
         for output in outputs_of(state)
     }
 
@@ -153,9 +159,10 @@ def _fill(into: Array, columns: Sequence[Array]) -> None:
         rows[:] = block[:, : len(rows)].T
 
 
-def _unlist(column: pa.ChunkedArray, output: Output) -> Array:
+def _unlist(table: pa.Table, output: Output) -> Array:
     dtype = np.float32 if output.datatype == "FP32" else np.int64
-    return _rows_of(column, dtype, int(np.prod(output.shape))).reshape(-1, *output.shape)
+    rows = _rows_of(table.column(_list_column(output.name)), dtype, int(np.prod(output.shape)))
+    return rows.reshape(-1, *output.shape)
 
 
 def _rows_of(column: pa.ChunkedArray, dtype: Any, size: int) -> Array:

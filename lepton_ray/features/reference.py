@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lepton_ray.features import statistics
+from lepton_ray.artifacts import statistics
+from lepton_ray.artifacts.statistics import Values
 from lepton_ray.features.columns import Codes, codes_of, numbers_of, seconds_of, series_of
-from lepton_ray.features.statistics import Values
 from lepton_ray.spec.data import DataSpec, FeatureColumn, SeriesColumn
 
 _NUM_BINS = 10

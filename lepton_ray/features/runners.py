@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.predictor import open_session
-from lepton_ray.features.columns import Codes, codes_of, numbers_of, seconds_of, series_of
+from lepton_ray.features.columns import codes_of, combine_codes, numbers_of, seconds_of, series_of
 from lepton_ray.features.graph_builder import Graph, tensor_info, turned_info
 from lepton_ray.features.numbers import GroupState
 from lepton_ray.features.parts import Part
@@ -134,7 +134,7 @@ class CategoryRunner:
 
     def run(self, table: pa.Table, is_training: bool) -> list[pa.Array]:
         """Return the columns of the features that stay."""
-        texts_DC, positions_N = _distinct([codes_of(table.column(name)) for name in self._part.columns])
+        texts_DC, positions_N = combine_codes([codes_of(table.column(name)) for name in self._part.columns])
         num_folds = len(self._part.without_fold)
         if is_training and num_folds:
             rows_DC = np.concatenate([self._run_distinct(texts_DC, fold) for fold in range(num_folds)])
@@ -162,18 +162,6 @@ class CategoryRunner:
             self._sessions[fold] = open_part(graph, value, inputs, "FP32", [len(self._kept)])
         result: Array = self._sessions[fold].run([_RESULT], {"categories": texts_DC})[0]
         return result
-
-
-def _distinct(columns: Sequence[Codes]) -> tuple[Array, Array]:
-    """Return the distinct combinations of texts, (D, columns), and each row's position among them."""
-    values = [np.array([*column.values, ""], object) for column in columns]
-    sizes = [len(texts) for texts in values]
-    places = [column.positions % size for column, size in zip(columns, sizes, strict=True)]
-    if len(columns) == 1:
-        return values[0][:, None], places[0]
-    used, positions_N = np.unique(np.ravel_multi_index(places, sizes), return_inverse=True)
-    chosen = np.unravel_index(used, sizes)
-    return np.stack([texts[place] for texts, place in zip(values, chosen, strict=True)], axis=1), positions_N
 
 
 def _gather(rows_DC: Array, positions_N: Array) -> list[pa.Array]:

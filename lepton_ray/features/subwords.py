@@ -11,11 +11,10 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from lepton_ray.features.frozen import Frozen, Ints, Texts
-from lepton_ray.features.graph_builder import CONTRIB, Graph
+from lepton_ray.features.graph_builder import CONTRIB, REST, Graph
 from lepton_ray.spec.tokenizer_file import TokenizerFile
 
 _NOTHING = -1
-_LAST = np.iinfo(np.int64).max
 _FLAT = [-1]
 
 
@@ -64,7 +63,7 @@ class SubwordState(Frozen):
     def _add_pieces(self, graph: Graph, words_U: str) -> str:
         """Add the ids (U, C) of the pieces of words, ``_NOTHING`` at places where none begins."""
         characters = add_matches(graph, words_U, "(?s).", rows="words")
-        characters = _slice(graph, characters, 0, self.max_word_length + 1)
+        characters = graph.slice(characters, 0, self.max_word_length + 1)
         nothing = graph.add("Expand", graph.texts([""]), _rows_by(graph, characters, 1))
         characters = graph.concat([characters, nothing])  # a scan needs a place
         is_character = _is_given(graph, characters)
@@ -93,7 +92,7 @@ class SubwordState(Frozen):
         padded = graph.concat([characters, empty])
         lengths = ids = text = ""
         for size in range(1, longest + 1):
-            shifted = _slice(graph, padded, size - 1, size - longest if size < longest else _LAST)
+            shifted = graph.slice(padded, size - 1, size - longest if size < longest else REST)
             text = graph.add("StringConcat", text, shifted) if text else shifted
             found = self._add_found(graph, text, size)
             is_found = graph.add("GreaterOrEqual", found, graph.constant(np.int64(0)))
@@ -107,9 +106,9 @@ class SubwordState(Frozen):
         """Add the ids (U, C) of pieces of a length; at the first place those that begin a word, behind it the others."""
         tables = ((self.words, self.word_ids), (self.pieces, self.piece_ids))
         parts = []
-        for (pieces, ids), span in zip(tables, ((0, 1), (1, _LAST)), strict=True):
+        for (pieces, ids), span in zip(tables, ((0, 1), (1, REST)), strict=True):
             chosen = [(piece, number) for piece, number in zip(pieces, ids, strict=True) if len(piece) == size]
-            part = _slice(graph, text, *span)
+            part = graph.slice(text, *span)
             parts.append(graph.lookup(part, [p for p, _ in chosen], [number for _, number in chosen], _NOTHING))
         return graph.concat(parts)
 
@@ -120,7 +119,7 @@ class SubwordState(Frozen):
         count = graph.add("CumSum", graph.cast(is_given, TensorProto.INT64), graph.constant(np.int64(1)))
         is_kept = graph.add("And", is_given, graph.add("LessOrEqual", count, graph.constant(np.int64(room))))
         kept = graph.add("Where", is_kept, ids, graph.constant(np.int64(_NOTHING)))
-        pads = [_add_column(graph, text, number) for number in (self.pad_id, *self.before, *self.after)]
+        pads = [graph.fill(text, number) for number in (self.pad_id, *self.before, *self.after)]
         framed = graph.concat([*pads[1 : len(self.before) + 1], kept, *pads[len(self.before) + 1 :]])
         is_set = graph.add("GreaterOrEqual", framed, graph.constant(np.int64(0)))
         place = graph.add("CumSum", graph.cast(is_set, TensorProto.INT64), graph.constant(np.int64(1)))
@@ -128,7 +127,7 @@ class SubwordState(Frozen):
         target = graph.add("Where", is_set, graph.add("Sub", place, graph.constant(np.int64(1))), behind)
         shape = graph.constant(np.array([1, self.max_length + 1], np.int64))
         empty = graph.add("Expand", pads[0], shape)
-        return _slice(graph, graph.add("ScatterElements", empty, target, framed, axis=1), 0, self.max_length)
+        return graph.slice(graph.add("ScatterElements", empty, target, framed, axis=1), 0, self.max_length)
 
 
 def state_of(file: TokenizerFile, max_length: int) -> SubwordState:
@@ -162,10 +161,6 @@ def add_matches(graph: Graph, text: str, expression: str, rows: str = "batch") -
     return graph.describe(matched, TensorProto.STRING, rows, None)
 
 
-def _slice(graph: Graph, value: str, start: int, end: int) -> str:
-    return graph.add("Slice", value, *(graph.constant(np.array([n], np.int64)) for n in (start, end, 1)))
-
-
 def _is_given(graph: Graph, texts: str) -> str:
     return graph.add("Not", graph.add("Equal", texts, graph.texts([""])))
 
@@ -174,11 +169,6 @@ def _rows_by(graph: Graph, matrix: str, width: int) -> str:
     """Add the shape [rows of the matrix, width]."""
     rows = graph.add("Shape", matrix, start=0, end=1)
     return graph.add("Concat", rows, graph.constant([width]), axis=0)
-
-
-def _add_column(graph: Graph, text: str, number: int) -> str:
-    """Add (N, 1) of one number."""
-    return graph.add("Unsqueeze", graph.lookup(text, [""], [number], number), graph.constant([1]))
 
 
 def _add_unique(graph: Graph, flat: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from lepton_ray.artifacts.predictor import open_session
 from lepton_ray.core.errors import DataError
 from lepton_ray.features.categories import add_bucket, add_sign
 from lepton_ray.features.frozen import Floats, Frozen, Ints, Texts
-from lepton_ray.features.graph_builder import Graph, tensor_info
+from lepton_ray.features.graph_builder import REST, Graph, tensor_info
 from lepton_ray.features.subwords import SubwordState, add_matches, state_of
 from lepton_ray.spec.features_content import IdsEncoding, SubwordTokens, TextFeatures, TextHashEncoding, TfIdfEncoding
 from lepton_ray.spec.tokenizer_file import read_tokenizer
@@ -23,7 +23,6 @@ from lepton_ray.spec.tokenizer_file import read_tokenizer
 _EXPRESSIONS = {"words": r"[\pL\pM\pN]+", "characters": "(?s)."}
 _BATCH_ROWS = 1024
 _PAD, _UNKNOWN, _FIRST_ID = 0, 1, 2
-_LAST = np.iinfo(np.int64).max
 _LEAST_NORM = 1e-12
 
 Gram = tuple[str, ...]
@@ -135,13 +134,8 @@ def add_tokens(graph: Graph, text: str, tokens: str) -> str:
 
 def add_padding(graph: Graph, ids: str, text: str, length: int, pad: int) -> str:
     """Cut or fill (N, any) int64 to (N, length)."""
-    pads = graph.add("Unsqueeze", graph.lookup(text, [""], [pad], pad), graph.constant(np.array([1])))
-    fill = graph.add("Expand", pads, graph.constant(np.array([1, length], np.int64)))
-    return _slice(graph, graph.concat([ids, fill]), 0, length)
-
-
-def _slice(graph: Graph, value: str, start: int, end: int) -> str:
-    return graph.add("Slice", value, *(graph.constant(np.array([n], np.int64)) for n in (start, end, 1)))
+    fill = graph.add("Expand", graph.fill(text, pad), graph.constant(np.array([1, length], np.int64)))
+    return graph.slice(graph.concat([ids, fill]), 0, length)
 
 
 def _add_counts(graph: Graph, tokens: str, vocabulary: Sequence[Gram]) -> str:
@@ -181,7 +175,7 @@ def _add_bucket_counts(graph: Graph, buckets: str, num_buckets: int) -> str:
 
 def _add_grams(graph: Graph, tokens: str, size: int, joint: str) -> tuple[str, str]:
     """Return n-grams as texts, (N, L), and whether there is one at each place."""
-    shifted = [_slice(graph, tokens, i, i - size + 1 if i < size - 1 else _LAST) for i in range(size)]
+    shifted = [graph.slice(tokens, i, i - size + 1 if i < size - 1 else REST) for i in range(size)]
     gram = shifted[0]
     for token in shifted[1:]:
         prefix = graph.add("StringConcat", gram, graph.texts([joint])) if joint else gram

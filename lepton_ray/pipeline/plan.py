@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -67,7 +67,12 @@ def preflight(spec: RunSpec, stages: list[Stage]) -> None:
     """
     for stage in stages:
         if check := getattr(stage.module, "preflight", None):
-            check(**{name: section_of(spec, name) for name in inspect.signature(check).parameters})
+            _give_sections(check, spec)
+
+
+def _give_sections(function: Callable[..., Any], spec: RunSpec) -> Any:
+    """Call a function with the sections that its parameters name."""
+    return function(**{name: section_of(spec, name) for name in inspect.signature(function).parameters})
 
 
 def section_of(spec: RunSpec, name: str) -> Any:
@@ -82,12 +87,19 @@ def arguments_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact])
 
 
 def step_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> StepId:
-    """Return the step: its key is the digest of the sections, inputs, code version and seed that the result depends on."""
+    """Return the step: its key is the digest of all that the result depends on.
+
+    That is sections, inputs, code version and seed, and what the stage's ``fingerprint`` says of the world outside.
+
+    Raises:
+        LeptonError: If something outside is not there.
+    """
     depends: dict[str, Any] = {"stage": stage.name, "version": stage.module.VERSION, "seed": spec.seed}
     for name, value in arguments_of(stage, spec, artifacts).items():
         depends[name] = value.digest if isinstance(value, Artifact) else value and value.model_dump(mode="json")
-    if fingerprint := getattr(stage.module, "fingerprint", None):
-        depends["fingerprint"] = fingerprint(spec.data, spec.storage, spec.name)
+    fingerprint = getattr(stage.module, "fingerprint", None)
+    if fingerprint is not None and (outside := _give_sections(fingerprint, spec)) is not None:
+        depends["fingerprint"] = outside
     return StepId(stage.name, sha256_json(depends)[:_KEY_LENGTH])
 
 

@@ -1,7 +1,6 @@
 """The registry on MLflow: one MLflow run and one version for each package, however often the stage is run."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.files import temporary_folder
 from lepton_ray.core.text import without_credentials
 
 _PACKAGE_TAG = "lepton_ray.package"
@@ -155,7 +155,7 @@ def download(uri: str, tracking_uri: str) -> Path:
         ArtifactError: If MLflow does not have it.
     """
     source, _ = resolve(uri, tracking_uri)
-    target = tempfile.mkdtemp(prefix="lepton-ray-model-")
+    target = str(temporary_folder())
     try:
         return Path(
             mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=target, tracking_uri=tracking_uri)

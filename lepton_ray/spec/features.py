@@ -146,6 +146,17 @@ class SelectFeatures(Section):
         return self
 
 
+SECTIONS = {
+    "number": "numbers",
+    "category": "categories",
+    "time": "times",
+    "text": "texts",
+    "series": "series",
+    "image": "images",
+}
+"""The section that says how columns are treated, by their kind."""
+
+
 class FeaturesSpec(Section):
     """Transforms by kind of column, fitted once and compiled to the ONNX graph that training and serving share."""
 
@@ -164,13 +175,6 @@ class FeaturesSpec(Section):
     select: SelectFeatures | None = None
 
     def of(self, name: str, kind: str) -> Any:
-        """Return the section that says how the column ``name`` of a kind is treated."""
-        sections = {
-            "number": self.numbers,
-            "category": self.categories,
-            "time": self.times,
-            "text": self.texts,
-            "series": self.series,
-            "image": self.images,
-        }
-        return self.columns.get(name, sections[kind])
+        """Return the section that says how the column ``name`` of a kind is treated; one of another kind does not."""
+        section = self.columns.get(name)
+        return section if section is not None and section.kind == kind else getattr(self, SECTIONS[kind])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lepton_ray.spec.data import DataSpec, ImageColumn, NumberColumn, SeriesColumn
-from lepton_ray.spec.features import FeaturesSpec, PolynomialFeatures
+from lepton_ray.spec.features import SECTIONS, FeaturesSpec, PolynomialFeatures
 from lepton_ray.spec.features_category import CategoryFeatures, OrdinalEncoding, TargetEncoding
 from lepton_ray.spec.features_content import (
     ChannelNormalisation,
@@ -19,14 +19,6 @@ from lepton_ray.spec.features_number import EdgeBins, GroupImpute, NumberFeature
 from lepton_ray.spec.tokenizer_file import read_tokenizer
 
 _MAX_PRODUCTS = 10_000
-_SECTIONS = {
-    "number": "numbers",
-    "category": "categories",
-    "time": "times",
-    "text": "texts",
-    "series": "series",
-    "image": "images",
-}
 
 
 def check_features(spec: FeaturesSpec, data: DataSpec) -> list[str]:
@@ -52,8 +44,9 @@ def _check_columns(spec: FeaturesSpec, data: DataSpec) -> Iterator[str]:
     with_ids = []
     for name, column in data.features.items():
         section = spec.of(name, column.kind)
-        place = f"features.columns.{name}" if name in spec.columns else f"features.{_SECTIONS[column.kind]}"
-        if getattr(section, "kind", column.kind) == column.kind and (check := _CHECKS.get(column.kind)):
+        is_own = section is spec.columns.get(name)
+        place = f"features.columns.{name}" if is_own else f"features.{SECTIONS[column.kind]}"
+        if check := _CHECKS.get(column.kind):
             yield from check(place, name, section, data)
         if isinstance(section, TextFeatures) and isinstance(section.encode, IdsEncoding):
             with_ids.append(name)
@@ -72,7 +65,7 @@ def _check_number(place: str, name: str, section: NumberFeatures, data: DataSpec
         return
     if section.transform == "box_cox" and column.max is not None and column.max <= 0:
         yield f"{place}.transform must not be 'box_cox' for {name!r}, whose values are at most {column.max:g}. Use yeo_johnson"
-    if isinstance(section.scale, EdgeBins):
+    if isinstance(section.scale, EdgeBins) and _stays_within(section):
         for edge in section.scale.edges:
             if (column.min is not None and edge <= column.min) or (column.max is not None and edge > column.max):
                 yield (
@@ -82,6 +75,12 @@ def _check_number(place: str, name: str, section: NumberFeatures, data: DataSpec
     impute = 0.0 if section.impute == "zero" else section.impute
     if section.transform == "box_cox" and isinstance(impute, float | int) and impute <= 0:
         yield f"{place}.impute must be positive for 'box_cox', got {section.impute!r}. Use yeo_johnson"
+
+
+def _stays_within(section: NumberFeatures) -> bool:
+    """Whether what is binned lies within the least and greatest value that the column may have."""
+    is_statistic = not isinstance(section.impute, float | int) and section.impute != "zero"
+    return is_statistic and section.transform == "none"
 
 
 def _check_category(place: str, name: str, section: CategoryFeatures, data: DataSpec) -> Iterator[str]:
@@ -182,6 +181,12 @@ def numbers_for(columns: tuple[str, ...] | None, spec: FeaturesSpec, data: DataS
         for name, column in data.features.items()
         if isinstance(column, NumberColumn) and (name in columns if columns is not None else not _is_binned(name, spec))
     ]
+
+
+def numbers_kept(spec: FeaturesSpec, data: DataSpec) -> list[str]:
+    """Return the number columns that the model gets as scaled numbers; ``select`` may leave out more of them."""
+    replaced = numbers_for(spec.pca.columns, spec, data) if spec.pca is not None and not spec.pca.keep_columns else ()
+    return [name for name in numbers_for(None, spec, data) if name not in replaced]
 
 
 def _is_binned(name: str, spec: FeaturesSpec) -> bool:

@@ -119,7 +119,8 @@ class NumberFeatures(Section):
     missing_indicator: bool = False
     """A column that is 1 where the value was missing."""
     clip: Clip | None = None
-    """Values beyond these bounds, which come from the present values, become the bounds."""
+    """Values beyond these bounds, which come from the present values, become the bounds. Where the bounds coincide though the
+    values differ, as most are equal, nothing is clipped."""
     transform: Literal["none", "log1p", "sqrt", "yeo_johnson", "box_cox"] = "none"
     """``log1p`` and ``sqrt`` keep the sign: sign(x) log(1 + |x|). ``yeo_johnson`` and ``box_cox`` (positive values only)
     make values as normal as a power can."""

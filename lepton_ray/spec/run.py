@@ -12,7 +12,7 @@ from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
-from lepton_ray.spec.features_check import check_features
+from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
 from lepton_ray.spec.release import ClassMetric, EvaluateSpec, ExportSpec, NumberMetric, RegisterSpec, ServeSpec
@@ -66,7 +66,11 @@ class RunSpec(Section):
         if self.train.augment is not None:
             has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
             problems += check_augment(
-                self.train.augment, *has, has_classes=self.data.class_label is not None, image_shape=shape
+                self.train.augment,
+                *has,
+                has_classes=self.data.class_label is not None,
+                image_shape=shape,
+                number_columns=numbers_kept(self.features, self.data),
             )
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})

@@ -51,19 +51,25 @@ def read_tokenizer(path: str) -> TokenizerFile:
     Raises:
         ValueError: If it cannot be read, or holds what the graph cannot compute; says what it must hold.
     """
+    text = _read(path)
     try:
-        file = Path(path)
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise ValueError(f"must be at most {_MAX_FILE_BYTES >> 20} MiB, got more")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"must be a readable file, got {path!r} ({error.strerror}). Check the path") from error
+        content = json.loads(text)
     except ValueError as error:
         raise ValueError(f"must be JSON, got {path!r} ({error}). Take a tokenizer.json") from error
     try:
         return _parse(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"must have the form of a tokenizer.json, got {path!r} ({error!r}). Save it anew") from error
+
+
+def _read(path: str) -> bytes:
+    file = Path(path)
+    try:
+        if (size := file.stat().st_size) > _MAX_FILE_BYTES:
+            raise ValueError(f"must be at most {_MAX_FILE_BYTES:,} bytes, got {path!r} of {size:,}. Take a smaller one")
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"must be a readable file, got {path!r} ({error.strerror}). Check the path") from error
 
 
 def _parse(content: dict[str, Any]) -> TokenizerFile:

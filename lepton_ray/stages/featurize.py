@@ -6,6 +6,7 @@ table, however many transforms there are, and the profile is taken from it too.
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile, Target
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.files import write_json
+from lepton_ray.core.errors import SpecError
+from lepton_ray.core.files import sha256_file, write_json
 from lepton_ray.data.check import typed_schema
 from lepton_ray.data.checks import Finding, check_sample, stop_on
 from lepton_ray.data.hashing import hash_columns, to_keys
@@ -23,7 +25,7 @@ from lepton_ray.data.profile import profile
 from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
-from lepton_ray.features.fit import fit_features, needed_columns
+from lepton_ray.features.fit import fit_features, needs_keys
 from lepton_ray.features.graph import compile_graph, ids_of, outputs_of
 from lepton_ray.features.prepare import FOLD_KEY, Preparer, encode_labels, to_arrays
 from lepton_ray.features.reference import reference_sketches
@@ -31,11 +33,13 @@ from lepton_ray.features.state import TOKENS, FeatureState
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
+from lepton_ray.spec.features_check import check_features
+from lepton_ray.spec.features_content import SubwordTokens, TextFeatures
 from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 3
+VERSION = 4
 LABEL = "_label"
 _SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D
@@ -56,8 +60,7 @@ def featurize(
     (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
     (ctx.folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    is_folded = FOLD_KEY in needed_columns(data, features)
-    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json(), is_folded)
+    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json())
     write = partial(write_prepared, fitted, folder_of(dataset, ctx), Folder(ctx.filesystem, ctx.location))
     items = [(split, part) for split in SPLITS for part in dataset.splits[split]]
     facts = mapper.map_resumable("preparing", write, items)
@@ -76,6 +79,20 @@ def featurize(
     )
 
 
+def fingerprint(data: DataSpec, features: FeaturesSpec) -> dict[str, str] | None:
+    """Return what the stage's result depends on outside of the spec: the content of tokenizer files, None without one.
+
+    Raises:
+        SpecError: If one cannot be used, or not any more.
+    """
+    sections = [features.of(name, column.kind) for name, column in data.features.items()]
+    tokens = [section.tokens for section in sections if isinstance(section, TextFeatures)]
+    files = sorted({choice.tokenizer_file for choice in tokens if isinstance(choice, SubwordTokens)})
+    if files and (problems := check_features(features, data)):
+        raise SpecError(problems)
+    return {file: sha256_file(Path(file)) for file in files} or None
+
+
 def _fit(
     data: DataSpec, clean: CleanSpec, features: FeaturesSpec, dataset: Dataset, mapper: Mapper
 ) -> tuple[FeatureState, Target | None, int, list[Finding]]:
@@ -86,7 +103,7 @@ def _fit(
     findings = _look_at(sample, data, clean, dataset, ctx)
     if data.label is not None:  # for drift of the model that follows
         write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
-    if FOLD_KEY in needed_columns(data, features):
+    if needs_keys(data, features):
         sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
     state = fit_features(sample, data, features, dataset.classes, ctx.seed)
     return state, _target_of(sample, data, dataset), sample.num_rows, findings
@@ -146,8 +163,6 @@ class Fitted:
     """JSON."""
     signature: str
     """JSON."""
-    is_folded: bool
-    """Whether training rows are encoded out of fold."""
 
 
 def write_prepared(
@@ -159,7 +174,7 @@ def write_prepared(
     table = read_parquet(source, part, wanted)
     preparer, signature = _open_preparer(fitted.state, fitted.signature)
     is_training = split == "train"
-    if is_training and fitted.is_folded:
+    if is_training and preparer.is_folded:
         table = table.append_column(FOLD_KEY, pa.array(fold_keys(table, fitted.data)))
     prepared = preparer(table, is_training)
     if (label := fitted.data.class_label) is not None:

@@ -77,20 +77,24 @@ def find_snapshot(reference: str, storage: str = DEFAULT_STORAGE) -> tuple[Folde
     Raises:
         ArtifactError: If there is none, or a key's beginning fits several.
     """
-    root = open_folder(storage)
-    if match := _LATEST.fullmatch(reference):
-        return _find_latest(root, match[1], match[2] or "clean")
-    folder = open_folder(reference)
-    if snapshot := read_snapshot(folder):
-        return folder, snapshot
-    found = _find_by_key(root, reference)
+    found = _find_all(reference, storage)
     if len(found) == 1:
         return found[0]
     got = f"{len(found)} of them: {', '.join(s.name for _, s in found)}" if found else "none"
     raise ArtifactError(
-        f"{reference!r} must name one snapshot (its folder, NAME@latest, or the beginning of its key) in {root.path!r}, "
-        f"got {got}. See them with: lepton-ray data list"
+        f"{reference!r} must name one snapshot (its folder, NAME@latest, or the beginning of its key) in "
+        f"{open_folder(storage).path!r}, got {got}. See them with: lepton-ray data list"
     )
+
+
+def _find_all(reference: str, storage: str) -> list[tuple[Folder, Snapshot]]:
+    root = open_folder(storage)
+    if match := _LATEST.fullmatch(reference):
+        return [_find_latest(root, match[1], match[2] or "clean")]
+    folder = open_folder(reference)
+    if snapshot := read_snapshot(folder):
+        return [(folder, snapshot)]
+    return _find_by_key(root, reference)
 
 
 def _find_latest(root: Folder, run: str, stage: str) -> tuple[Folder, Snapshot]:
@@ -185,6 +189,11 @@ def profile_anything(reference: str, storage: str = DEFAULT_STORAGE) -> Profiled
     """
     if not _LATEST.fullmatch(reference) and _is_data(reference):
         return profile_file(reference)
+    if not _find_all(reference, storage):
+        raise ArtifactError(
+            f"{reference!r} must name a data file, a folder with images or a snapshot, got neither such a file or folder nor "
+            f"a snapshot in {open_folder(storage).path!r}. Check the path, or see the snapshots with: lepton-ray data list"
+        )
     folder, snapshot = find_snapshot(reference, storage)
     return Profiled(snapshot.name, profile_snapshot(folder, snapshot, known_columns(folder, snapshot)))
 

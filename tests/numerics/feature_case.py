@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from lepton_ray.artifacts.signature import Signature, TensorSpec
 from lepton_ray.artifacts.tables import to_feeds
-from lepton_ray.features.fit import fit_features, needed_columns
+from lepton_ray.features.fit import fit_features, needs_keys
 from lepton_ray.features.graph import compile_graph, outputs_of
 from lepton_ray.features.prepare import FOLD_KEY, prepare, to_arrays
 from lepton_ray.features.state import FeatureState
@@ -114,7 +114,7 @@ def fit(columns, rows, /, labels=None, classes=("a", "b"), seed=0, **sections):
     assert check_features(spec, data) == []
     assert FeaturesSpec.model_validate(spec.model_dump(mode="json")) == spec
     table = typed_table(columns, rows, labels)
-    sample = table.select(needed_columns(data, spec))
+    sample = table if needs_keys(data, spec) else table.drop_columns([FOLD_KEY])
     state = fit_features(sample, data, spec, list(classes), seed)
     again = FeatureState.model_validate_json(state.model_dump_json())
     assert again == state

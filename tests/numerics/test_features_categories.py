@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OrdinalEncoder, TargetEncoder
 from sklearn.utils import murmurhash3_32
 
-from lepton_ray.features.fit import fit_features, needed_columns
+from lepton_ray.features.fit import fit_features, needs_keys
 from lepton_ray.features.prepare import FOLD_KEY, prepare
 from lepton_ray.spec.features import FeaturesSpec
 
@@ -91,7 +91,7 @@ def training_rows(encode, categories, labels, keys):
     spec = FeaturesSpec.model_validate({"categories": {"encode": encode}})
     table = typed_table(CATEGORY, {"c": categories}, labels)
     table = table.set_column(table.column_names.index(FOLD_KEY), FOLD_KEY, pa.array(keys, pa.uint64()))
-    assert needed_columns(data, spec) == ["c", "label", FOLD_KEY]
+    assert needs_keys(data, spec)
     state = fit_features(table, data, spec, ["a", "b"], 0)
     signature = signature_of(data, "ab")
     both = (prepare(state, table, signature, 2, is_training) for is_training in (True, False))

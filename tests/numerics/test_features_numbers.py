@@ -40,7 +40,12 @@ def test_robust_and_max_abs_are_those_of_sklearn(train, test):
 
 
 def bounds_of(values, clip):
-    """The bounds by NumPy and SciPy."""
+    """The bounds by NumPy and SciPy; none where they coincide."""
+    low, high = _bounds_of(values, clip)
+    return (low, high) if low < high else (-np.inf, np.inf)
+
+
+def _bounds_of(values, clip):
     if clip["kind"] == "quantile":
         return np.quantile(values, [clip["low"], clip["high"]])
     if clip["kind"] == "iqr":

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from .feature_case import NAN, fit
@@ -32,6 +32,7 @@ def matrix(rows):
 
 @settings(max_examples=30, deadline=None)
 @given(ROWS, ROWS, st.sampled_from(["mean", "median", "zero"]), st.sampled_from(["none", "standard", "min_max"]))
+@example([[0.0, 0.0, 0.0, 1.0, None]], [[0.0, 0.0, None, 1.0, 0.0]], "median", "standard")  # a mean that is rounded
 def test_lags_windows_and_changes(train, test, impute, scale):
     fitted = fit(COLUMNS, {"load": train}, series={**SECTION, "impute": impute, "scale": scale})
     known = matrix(train)

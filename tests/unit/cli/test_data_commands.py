@@ -342,10 +342,17 @@ def test_profile_tells_of_rows_and_columns_that_are_left_out(tmp_path: Path) -> 
     assert "look at: columns with names" in text
 
 
-@pytest.mark.parametrize("what", ["none.csv", "a.xyz"])
-def test_profile_of_what_is_not_there(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("none.csv", "none.csv' must name a data file, a folder with images or a snapshot, got neither such a file"),
+        ("abcd", "got neither such a file or folder nor a snapshot in"),
+        ("a.xyz", "the file must end in"),
+    ],
+)
+def test_profile_of_what_is_not_there(tmp_path: Path, what: str, expected: str) -> None:
     (tmp_path / "a.xyz").write_text("1")
-    _error(_run(data.app, "profile", tmp_path / what, "--storage", tmp_path))
+    assert expected in _error(_run(data.app, "profile", tmp_path / what, "--storage", tmp_path))
 
 
 def test_quarantine_counts_by_stage_reason_and_source(runs: Path) -> None:

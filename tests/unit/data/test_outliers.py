@@ -97,6 +97,7 @@ def test_a_spread_of_zero_judges_nothing():
     mostly_equal = np.array([1.0] * 90 + [1.5, 2.0, 1000.0])
     assert fit_bounds(mostly_equal, RULES["iqr"]) is None
     assert fit_bounds(mostly_equal, RULES["mad"]) is None
+    assert fit_bounds(np.append(mostly_equal, [1.0] * 900), RULES["quantile"]) is None
     assert fit_bounds(mostly_equal, RULES["z_score"]) is not None
 
 

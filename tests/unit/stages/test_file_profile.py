@@ -123,7 +123,7 @@ def test_an_image_folder(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x\n1\n")
-    with pytest.raises(ArtifactError, match="must name one snapshot"):
+    with pytest.raises(ArtifactError, match="must name a data file, a folder with images or a snapshot, got neither"):
         profile_anything(str(tmp_path), str(tmp_path))
 
 

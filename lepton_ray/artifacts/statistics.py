@@ -1,6 +1,7 @@
 """Statistics of values, independent of their order to the last bit: means come from exact sums, quantiles from ranks."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,12 +99,55 @@ def statistic(values_N: Values, name: str) -> float:
     return quantiles(values_N, [0.5])[0] if name == "median" else most_frequent(values_N)
 
 
-def mad_bounds(values_N: Values, limit: float) -> tuple[float, float]:
-    """Return the median less and plus ``limit`` times the scaled median absolute deviation."""
+def bounds(
+    values_N: Values,
+    method: Literal["iqr", "z_score", "mad", "quantile"],
+    distance: float = 0.0,
+    fractions: tuple[float, float] = (0.0, 1.0),
+) -> tuple[float, float] | None:
+    """Return the bounds beyond which values lie apart from the others, or None if no distance is known to judge by.
+
+    None is known where all or most values are equal, so that the bounds coincide, or where it is beyond the largest number.
+
+    Args:
+        values_N: The values, none of them missing.
+        method: ``quantile``: two quantiles. ``iqr``: the quartiles, widened by their distance. ``z_score``: around the mean, in
+            standard deviations. ``mad``: around the median, in scaled median absolute deviations.
+        distance: How many of these; of no meaning to ``quantile``.
+        fractions: The quantiles of ``quantile``.
+
+    Source:
+        Tukey 1977 (quartiles and interquartile range); Iglewicz and Hoaglin 1993 (median absolute deviation). Quantiles are
+        interpolated linearly (Hyndman and Fan 1996, type 7), the standard deviation is the population's.
+    """
+    if len(values_N) == 0 or values_N.min() == values_N.max():  # equal values may leave a spread by rounding
+        return None
+    if method == "quantile":
+        low, high = quantiles(values_N, fractions)
+        return (low, high) if low < high else None
+    low, high, unit = _FITS[method](values_N)
+    reach = distance * unit
+    low, high = low - reach, high + reach
+    return (low, high) if low < high and np.isfinite(reach) else None
+
+
+def _fit_quartiles(values_N: Values) -> tuple[float, float, float]:
+    low, high = quantiles(values_N, (0.25, 0.75))
+    return low, high, high - low
+
+
+def _fit_moments(values_N: Values) -> tuple[float, float, float]:
+    centre = mean(values_N)
+    return centre, centre, spread(values_N, centre)
+
+
+def _fit_median(values_N: Values) -> tuple[float, float, float]:
     centre = quantiles(values_N, [0.5])[0]
     with np.errstate(over="ignore"):
-        reach = limit * _MAD_OF_NORMAL * quantiles(np.abs(values_N - centre), [0.5])[0]
-    return centre - reach, centre + reach
+        return centre, centre, _MAD_OF_NORMAL * quantiles(np.abs(values_N - centre), [0.5])[0]
+
+
+_FITS = {"iqr": _fit_quartiles, "z_score": _fit_moments, "mad": _fit_median}
 
 
 def location_and_scale(values_N: Values, kind: str) -> tuple[float, float]:

@@ -1,0 +1,50 @@
+"""What the key of a step depends on."""
+
+import json
+
+import pytest
+
+from lepton_ray.core.errors import SpecError
+from lepton_ray.pipeline.plan import STAGES, step_of
+from lepton_ray.spec import parse_spec
+
+FEATURIZE = next(stage for stage in STAGES if stage.name == "featurize")
+SUBWORDS = "{texts: {tokens: {kind: subwords, tokenizer_file: %s}, encode: ids}}"
+
+
+def tokenizer_file(folder, number):
+    file = folder / "tokenizer.json"
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "a": number}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    file.write_text(json.dumps({"pre_tokenizer": {"type": "Whitespace"}, "model": model}))
+    return file
+
+
+def spec_of(features):
+    return parse_spec(
+        f"name: n\ndata: {{source: {{kind: csv, uri: x.csv}}, columns: {{a: text}}}}\nfeatures: {features}\n"
+    )
+
+
+def test_another_tokenizer_at_the_same_path_is_another_step(tmp_path):
+    file = tokenizer_file(tmp_path, 2)
+    spec = spec_of(SUBWORDS % file)
+    first = step_of(FEATURIZE, spec, {})
+    assert step_of(FEATURIZE, spec, {}) == first
+    tokenizer_file(tmp_path, 3)
+    assert step_of(FEATURIZE, spec, {}) != first
+
+
+def test_a_tokenizer_that_is_gone_is_named(tmp_path):
+    file = tokenizer_file(tmp_path, 2)
+    spec = spec_of(SUBWORDS % file)
+    file.unlink()
+    with pytest.raises(SpecError, match=r"features\.texts\.tokens\.tokenizer_file must be a readable file, got "):
+        step_of(FEATURIZE, spec, {})
+
+
+def test_nothing_outside_the_spec_leaves_the_key_alone(monkeypatch):
+    spec = spec_of("{texts: {encode: ids}}")
+    step = step_of(FEATURIZE, spec, {})
+    monkeypatch.delattr(FEATURIZE.module, "fingerprint")
+    assert step_of(FEATURIZE, spec, {}) == step
