@@ -98,13 +98,16 @@ def test_the_comparison_sees_a_difference_and_no_order(tools: Any, tmp_path: Pat
 
 DAEMON = """
 import os, sys, time
+reader, writer = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         held = bytearray(os.urandom(1)) * 150_000_000
-        time.sleep(1.5)
+        os.write(writer, b"x")
+        time.sleep(2)
     os._exit(0)
 os.wait()
+os.read(reader, 1)
 time.sleep(1)
 """
 
