@@ -2,8 +2,11 @@
 
 import gzip
 import io
+import struct
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,75 @@ def test_numpy_arrays_that_cannot_be_read(tmp_path: Path, array: Any, message: s
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     with pytest.raises(DataError, match=message):
         read("numpy", tmp_path, {"data": "number"})
+
+
+def npy(header: bytes, rows: bytes = b"", version: bytes = b"\x02\0") -> bytes:
+    return b"\x93NUMPY" + version + struct.pack("<I", len(header)) + header + rows
+
+
+def described(shape: str, dtype: str = "<f8") -> bytes:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(described("(1, 1000000000000)")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1, 1099511627776, 1099511627776)")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1000000000000, 0)")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1000000000000,)", "|S0")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(-5,)"), bytes(40)), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1000000000000,)"), bytes(8)), "promises 8000000000000 bytes of rows, and 8 of them"),
+        (npy(described("(1,)"), bytes(16)), "promises 8 bytes of rows, and 16 of them"),
+        (npy(b"(" * 20_000), "a header that cannot be read"),
+        (npy(described("(" + "-" * 30_000 + "1,)")), "a header that cannot be read"),
+    ],
+)
+def test_a_numpy_header_is_not_believed(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("numpy", tmp_path, {"data": "number"})
+
+
+def test_numpy_names_may_be_of_any_script(tmp_path: Path) -> None:
+    names = repr([("größe", "<f8"), ("日", "<f8")])
+    header = f"{{'descr': {names}, 'fortran_order': False, 'shape': (1,)}}\n".encode()
+    (tmp_path / "a.npy").write_bytes(npy(header, np.array([1.5, 2.5]).tobytes(), b"\x03\0"))
+    assert [(r["größe"], r["日"]) for r in read("numpy", tmp_path, {"größe": "number", "日": "number"}).rows] == [
+        (1.5, 2.5)
+    ]
+
+
+def archive(*members: bytes) -> bytearray:
+    sink = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as file:
+        warnings.simplefilter("ignore")  # of a second member of one name
+        for member in members:
+            file.writestr("a.npy", member)
+    return bytearray(sink.getvalue())
+
+
+ONE = npy(described("(3,)"), bytes(24))
+
+
+def change(content: bytearray, at: int, in_directory: int, value: int) -> bytes:
+    content[at] = content[content.index(b"PK\x01\x02") + in_directory] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bytes(archive(ONE, ONE)), "two arrays of one name"),
+        (change(archive(ONE), 6, 8, 1), "encrypted"),
+        (change(archive(ONE), 8, 10, 97), "compression method is not supported"),
+        (bytes(archive(ONE)[:35] + b"\xff" + archive(ONE)[36:]), "invalid block type"),
+    ],
+)
+def test_numpy_archives_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("numpy", tmp_path, {"a": "number"})
 
 
 def test_numpy_archives_have_one_length(tmp_path: Path) -> None:
