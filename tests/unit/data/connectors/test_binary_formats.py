@@ -5,6 +5,7 @@ import io
 import struct
 import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from lepton_ray.core.errors import DataError, MissingExtraError
-from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.connectors import open_connector, webdataset
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
@@ -221,6 +222,52 @@ def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -
     (tmp_path / "a.tar").write_bytes(samples.tar([{"cls": b"1"}, {"cls": b"2"}], keys=["k", "k"]))
     with pytest.raises(DataError, match="must have one member 'cls' in a sample, 'k' has two"):
         read("webdataset", tmp_path, {"cls": "category"})
+
+
+def spoilt(content: bytes, at: int) -> bytes:
+    return content[:at] + b"x" + content[at + 1 :]
+
+
+TWO = samples.tar([{"cls": b"1"}, {"cls": b"2"}])  # a block for each header, one for each content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TWO[:1024], "it ends early"),
+        (TWO[:1124], "it ends early"),
+        (spoilt(TWO, 1030), "a header is damaged"),
+        (TWO + TWO, "more comes behind its end"),
+    ],
+)
+def test_a_webdataset_is_read_to_its_end_or_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("webdataset", tmp_path, {"cls": "category"})
+
+
+def test_a_webdataset_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    (tmp_path / "a.tar").write_bytes(header.tobuf() + bytes(1024))
+    with pytest.raises(DataError, match="a header says that 1073741824 bytes describe a member"):
+        read("webdataset", tmp_path, {"cls": "category"})
+    monkeypatch.setattr(webdataset, "_MAX_SAMPLE_BYTES", 10)
+    for sample in ({"cls": bytes(11)}, {"cls": bytes(6), "txt": bytes(6)}):
+        (tmp_path / "a.tar").write_bytes(samples.tar([sample]))
+        with pytest.raises(DataError, match="must have samples of at most 0 MiB"):
+            read("webdataset", tmp_path, {"cls": "category"})
+
+
+def test_names_in_a_webdataset_may_be_any_bytes(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as file:
+        member = tarfile.TarInfo("\udcff.cls")
+        member.size = 1
+        file.addfile(member, io.BytesIO(b"\xff"))
+    (tmp_path / "a.tar").write_bytes(sink.getvalue())
+    removed = read("webdataset", tmp_path, {"cls": "category"}).removed
+    assert [(r["_reason"], r["_text"]) for r in removed] == [("invalid_utf8", r"\xff")]
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
