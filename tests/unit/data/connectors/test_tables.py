@@ -127,6 +127,53 @@ def test_text_that_is_not_utf8_is_told_apart(tmp_path: Path, kind: str) -> None:
     ]
 
 
+def write_ipc(path: Path, table: pa.Table) -> None:
+    with pa.ipc.new_file(path / "f.arrow", table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("kind", ["number", "category", "text", "time"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([b"1", b"\xff", None], pa.binary_view()).view(pa.string_view()),
+        pa.array([b"1", b"\xff", None], pa.binary_view()),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2, 3], pa.int32()), pa.array(["1", "?", None])),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_layouts_that_few_functions_take(tmp_path: Path, array: pa.Array, kind: str) -> None:
+    write_ipc(tmp_path, pa.table({"a": array, "b": ["1", "2", "3"]}))
+    data = samples.section("arrow", tmp_path, {"a": kind, "b": "category"})
+    found = read_all(data, open_connector(data))
+    is_view = not pa.types.is_run_end_encoded(array.type)
+    lines = {row["_line"] for row in found.removed}
+    assert lines == ({2} if is_view else set()) | ({1} if kind == "time" else set())
+    assert len(found.rows) == 3 - len(lines)
+
+
+@pytest.mark.parametrize("days", [2**31 - 1, -(2**31)])
+def test_times_beyond_python_are_shown_as_texts(tmp_path: Path, days: int) -> None:
+    pq.write_table(pa.table({"at": pa.array([days, 0], pa.date32()), "b": ["1", "2"]}), tmp_path / "f.parquet")
+    data = samples.section("parquet", tmp_path, {"at": "time", "b": "category"})
+    found = read_all(data, open_connector(data))
+    assert [row["b"] for row in found.rows] == ["2"]
+    assert f"got '<value out of range: {days}>'" in found.removed[0]["_detail"]
+    assert json.loads(found.removed[0]["_text"]) == {"at": f"<value out of range: {days}>", "b": "1"}
+
+
+def test_a_number_is_no_image(tmp_path: Path) -> None:
+    numbers = pa.array([6, 1 << 40]).dictionary_encode()
+    write_ipc(tmp_path, pa.table({"p": numbers}))
+    image = {"kind": "image", "height": 1, "width": 6, "channels": 1}
+    data = samples.section("arrow", tmp_path, {"p": image})
+    removed = read_all(data, open_connector(data)).removed
+    assert [row["_text"] for row in removed] == ["{}", "{}"]
+    assert [row["_detail"] for row in removed] == [
+        f"p must be an image file or pixels, got {number}" for number in (6, 1 << 40)
+    ]
+
+
 def _png(value: int, size: tuple[int, int] = (2, 3)) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(np.full(size, value, np.uint8)).save(sink, "PNG")
