@@ -76,7 +76,12 @@ def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]
     if info.type != pafs.FileType.File:
         selector = pafs.FileSelector(root, recursive=True)
         found = persist(lambda: filesystem.get_file_info(selector), _is_transient)
-        infos = [i for i in found if i.is_file and i.path.lower().endswith(suffixes)]
+        try:
+            infos = [i for i in found if i.is_file and i.path.lower().endswith(suffixes)]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"data.source.uri must hold files whose names are UTF-8, got {error.object!r} in {root!r}. Rename it"
+            ) from error
     files = (SourceFile(i.path, i.size or 0, i.mtime_ns or 0) for i in infos)
     return sorted(files, key=lambda file: file.path)
 

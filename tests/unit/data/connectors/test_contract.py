@@ -102,6 +102,11 @@ def test_kinds_that_a_type_cannot_give(tmp_path: Path, array: pa.Array, column: 
         assert "Choose" in problem
 
 
+def test_a_very_long_name_is_cut_in_the_message(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x" * 100_000 + "\n1\n")
+    assert len(problems(samples.section("csv", tmp_path, {"a": "number"}))[0]) < 500
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "text"])
 def test_texts_hold_no_images(tmp_path: Path, kind: str) -> None:
     (tmp_path / ("a.txt" if kind == "text" else f"a.{kind}")).write_text("text,p\n")

@@ -301,3 +301,11 @@ def test_a_pickled_connector_holds_no_open_filesystem(tmp_path: Path) -> None:
     connector.parts()
     assert set(connector.__getstate__()) == {"data"}  # type: ignore[index, call-overload]
     assert isinstance(open_location(str(tmp_path))[0], pafs.LocalFileSystem)
+
+
+def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    with open(bytes(tmp_path) + b"/\xff.csv", "wb") as file:
+        file.write(b"a\n1\n")
+    with pytest.raises(DataError, match=r"must hold files whose names are UTF-8, got b'.*\\xff.csv'.* Rename it"):
+        open_connector(samples.section("csv", tmp_path, {"a": "number"})).parts()
