@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from lepton_ray.data.connectors.files import Piece, Span, even_ranges
 from lepton_ray.data.connectors.filesystems import SourceFile
-from lepton_ray.data.connectors.tables import BATCH_ROWS, TableConnector
+from lepton_ray.data.connectors.tables import TableConnector, in_slices
 
 _MAGIC = b"ARROW1"
 
@@ -46,8 +46,7 @@ class ArrowConnector(TableConnector):
             for batch in batches:
                 chosen = batch if names is None else batch.select(list(names))
                 _validate(chosen)
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield chosen.slice(start, BATCH_ROWS)
+                yield from in_slices(chosen)
 
 
 def _validate(batch: pa.RecordBatch) -> None:

@@ -69,11 +69,22 @@ def test_numbers_stay_numbers_and_dictionaries_dictionaries(tmp_path: Path) -> N
 
 
 def test_lines_go_on_over_batches_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lepton_ray.data.connectors.parquet.BATCH_ROWS", 3)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
     pq.write_table(pa.table({"a": list(range(10))}), tmp_path / "f.parquet", row_group_size=4)
     found = blocks(tmp_path, {"a": "number"})
     assert [line for block in found for line in block.lines.tolist()] == list(range(1, 11))
     assert [value for block in found for value in block.cells.column("a").to_pylist()] == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "orc"])
+def test_blocks_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(tables, "BATCH_BYTES", 10_000)
+    rows = {"a": [f"{i:04d}" + "x" * 1000 for i in range(40)], "same": ["y" * 1000] * 40, "other": ["z" * 9000] * 40}
+    write(kind, tmp_path, pa.table(rows))
+    found = blocks(tmp_path, {"a": "text", "same": "text"}, kind)
+    assert max(block.cells.nbytes for block in found) < 15_000
+    assert [line for block in found for line in block.lines.tolist()] == list(range(1, 41))
+    assert len(found) < 20  # what is not read is not counted
 
 
 def write(kind: str, path: Path, table: pa.Table) -> None:
