@@ -6,7 +6,7 @@ from typing import Any
 from lepton_ray.data import csv_text
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.contract import source_as
-from lepton_ray.data.connectors.files import PART_BYTES, FileConnector, Piece, Span
+from lepton_ray.data.connectors.files import PART_BYTES, FileConnector, Piece, Span, shortened
 from lepton_ray.data.connectors.filesystems import SourceFile
 from lepton_ray.spec.sources import CsvSource
 
@@ -46,7 +46,10 @@ class CsvConnector(FileConnector):
                 yield from csv_text.cut_csv(stream, span.path, self._delimiter, PART_BYTES)
                 return
             stream.seek(span.start)
-            yield csv_text.Chunk(stream.read(span.end - span.start), span.start, span.line)
+            data = stream.read(span.end - span.start)
+            if len(data) < span.end - span.start:
+                raise shortened(span.path)
+            yield csv_text.Chunk(data, span.start, span.line)
 
     def _head(self, stream: Any) -> bytes:
         """Return the first bytes of a file, with the whole header in them."""
