@@ -81,10 +81,11 @@ def to_python(cells: pa.ChunkedArray | pa.Array) -> list[Any]:
     try:
         return list(cells.to_pylist())
     except (ValueError, OverflowError):
-        return [_to_python(value) for value in cells]
+        return [value_of(value) for value in cells]
 
 
-def _to_python(value: pa.Scalar) -> Any:
+def value_of(value: pa.Scalar) -> Any:
+    """Return one cell as ``to_python`` does."""
     try:
         return value.as_py()
     except (ValueError, OverflowError):
