@@ -22,6 +22,7 @@ from lepton_ray.data.connectors.faults import describe, persist, waits_s
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_REFUSED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")  # in Arrow's words
 
 
 @dataclass(frozen=True)
@@ -173,4 +174,6 @@ def _read_at(file: Any, position: int, size: int) -> Any:
 
 
 def _is_transient(error: Exception) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, _LASTING)
+    if isinstance(error, _LASTING) or any(word in str(error) for word in _REFUSED):
+        return False
+    return isinstance(error, OSError)
