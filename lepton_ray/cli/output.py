@@ -110,11 +110,19 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
     except Exception as error:  # noqa: BLE001  the last place to explain an error; its traceback goes to a file
         if isinstance(error, ModuleNotFoundError) and (explained := explain(error, "this command")):
             _fail(error, str(explained), explained.exit_status, as_json, progress)
+        lines = str(error).strip().splitlines()
+        message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\n{_write_details(error)}"
+        _fail(error, message, 1, as_json, progress)
+
+
+def _write_details(error: Exception) -> str:
+    """Write an error's traceback to a file; returns where it is."""
+    try:
         with tempfile.NamedTemporaryFile("w", prefix="lepton-ray-error-", suffix=".txt", delete=False) as file:
             traceback.print_exception(error, file=file)
-        lines = str(error).strip().splitlines()
-        message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\nThe details are in {file.name}"
-        _fail(error, message, 1, as_json, progress)
+    except OSError as fault:  # a full disk may be why there is an error at all
+        return f"The details could not be written ({fault.strerror})"
+    return f"The details are in {file.name}"
 
 
 def _fail(error: BaseException, message: str, status: int, as_json: bool, progress: RichProgress | None) -> NoReturn:

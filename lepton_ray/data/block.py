@@ -7,7 +7,7 @@ they came from and their original text.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +67,31 @@ class RawBlock:
         """Return raw cells of rows as JSON."""
         if not len(positions):
             return []
-        return [to_json(row) for row in self.cells.take(pa.array(positions)).to_pylist()]
+        return [to_json(row) for row in to_rows(self.cells.take(pa.array(positions)))]
+
+
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return a table's rows, each by column."""
+    columns = {name: to_python(table.column(index)) for index, name in enumerate(table.column_names)}
+    return [{name: values[row] for name, values in columns.items()} for row in range(table.num_rows)]
+
+
+def to_python(cells: pa.ChunkedArray | pa.Array) -> list[Any]:
+    """Return cells as Python has them: bytes for a text that is not UTF-8, a text for a time beyond Python's years."""
+    try:
+        return list(cells.to_pylist())
+    except (ValueError, OverflowError):
+        return [value_of(value) for value in cells]
+
+
+def value_of(value: pa.Scalar) -> Any:
+    """Return one cell as ``to_python`` does."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        if hasattr(value, "as_buffer"):
+            return bytes(value.as_buffer())
+        return pa.array([value], value.type).to_string(skip_new_lines=True).removeprefix("[").removesuffix("]")
 
 
 def to_json(value: object) -> str:

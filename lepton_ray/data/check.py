@@ -18,7 +18,7 @@ from lepton_ray.artifacts import rules
 from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers
 from lepton_ray.artifacts.text_form import form
 from lepton_ray.core.text import show
-from lepton_ray.data.block import FATE_SCHEMA, LINE, SOURCE, RawBlock, to_json
+from lepton_ray.data.block import FATE_SCHEMA, LINE, SOURCE, RawBlock, to_json, to_python, value_of
 from lepton_ray.data.hashing import HASH_TYPE, hash_groups
 from lepton_ray.spec.data import (
     CategoryColumn,
@@ -304,7 +304,7 @@ def to_text(cells: pa.Array) -> pa.Array:
         texts = [None if value != value else rules.category_text(float(str(value))) for value in distinct]
         return pa.array(texts, pa.string()).take(encoded.indices)
     if pa.types.is_nested(kind):
-        return pa.array([None if value is None else to_json(value) for value in cells.to_pylist()], pa.string())
+        return pa.array([None if value is None else to_json(value) for value in to_python(cells)], pa.string())
     return cells.cast(pa.string())
 
 
@@ -314,7 +314,7 @@ def _plain(texts: pa.Array) -> pa.Array:
 
 def _value_in(cells: Any) -> Callable[[int], object]:
     """Return what gives a row's value to show."""
-    return lambda row: cells[row].as_py() if isinstance(cells, pa.Array) else cells[row].item()
+    return lambda row: value_of(cells[row]) if isinstance(cells, pa.Array) else cells[row].item()
 
 
 def _removed_rows(block: RawBlock, data: DataSpec, verdict: Verdict) -> pa.Table:

@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
+from lepton_ray.core.errors import DataError
 from lepton_ray.data.block import BadRecord, Positions, RawBlock
 from lepton_ray.spec.data import CategoryColumn, Column, NumberColumn
 
 _MAX_RECORD_BYTES = 1 << 20  # a quote that is not closed within this is taken for a stray one
 _HEAD_BYTES = _MIN_READ_BYTES = 4 * _MAX_RECORD_BYTES
+_MAX_LINE_BYTES = 64 << 20  # a file without line ends would be held whole
 _QUOTE, _LF, _CR = b'"\n\r'  # as numbers, to compare with bytes
 _BOM = b"\xef\xbb\xbf"
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -69,25 +71,29 @@ class Records:
         return Records(self.starts[mask], self.ends[mask], self.next_start, self.is_unclosed[mask], self.is_regular)
 
 
-def cut_csv(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[Chunk]:
+def cut_csv(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> Iterator[Chunk]:
     """Yield a file's records behind the header, in chunks of about ``target_bytes``.
 
     Args:
         stream: Bytes of the file, UTF-8 with or without a byte-order mark; line ends LF, CR LF or CR, also mixed.
+        source: Name of the file, for errors.
         delimiter: One character.
         target_bytes: How much a chunk should hold; where it is cut changes no record.
+
+    Raises:
+        DataError: If a record is longer than 64 MiB.
     """
-    for data, end, start, line in _cut(stream, delimiter, target_bytes):
+    for data, end, start, line in _cut(stream, source, delimiter, target_bytes):
         yield Chunk(data[:end], start, line)
 
 
-def find_cuts(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[tuple[int, int, int]]:
+def find_cuts(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> Iterator[tuple[int, int, int]]:
     """Yield start, end and first line of each chunk of ``cut_csv``, without copying what is in it."""
-    for _, end, start, line in _cut(stream, delimiter, target_bytes):
+    for _, end, start, line in _cut(stream, source, delimiter, target_bytes):
         yield start, start + end, line
 
 
-def _cut(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[tuple[bytes, int, int, int]]:
+def _cut(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> Iterator[tuple[bytes, int, int, int]]:
     """Yield data that begin with a chunk, the chunk's length, and its offset and line in the file."""
     head = head_of(stream)
     start, line = _skip_header(head, delimiter)
@@ -102,6 +108,10 @@ def _cut(stream: BinaryIO, delimiter: str, target_bytes: int) -> Iterator[tuple[
             yield data, end, start, line
             line += _count_line_ends(data, end)
         start, rest = start + end, data[end:]
+        if len(rest) > _MAX_LINE_BYTES:
+            raise DataError(
+                f"{source} must have records of at most {_MAX_LINE_BYTES >> 20} MiB, got a longer one. Write one record a line"
+            )
 
 
 def _read_on(stream: BinaryIO, head: bytes) -> Callable[[int], bytes]:

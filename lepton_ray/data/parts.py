@@ -4,6 +4,7 @@ A part is written by a thread of this process or by a task on another machine; `
 Typed parts are Arrow IPC files (read without copying), what people keep is Parquet.
 """
 
+import contextlib
 import hashlib
 import json
 import uuid
@@ -16,6 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lepton_ray.artifacts.kinds import PartFile
+from lepton_ray.core.errors import ArtifactError
 
 _PARQUET_ROW_GROUP = 1 << 20
 
@@ -90,12 +92,19 @@ class Folder:
         """Write a file that appears whole or not at all: an object store shows it when it is closed, a folder when it is moved."""
         path = f"{self.path}/{name}"
         directory, _, base = path.rpartition("/")
-        self.filesystem.create_dir(directory, recursive=True)
         target = f"{directory}/.{base}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(content)
-        if target != path:
-            self.filesystem.move(target, path)
+        try:
+            self.filesystem.create_dir(directory, recursive=True)
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+            if target != path:
+                self.filesystem.move(target, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.filesystem.delete_file(target)  # it takes room where there is none
+            raise ArtifactError(
+                f"{path} must be a file that can be written, got: {error}. Make room in the storage, or choose another"
+            ) from error
 
 
 def _write_ipc(table: pa.Table, sink: Any) -> None:

@@ -217,7 +217,9 @@ def _find_loss(ledger: Ledger, clean: CleanSpec) -> str | None:
 
 
 def _find_empty(dataset: Dataset, data: DataSpec) -> str | None:
-    """What is wrong when a split, or a class of the training split, is empty."""
+    """What is wrong when nothing is left, or a split or a class of the training split is empty."""
+    if not dataset.ledger.rows_kept:
+        return "clean must keep rows, got none. Repair the source, or the rules that removed them."
     lost = [name for name, count in dataset.class_rows.get("train", {}).items() if not count]
     shares = {"train": data.split.train, "val": data.split.val, "test": data.split.test}
     empty = [name for name, count in dataset.split_rows.items() if not count and shares[name]]

@@ -128,7 +128,9 @@ def infer_data(path: str) -> Inferred:
     types = _source_types(source)
     columns, left_out = _columns_to_read(source, types)
     if not columns:
-        raise DataError(f"the data must have a column that a spec can name, got {list(types)} in {path!r}. Name one")
+        raise DataError(
+            f"the data must have a column that a spec can name, in UTF-8, got {list(types)} in {path!r}. Name one"
+        )
     head = _read_head(source, columns)
     guesses = {name: _guess(head.column(name), column, types[name]) for name, column in columns.items()}
     return Inferred(source, guesses, left_out)

@@ -23,7 +23,7 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper
 from lepton_ray.stages.context import RunContext
 
-VERSION = 2
+VERSION = 3
 _PLAN = "plan.json"
 _FILE_BYTES = 64 << 20  # of typed rows: what a reader of a file holds
 

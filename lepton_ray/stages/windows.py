@@ -24,6 +24,8 @@ def add_windows(verdicts: Verdicts, windows: Mapping[str, WindowSpec], ctx: RunC
     The columns that order the rows are held in memory: about 60 bytes a row and window.
     """
     kept = np.flatnonzero(verdicts.is_kept)
+    if not len(kept):  # then nobody reads a window
+        kept = np.arange(len(verdicts.codes))
     made = {name: _make(verdicts, kept, name, window) for name, window in windows.items()}
     folder = Folder(ctx.filesystem, ctx.work_path)
     files: list[PartFile] = []

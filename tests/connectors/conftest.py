@@ -216,6 +216,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 else:
                     self.wfile.write(reply.body)
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def log_message(self, *arguments: Any) -> None:
             pass
 

@@ -4,6 +4,7 @@ import email.utils
 import gzip
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -298,6 +299,78 @@ def test_answers_of_another_form(server: Server, body: bytes, records: str, mess
     server.app = lambda request: Reply(body)
     data = section(f"{server.url}/x", records=records)
     with pytest.raises(DataError, match=message):
+        read_all(data, open_connector(data))
+
+
+@pytest.mark.parametrize("address", ["http://[zz/x", "http://h:99999999/x", "http://\u2100.h/x"])
+@pytest.mark.parametrize("way", ["first", "redirect", "link", "next"])
+def test_an_address_that_is_none_is_an_error(server: Server, address: str, way: str) -> None:
+    replies = {
+        "redirect": Reply(b"", 302, {"Location": address.encode("ascii", "replace").decode().replace("?", "[")}),
+        "link": Reply(GOOD.body, headers={"Link": f'<{address.replace(chr(0x2100), "[")}>; rel="next"'}),
+        "next": Reply(json.dumps({"items": [record(1)], "next": address}).encode()),
+    }
+    server.app = lambda request: replies[way]
+    options: dict[str, Any] = {"link": {"pages": {"kind": "link"}}, "next": {"pages": {"kind": "next"}}}.get(way, {})
+    data = section(
+        address if way == "first" else f"{server.url}/x", records="items" if way == "next" else "", **options
+    )
+    with pytest.raises(DataError, match=r"must (lead to addresses|name its next page by an address|be an address)"):
+        read_all(data, open_connector(data))
+    assert len(server.requests) == (way != "first")
+
+
+def test_addresses_in_any_script_are_asked_in_ascii(server: Server) -> None:
+    body = {"items": [record(1)], "next": "/日本 x?q=é y&z=%41"}
+    server.app = lambda request: Reply(json.dumps(body if request.path == "/%C3%A9" else {"items": []}).encode())
+    data = section(f"{server.url}/é", records="items", pages={"kind": "next"})
+    assert len(read_all(data, open_connector(data)).rows) == 1
+    assert [request.path for request in server.requests] == ["/%C3%A9", "/%E6%97%A5%E6%9C%AC%20x"]
+    assert server.requests[1].query == {"q": "é y", "z": "A"}
+
+
+@pytest.mark.parametrize("value", ["${API_TOKEN}\n", "${API_TOKEN}é", "a\r\nEvil: ${API_TOKEN}"])
+def test_a_header_that_cannot_be_sent_is_not_shown(server: Server, value: str) -> None:
+    data = section(f"{server.url}/x", headers={"X-Key": value})
+    with pytest.raises(DataError, match=r"data\.source\.headers\.X-Key must be printable ASCII") as caught:
+        read_all(data, open_connector(data))
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_secret_in_the_path_is_not_shown(server: Server) -> None:
+    server.app = lambda request: Reply(b"{}", 404 if request.path.endswith("404") else 200)
+    for rest in ("404", "x"):
+        data = section(f"{server.url}/bot${{API_TOKEN}}/{rest}")
+        with pytest.raises(DataError, match=r"/bot\$\{API_TOKEN\}/") as caught:
+            read_all(data, open_connector(data))
+        assert TOKEN not in str(caught.value)
+
+
+def test_a_user_in_the_address_is_refused(server: Server) -> None:
+    data = section(server.url.replace("//", "//me:${API_TOKEN}@"))
+    with pytest.raises(DataError, match=r"must hold no user, got one for http://127") as caught:
+        read_all(data, open_connector(data))
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(GOOD.body, length=-1, headers={"Content-Length": "abc", "Connection": "close"}),
+        Reply(b"\xef\xbb\xbf" + GOOD.body),
+        Reply(gzip.compress(GOOD.body), headers={"Content-Encoding": "GZIP"}),
+    ],
+)
+def test_answers_that_are_a_little_off_are_read(server: Server, reply: Reply) -> None:
+    server.app = lambda request: reply
+    data = section(f"{server.url}/x")
+    assert len(read_all(data, open_connector(data)).rows) == 1
+
+
+def test_a_retry_after_that_is_no_number_is_a_wait_like_others(server: Server) -> None:
+    server.app = scripted(Reply(b"", 503, {"Retry-After": "\u00b2"}))
+    data = section(f"{server.url}/x", deadline_s=20.0)
+    with pytest.raises(DataError, match="503 Service Unavailable in try 1, and 20 s of"):
         read_all(data, open_connector(data))
 
 

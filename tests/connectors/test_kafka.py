@@ -133,6 +133,16 @@ def test_keys_and_times_are_columns(broker: tuple[Any, str], topic: str) -> None
     assert rows[2]["at"] == datetime.fromtimestamp(START_MS / 1000 + 2, UTC)
 
 
+def test_a_time_beyond_all_years_makes_a_bad_record(broker: tuple[Any, str], topic: str) -> None:
+    produce(broker[0], topic, b'{"n": 1}', 0, None, 2**62)
+    broker[0].flush(10)
+    data = section(broker, topic, {"n": "number", "at": "time"}, time_column="at", start=13)
+    found = read_all(data, open_connector(data))
+    assert [
+        (record["_reason"], str(2**62) in record["_detail"]) for record in found.removed if "at" in record["_detail"]
+    ] == [("type_error", True)]
+
+
 def test_messages_of_text(broker: tuple[Any, str], topic: str) -> None:
     data = section(broker, topic, {"value": "text"}, format="text", start=12)
     read = read_all(data, open_connector(data))

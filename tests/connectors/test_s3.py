@@ -13,6 +13,7 @@ from lepton_ray.data.connectors import files, lines, open_connector
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
+from .conftest import Reply, Server
 from .table import COLUMNS, csv_lines, json_lines, rows, table
 
 ROWS = 60
@@ -91,3 +92,13 @@ def test_an_object_that_goes_away_stops_the_run(bucket: tuple[pafs.S3FileSystem,
     filesystem.delete_file("shop/a.csv")
     with pytest.raises(DataError, match=r"shop/a\.csv must be a readable csv file"):
         list(connector.read(parts[0]))
+
+
+def test_what_is_refused_is_asked_for_once(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    server.app = lambda request: Reply(b"<Error><Code>AccessDenied</Code></Error>", 403)
+    query = f"?endpoint_override={server.url.removeprefix('http://')}&scheme=http&region=us-east-1"
+    with pytest.raises(DataError, match="ACCESS_DENIED"):
+        open_connector(section("csv", f"s3://shop/x.csv{query}")).parts()
+    assert len(server.requests) == 1

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from lepton_ray.data.connectors.files import Piece, Span, even_ranges
 from lepton_ray.data.connectors.filesystems import SourceFile
-from lepton_ray.data.connectors.tables import BATCH_ROWS, TableConnector
+from lepton_ray.data.connectors.tables import TableConnector, in_slices
 
 _MAGIC = b"ARROW1"
 
@@ -31,7 +31,7 @@ class ArrowConnector(TableConnector):
                 return
             count, line = reader.num_record_batches, 1
             for start, end in even_ranges(count, -(-file.size_bytes // target_bytes)):
-                yield Piece(Span(file.path, start, end, line), (end - start) * file.size_bytes // count)
+                yield Piece(Span(file.path, start, end, line), (end - start) * file.size_bytes // max(count, 1))
                 line += sum(reader.get_batch(index).num_rows for index in range(start, end))
 
     def batches(self, span: Span, names: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -46,13 +46,16 @@ class ArrowConnector(TableConnector):
             for batch in batches:
                 chosen = batch if names is None else batch.select(list(names))
                 _validate(chosen)
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield chosen.slice(start, BATCH_ROWS)
+                yield from in_slices(chosen)
 
 
 def _validate(batch: pa.RecordBatch) -> None:
     """See that bytes of a damaged file are not read as lengths; texts that are no UTF-8 are left to ``finish``."""
-    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    as_bytes = {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }
     for column in batch.columns:
         (column.view(as_bytes[column.type]) if column.type in as_bytes else column).validate(full=True)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lepton_ray.core.text import show
-from lepton_ray.data.block import BadRecord, Positions, RawBlock
+from lepton_ray.data.block import BadRecord, Positions, RawBlock, to_python, to_rows
 from lepton_ray.data.connectors.pixels import read_pixels
 from lepton_ray.spec.data import Column, ImageColumn
 
@@ -21,6 +22,7 @@ _UTF8: Fault = ("invalid_utf8", "the record must be UTF-8")
 
 def finish(block: RawBlock, columns: Mapping[str, Column]) -> RawBlock:
     """Return a block whose images are pixels and whose other cells are no bytes; rows that cannot be so are bad records."""
+    block = replace(block, cells=_without_views(block.cells))
     cells, faults = block.cells, dict[int, Fault]()
     for index, name in enumerate(block.cells.column_names):
         column, given = columns[name], cells.column(index)
@@ -30,9 +32,26 @@ def finish(block: RawBlock, columns: Mapping[str, Column]) -> RawBlock:
     if not faults:
         return replace(block, cells=cells)
     positions = np.array(sorted(faults), np.int64)
-    images = [name for name in cells.column_names if isinstance(columns[name], ImageColumn)]
-    texts = block.texts(positions) if block.texts else row_texts(block.cells.drop(images).take(pa.array(positions)))
+    texts = block.texts(positions) if block.texts else _texts_without_images(block.cells, columns, positions)
     return _without(replace(block, cells=cells), faults, dict(zip(positions.tolist(), texts, strict=True)))
+
+
+def _texts_without_images(cells: pa.Table, columns: Mapping[str, Column], positions: Positions) -> list[str]:
+    shown = cells.select([name for name in cells.column_names if not isinstance(columns[name], ImageColumn)])
+    if not shown.num_columns:  # then Arrow forgets how many rows there are
+        return ["{}"] * len(positions)
+    return row_texts(shown.take(pa.array(positions)))
+
+
+def _without_views(cells: pa.Table) -> pa.Table:
+    """Return cells in layouts that all of Arrow's functions take; whether the bytes of a text are one is not looked at."""
+    for index, (name, column) in enumerate(zip(cells.column_names, cells.columns, strict=True)):
+        if pa.types.is_run_end_encoded(column.type):
+            cells = cells.set_column(index, name, pc.run_end_decode(column))
+        elif pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+            views = pa.chunked_array([chunk.view(pa.binary_view()) for chunk in column.chunks], pa.binary_view())
+            cells = cells.set_column(index, name, views.cast(pa.binary()))
+    return cells
 
 
 def _without(block: RawBlock, faults: Mapping[int, Fault], texts: Mapping[int, str]) -> RawBlock:
@@ -52,26 +71,7 @@ def _without(block: RawBlock, faults: Mapping[int, Fault], texts: Mapping[int, s
 
 def row_texts(table: pa.Table) -> list[str]:
     """Return rows as JSON texts."""
-    return [json.dumps(row, ensure_ascii=False, default=_plain) for row in _rows(table)]
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    columns = {name: _values(table.column(index)) for index, name in enumerate(table.column_names)}
-    return ({name: values[i] for name, values in columns.items()} for i in range(table.num_rows))
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    try:
-        return list(column.to_pylist())
-    except (UnicodeDecodeError, ValueError):  # text that is none; a time beyond Python's
-        return [_as_bytes(value) for chunk in column.chunks for value in chunk]
-
-
-def _as_bytes(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except (UnicodeDecodeError, ValueError):
-        return bytes(value.as_buffer()) if hasattr(value, "as_buffer") else str(value)
+    return [json.dumps(row, ensure_ascii=False, default=_plain) for row in to_rows(table)]
 
 
 def _plain(value: Any) -> str:
@@ -84,11 +84,11 @@ def _read_texts(cells: pa.ChunkedArray) -> Read:
     try:
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
             return _undictionary(cells).cast(pa.binary()).cast(pa.string()), {}
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             cells.validate(full=True)
         return cells, {}
     except pa.ArrowInvalid:
-        values = _values(cells)
+        values = to_python(cells)
     texts = [_text_or_none(value) for value in values]
     wrong = [i for i, (value, text) in enumerate(zip(values, texts, strict=True)) if value is not None and text is None]
     return pa.chunked_array([pa.array(texts, pa.string())]), dict.fromkeys(wrong, _UTF8)
@@ -110,7 +110,7 @@ def _text_or_none(value: Any) -> str | None:
 def _read_images(name: str, cells: pa.ChunkedArray, column: ImageColumn) -> Read:
     pixels: list[bytes | None] = []
     faults: dict[int, Fault] = {}
-    for index, value in enumerate(_values(cells)):
+    for index, value in enumerate(to_python(cells)):
         content = value.get("bytes") if isinstance(value, dict) else value
         try:
             pixels.append(read_pixels(_bytes_of(content), column))
@@ -126,7 +126,7 @@ def _bytes_of(content: Any) -> bytes:
     if content is None:
         raise ValueError("must be given")
     try:
-        return bytes(content)
+        return bytes(iter(content))  # of a number it would be so many zeros
     except (TypeError, ValueError) as error:
         raise ValueError(f"must be an image file or pixels, got {show(content)}") from error
 

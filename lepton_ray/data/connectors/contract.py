@@ -11,7 +11,7 @@ from lepton_ray.spec.data import DataSpec, ImageColumn
 
 T = TypeVar("T", bound=Section)
 
-_SHOWN_NAMES = 20
+_SHOWN_NAMES, _SHOWN_LENGTH = 20, 80
 _NESTED = ("struct<", "map<", "list<", "large_list<", "fixed_size_list<", "list_view<", "sparse_union<", "dense_union<")
 BYTES = ("binary", "large_binary", "fixed_size_binary[", "extension<")
 _CLOCKS = ("time32[", "time64[", "duration[", "month_day_nano_interval")
@@ -75,13 +75,17 @@ def _image_problems(data: DataSpec) -> Iterator[str]:
 
 
 def _missing(name: str, names: Sequence[str], data: DataSpec) -> str:
-    shown = ", ".join(names[:_SHOWN_NAMES]) + (
+    shown = ", ".join(map(_cut_short, names[:_SHOWN_NAMES])) + (
         f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     )
     free = [other for other in names if other not in data.columns]
     close = difflib.get_close_matches(name, free, 1) or _same_but_for_case(name, free)
     action = f"Did you mean {close[0]!r}?" if close else "Name one of them"
     return f"data.columns.{name} must name a column of the source {data.source.place!r}, which has {shown}. {action}"
+
+
+def _cut_short(name: str) -> str:
+    return name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..."
 
 
 def _same_but_for_case(name: str, names: Sequence[str]) -> list[str]:

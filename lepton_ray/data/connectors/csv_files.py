@@ -6,7 +6,7 @@ from typing import Any
 from lepton_ray.data import csv_text
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.contract import source_as
-from lepton_ray.data.connectors.files import PART_BYTES, FileConnector, Piece, Span
+from lepton_ray.data.connectors.files import PART_BYTES, FileConnector, Piece, Span, shortened
 from lepton_ray.data.connectors.filesystems import SourceFile
 from lepton_ray.spec.sources import CsvSource
 
@@ -29,7 +29,7 @@ class CsvConnector(FileConnector):
     def cut(self, file: SourceFile, target_bytes: int) -> Iterator[Piece]:
         """Cut between records."""
         with self.stream(file.path) as stream:
-            for start, end, line in csv_text.find_cuts(stream, self._delimiter, target_bytes):
+            for start, end, line in csv_text.find_cuts(stream, file.path, self._delimiter, target_bytes):
                 yield Piece(Span(file.path, start, end, line), end - start)
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
@@ -43,10 +43,13 @@ class CsvConnector(FileConnector):
     def _chunks(self, span: Span) -> Iterator[csv_text.Chunk]:
         with self.stream(span.path) as stream:
             if span.end is None:
-                yield from csv_text.cut_csv(stream, self._delimiter, PART_BYTES)
+                yield from csv_text.cut_csv(stream, span.path, self._delimiter, PART_BYTES)
                 return
             stream.seek(span.start)
-            yield csv_text.Chunk(stream.read(span.end - span.start), span.start, span.line)
+            data = stream.read(span.end - span.start)
+            if len(data) < span.end - span.start:
+                raise shortened(span.path)
+            yield csv_text.Chunk(data, span.start, span.line)
 
     def _head(self, stream: Any) -> bytes:
         """Return the first bytes of a file, with the whole header in them."""

@@ -160,7 +160,7 @@ class FileConnector(ABC):
             yield
         except LeptonError:
             raise
-        except (OSError, EOFError, pa.ArrowException) as error:
+        except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
             raise DataError(
                 f"{path} must be a readable {self.data.source.kind} file, got: "
                 f"{describe(error, str(getattr(self.data.source, 'uri', '')))}. Repair or remove it"
@@ -173,6 +173,11 @@ class FileConnector(ABC):
             return
         with self.faults(file.path):
             yield from self.cut(file, target_bytes)
+
+
+def shortened(path: str) -> DataError:
+    """Return the error for a file that ends before the place where it was cut: its records would be lost in silence."""
+    return DataError(f"{path} must stay as it is while it is read, but has become shorter. Run again when it is whole")
 
 
 def prepare_missing(prepare: str | None, filesystem: pafs.FileSystem, root: str, uri: str) -> None:

@@ -22,6 +22,7 @@ from lepton_ray.data.connectors.faults import describe, persist, waits_s
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_REFUSED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")  # in Arrow's words
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]
     if info.type != pafs.FileType.File:
         selector = pafs.FileSelector(root, recursive=True)
         found = persist(lambda: filesystem.get_file_info(selector), _is_transient)
-        infos = [i for i in found if i.is_file and i.path.lower().endswith(suffixes)]
+        try:
+            infos = [i for i in found if i.is_file and i.path.lower().endswith(suffixes)]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"data.source.uri must hold files whose names are UTF-8, got {error.object!r} in {root!r}. Rename it"
+            ) from error
     files = (SourceFile(i.path, i.size or 0, i.mtime_ns or 0) for i in infos)
     return sorted(files, key=lambda file: file.path)
 
@@ -168,4 +174,6 @@ def _read_at(file: Any, position: int, size: int) -> Any:
 
 
 def _is_transient(error: Exception) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, _LASTING)
+    if isinstance(error, _LASTING) or any(word in str(error) for word in _REFUSED):
+        return False
+    return isinstance(error, OSError)

@@ -14,8 +14,8 @@ from lepton_ray.core.text import show, without_credentials
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.contract import source_as
-from lepton_ray.data.connectors.http_client import Answer, Client, Limits, shown
-from lepton_ray.data.connectors.records import Gathered
+from lepton_ray.data.connectors.http_client import Answer, Client, Limits
+from lepton_ray.data.connectors.records import Gathered, strip
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import CursorPages, HttpSource, LinkPages, NextPages, NumberedPages, OffsetPages
 
@@ -48,21 +48,23 @@ class HttpConnector:
         while url is not None:
             if len(asked) >= source.max_pages:
                 raise DataError(
-                    f"{shown(url)} must end within {source.max_pages} pages, got more. Raise data.source.max_pages"
+                    f"{client.shown(url)} must end within {source.max_pages} pages, got more. Raise data.source.max_pages"
                 )
             asked.add(url)
             answer, content = _get_json(client, url)
             records = _records(content, source, answer)
             if records and answer.body == last:
                 raise DataError(
-                    f"{shown(url)} must give another page for another request, got the same again. Check data.source.pages"
+                    f"{client.shown(url)} must give another page for another request, got the same again. Check data.source.pages"
                 )
             if records:
                 yield self._block(records, line)
             line, last = line + len(records), answer.body
             url = _next_url(source, answer, content, len(records), line - 1)
             if url in asked:
-                raise DataError(f"{shown(url)} must come once, got it as next page again. Check data.source.pages")
+                raise DataError(
+                    f"{client.shown(url)} must come once, got it as next page again. Check data.source.pages"
+                )
 
     def size_bytes(self) -> None:
         """Not known."""
@@ -96,11 +98,11 @@ def _get_json(client: Client, url: str) -> tuple[Answer, Any]:
     for is_last in (*[False] * (_JSON_TRIES - 1), True):
         answer = client.get(url)
         try:
-            return answer, orjson.loads(answer.body)
+            return answer, orjson.loads(strip(answer.body))
         except orjson.JSONDecodeError as error:
             if is_last:
                 raise DataError(
-                    f"{shown(url)} must answer with JSON, got {show(answer.body[:40])} ({error.args[0]}). Check data.source.uri"
+                    f"{client.shown(url)} must answer with JSON, got {show(answer.body[:40])} ({error.args[0]}). Check data.source.uri"
                 ) from error
     raise AssertionError("the last try returns or raises")
 
@@ -111,7 +113,7 @@ def _records(content: Any, source: HttpSource, answer: Answer) -> list[Any]:
         keys = f", which has {', '.join(list(content)[:20])}" if isinstance(content, dict) else ""
         where = repr(source.records) if source.records else "the answer itself"
         raise DataError(
-            f"data.source.records must lead to a list in the answer of {shown(answer.url)}{keys}, got {where}: "
+            f"data.source.records must lead to a list in the answer of {answer.shown}{keys}, got {where}: "
             f"{type(found).__name__}. Name the keys that lead to it, joined by dots"
         )
     return found
@@ -135,9 +137,9 @@ def _first_url(source: HttpSource, url: str) -> str:
 def _next_url(source: HttpSource, answer: Answer, content: Any, on_page: int, so_far: int) -> str | None:
     pages = source.pages
     if isinstance(pages, LinkPages):
-        return _join(answer.url, _linked(answer.headers.get_all("Link") or []))  # type: ignore[attr-defined]
+        return _join(answer, _linked(answer.headers.get_all("Link") or []))  # type: ignore[attr-defined]
     if isinstance(pages, NextPages):
-        return _join(answer.url, _text_at(content, pages.path, answer))
+        return _join(answer, _text_at(content, pages.path, answer))
     if isinstance(pages, CursorPages):
         cursor = _text_at(content, pages.path, answer)
         return None if cursor is None else _with_query(answer.url, {pages.parameter: cursor})
@@ -155,7 +157,7 @@ def _page_url(pages: OffsetPages | NumberedPages, url: str, so_far: int, number:
 
 def _number_of(url: str, pages: OffsetPages | NumberedPages) -> int:
     values = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query).get(pages.parameter, ["0"])
-    return int(values[-1]) if values[-1].isdigit() else 0
+    return int(values[-1]) if values[-1].isascii() and values[-1].isdecimal() else 0
 
 
 def _text_at(content: Any, path: str, answer: Answer) -> str | None:
@@ -164,7 +166,7 @@ def _text_at(content: Any, path: str, answer: Answer) -> str | None:
         return None
     if not isinstance(value, str | int):
         raise DataError(
-            f"data.source.pages.path must lead to a text in the answer of {shown(answer.url)}, got {path!r}: {show(value)}. "
+            f"data.source.pages.path must lead to a text in the answer of {answer.shown}, got {path!r}: {show(value)}. "
             "Name the keys that lead to it"
         )
     return str(value)
@@ -180,8 +182,13 @@ def _linked(headers: list[str]) -> str | None:
     return None
 
 
-def _join(url: str, target: str | None) -> str | None:
-    return None if target is None else urllib.parse.urljoin(url, target)
+def _join(answer: Answer, target: str | None) -> str | None:
+    try:
+        return None if target is None else urllib.parse.urljoin(answer.url, target)
+    except ValueError as error:
+        raise DataError(
+            f"{answer.shown} must name its next page by an address, got {show(target)} ({error}). Check data.source.pages"
+        ) from error
 
 
 def _with_query(url: str, changes: dict[str, str]) -> str:

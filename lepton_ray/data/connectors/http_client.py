@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, LeptonError
+from lepton_ray.core.text import show, without_credentials
 from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, describe, waits_s
 
 _CHUNK_BYTES = 1 << 16
@@ -24,12 +25,15 @@ _PORTS = {"http": 80, "https": 443}
 _REFUSAL_BYTES = 4096
 _SHOWN_CHARACTERS = 200
 _MIN_SECRET_LENGTH = 6
+_UNQUOTED = "!$%&'()*+,/:;=?@[]~"  # what stays as it is in a path and a query
 
 
 class Answer(NamedTuple):
     """What the server said."""
 
     url: str
+    shown: str
+    """The address that was asked, as messages show it."""
     body: bytes
     headers: Mapping[str, str]
 
@@ -65,6 +69,23 @@ class Client:
     _next_start: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
+        """Look at what is sent.
+
+        Raises:
+            DataError: If the address is none, or a header cannot be sent: a value, which may be a secret, is not shown.
+        """
+        place = origin(self.first_url)
+        if urllib.parse.urlsplit(self.first_url).username is not None:
+            raise DataError(
+                f"data.source.uri must hold no user, got one for {place}. Send data.source.headers instead, "
+                "such as Authorization: Basic ${USER_AND_PASSWORD_IN_BASE64}"
+            )
+        for name, value in self.headers.items():
+            if not value.isprintable() or not value.isascii():
+                raise DataError(
+                    f"data.source.headers.{name} must be printable ASCII text on one line, got other characters. Look at "
+                    "the environment variable it refers to: a line end at its end is one"
+                )
         self._deadline = time.monotonic() + self.limits.deadline_s
 
     def get(self, url: str) -> Answer:
@@ -78,6 +99,7 @@ class Client:
                 f"data.source.uri must lead to pages of {origin(self.first_url)}, got one at {origin(url)}: credentials are "
                 "not sent there. Name that address in data.source.uri if it is right"
             )
+        url = _quoted(url)
         waits = waits_s(self.limits.max_tries)
         for number in range(1, self.limits.max_tries + 1):
             self._pace()
@@ -86,6 +108,12 @@ class Client:
             except _FaultError as error:
                 self._wait(url, number, error, next(waits, None))
         raise AssertionError("the last wait raises")
+
+    def shown(self, url: str) -> str:
+        """Return an address as messages show it: without user and query, which may hold a key, and without secrets."""
+        parts = urllib.parse.urlsplit(url)
+        text = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return describe(ValueError(text), *self.templates)
 
     def _pace(self) -> None:
         """Wait until the next request may start."""
@@ -107,7 +135,7 @@ class Client:
         if wait_s is None or wait_s >= left_s:
             rest = "" if wait_s is None else f", and {max(left_s, 0):.0f} s of data.source.deadline_s are left"
             raise DataError(
-                f"{shown(url)} must answer within {self.limits.max_tries} tries, got {error} in try {number}{rest}. Try later, "
+                f"{self.shown(url)} must answer within {self.limits.max_tries} tries, got {error} in try {number}{rest}. Try later, "
                 "or raise data.source.max_tries or data.source.deadline_s"
             ) from error
         time.sleep(wait_s)
@@ -116,17 +144,23 @@ class Client:
         timeout_s = min(self.limits.timeout_s, self._deadline - time.monotonic())
         if timeout_s <= 0:
             raise DataError(
-                f"{shown(url)} must be read within data.source.deadline_s ({self.limits.deadline_s:g}). Raise it"
+                f"{self.shown(url)} must be read within data.source.deadline_s ({self.limits.deadline_s:g}). Raise it"
             )
         request = urllib.request.Request(url, headers={"Accept": "application/json", **self.headers})  # noqa: S310
         opener = urllib.request.build_opener(_SameOrigin(self.first_url))
         end = time.monotonic() + timeout_s
         try:
             with opener.open(request, timeout=timeout_s) as response:
-                return Answer(response.geturl(), self._body(response, url, end), response.headers)
+                return Answer(response.geturl(), self.shown(url), self._body(response, url, end), response.headers)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error, url) from error
+        except LeptonError:
+            raise
+        except (ValueError, http.client.InvalidURL) as error:
+            raise DataError(
+                f"{self.shown(url)} must be an address that can be asked, got {type(error).__name__}. Check data.source.uri"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise _FaultError(_name(error)) from error
 
@@ -141,11 +175,11 @@ class Client:
                 raise self._too_large(url)
             if time.monotonic() > end:
                 raise _FaultError("no whole answer in time")
-        length = response.headers.get("Content-Length")
-        if length is not None and size < int(length):
-            raise _FaultError(f"{size} of {length} bytes")
+        if response.length:  # what is left of Content-Length
+            raise _FaultError(f"{size} of {size + response.length} bytes")
         body = b"".join(pieces)
-        return self._decompress(body, url) if response.headers.get("Content-Encoding") == "gzip" else body
+        is_gzip = response.headers.get("Content-Encoding", "").strip().lower() == "gzip"
+        return self._decompress(body, url) if is_gzip else body
 
     def _decompress(self, body: bytes, url: str) -> bytes:
         engine = zlib.decompressobj(_GZIP)
@@ -160,11 +194,12 @@ class Client:
         return content
 
     def _refusal(self, error: urllib.error.HTTPError, url: str) -> Exception:
+        reason = describe(ValueError(error.reason), *self.templates)
         if error.code in _PASSING:
-            return _FaultError(f"{error.code} {error.reason}", _retry_after_s(error.headers.get("Retry-After")))
-        answer = f"{error.code} {error.reason}" + (f" ({text})" if (text := self._text(error)) else "")
+            return _FaultError(f"{error.code} {reason}", _retry_after_s(error.headers.get("Retry-After")))
+        answer = f"{error.code} {reason}" + (f" ({text})" if (text := self._text(error)) else "")
         return DataError(
-            f"{shown(url)} must answer with 200, got {answer}. Check data.source.uri and data.source.headers"
+            f"{self.shown(url)} must answer with 200, got {answer}. Check data.source.uri and data.source.headers"
         )
 
     def _text(self, error: urllib.error.HTTPError) -> str:
@@ -180,7 +215,7 @@ class Client:
 
     def _too_large(self, url: str) -> DataError:
         return DataError(
-            f"{shown(url)} must answer with at most {self.limits.max_bytes} bytes, got more. Ask for smaller pages or raise "
+            f"{self.shown(url)} must answer with at most {self.limits.max_bytes} bytes, got more. Ask for smaller pages or raise "
             "data.source.max_page_bytes"
         )
 
@@ -196,30 +231,38 @@ class _SameOrigin(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if origin(newurl) != origin(self._first_url):
             raise DataError(
-                f"{shown(req.full_url)} must answer itself, got a redirect to {origin(newurl)}: credentials are not sent there. "
+                f"{origin(req.full_url)} must answer itself, got a redirect to {origin(newurl)}: credentials are not sent there. "
                 "Name that address in data.source.uri if it is right"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def origin(url: str) -> str:
-    """Return scheme, host and port of an address."""
-    parts = urllib.parse.urlsplit(url)
-    port = parts.port or _PORTS.get(parts.scheme, 0)
-    return f"{parts.scheme}://{parts.hostname}:{port}"
+    """Return scheme, host and port of an address.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}:{parts.port or _PORTS.get(parts.scheme, 0)}"
+    except ValueError as error:
+        place = show(without_credentials(url.partition("?")[0]))
+        raise DataError(f"data.source.uri must lead to addresses of pages, got {place} ({error}). Check it") from error
 
 
-def shown(url: str) -> str:
-    """Return an address as messages show it: without user and query, which may hold a key."""
+def _quoted(url: str) -> str:
+    """Return an address in ASCII but for its host: servers give others too."""
     parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    path, query = (urllib.parse.quote(text, safe=_UNQUOTED) for text in (parts.path, parts.query))
+    return urllib.parse.urlunsplit(parts._replace(path=path, query=query))
 
 
 def _retry_after_s(text: str | None) -> float | None:
     """Return the seconds that a ``Retry-After`` header names, as a number or as a time."""
     if text is None:
         return None
-    if text.strip().isdigit():
+    if text.strip().isascii() and text.strip().isdecimal():
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from lepton_ray.data.block import Positions, RawBlock
@@ -69,7 +70,7 @@ def read_fast(chunk: Chunk, source: str, columns: Mapping[str, Column]) -> RawBl
         table = _parse(data, schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    if table.num_rows != len(starts):
+    if table.num_rows != len(starts) or not all(map(_is_finite, table.columns)):
         return None
 
     def texts(positions: Positions) -> list[str]:
@@ -110,6 +111,12 @@ def _parse(data: bytes, schema: pa.Schema) -> pa.Table:
         read_options=pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
     )
+
+
+def _is_finite(column: pa.ChunkedArray) -> bool:
+    """Whether all numbers are: pyarrow takes some that are too large for infinite ones, which JSON has not."""
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return not pa.types.is_floating(values.type) or pc.all(pc.is_finite(values)).as_py() is not False
 
 
 def _spelled(table: pa.Table) -> pa.Table:

@@ -85,13 +85,21 @@ class KafkaConnector:
         extra: dict[str, Any] = {}
         if (name := self._source.time_column) is not None:
             kind, millis = message.timestamp()
-            extra[name] = datetime.fromtimestamp(millis / 1000, UTC).isoformat() if kind else None
+            extra[name] = _spell_time(millis) if kind else None
         if (name := self._source.key_column) is not None:
             try:
                 extra[name] = None if message.key() is None else message.key().decode()
             except UnicodeDecodeError:
                 return None
         return extra
+
+
+def _spell_time(millis: int) -> str:
+    """Return a message's time, which its producer sets to any number; one beyond Python's years stays a number."""
+    try:
+        return datetime.fromtimestamp(millis / 1000, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return str(millis)
 
 
 def _text(content: bytes) -> tuple[dict[str, str] | None, tuple[str, str] | None]:

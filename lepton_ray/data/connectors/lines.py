@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_ray.core.errors import DataError
-from lepton_ray.data.connectors.files import FileConnector, Piece, Span
+from lepton_ray.data.connectors.files import FileConnector, Piece, Span, shortened
 from lepton_ray.data.connectors.filesystems import SourceFile
 
 CHUNK_BYTES = 12 << 20  # of text in a block
@@ -57,7 +57,7 @@ def _next_cut(stream: Any, start: int, target_bytes: int, file: SourceFile) -> t
         if cut:
             return start + cut, count_lines(data[:cut])
         _check_line(len(data), file.path)
-    return file.size_bytes, count_lines(data)  # the file has become shorter
+    raise shortened(file.path)
 
 
 def _whole_lines(stream: Any, left: int | None, span: Span) -> Iterator[Chunk]:
@@ -73,6 +73,8 @@ def _whole_lines(stream: Any, left: int | None, span: Span) -> Iterator[Chunk]:
         rest = chunk[cut:]
         yield Chunk(data, line)
         line += count_lines(data)
+    if left:
+        raise shortened(span.path)
     if rest:
         yield Chunk(rest, line)
 

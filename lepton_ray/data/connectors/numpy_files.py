@@ -1,7 +1,10 @@
 """NumPy files, read in runs of rows: ``.npy`` can be cut, the arrays of an ``.npz`` are read side by side."""
 
 import contextlib
+import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +26,8 @@ from lepton_ray.spec.sources import NumpySource
 
 _BLOCK_BYTES = 8 << 20
 _MAX_HEADER_BYTES = 1 << 20
+_MAX_ROW_BYTES = 256 << 20
+_UTF8_NAMES = (3, 0)  # version of the format
 _SERIES_AXES = 2
 
 
@@ -41,7 +46,7 @@ class _Array:
 
     @property
     def row_bytes(self) -> int:
-        return int(self.dtype.itemsize * np.prod(self.shape[1:], dtype=np.int64))
+        return int(self.dtype.itemsize * math.prod(self.shape[1:]))
 
     def read(self, rows: int) -> NDArray[Any]:
         """Read the next rows."""
@@ -131,15 +136,26 @@ class NumpyConnector(FileConnector):
             try:
                 file = stack.enter_context(self.open(path))
                 if not _is_zip(path):
-                    yield {plain: _open_array(file)}
+                    yield {plain: _open_array(file, file.size())}
                     return
                 archive = stack.enter_context(zipfile.ZipFile(file))
-                members = [name for name in archive.namelist() if name.endswith(".npy")]
-                streams = {name: stack.enter_context(archive.open(name)) for name in members}
-                yield {name.removesuffix(".npy"): _open_array(stream) for name, stream in streams.items()}
+                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                if len({member.filename for member in members}) < len(members):
+                    raise ValueError("two arrays of one name")
+                yield {
+                    member.filename.removesuffix(".npy"): _open_array(
+                        stack.enter_context(archive.open(member.filename)), member.file_size
+                    )
+                    for member in members
+                }
             except LeptonError:
                 raise
-            except (ValueError, zipfile.BadZipFile) as error:
+            except (
+                ValueError,
+                zipfile.BadZipFile,
+                zlib.error,
+                RuntimeError,
+            ) as error:  # encrypted, unknown compression
                 raise DataError(f"{path} must be a readable numpy file, got: {error}. Repair or remove it") from error
 
 
@@ -147,22 +163,37 @@ def _is_zip(path: str) -> bool:
     return path.lower().endswith(".npz")
 
 
-def _open_array(stream: Any) -> _Array:
+def _open_array(stream: Any, size_bytes: int) -> _Array:
     """Read an array's header.
 
+    Args:
+        stream: The header, then the rows.
+        size_bytes: Of both.
+
     Raises:
-        ValueError: If it is none, or an array that cannot be read row by row.
+        ValueError: If it is none, or an array that cannot be read row by row, or other than all that comes behind it.
     """
     version = npy_format.read_magic(stream)
     read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-    shape, is_fortran, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+    try:
+        shape, is_fortran, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+    except (MemoryError, RecursionError, tokenize.TokenError) as error:  # brackets within brackets
+        raise ValueError("a header that cannot be read") from error
+    if version == _UTF8_NAMES and dtype.names:  # NumPy's reader of version 2 takes them for Latin-1
+        dtype.names = tuple(name.encode("latin-1").decode() for name in dtype.names)
     if dtype.hasobject:
         raise ValueError("an array of Python objects, which could run code when it is read")
     if not shape:
         raise ValueError("a single number, where an array of rows is needed")
     if is_fortran and len(shape) > 1:
         raise ValueError("an array in Fortran order: store numpy.ascontiguousarray of it")
-    return _Array(dtype, shape, stream, stream.tell())
+    array = _Array(dtype, shape, stream, stream.tell())
+    if min(shape) < 0 or (array.rows and not 0 < array.row_bytes <= _MAX_ROW_BYTES):
+        raise ValueError(f"an array of shape {shape}: a row must have 1 byte to {_MAX_ROW_BYTES >> 20} MiB")
+    if array.rows * array.row_bytes != size_bytes - array.offset:
+        wanted = array.rows * array.row_bytes
+        raise ValueError(f"a header that promises {wanted} bytes of rows, and {size_bytes - array.offset} of them")
+    return array
 
 
 def _field(array: Any, name: str) -> Any:
@@ -174,7 +205,7 @@ def _field(array: Any, name: str) -> Any:
 
 def _describe(array: _Array) -> str:
     inner = "x".join(map(str, array.shape[1:]))
-    return f"{array.dtype.name}[{inner}]" if inner else str(array.dtype.name)
+    return f"list<{array.dtype.name}>[{inner}]" if inner else str(array.dtype.name)
 
 
 def _plain(values: NDArray[Any]) -> pa.Array:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from lepton_ray.data.connectors.files import Piece, Span
 from lepton_ray.data.connectors.filesystems import SourceFile
-from lepton_ray.data.connectors.tables import BATCH_ROWS, TableConnector
+from lepton_ray.data.connectors.tables import TableConnector, in_slices
 
 
 class OrcConnector(TableConnector):
@@ -44,9 +44,7 @@ class OrcConnector(TableConnector):
             is_path = names is not None and any("." in name for name in names)  # pyarrow takes a.b for b within a
             for index in range(span.start, end):
                 batch = reader.read_stripe(index, columns=None if names is None or is_path else list(names))
-                chosen = batch if names is None else batch.select(list(names))
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield chosen.slice(start, BATCH_ROWS)
+                yield from in_slices(batch if names is None else batch.select(list(names)))
 
 
 def _narrowest(schema: pa.Schema) -> list[str] | None:

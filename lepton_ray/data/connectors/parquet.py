@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from lepton_ray.data.connectors.files import Piece, Span
 from lepton_ray.data.connectors.filesystems import SourceFile
-from lepton_ray.data.connectors.tables import BATCH_ROWS, TableConnector
+from lepton_ray.data.connectors.tables import BATCH_ROWS, TableConnector, in_slices, rows_at_once
 
 
 class ParquetConnector(TableConnector):
@@ -36,7 +36,25 @@ class ParquetConnector(TableConnector):
         """Yield row groups in batches."""
         is_remote = not isinstance(self.location[0], pafs.LocalFileSystem)
         with self.open(span.path) as stream:
-            file = pq.ParquetFile(stream, read_dictionary=self.category_names, pre_buffer=is_remote)
+            file = pq.ParquetFile(
+                stream,
+                read_dictionary=self.category_names,
+                pre_buffer=is_remote,
+                buffer_size=0 if is_remote else 1 << 20,
+            )
             end = file.metadata.num_row_groups if span.end is None else span.end
             groups = list(range(span.start, end))
-            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names, use_threads=False)
+            step = min((_rows_at_once(file.metadata.row_group(group), names) for group in groups), default=1)
+            for batch in file.iter_batches(step, row_groups=groups, columns=names, use_threads=False):
+                yield from in_slices(batch)  # texts that are often repeated take more than they did in the file
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, names: Sequence[str] | None) -> int:
+    """Return how many rows of a group a block may hold, by their size before they were compressed."""
+    step = rows_at_once(group.num_rows, group.total_byte_size)
+    if names is None or step == BATCH_ROWS:
+        return step
+    columns = (group.column(index) for index in range(group.num_columns))
+    sizes = {column.path_in_schema: column.total_uncompressed_size for column in columns}
+    read = sum(size for path, size in sizes.items() if path in names or path.partition(".")[0] in names)
+    return rows_at_once(group.num_rows, read)

@@ -1,6 +1,7 @@
 """Image files to pixels: what image folders, tables with images and samples share."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from lepton_ray.core.extras import require
 from lepton_ray.spec.data import ImageColumn
 
 MAX_IMAGE_BYTES = 64 << 20
+_UNREADABLE = (OSError, SyntaxError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error)
+"""What Pillow lets through from its readers, by kind of file and damage; also ``ValueError``."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
@@ -42,7 +45,7 @@ def decode_image(content: bytes, column: ImageColumn) -> bytes:
             if image.size != (column.width, column.height):
                 raise ValueError(f"must be {column.width}x{column.height} pixels, got {image.size[0]}x{image.size[1]}")
             return bytes(_to_8_bits(image).convert("L" if column.channels == 1 else "RGB").tobytes())
-    except (OSError, SyntaxError, image_module.DecompressionBombError) as error:
+    except (*_UNREADABLE, image_module.DecompressionBombError) as error:
         raise ValueError(f"must be an image file that can be read ({type(error).__name__})") from error
 
 

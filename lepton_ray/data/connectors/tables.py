@@ -12,6 +12,7 @@ from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.spec.data import CategoryColumn
 
 BATCH_ROWS = 1 << 17
+BATCH_BYTES = 32 << 20
 _BAD_ROWS = 4096  # of a file none of whose records is a row: they are written down as texts
 
 
@@ -56,6 +57,18 @@ class TableConnector(FileConnector):
     def category_names(self) -> list[str]:
         """Columns that are best read as dictionaries."""
         return [name for name, column in self.data.columns.items() if isinstance(column, CategoryColumn)]
+
+
+def rows_at_once(rows: int, num_bytes: int) -> int:
+    """Return how many of rows that take so many bytes a block may hold."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(num_bytes, 1)))
+
+
+def in_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield a batch in slices that a block may hold."""
+    step = rows_at_once(batch.num_rows, batch.nbytes)
+    for start in range(0, batch.num_rows, step):
+        yield batch.slice(start, step)
 
 
 def header_fault(names: Sequence[str], declared: Iterable[str]) -> str | None:

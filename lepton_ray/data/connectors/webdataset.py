@@ -3,13 +3,14 @@
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.text import show
 from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
@@ -19,7 +20,8 @@ from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
 
 _BLOCK_BYTES = 16 << 20
 _BLOCK_ROWS = 1 << 14
-_MAX_MEMBER_BYTES = 256 << 20
+_MAX_SAMPLE_BYTES = 256 << 20
+_MAX_NAME_BYTES = 1 << 20  # of a name that has members of its own, and of what else is said of a member
 
 
 @dataclass
@@ -28,10 +30,26 @@ class _Sample:
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
+    num_bytes: int = 0
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(map(len, self.members.values()))
+
+class _Header(tarfile.TarInfo):
+    """A member's header. One that is damaged or cut off is an error: ``tarfile`` takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header."""
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the end of the archive
+            raise tarfile.ReadError(
+                "it ends early" if len(buf) < tarfile.BLOCKSIZE else "a header is damaged"
+            ) from error
+        if header.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and header.size > _MAX_NAME_BYTES:
+            raise tarfile.ReadError(f"a header says that {header.size} bytes describe a member")
+        return header
 
 
 class WebDatasetConnector(FileConnector):
@@ -72,25 +90,39 @@ class WebDatasetConnector(FileConnector):
             elif ending in sample.members:
                 raise DataError(f"{path} must have one member {ending!r} in a sample, {key!r} has two. Name them apart")
             sample.members[ending] = content
+            sample.num_bytes += len(content)
+            if sample.num_bytes > _MAX_SAMPLE_BYTES:
+                raise _too_large(path, key)
         if sample is not None:
             yield sample
 
     def _members(self, path: str) -> Iterator[tuple[str, str, bytes]]:
         try:
-            with self.stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
+            with self.stream(path) as stream, _open_archive(stream) as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # else it holds all that went by
                     folder, slash, name = member.name.rpartition("/")
                     stem, _, ending = name.partition(".")
                     if not member.isfile() or not stem or not ending:
                         continue
-                    if member.size > _MAX_MEMBER_BYTES:
-                        raise DataError(
-                            f"{path} must have members of at most {_MAX_MEMBER_BYTES >> 20} MiB, got {member.name!r}. Split it"
-                        )
+                    if member.size > _MAX_SAMPLE_BYTES:
+                        raise _too_large(path, member.name)
                     content = archive.extractfile(member)
                     yield folder + slash + stem, ending.lower(), content.read() if content else b""
+                while archive.fileobj and (rest := archive.fileobj.read(_BLOCK_BYTES)):
+                    if rest.strip(b"\0"):
+                        raise tarfile.ReadError("more comes behind its end")
         except tarfile.TarError as error:
             raise DataError(f"{path} must be a readable webdataset file, got: {error}. Repair or remove it") from error
+
+
+def _open_archive(stream: Any) -> tarfile.TarFile:
+    """Open a stream; names that are not UTF-8 are written with backslashes."""
+    return tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
+
+
+def _too_large(path: str, name: str) -> DataError:
+    return DataError(f"{path} must have samples of at most {_MAX_SAMPLE_BYTES >> 20} MiB, got {show(name)}. Split it")
 
 
 def _to_block(samples: list[tuple[int, _Sample]], source: str, columns: Mapping[str, Column]) -> RawBlock:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,21 @@ def test_a_failing_run_exits_with_its_status_and_notes(
             (details,) = re.findall(r"The details are in (\S+)", text)
             assert "Traceback" in Path(details).read_text()
             Path(details).unlink()
+
+
+def test_an_error_is_explained_where_nothing_can_be_written(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(28, "No space left on device")
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise full
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", fail)
+    message = _error(_run("run", spec), 1)
+    assert message == (
+        "error: unexpected OSError: [Errno 28] No space left on device\n"
+        "The details could not be written (No space left on device)\n"
+    )
 
 
 class _Result:

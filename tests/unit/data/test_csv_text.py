@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.core.errors import DataError
 from lepton_ray.data import csv_text
 from lepton_ray.spec.data import TextColumn
 
@@ -25,9 +26,9 @@ def read(content, names=("a", "b"), delimiter=",", size=1 << 23):
     data = content if isinstance(content, bytes) else content.encode()
     columns = {name: TextColumn(kind="text") for name in names}
     file = csv_text.open_file(csv_text.CsvFile("file.csv", delimiter, columns), data[:HEAD])
-    chunks = list(csv_text.cut_csv(io.BytesIO(data), delimiter, size))
+    chunks = list(csv_text.cut_csv(io.BytesIO(data), "f.csv", delimiter, size))
     assert all(data.startswith(chunk.data, chunk.start) for chunk in chunks)
-    cuts = list(csv_text.find_cuts(io.BytesIO(data), delimiter, size))
+    cuts = list(csv_text.find_cuts(io.BytesIO(data), "f.csv", delimiter, size))
     assert cuts == [(chunk.start, chunk.start + len(chunk.data), chunk.line) for chunk in chunks]
     blocks = [block for chunk in chunks if (block := csv_text.parse_chunk(file, chunk))]
     return sorted((row for block in blocks for row in records_of(block)), key=lambda row: row["_line"])
@@ -238,3 +239,12 @@ def test_header_names(content):
 @pytest.mark.parametrize("content", ["", "\n", BOM])
 def test_no_header(content):
     assert csv_text.read_header(content.encode(), ",") == []
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n" + b"x" * 40_000_000, b'a,b\n1,"' + b"x" * 40_000_000])
+def test_a_file_without_line_ends_is_not_held_whole(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(csv_text, "_MAX_LINE_BYTES", 10_000_000)
+    stream = io.BytesIO(content)
+    with pytest.raises(DataError, match=r"f.csv must have records of at most 9 MiB, got a longer one"):
+        list(csv_text.cut_csv(stream, "f.csv", ",", 1 << 20))
+    assert stream.tell() < 20_000_000

@@ -27,9 +27,9 @@ class _Counts:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, list[str] | None]] = []
 
-    def observe(self, protocol_name: str, code: int, seconds: float, labels: NDArray[Any] | None) -> None:
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: dict[str, NDArray[Any]] | None) -> None:
         assert seconds >= 0
-        self.calls.append((protocol_name, code, None if labels is None else labels.tolist()))
+        self.calls.append((protocol_name, code, None if outputs is None else outputs["label"].tolist()))
 
 
 @pytest.fixture

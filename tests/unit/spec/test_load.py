@@ -226,10 +226,14 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
     [
         (
             _TABLE,
-            ["data.label=age"],
-            "data.label must name a column of kind 'category', got 'age' (one of kind 'number')",
+            ["data.label=age", "data.columns.age=text"],
+            "data.label must name a column of kind 'category' or 'number', got 'age' (one of kind 'text')",
         ),
-        (_TABLE, ["data.label=x"], "data.label must name a column of kind 'category', got 'x' (no such column)"),
+        (
+            _TABLE,
+            ["data.label=x"],
+            "data.label must name a column of kind 'category' or 'number', got 'x' (no such column)",
+        ),
         (
             _TABLE,
             ["data.columns={outcome: category, a: ignored}"],

@@ -54,6 +54,15 @@ def test_windows_hold_the_earlier_rows_of_their_entity(tmp_path, monkeypatch):
     assert dataset.columns["last"].startswith("fixed_size_list")
 
 
+def test_when_nothing_is_kept_there_are_no_windows_to_make(tmp_path):
+    rows = [f'{{"day": "2024-01-0{i}", "sales": {i}}}' for i in range(1, 9)]
+    window = "  windows: {last: {value: sales, time: day, length: 3}}\n"
+    section = "{rules: [{kind: compare, left: sales, operator: '>', value: 99}], max_removed_fraction: 1}"
+    with pytest.raises(DataError, match=r"clean must keep rows, got none.* 8 removed \(rule_broken 8\)"):
+        run(tmp_path, rows, "{day: time, sales: number}", section, window)
+    assert len(rows_in(tmp_path / "clean" / "quarantine")) == 8
+
+
 def test_near_duplicates_are_told_apart_with_the_row_that_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "PART_BYTES", 400)
     texts = [

@@ -20,19 +20,16 @@ from pyarrow import orc
 
 from lepton_ray.data import csv_text
 from lepton_ray.data.connectors import (
-    arrow,
     csv_files,
     files,
     image_folder,
     lines,
     numpy_files,
-    parquet,
     tables,
     tfrecord,
     webdataset,
 )
 from lepton_ray.data.connectors import json_lines as json_files
-from lepton_ray.data.connectors import orc as orc_files
 from lepton_ray.data.connectors.tfrecord import _example_type
 from lepton_ray.spec.data import DataSpec
 
@@ -165,9 +162,6 @@ def cut_small(patch: pytest.MonkeyPatch, part_bytes: int, chunk: int) -> None:
         (lines, "CHUNK_BYTES", chunk),
         (json_files, "_PEEK_ROWS", 1),
         (tables, "BATCH_ROWS", chunk),
-        (parquet, "BATCH_ROWS", chunk),
-        (arrow, "BATCH_ROWS", chunk),
-        (orc_files, "BATCH_ROWS", chunk),
         (numpy_files, "_BLOCK_BYTES", chunk),
         (image_folder, "_BLOCK_BYTES", chunk),
         (tfrecord, "_BLOCK_ROWS", chunk),

@@ -2,8 +2,12 @@
 
 import gzip
 import io
+import struct
 import subprocess
 import sys
+import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from PIL import Image
 
 from lepton_ray.core.errors import DataError, MissingExtraError
-from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.connectors import open_connector, webdataset
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
@@ -99,6 +103,75 @@ def test_numpy_arrays_that_cannot_be_read(tmp_path: Path, array: Any, message: s
         read("numpy", tmp_path, {"data": "number"})
 
 
+def npy(header: bytes, rows: bytes = b"", version: bytes = b"\x02\0") -> bytes:
+    return b"\x93NUMPY" + version + struct.pack("<I", len(header)) + header + rows
+
+
+def described(shape: str, dtype: str = "<f8") -> bytes:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(described("(1, 1000000000000)")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1, 1099511627776, 1099511627776)")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1000000000000, 0)")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1000000000000,)", "|S0")), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(-5,)"), bytes(40)), "a row must have 1 byte to 256 MiB"),
+        (npy(described("(1000000000000,)"), bytes(8)), "promises 8000000000000 bytes of rows, and 8 of them"),
+        (npy(described("(1,)"), bytes(16)), "promises 8 bytes of rows, and 16 of them"),
+        (npy(b"(" * 20_000), "a header that cannot be read"),
+        (npy(described("(" + "-" * 30_000 + "1,)")), "a header that cannot be read"),
+    ],
+)
+def test_a_numpy_header_is_not_believed(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("numpy", tmp_path, {"data": "number"})
+
+
+def test_numpy_names_may_be_of_any_script(tmp_path: Path) -> None:
+    names = repr([("größe", "<f8"), ("日", "<f8")])
+    header = f"{{'descr': {names}, 'fortran_order': False, 'shape': (1,)}}\n".encode()
+    (tmp_path / "a.npy").write_bytes(npy(header, np.array([1.5, 2.5]).tobytes(), b"\x03\0"))
+    assert [(r["größe"], r["日"]) for r in read("numpy", tmp_path, {"größe": "number", "日": "number"}).rows] == [
+        (1.5, 2.5)
+    ]
+
+
+def archive(*members: bytes) -> bytearray:
+    sink = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as file:
+        warnings.simplefilter("ignore")  # of a second member of one name
+        for member in members:
+            file.writestr("a.npy", member)
+    return bytearray(sink.getvalue())
+
+
+ONE = npy(described("(3,)"), bytes(24))
+
+
+def change(content: bytearray, at: int, in_directory: int, value: int) -> bytes:
+    content[at] = content[content.index(b"PK\x01\x02") + in_directory] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bytes(archive(ONE, ONE)), "two arrays of one name"),
+        (change(archive(ONE), 6, 8, 1), "encrypted"),
+        (change(archive(ONE), 8, 10, 97), "compression method is not supported"),
+        (bytes(archive(ONE)[:35] + b"\xff" + archive(ONE)[36:]), "invalid block type"),
+    ],
+)
+def test_numpy_archives_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("numpy", tmp_path, {"a": "number"})
+
+
 def test_numpy_archives_have_one_length(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.zeros(2), b=np.zeros(3))
     with pytest.raises(DataError, match=r"must hold arrays of one length, got \[2, 3\]"):
@@ -149,6 +222,52 @@ def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -
     (tmp_path / "a.tar").write_bytes(samples.tar([{"cls": b"1"}, {"cls": b"2"}], keys=["k", "k"]))
     with pytest.raises(DataError, match="must have one member 'cls' in a sample, 'k' has two"):
         read("webdataset", tmp_path, {"cls": "category"})
+
+
+def spoilt(content: bytes, at: int) -> bytes:
+    return content[:at] + b"x" + content[at + 1 :]
+
+
+TWO = samples.tar([{"cls": b"1"}, {"cls": b"2"}])  # a block for each header, one for each content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TWO[:1024], "it ends early"),
+        (TWO[:1124], "it ends early"),
+        (spoilt(TWO, 1030), "a header is damaged"),
+        (TWO + TWO, "more comes behind its end"),
+    ],
+)
+def test_a_webdataset_is_read_to_its_end_or_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("webdataset", tmp_path, {"cls": "category"})
+
+
+def test_a_webdataset_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    (tmp_path / "a.tar").write_bytes(header.tobuf() + bytes(1024))
+    with pytest.raises(DataError, match="a header says that 1073741824 bytes describe a member"):
+        read("webdataset", tmp_path, {"cls": "category"})
+    monkeypatch.setattr(webdataset, "_MAX_SAMPLE_BYTES", 10)
+    for sample in ({"cls": bytes(11)}, {"cls": bytes(6), "txt": bytes(6)}):
+        (tmp_path / "a.tar").write_bytes(samples.tar([sample]))
+        with pytest.raises(DataError, match="must have samples of at most 0 MiB"):
+            read("webdataset", tmp_path, {"cls": "category"})
+
+
+def test_names_in_a_webdataset_may_be_any_bytes(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as file:
+        member = tarfile.TarInfo("\udcff.cls")
+        member.size = 1
+        file.addfile(member, io.BytesIO(b"\xff"))
+    (tmp_path / "a.tar").write_bytes(sink.getvalue())
+    removed = read("webdataset", tmp_path, {"cls": "category"}).removed
+    assert [(r["_reason"], r["_text"]) for r in removed] == [("invalid_utf8", r"\xff")]
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,11 @@ def test_kinds_that_a_type_cannot_give(tmp_path: Path, array: pa.Array, column: 
         assert "Choose" in problem
 
 
+def test_a_very_long_name_is_cut_in_the_message(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x" * 100_000 + "\n1\n")
+    assert len(problems(samples.section("csv", tmp_path, {"a": "number"}))[0]) < 500
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "text"])
 def test_texts_hold_no_images(tmp_path: Path, kind: str) -> None:
     (tmp_path / ("a.txt" if kind == "text" else f"a.{kind}")).write_text("text,p\n")
@@ -114,10 +119,21 @@ def test_other_sources_tell_their_columns_too(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.execute("CREATE TABLE t (age REAL, town TEXT)")
     connection.close()
-    assert open_connector(samples.section("numpy", tmp_path)).columns() == {"age": "float64", "face": "uint8[4x4]"}
+    known = open_connector(samples.section("numpy", tmp_path)).columns()
+    assert known == {"age": "float64", "face": "list<uint8>[4x4]"}
     sql = samples.section("sql", f"sqlite:///{tmp_path}/a.db", {"age": "number", "twon": "text"}, table="t")
     assert open_connector(sql).columns() == {"age": "real", "town": "text"}
     assert "Did you mean 'town'?" in problems(sql)[0]
+
+
+def test_numpy_arrays_can_be_series_and_images_but_no_single_values(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", s=np.zeros((2, 3)), face=np.zeros((2, 4, 4), np.uint8))
+    series, image = {"kind": "series", "length": 3}, {"kind": "image", "height": 4, "width": 4, "channels": 1}
+    data = samples.section("numpy", tmp_path, {"s": series, "face": image})
+    check_source(data, open_connector(data))
+    assert (
+        "'list<float64>[3]' can give, got 'number'" in problems(samples.section("numpy", tmp_path, {"s": "number"}))[0]
+    )
 
 
 def test_every_kind_of_the_spec_has_a_connector() -> None:

@@ -301,3 +301,42 @@ def test_a_pickled_connector_holds_no_open_filesystem(tmp_path: Path) -> None:
     connector.parts()
     assert set(connector.__getstate__()) == {"data"}  # type: ignore[index, call-overload]
     assert isinstance(open_location(str(tmp_path))[0], pafs.LocalFileSystem)
+
+
+def test_a_name_that_is_not_utf8_is_an_error_that_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    with open(bytes(tmp_path) + b"/\xff.csv", "wb") as file:
+        file.write(b"a\n1\n")
+    with pytest.raises(DataError, match=r"must hold files whose names are UTF-8, got b'.*\\xff.csv'.* Rename it"):
+        open_connector(samples.section("csv", tmp_path, {"a": "number"})).parts()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "text"])
+def test_a_file_that_becomes_shorter_loses_no_record_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    samples.cut_small(monkeypatch, 100, 50)
+    line = {"csv": "text\n", "jsonl": '{"text": 1}\n', "text": "text\n"}[kind]
+    path = tmp_path / f"f.{'txt' if kind == 'text' else kind}"
+    path.write_text(line * 1000)
+    connector = open_connector(samples.section(kind, path, {"text": "text"}))
+    parts = connector.parts()
+    assert len(parts) > 3
+    path.write_text(line * 500)
+    with pytest.raises(DataError, match=r"must stay as it is while it is read, but has become shorter"):
+        list(connector.read(parts[-1]))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_name_of_a_column_that_is_not_utf8_is_an_error(tmp_path: Path, kind: str) -> None:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"name": [1]})
+    if kind == "parquet":
+        pq.write_table(table, sink, store_schema=False)
+    else:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    path = tmp_path / f"f.{kind}"
+    path.write_bytes(sink.getvalue().to_pybytes().replace(b"name", b"\xffame"))
+    with pytest.raises(DataError, match=rf"f\.{kind} must be a readable {kind} file, got: 'utf-8' codec"):
+        open_connector(samples.section(kind, path, {"a": "number"})).columns()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import open_connector
-from lepton_ray.data.connectors.pixels import decode_image
+from lepton_ray.data.connectors.pixels import decode_image, read_pixels
 from lepton_ray.spec.data import DataSpec, ImageColumn
 from lepton_ray.testing.connector_suite import read_all
 
@@ -147,3 +147,14 @@ def test_pictures_alone_need_no_label(tmp_path: Path) -> None:
         update={"columns": {"image": ImageColumn.model_validate(columns["image"])}, "label": None}
     )
     assert [row["image"] for row in read_all(data, open_connector(data)).rows] == [GREY.tobytes()]
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), IndexError("x"), KeyError("x"), EOFError("x"), struct.error("x")])
+def test_whatever_pillow_says_of_a_damaged_file_is_one_fault(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(file: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    column = ImageColumn(kind="image", height=2, width=2)
+    with pytest.raises(ValueError, match=rf"must be an image file that can be read \({type(error).__name__}\)"):
+        read_pixels(b"junk", column)

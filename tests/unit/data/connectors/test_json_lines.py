@@ -229,6 +229,15 @@ def test_numbers_as_text_in_some_records_mean_the_same_in_any_block(
     assert read_all(data, open_connector(data)) == whole
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, f"[{'9' * 5000}, 1]"])
+def test_numbers_that_are_too_large_are_no_json_beside_whatever_lines(value: str) -> None:
+    kind: dict[str, Any] = {"kind": "series", "length": 2} if value[0] == "[" else {"kind": "number"}
+    data = samples.section("jsonl", "f.jsonl", {"a": kind})
+    first = '{"a": [1, 2]}\n' if value[0] == "[" else '{"a": 1}\n'
+    assert json_lines.read_fast(Chunk((first * 30).encode(), 1), "f", data.columns) is not None
+    assert json_lines.read_fast(Chunk(f'{first * 30}{{"a": {value}}}\n'.encode(), 1), "f", data.columns) is None
+
+
 def test_a_file_without_line_ends_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(lines, "CHUNK_BYTES", 100)

@@ -69,11 +69,22 @@ def test_numbers_stay_numbers_and_dictionaries_dictionaries(tmp_path: Path) -> N
 
 
 def test_lines_go_on_over_batches_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lepton_ray.data.connectors.parquet.BATCH_ROWS", 3)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 3)
     pq.write_table(pa.table({"a": list(range(10))}), tmp_path / "f.parquet", row_group_size=4)
     found = blocks(tmp_path, {"a": "number"})
     assert [line for block in found for line in block.lines.tolist()] == list(range(1, 11))
     assert [value for block in found for value in block.cells.column("a").to_pylist()] == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "orc"])
+def test_blocks_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(tables, "BATCH_BYTES", 10_000)
+    rows = {"a": [f"{i:04d}" + "x" * 1000 for i in range(40)], "same": ["y" * 1000] * 40, "other": ["z" * 9000] * 40}
+    write(kind, tmp_path, pa.table(rows))
+    found = blocks(tmp_path, {"a": "text", "same": "text"}, kind)
+    assert max(block.cells.nbytes for block in found) < 15_000
+    assert [line for block in found for line in block.lines.tolist()] == list(range(1, 41))
+    assert len(found) < 20  # what is not read is not counted
 
 
 def write(kind: str, path: Path, table: pa.Table) -> None:
@@ -124,6 +135,53 @@ def test_text_that_is_not_utf8_is_told_apart(tmp_path: Path, kind: str) -> None:
     assert [(row["a"], row["_line"]) for row in read.rows] == [("ok", 1), ("fine", 3)]
     assert [(r["_line"], r["_reason"], json.loads(r["_text"])) for r in read.removed] == [
         (2, "invalid_utf8", {"a": "\\xff\\xfe", "n": 2})
+    ]
+
+
+def write_ipc(path: Path, table: pa.Table) -> None:
+    with pa.ipc.new_file(path / "f.arrow", table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("kind", ["number", "category", "text", "time"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([b"1", b"\xff", None], pa.binary_view()).view(pa.string_view()),
+        pa.array([b"1", b"\xff", None], pa.binary_view()),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2, 3], pa.int32()), pa.array(["1", "?", None])),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_layouts_that_few_functions_take(tmp_path: Path, array: pa.Array, kind: str) -> None:
+    write_ipc(tmp_path, pa.table({"a": array, "b": ["1", "2", "3"]}))
+    data = samples.section("arrow", tmp_path, {"a": kind, "b": "category"})
+    found = read_all(data, open_connector(data))
+    is_view = not pa.types.is_run_end_encoded(array.type)
+    lines = {row["_line"] for row in found.removed}
+    assert lines == ({2} if is_view else set()) | ({1} if kind == "time" else set())
+    assert len(found.rows) == 3 - len(lines)
+
+
+@pytest.mark.parametrize("days", [2**31 - 1, -(2**31)])
+def test_times_beyond_python_are_shown_as_texts(tmp_path: Path, days: int) -> None:
+    pq.write_table(pa.table({"at": pa.array([days, 0], pa.date32()), "b": ["1", "2"]}), tmp_path / "f.parquet")
+    data = samples.section("parquet", tmp_path, {"at": "time", "b": "category"})
+    found = read_all(data, open_connector(data))
+    assert [row["b"] for row in found.rows] == ["2"]
+    assert f"got '<value out of range: {days}>'" in found.removed[0]["_detail"]
+    assert json.loads(found.removed[0]["_text"]) == {"at": f"<value out of range: {days}>", "b": "1"}
+
+
+def test_a_number_is_no_image(tmp_path: Path) -> None:
+    numbers = pa.array([6, 1 << 40]).dictionary_encode()
+    write_ipc(tmp_path, pa.table({"p": numbers}))
+    image = {"kind": "image", "height": 1, "width": 6, "channels": 1}
+    data = samples.section("arrow", tmp_path, {"p": image})
+    removed = read_all(data, open_connector(data)).removed
+    assert [row["_text"] for row in removed] == ["{}", "{}"]
+    assert [row["_detail"] for row in removed] == [
+        f"p must be an image file or pixels, got {number}" for number in (6, 1 << 40)
     ]
 
 
