@@ -11,6 +11,8 @@ from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import RecordError
 
+MAX_BATCH_ROWS = "max_batch_rows"
+"""Key in a graph's metadata: rows that its layers have room for at once, where that is fewer than usual."""
 _MAX_BATCH_ROWS = 1024
 _MAX_BATCH_BYTES = 4 << 20  # of raw input: what layers make of it is a multiple
 
@@ -31,6 +33,8 @@ class Predictor:
         self.package = package
         self.signature = package.signature
         self._session = open_session(str(package.path / "model.onnx"), num_threads)
+        facts = self._session.get_modelmeta().custom_metadata_map
+        self._batch_rows = min(_MAX_BATCH_ROWS, int(facts.get(MAX_BATCH_ROWS, _MAX_BATCH_ROWS)))
         self._outputs = [tensor.name for tensor in self.signature.outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -45,7 +49,7 @@ class Predictor:
                 "label": np.empty(0, object),
                 "probabilities": np.empty((0, len(self.signature.classes)), np.float32),
             }
-        parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows)]
+        parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows, self._batch_rows)]
         outputs = {
             name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)
         }
@@ -66,8 +70,8 @@ class Predictor:
         return self.run(self.signature.encode(records))
 
 
-def _slices(feeds: Mapping[str, NDArray[Any]], rows: int) -> Iterator[Feeds]:
+def _slices(feeds: Mapping[str, NDArray[Any]], rows: int, most: int) -> Iterator[Feeds]:
     row_bytes = sum(values[:1].nbytes for values in feeds.values())
-    size = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // row_bytes))
+    size = max(1, min(most, _MAX_BATCH_BYTES // row_bytes))
     for start in range(0, rows, size):
         yield {name: values[start : start + size] for name, values in feeds.items()}
