@@ -12,6 +12,8 @@ from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import RecordError
 
 _TYPES: dict[str, Any] = {"BYTES": object, "FP32": np.float32, "FP64": np.float64}
+MAX_BATCH_ROWS = "max_batch_rows"
+"""Key in a graph's metadata: rows that its layers have room for at once, where that is fewer than usual."""
 _MAX_BATCH_ROWS = 1024
 _MAX_BATCH_BYTES = 4 << 20  # of raw input: what layers make of it is a multiple
 
@@ -32,6 +34,8 @@ class Predictor:
         self.package = package
         self.signature = package.signature
         self._session = open_session(str(package.path / "model.onnx"), num_threads)
+        facts = self._session.get_modelmeta().custom_metadata_map
+        self._batch_rows = min(_MAX_BATCH_ROWS, int(facts.get(MAX_BATCH_ROWS, _MAX_BATCH_ROWS)))
         self._outputs = [tensor.name for tensor in self.signature.outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -45,7 +49,7 @@ class Predictor:
         rows = len(next(iter(feeds.values())))
         if rows == 0:
             return {o.name: np.empty((0, *o.shape[1:]), _TYPES[o.datatype]) for o in self.signature.outputs}
-        parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows)]
+        parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows, self._batch_rows)]
         outputs = {
             name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)
         }
@@ -75,8 +79,8 @@ def to_predictions(outputs: Mapping[str, NDArray[Any]], classes: Sequence[str]) 
     ]
 
 
-def _slices(feeds: Mapping[str, NDArray[Any]], rows: int) -> Iterator[Feeds]:
+def _slices(feeds: Mapping[str, NDArray[Any]], rows: int, most: int) -> Iterator[Feeds]:
     row_bytes = sum(values[:1].nbytes for values in feeds.values())
-    size = max(1, min(_MAX_BATCH_ROWS, _MAX_BATCH_BYTES // row_bytes))
+    size = max(1, min(most, _MAX_BATCH_BYTES // row_bytes))
     for start in range(0, rows, size):
         yield {name: values[start : start + size] for name, values in feeds.items()}

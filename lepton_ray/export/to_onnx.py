@@ -16,9 +16,11 @@ from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput, Target
+from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
 from lepton_ray.core.errors import EngineError
 
 _EXAMPLE_ROWS = 2
+_MAX_PAIRS = 1 << 22  # of tokens in a batch: attention has a number for each, in each head
 _PREFIX = "model_"  # of the inputs' names in the model's own graph
 
 
@@ -59,6 +61,8 @@ def export_model(
     core = _add_label(core, target.classes) if target.classes else core
     core.ir_version = prepare.ir_version
     merged = compose.merge_models(prepare, core, io_map=[(i.name, f"{_PREFIX}{i.name}") for i in inputs])
+    if lengths := [i.shape[0] for i in inputs if i.kind == "tokens"]:
+        helper.set_model_props(merged, {MAX_BATCH_ROWS: str(max(1, _MAX_PAIRS // max(lengths) ** 2))})
     onnx.checker.check_model(merged, full_check=True)
     return merged
 

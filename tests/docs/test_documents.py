@@ -8,8 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lepton_ray.artifacts.kinds import ModelInput
+from lepton_ray.spec import RunSpec
+from lepton_ray.spec.model import CustomModel
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted(
@@ -124,6 +129,21 @@ def test_reasons_in_the_documents_are_those_of_the_ledger() -> None:
 
     text = (REPOSITORY / "docs/spec.md").read_text()
     assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
+
+
+def test_models_in_the_documents_are_those_of_the_spec() -> None:
+    """And the module of one's own is built as it is written."""
+    import torch
+
+    text = (REPOSITORY / "docs" / "models.md").read_text()
+    kinds = re.findall(r"^\| `(\w+)` \|", text.partition("## Inputs")[0], re.MULTILINE)
+    schema = RunSpec.model_json_schema()["properties"]["model"]["anyOf"][0]
+    assert sorted(kinds[1:]) == sorted(schema["discriminator"]["mapping"])
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)  # our own document
+    spec = CustomModel(kind="custom", module="my_package.models:build", options={"depth": 3})
+    assert names["build"](spec, [ModelInput(name="features", shape=(4,))], 5)(torch.zeros(2, 4)).shape == (2, 5)
 
 
 def test_metrics_in_the_documents_are_those_of_the_catalogue() -> None:

@@ -39,6 +39,13 @@ def build_custom(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return Sums()
 
 
+def build_bag(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    """The mean of the tokens' logits."""
+    from torch import nn
+
+    return nn.EmbeddingBag(inputs[0].num_ids, num_outputs)
+
+
 @dataclass(frozen=True)
 class Family:
     """A model's section without dropout, and what it takes."""

@@ -244,3 +244,47 @@ def test_a_batch_of_one_row_is_mixed_with_itself() -> None:
 def test_batches_refuse_what_the_data_has_not(kind: str, spec: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         Batches(data_of(kind), AugmentSpec.model_validate(spec), 8, SEED)
+
+
+def _several(rows: int = 40) -> TrainData:
+    kinds = {"features": "table", "tokens": "tokens", "pixels": "image"}
+    x = {name: data_of(kind, rows).x_train["x"] for name, kind in kinds.items()}
+    return TrainData(x, np.arange(rows), x, np.arange(rows))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("features", "table"), ("tokens", "tokens"), ("pixels", "image")])
+def test_each_input_is_varied_as_it_is_alone(name: str, kind: str) -> None:
+    """And the inputs of another kind are left as they are, in the order they had."""
+    data, alone = _several(), data_of(kind, 40)
+    shares = zip(
+        Batches(data, spec_of(kind), 16, SEED).shares(1, 1, 2),
+        Batches(alone, spec_of(kind), 16, SEED).shares(1, 1, 2),
+        strict=True,
+    )
+    for share, expected in shares:
+        assert list(share.x) == ["features", "tokens", "pixels"]
+        assert np.array_equal(share.x[name], expected.x["x"])
+        assert not np.array_equal(share.x[name], data.x_train[name][share.y])
+        for other in share.x.keys() - {name}:
+            assert np.array_equal(share.x[other], data.x_train[other][share.y])
+
+
+def test_mixup_mixes_all_inputs_of_a_row_with_the_same_partner() -> None:
+    whole = _several()
+    x = {name: values for name, values in whole.x_train.items() if name != "tokens"}
+    data = TrainData(x, whole.y_train, x, whole.y_train)
+    for share in Batches(data, AugmentSpec(mixup_alpha=0.4), 16, SEED).shares(0, 0, 1):
+        (y, weight), (partner_y, partner_weight) = share.labels
+        for name, values in x.items():
+            shape = (-1, *[1] * (values.ndim - 1))
+            wanted = weight.reshape(shape) * values[y] + partner_weight.reshape(shape) * values[partner_y]
+            np.testing.assert_allclose(share.x[name], wanted, atol=1e-6)
+
+
+def test_padding_of_another_id_stays() -> None:
+    tokens = {"x": np.array([[5, 6, 9, 9], [7, 0, 8, 9]] * 20)}
+    data = TrainData(tokens, np.arange(40), tokens, np.arange(40), unknown_id=3, padding_id=9)
+    spec = AugmentSpec.model_validate({"text": {"dropout_fraction": 0.9, "swap_fraction": 1.0}})
+    for share in Batches(data, spec, 40, SEED).shares(0, 0, 1):
+        assert np.array_equal(share.x["x"] == 9, tokens["x"][share.y] == 9)
+        assert (share.x["x"] == 3).mean() > 0.4

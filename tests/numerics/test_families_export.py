@@ -23,7 +23,7 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.featurize import inputs_of
 
-from .families import FAMILIES
+from .families import FAMILIES, Family, build_bag
 
 _CLASSES = ("no", "maybe", "yes")
 _WORDS = ("good", "bad", "tea", "not")
@@ -104,3 +104,13 @@ def test_the_graph_of_a_recurrent_layer_does_not_grow_with_the_text() -> None:
         assert [node.op_type for node in graph.graph.node].count("GRU") == 1
         counts.append(len(graph.graph.node))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(("length", "rows"), [(64, 1024), (512, 16), (8192, 1)])
+def test_long_texts_are_answered_some_rows_at_a_time(length: int, rows: int) -> None:
+    """A table has no such bound; see ``artifacts/predictor.py``."""
+    state = FeatureState(texts={"t": IdsState(tokens="words", vocabulary=_WORDS, max_length=length)})
+    inputs = inputs_of(state)
+    family = Family({"kind": "custom", "module": f"{build_bag.__module__}:build_bag"}, inputs)
+    graph = export_model(family.build(), inputs, compile_graph(_case(["tokens"])[0], state), Target(classes=_CLASSES))
+    assert {prop.key: prop.value for prop in graph.metadata_props} == {"max_batch_rows": str(rows)}
