@@ -1,5 +1,6 @@
 """``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +17,7 @@ from lepton_ray.spec.features_check import check_features
 from lepton_ray.spec.features_content import IdsEncoding, ImageFeatures
 from lepton_ray.spec.model import CnnModel, Model, TrainSpec
 from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
-from lepton_ray.spec.tune import Choice, Domain, Integer, TuneSpec
+from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
 
 _OF_MODEL = ("tune", "register_", "serve")
 _MAX_TRIED = 1000  # values of an integer range that are checked one by one
@@ -158,12 +159,10 @@ def _seen_shape(column: ImageColumn, features: ImageFeatures) -> tuple[int, int,
     return column.channels, rows, columns
 
 
-def _extremes(domain: Domain) -> list[Any]:
-    if isinstance(domain, Choice):
-        return list(domain.values)
-    if isinstance(domain, Integer):
-        return list(range(domain.low, domain.high + 1)[:_MAX_TRIED])
-    return [domain.low, domain.high]
+def _extremes(domain: Domain) -> Sequence[Any]:
+    if isinstance(domain, Uniform | LogUniform):
+        return [domain.low, domain.high]
+    return (values_of(domain) or ())[:_MAX_TRIED]
 
 
 def _reason(error: Exception) -> str:
