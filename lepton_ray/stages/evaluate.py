@@ -25,7 +25,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 from lepton_ray.stages.featurize import load_split
 
-VERSION = 2
+VERSION = 3
 
 
 def evaluate(
@@ -64,6 +64,7 @@ def evaluate(
             history=checkpoint.history,
             best_epoch=checkpoint.best_epoch,
             trials=_read_trials(trials),
+            search_stopped=trials.stopped if trials else "",
             spec_text=yaml.safe_dump(opened.lineage["spec"], sort_keys=False),
             data=_describe_data(data, dataset, feature_set),
         )
