@@ -21,7 +21,9 @@ _MAX_VALUE_LABELS = 6  # of an axis of numbers: of more the ends and the middle
 _LOG_RATIO = 20.0  # of the greatest to the least value of an axis that is logarithmic
 _BEST, _WORST, _RED = (36, 99, 165), (214, 221, 228), "#b3261e"
 _TICKS = (0.0, 0.5, 1.0)
-_LOSS = "validation loss"
+_LOSS, _COST = "validation loss", "second objective"
+
+_MARKS = {"taken": "taken", "on_front": "beaten by none in both", "stopped_early": "stopped early"}
 
 Trial = Mapping[str, Any]
 """A line of ``trials.jsonl``."""
@@ -36,7 +38,7 @@ def search_section(trials: Sequence[Trial], stopped: str) -> str:
     """
     if not trials:
         return ""
-    ranked = sorted(trials, key=_rank)
+    ranked = sorted(trials, key=lambda trial: (not trial.get("taken"), _rank(trial)))
     note = f"{len(trials)} trials; the search was ended: {stopped}." if stopped else f"{len(trials)} trials."
     return "".join(
         [
@@ -51,6 +53,10 @@ def search_section(trials: Sequence[Trial], stopped: str) -> str:
 
 def _rank(trial: Trial) -> float:
     return math.inf if trial["loss"] is None else float(trial["loss"])
+
+
+def _has_cost(trials: Sequence[Trial]) -> bool:
+    return trials[0].get("cost") is not None
 
 
 def _importance(trials: Sequence[Trial]) -> str:
@@ -72,14 +78,19 @@ def _table(ranked: Sequence[Trial]) -> str:
         [
             *(_show(trial["values"][path]) for path in paths),
             "not a number" if trial["loss"] is None else float(trial["loss"]),
+            *([_show(trial["cost"])] if _has_cost(ranked) else []),
             trial["epochs"],
-            "stopped early" if trial.get("stopped_early") else "",
+            ", ".join(text for key, text in _MARKS.items() if trial.get(key)),
         ]
         for trial in ranked[:_MAX_TRIALS_SHOWN]
     ]
     left_out = len(ranked) - len(rows)
     more = f'<p class="soft">{left_out} worse trials are left out.</p>' if left_out else ""
-    return "<h3>Trials</h3>" + table([*paths, _LOSS, "epochs", ""], rows, num_text_columns=0) + more
+    return (
+        "<h3>Trials</h3>"
+        + table([*paths, _LOSS, *([_COST] if _has_cost(ranked) else []), "epochs", ""], rows, num_text_columns=0)
+        + more
+    )
 
 
 def _schedule(schedule: Sequence[Mapping[str, Any]]) -> str:
@@ -138,6 +149,7 @@ def _parallel(ranked: Sequence[Trial]) -> str:
     drawn = ranked[:_MAX_LINES]
     axes = [
         *(_axis(path, [trial["values"][path] for trial in drawn]) for path in drawn[0]["values"]),
+        *([_axis(_COST, [trial["cost"] for trial in drawn])] if _has_cost(drawn) else []),
         _axis(_LOSS, [trial["loss"] for trial in drawn]),
     ]
     width, height = 2 * _LEFT + _STEP * (len(axes) - 1), _TOP + _HEIGHT + _BOTTOM
@@ -151,7 +163,7 @@ def _parallel(ranked: Sequence[Trial]) -> str:
     return (
         f'<h3>Parallel coordinates</h3><div class="scroll"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'style="max-width:none" role="img" aria-label="{label}" font-size="11">{lines}{"".join(map(_draw_axis, range(len(axes)), axes))}</svg></div>'
-        f'<p class="soft">A line for each trial, the bluer the better, the best one thick.{more}'
+        f'<p class="soft">A line for each trial, the bluer the better, the one that the training takes thick.{more}'
         f"{' Red and dashed: the loss was not a number.' if off else ''}</p>"
     )
 

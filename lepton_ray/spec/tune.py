@@ -137,12 +137,26 @@ class GridSearcher(Section):
     kind: Literal["grid"]
 
 
+class SecondObjective(Section):
+    """What is minimised beside the loss.
+
+    The training takes, of the trials that no other beats in both, the one with the least of ``what`` whose loss is near the least.
+    """
+
+    what: Literal["num_parameters", "epoch_s"]
+    """Weights of the model, or mean seconds of an epoch, measured while other trials run."""
+    max_loss_excess_fraction: Annotated[FiniteFloat, Field(ge=0)] = 0.05
+    """How far above the least loss the loss may be, as a share of it."""
+
+
 class OptunaSearcher(Section):
     """Optuna's tree of Parzen estimators (TPE): proposes what resembles the better of the finished trials."""
 
     kind: Literal["optuna"]
     startup_trials: PositiveInt | None = None
     """Random trials before it proposes; None takes a quarter of all, at most 10."""
+    also_minimise: SecondObjective | None = None
+    """A second objective; needs ``scheduler: none``."""
 
 
 class HyperoptSearcher(Section):
@@ -263,6 +277,11 @@ class TuneSpec(Section):
             return self.num_trials or _DEFAULT_TRIALS
         return min(_DEFAULT_TRIALS, size or _DEFAULT_TRIALS)
 
+    @property
+    def second_objective(self) -> SecondObjective | None:
+        """What is minimised beside the loss."""
+        return self.searcher.also_minimise if isinstance(self.searcher, OptunaSearcher) else None
+
     @model_validator(mode="after")
     def _check_paths(self) -> Self:
         if wrong := [path for path in self.space if not path.startswith("model.") and path not in _TUNABLE]:
@@ -271,7 +290,12 @@ class TuneSpec(Section):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        problems = [*self._grid_problems(), *(self._pbt_problems())]
+        problems = [*self._grid_problems(), *self._pbt_problems()]
+        if self.second_objective and not isinstance(self.scheduler, NoScheduler):
+            problems.append(
+                f"tune.scheduler must be none for tune.searcher.also_minimise, got {self.scheduler.kind!r}, which compares "
+                "trials by their loss alone. Set tune.scheduler to none"
+            )
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self

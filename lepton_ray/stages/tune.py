@@ -46,7 +46,10 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
         Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
         ctx.update,
     )
-    lines = [json.dumps(asdict(trial), allow_nan=False) for trial in found.trials]
+    lines = [
+        json.dumps({**asdict(trial), "taken": trial is found.best, "on_front": trial in found.front}, allow_nan=False)
+        for trial in found.trials
+    ]
     (ctx.folder / "trials.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Trials(
         best=found.best.values,
@@ -75,8 +78,9 @@ def start_trial(
     state = start_state(partial(build, model), train, seed)
     if folder is not None:
         restore_weights(state, folder)
+    num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
     return (
-        Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now))
+        Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now), num_parameters)
         for state_now in train_epochs(state, data, train, seed)
     )
 

@@ -25,6 +25,8 @@ class Trial:
     stopped_early: bool
     ended_at_s: float = 0.0
     """Seconds that the search had run when the trial ended."""
+    cost: float | None = None
+    """Of ``also_minimise``; None without it."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """With ``pbt``: the values of all epochs, as ``{"from_epoch": 3, "values": {...}}``, counted from 1."""
 
@@ -93,6 +95,25 @@ def _to_trial(content: dict[str, Any] | None) -> Trial | None:
 def best_of(trials: Sequence[Trial]) -> Trial:
     """Return the trial with the least loss, the first of equals."""
     return min(trials, key=lambda trial: trial.rank)
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that no other beats in loss and cost, by loss; of equals the first. All trials have a cost."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.rank, trial.cost)):
+        if trial.loss is not None and (not front or _cost(trial) < _cost(front[-1])):
+            front.append(trial)
+    return front
+
+
+def _cost(trial: Trial) -> float:
+    return math.inf if trial.cost is None else trial.cost
+
+
+def cheapest_of(front: Sequence[Trial], max_loss_excess_fraction: float) -> Trial:
+    """Return the trial with the least cost of a front whose loss is at most so much above the least."""
+    least = front[0].rank
+    return [trial for trial in front if trial.rank <= least + max_loss_excess_fraction * abs(least)][-1]
 
 
 def has_stalled(trials: Sequence[Trial], patience: int) -> bool:

@@ -20,9 +20,9 @@ from lepton_ray.core.files import read_json, write_json
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import num_held, wait_for_capacity
 from lepton_ray.spec.tune import PbtScheduler, TuneSpec
-from lepton_ray.tune.journal import Journal, Trial, best_of, has_stalled
-from lepton_ray.tune.space import Space, Values, decode
-from lepton_ray.tune.strategies.on_ray import BEST, DIVERGED, LOSS, build_scheduler, build_search
+from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
+from lepton_ray.tune.space import Values, decode
+from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
 
 _START_TIMEOUT_S = 120.0
 _CLOCK_S = 1.0  # between two notes of the seconds spent
@@ -37,6 +37,8 @@ class Epoch:
     """Validation loss; may be no number."""
     save: Callable[[Path], None]
     """Writes the training's state to a folder; called before the next epoch or never."""
+    num_parameters: int = 0
+    """Weights of the model."""
 
 
 StartTraining = Callable[[Values, Any, Path | None], Iterator[Epoch]]
@@ -55,10 +57,10 @@ class Found:
     stopped: str
     """Why there are fewer than were asked for; empty if all ran."""
 
-    @property
-    def best(self) -> Trial:
-        """The trial with the least loss."""
-        return best_of(self.trials)
+    best: Trial
+    """With the least loss; with a second objective the one on the front that the spec's rule takes."""
+    front: list[Trial]
+    """With a second objective, the trials that no other beats in both; else empty."""
 
 
 def search(
@@ -88,7 +90,11 @@ def search(
             f"tune must find a trial with a finite loss, got none of {len(watcher.done)} trials"
             f"{f' ({watcher.stopped})' if watcher.stopped else ''}. Change tune.space, such as a lower train.lr, or raise tune.max_seconds"
         )
-    return Found(watcher.done, watcher.stopped)
+    if spec.second_objective is None:
+        return Found(watcher.done, watcher.stopped, best_of(watcher.done), [])
+    front = pareto_front(watcher.done)
+    best = cheapest_of(front, spec.second_objective.max_loss_excess_fraction)
+    return Found(watcher.done, watcher.stopped, best, front)
 
 
 def _run(
@@ -96,9 +102,7 @@ def _run(
 ) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of result files that nobody asked for
     found = build_search(spec, seed, watcher.done, max_concurrent)
-    trainable = tune.with_parameters(
-        _TrialTrainable, start_training=start_training, data=data, space=dict(spec.space), epochs=spec.epochs
-    )
+    trainable = tune.with_parameters(_TrialTrainable, start_training=start_training, data=data, spec=spec)
     with tempfile.TemporaryDirectory(prefix="lepton-ray-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": spec.cpus_per_trial}),
@@ -140,29 +144,41 @@ def _storage(spec: TuneSpec, journal: Journal, scratch: str) -> dict[str, Any]:
 class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One trial; ``step`` is an epoch. Reset in place for the next trial, so that a process and its imports serve many."""
 
-    def setup(self, config: Values, start_training: StartTraining, data: Any, space: Space, epochs: int) -> None:
+    def setup(self, config: Values, start_training: StartTraining, data: Any, spec: TuneSpec) -> None:
         """Keep what all trials share and start the first."""
-        self._start_training, self._data, self._space, self._epochs = start_training, data, space, epochs
+        self._start_training, self._data, self._spec = start_training, data, spec
         self.reset_config(config)
 
     def reset_config(self, new_config: Values) -> bool:
         """Start a trial with other values."""
-        self._values = decode(self._space, new_config)
+        self._values = decode(self._spec.space, new_config)
         self._training = self._start_training(self._values, self._data, None)
         self._schedule = [{"from_epoch": 1, "values": self._values}]
         self._epoch: Epoch | None = None
-        self._last: dict[str, Any] = {LOSS: DIVERGED, BEST: DIVERGED, "epochs": 0}
+        self._last: dict[str, Any] = {LOSS: DIVERGED, BEST: DIVERGED, COST: 0.0, "epochs": 0}
         return True
 
     def step(self) -> dict[str, Any]:
         """Train an epoch; after early stopping the last result stands."""
+        start = time.monotonic()
         epoch = next(self._training, None)
         if epoch is not None:
+            epochs = self._last["epochs"] + 1
             loss = min(epoch.loss, DIVERGED) if math.isfinite(epoch.loss) else DIVERGED
             best = min(self._last[BEST], loss)
-            self._epoch, self._last = epoch, {LOSS: loss, BEST: best, "epochs": self._last["epochs"] + 1}
-        is_done = epoch is None or self._last["epochs"] >= self._epochs
+            cost = self._cost(epoch, time.monotonic() - start, epochs)
+            self._epoch, self._last = epoch, {LOSS: loss, BEST: best, COST: cost, "epochs": epochs}
+        is_done = epoch is None or self._last["epochs"] >= self._spec.epochs
         return {**self._last, "schedule": json.dumps(self._schedule), "done": is_done}
+
+    def _cost(self, epoch: Epoch, seconds: float, epochs: int) -> float:
+        second = self._spec.second_objective
+        if second is None:
+            return 0.0
+        if second.what == "num_parameters":
+            return float(epoch.num_parameters)
+        mean: float = self._last[COST] + (seconds - self._last[COST]) / epochs
+        return mean
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the training's state, for ``pbt``."""
@@ -256,6 +272,7 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
             epochs=epochs,
             stopped_early=epochs < self.spec.epochs,
             ended_at_s=round(self.seconds, 3),
+            cost=float(result[COST]) if self.spec.second_objective else None,
             schedule=schedule if isinstance(self.spec.scheduler, PbtScheduler) else [],
         )
         self.done.append(trial)

@@ -131,6 +131,26 @@ def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path)
             assert ratio == pytest.approx(0.8) or ratio == pytest.approx(1.2) or after["values"]["train.lr"] == 0.3
 
 
+def trade(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[Any]:
+    """The loss is lr, the number of weights falls with it: every trial is on the front."""
+    from lepton_ray.tune.on_ray import Epoch
+
+    yield Epoch(values["train.lr"], lambda folder: None, num_parameters=round(1000 - 1000 * values["train.lr"]))
+
+
+def test_a_second_objective_takes_the_smallest_model_with_nearly_the_least_loss(cluster: None, tmp_path: Path) -> None:
+    second = {"what": "num_parameters", "max_loss_excess_fraction": 1.0}
+    searcher = {"kind": "optuna", "also_minimise": second}
+    space = {"train.lr": {"kind": "uniform", "low": 0.1, "high": 0.9}}
+    asked = {"epochs": 1, "searcher": searcher, "scheduler": "none", "space": space, **ONE}
+    run_search(tmp_path, trade, num_trials=3, **asked)
+    found = run_search(tmp_path, trade, num_trials=6, **asked)
+    assert [trial.cost for trial in found.trials] == [round(1000 - 1000 * lr) for lr in rates(found.trials)]
+    assert rates(found.front) == sorted(rates(found.trials))
+    least = min(rates(found.trials))
+    assert found.best.loss == max(lr for lr in rates(found.trials) if lr <= 2 * least)
+
+
 def test_median_stops_what_is_worse_than_the_others_were(cluster: None, tmp_path: Path) -> None:
     """In order 0.1, 0.2, 0.3, 0.4: the last is the first with three before it, and worse than their median."""
     space = {"train.lr": {"kind": "uniform", "low": 0.1, "high": 0.4, "step": 0.1}}

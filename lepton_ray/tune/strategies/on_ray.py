@@ -41,6 +41,7 @@ from lepton_ray.tune.space import Point, clip, encode, grid
 
 LOSS = "val_loss"
 BEST = "best_loss"
+COST = "cost"
 DIVERGED = 1e30
 _EPOCHS = "training_iteration"
 _MAX_STARTUP_TRIALS = 10
@@ -110,23 +111,26 @@ def _learning(section: OptunaSearcher | HyperoptSearcher, spec: TuneSpec, seed: 
     domains = _to_tune_space(spec)
     known = [encode(spec.space, trial.values) for trial in done]
     startup = section.startup_trials or max(1, min(_MAX_STARTUP_TRIALS, spec.total_trials // 4))
-    build = _optuna if isinstance(section, OptunaSearcher) else _hyperopt
-    searcher = build(domains, known, startup, seed)
+    if isinstance(section, HyperoptSearcher):
+        searcher = _hyperopt(domains, known, startup, seed)
+    else:
+        searcher = _optuna(domains, known, startup, seed, section.also_minimise is not None)
     for number, trial in enumerate(done):
         searcher.suggest(f"known-{number}")
-        searcher.on_trial_complete(f"known-{number}", {BEST: DIVERGED if trial.loss is None else trial.loss})
+        result = {BEST: DIVERGED if trial.loss is None else trial.loss, COST: trial.cost}
+        searcher.on_trial_complete(f"known-{number}", result)
     return searcher
 
 
-def _optuna(domains: dict[str, Any], known: list[Point], startup: int, seed: int) -> Searcher:
+def _optuna(domains: dict[str, Any], known: list[Point], startup: int, seed: int, has_cost: bool) -> Searcher:
     from optuna.samplers import TPESampler  # noqa: PLC0415  optional
     from ray.tune.search.optuna import OptunaSearch  # noqa: PLC0415
 
     logging.getLogger("optuna").setLevel(logging.WARNING)
     return OptunaSearch(
         space=OptunaSearch.convert_search_space(domains),
-        metric=BEST,
-        mode="min",
+        metric=[BEST, COST] if has_cost else BEST,
+        mode=["min", "min"] if has_cost else "min",
         sampler=TPESampler(n_startup_trials=startup, seed=seed),
         points_to_evaluate=known or None,
     )

@@ -80,6 +80,18 @@ def test_odd_results_have_a_section_without_markup_of_theirs(trials: list[dict[s
     assert page.count("<tr>") >= min(len(trials), 50) + 1
 
 
+def test_the_trial_that_the_training_takes_stands_first_with_its_marks() -> None:
+    trials = [
+        {**_trial(0.5, lr=0.1), "cost": 9.0, "on_front": True},
+        {**_trial(0.6, lr=0.2), "cost": 4.0, "on_front": True, "taken": True},
+    ]
+    page = search_section(trials, "")
+    assert "taken, beaten by none in both" in page
+    table = page[page.index("<table") :]
+    assert table.index(">0.2<") < table.index("taken, beaten") < table.index(">0.1<")
+    assert _lines(page)["train.lr 0.2: 0.6"] == pytest.approx([1, 0, 1])
+
+
 def test_a_schedule_is_shown_epoch_by_epoch() -> None:
     schedule = [{"from_epoch": 1, "values": {"train.lr": 0.25}}, {"from_epoch": 4, "values": {"train.lr": 0.125}}]
     page = search_section([{**_trial(0.5, lr=0.125), "schedule": schedule}, _trial(0.6, lr=0.3)], "")

@@ -68,6 +68,14 @@ def _problems(text: str) -> list[str]:
             "tune.max_concurrent_trials must be left out for pbt",
         ),
         (
+            f"searcher: {{kind: optuna, also_minimise: {{what: epoch_s}}}}, space: {{{_LR}}}",
+            "tune.scheduler must be none for tune.searcher.also_minimise, got 'asha'",
+        ),
+        (
+            f"searcher: {{kind: hyperopt, also_minimise: {{what: epoch_s}}}}, scheduler: none, space: {{{_LR}}}",
+            "tune.searcher.also_minimise must be a known key.",
+        ),
+        (
             f"searcher: bayes, space: {{{_LR}}}",
             "tune.searcher.kind must be one of 'random', 'grid', 'optuna', 'hyperopt'",
         ),

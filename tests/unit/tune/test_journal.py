@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_ray.tune.journal import Journal, Trial, best_of, has_stalled
+from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
 
 
 def _trial(lr: float, loss: float | None = 0.5, ended_at_s: float = 1.0) -> Trial:
@@ -72,3 +72,26 @@ def test_a_search_stalls_when_the_last_ones_were_no_better(losses: list[float | 
     earlier, last = finite[:-patience], finite[-patience:]
     expected = bool(earlier) and len(last) == patience and min(last) >= min(earlier)
     assert has_stalled(trials, patience) == expected
+
+
+_PAIRS = st.tuples(st.none() | st.integers(0, 4).map(float), st.integers(0, 4).map(float))
+
+
+@given(st.lists(_PAIRS, max_size=12), st.sampled_from([0.0, 0.5, 1.0]))
+def test_the_front_is_what_no_other_trial_beats(pairs: list[tuple[float | None, float]], excess: float) -> None:
+    trials = [
+        Trial({"train.lr": float(n)}, loss, 3, stopped_early=False, cost=cost) for n, (loss, cost) in enumerate(pairs)
+    ]
+    front = pareto_front(trials)
+    known = {(loss, cost) for loss, cost in pairs if loss is not None}
+    expected = {
+        (loss, cost)
+        for loss, cost in known
+        if not any((a <= loss and b <= cost) and (a, b) != (loss, cost) for a, b in known)
+    }
+    assert {(trial.loss, trial.cost) for trial in front} == expected
+    assert len(front) == len(expected)
+    if front:
+        best = cheapest_of(front, excess)
+        least = min(loss for loss, _ in known)
+        assert best.cost == min(cost for loss, cost in known if loss <= least * (1 + excess))
