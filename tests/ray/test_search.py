@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,23 @@ def constant(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator
         if lr > 0.55:
             raise ValueError(f"lr is {lr}")
         yield Epoch(math.nan if lr > 0.45 else lr, lambda folder: None)
+
+
+def lost_once(marker: Path, values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[Any]:
+    """The process of the first trial is killed in its second epoch, once."""
+    for number, epoch in enumerate(shrink(values, data, folder)):
+        if number == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield epoch
+
+
+def test_a_trial_whose_process_is_lost_begins_anew(cluster: None, tmp_path: Path) -> None:
+    asked = {"num_trials": 2, "epochs": 3, "searcher": "random", "scheduler": "none", "space": LR, **ONE}
+    found = run_search(tmp_path, partial(lost_once, tmp_path / "lost"), **asked)
+    assert (tmp_path / "lost").exists()
+    assert [trial.loss for trial in found.trials] == pytest.approx([(1 - lr) ** 3 for lr in rates(found.trials)])
+    assert [trial.epochs for trial in found.trials] == [3, 3]
 
 
 class Shrinking:
