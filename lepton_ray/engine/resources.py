@@ -53,8 +53,8 @@ def _lacking(bundle: dict[str, float], count: int) -> str:
     )
     if lacking or num_held(bundle) >= count:
         return lacking
-    machine = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
-    return f"{count} times {machine} on one machine (has {num_held(bundle)})"
+    each = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    return f"machines with room for {count} of {each} each (has room for {num_held(bundle)})"
 
 
 def num_held(bundle: dict[str, float]) -> int:

@@ -226,9 +226,21 @@ def test_a_trial_must_fit_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [resources.num_held({"CPU": cpus}) for cpus in (0.3, 1, 1.5, 2, 3, 4)]
     assert held == [6 + 10, 5, 3, 2, 1, 0]
     assert resources.num_held({"CPU": 1, "GPU": 1}) == 1
-    assert resources._lacking({"CPU": 4.0}, 1) == "1 times 4 CPU on one machine (has 0)"
+    assert resources._lacking({"CPU": 4.0}, 1) == "machines with room for 1 of 4 CPU each (has room for 0)"
     assert resources._lacking({"CPU": 6.0}, 1) == "6 CPU (has 5)"
     assert not resources._lacking({"CPU": 1.0}, 5)
+
+
+def test_brackets_of_hyperband_begin_further_and_further_out() -> None:
+    from lepton_ray.tune.strategies.on_ray import build_scheduler
+
+    section = {"kind": "hyperband", "grace_epochs": 2, "reduction_factor": 3, "brackets": 3}
+    scheduler = build_scheduler(TuneSpec.model_validate({"epochs": 20, "scheduler": section, "space": LR}))
+    assert [sorted(rung for rung, _ in bracket._rungs) for bracket in scheduler._brackets] == [
+        [2, 6, 18],
+        [6, 18],
+        [18],
+    ]
 
 
 @pytest.mark.parametrize("kind", ["optuna", "hyperopt"])

@@ -88,8 +88,8 @@ class _Listed(Searcher):  # type: ignore[misc]  # Ray has no types
 
 def _missing_points(spec: TuneSpec, seed: int, done: Sequence[Trial]) -> list[Point]:
     points = grid(spec.space) if isinstance(spec.searcher, GridSearcher) else _draw(spec, seed)
-    tried = [encode(spec.space, trial.values) for trial in done]
-    return [point for point in points if point not in tried]
+    tried = {tuple(encode(spec.space, trial.values).values()) for trial in done}
+    return [point for point in points if tuple(point.values()) not in tried]
 
 
 def _draw(spec: TuneSpec, seed: int) -> Iterator[Point]:
