@@ -188,12 +188,15 @@ class Trials(Artifact):
     best_loss: float
     num_trials: int
     num_stopped_early: int
+    stopped: str = ""
+    """Why the search ended before all its trials had run."""
 
     def account(self) -> list[str]:
         """Best settings."""
         values = ", ".join(f"{path}={_plain(value)}" for path, value in self.best.items())
         return [
             f"{self.num_trials} trials, {self.num_stopped_early} stopped early; best validation loss {self.best_loss:.4f}",
+            *([f"the search was ended: {self.stopped}"] if self.stopped else []),
             f"best: {values}",
         ]
 

@@ -11,6 +11,7 @@ _EXTRA_OF_MODULE = {
     "sklearn": "pipeline",
     "matplotlib": "pipeline",
     "PIL": "pipeline",
+    "hyperopt": "pipeline",
     "optuna": "pipeline",
     "pandas": "pipeline",
     "onnxscript": "torch",

@@ -10,6 +10,7 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.engine.session import connect
 
 _POLL_S = 0.5
+_ROUNDING = 1e-9  # 0.3 CPUs go ten times into 3
 
 
 def wait_for_capacity(
@@ -45,14 +46,18 @@ def wait_for_capacity(
 def _lacking(bundle: dict[str, float], count: int) -> str:
     there = ray.cluster_resources()
     needed = {name: amount * count for name, amount in bundle.items()}
-    return ", ".join(
+    lacking = ", ".join(
         f"{amount:g} {name} (has {there.get(name, 0):g})"
         for name, amount in needed.items()
         if there.get(name, 0) < amount
     )
+    if lacking or num_held(bundle) >= count:
+        return lacking
+    each = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    return f"machines with room for {count} of {each} each (has room for {num_held(bundle)})"
 
 
-def num_concurrent(per_trial: float, limit: int | None) -> int:
-    """Return how many trials of ``per_trial`` CPUs the cluster holds at once, at least 1 and at most ``limit``."""
-    held = int(ray.cluster_resources().get("CPU", 1.0) // per_trial)
-    return max(1, min(held, limit or held))
+def num_held(bundle: dict[str, float]) -> int:
+    """Return how many bundles of resources the cluster holds at once, each on one machine, were nothing else running."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + _ROUNDING) for node in nodes)

@@ -8,8 +8,7 @@ from lepton_ray.artifacts.ledger import REASONS, Ledger
 from lepton_ray.evaluate.data_report import DataReport, data_section, escape_lines
 from lepton_ray.evaluate.page import escape, isolate, table, write_page
 from lepton_ray.evaluate.plots import plot_history
-
-_MAX_TRIALS_SHOWN = 50
+from lepton_ray.evaluate.search_report import search_section
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class ReportData:
     spec_text: str
     data: DataReport | None = None
     """The data section; without it the ledger and the classes are shown alone."""
+    search_stopped: str = ""
+    """Why the search ended before all its trials had run."""
 
 
 def write_report(data: ReportData) -> str:
@@ -43,7 +44,7 @@ def write_report(data: ReportData) -> str:
         "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(data.plots),
         _rows(data) if data.data is None else data_section(data.data),
         "<h2>Training</h2>" + _beside(history),
-        _trials(data.trials),
+        search_section(data.trials, data.search_stopped),
         f"<h2>Spec</h2><pre>{escape_lines(data.spec_text)}</pre>",
     ]
     return write_page(data.name, sections)
@@ -101,12 +102,3 @@ def _class_table(data: ReportData) -> str:
     names = dict.fromkeys(name for rows in data.class_rows.values() for name in rows)
     rows = [[name, *(data.class_rows[split].get(name, 0) for split in splits)] for name in names]
     return table(["class", *splits], rows) if rows else ""
-
-
-def _trials(trials: Sequence[Mapping[str, Any]]) -> str:
-    if not trials:
-        return ""
-    ranked = sorted(trials, key=lambda trial: trial["loss"])[:_MAX_TRIALS_SHOWN]
-    paths = list(ranked[0]["values"])
-    rows = [[*(trial["values"][path] for path in paths), trial["loss"], trial["epochs"]] for trial in ranked]
-    return "<h2>Search</h2>" + table([*paths, "validation loss", "epochs"], rows, num_text_columns=0)

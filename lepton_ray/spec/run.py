@@ -1,5 +1,6 @@
 """``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +17,7 @@ from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
 from lepton_ray.spec.release import ClassMetric, EvaluateSpec, ExportSpec, NumberMetric, RegisterSpec, ServeSpec
-from lepton_ray.spec.tune import Choice, Domain, Integer, TuneSpec
+from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
 
 _OF_MODEL = ("tune", "register_", "serve")
 _MAX_TRIED = 1000  # values of an integer range that are checked one by one
@@ -148,12 +149,10 @@ class RunSpec(Section):
         return super().model_dump(**{"by_alias": True, **options})
 
 
-def _extremes(domain: Domain) -> list[Any]:
-    if isinstance(domain, Choice):
-        return list(domain.values)
-    if isinstance(domain, Integer):
-        return list(range(domain.low, domain.high + 1)[:_MAX_TRIED])
-    return [domain.low, domain.high]
+def _extremes(domain: Domain) -> Sequence[Any]:
+    if isinstance(domain, Uniform | LogUniform):
+        return [domain.low, domain.high]
+    return (values_of(domain) or ())[:_MAX_TRIED]
 
 
 def _reason(error: Exception) -> str:

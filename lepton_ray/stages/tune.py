@@ -1,11 +1,13 @@
 """tune: features -> the settings with the least validation loss, and all trials."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lepton_ray.artifacts.kinds import FeatureSet, ModelInput, Trials
+from lepton_ray.artifacts.kinds import FeatureSet, Trials
 from lepton_ray.core.extras import require
 from lepton_ray.engine.session import connect
 from lepton_ray.models.catalog import build_model
@@ -16,51 +18,79 @@ from lepton_ray.stages.train import load_data, target_of
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
+    from lepton_ray.train.torch_loop import TrainState
+    from lepton_ray.tune.on_ray import Epoch
 
 VERSION = 2
+
+
+def preflight(tune: TuneSpec) -> None:
+    """Check that the searcher is installed."""
+    if tune.searcher.kind in ("optuna", "hyperopt"):
+        require(tune.searcher.kind, f"tune.searcher {tune.searcher.kind}")
 
 
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:
     """Search."""
     require("torch", "training")
-    require("optuna", "the search")
     connect()
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
+    from lepton_ray.tune.journal import Journal  # noqa: PLC0415
 
-    build_model(
-        model, feature_set.inputs, target_of(feature_set).num_outputs
-    )  # what cannot be built fails here, not in a trial
-    trials = on_ray.search(
+    build = partial(build_model, inputs=feature_set.inputs, num_outputs=target_of(feature_set).num_outputs)
+    build(model)  # what cannot be built fails here, not in a trial
+    found = on_ray.search(
         tune,
-        partial(
-            train_trial, model, train, tune.epochs, feature_set.inputs, target_of(feature_set).num_outputs, ctx.seed
-        ),
+        partial(start_trial, *apply_values(model, train, {"train.epochs": tune.epochs}), build, ctx.seed),
         load_data(feature_set, ctx),
         ctx.seed,
-        on_ray.Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
+        Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
         ctx.update,
     )
-    lines = [json.dumps(trial.__dict__) for trial in trials]
+    lines = [
+        json.dumps({**asdict(trial), "taken": trial is found.best, "on_front": trial in found.front}, allow_nan=False)
+        for trial in found.trials
+    ]
     (ctx.folder / "trials.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    best = min(trials, key=lambda trial: (trial.loss != trial.loss, trial.loss))
-    num_stopped = sum(trial.stopped_early for trial in trials)
-    return Trials(best=best.values, best_loss=best.loss, num_trials=len(trials), num_stopped_early=num_stopped)
+    return Trials(
+        best=found.best.values,
+        best_loss=found.best.rank,
+        num_trials=len(found.trials),
+        num_stopped_early=sum(trial.stopped_early for trial in found.trials),
+        stopped=found.stopped,
+    )
 
 
-def train_trial(
+def start_trial(
     model: Model,
     train: TrainSpec,
-    epochs: int,
-    inputs: tuple[ModelInput, ...],
-    num_outputs: int,
+    build: Callable[[Model], Any],
     seed: int,
     values: dict[str, Any],
     data: "TrainData",
-) -> Iterator[dict[str, float]]:
-    """Train one trial in this process and yield the metrics of each epoch."""
-    from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415  torch is optional
+    folder: Path | None,
+) -> "Iterator[Epoch]":
+    """Start training one trial in this process; from ``folder`` with the weights there, but its own settings."""
+    from lepton_ray.train import checkpoint  # noqa: PLC0415  torch is optional
+    from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415
+    from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415  Ray is there in a worker
 
-    model, train = apply_values(model, train, {**values, "train.epochs": epochs})
-    state = start_state(partial(build_model, model, inputs, num_outputs), train, seed)
-    for state_now in train_epochs(state, data, train, seed):
-        yield state_now.history[-1]
+    model, train = apply_values(model, train, values)
+    state = start_state(partial(build, model), train, seed)
+    if folder is not None:
+        restore_weights(state, folder)
+    num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    return (
+        Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now), num_parameters)
+        for state_now in train_epochs(state, data, train, seed)
+    )
+
+
+def restore_weights(state: "TrainState", folder: Path) -> None:
+    """Restore a checkpoint but for the optimizer's settings, such as the learning rate."""
+    from lepton_ray.train import checkpoint  # noqa: PLC0415  torch is optional
+
+    own = [{name: value for name, value in group.items() if name != "params"} for group in state.optimizer.param_groups]
+    checkpoint.restore(state, folder)
+    for group, settings in zip(state.optimizer.param_groups, own, strict=True):
+        group.update(settings)

@@ -1,203 +1,282 @@
-"""Search through Ray Tune: Optuna proposes, ASHA stops the poor ones, actors are reused, trials share the data.
+"""Search through Ray Tune: actors are reused, trials share the data through the object store, poor ones stop early.
 
-Finished trials are written down as plain data as they end; a killed search is told of them and goes on.
+Finished trials are written down as they end (``journal.py``); a killed search is told of them and goes on.
 """
 
 import json
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.core.files import read_json, write_json
 from lepton_ray.engine.faults import last_line
-from lepton_ray.engine.resources import num_concurrent, wait_for_capacity
-from lepton_ray.spec.tune import Choice, Domain, Integer, LogUniform, TuneSpec
+from lepton_ray.engine.resources import num_held, wait_for_capacity
+from lepton_ray.spec.tune import PbtScheduler, TuneSpec
+from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
+from lepton_ray.tune.space import Values, decode
+from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
 
-LOSS = "val_loss"
 _START_TIMEOUT_S = 120.0
+_CLOCK_S = 1.0  # between two notes of the seconds spent
+_MAX_RETRIES = 1  # of a trial: its process may have been lost
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A finished trial; ``values`` by path (``train.lr``)."""
+class Epoch:
+    """What a training yields after an epoch."""
 
-    values: dict[str, Any]
     loss: float
-    epochs: int
-    stopped_early: bool
+    """Validation loss; may be no number."""
+    save: Callable[[Path], None]
+    """Writes the training's state to a folder; called before the next epoch or never."""
+    num_parameters: int = 0
+    """Weights of the model."""
+
+
+StartTraining = Callable[[Values, Any, Path | None], Iterator[Epoch]]
+"""From values, the shared data and, to go on from one, a folder with a state, to the epochs that follow.
+
+The folder is read before it returns. A state may be of a training with other values.
+"""
 
 
 @dataclass(frozen=True)
-class Journal:
-    """Where finished trials are written down, one JSON file each."""
+class Found:
+    """The result of a search."""
 
-    filesystem: pafs.FileSystem
-    path: str
+    trials: list[Trial]
+    """In the order in which they ended; at least one has a loss."""
+    stopped: str
+    """Why there are fewer than were asked for; empty if all ran."""
 
-    def read(self) -> list[Trial]:
-        """Return the finished trials, in the order of their files' names."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
-        paths = sorted(info.path for info in self.filesystem.get_file_info(selector) if info.path.endswith(".json"))
-        return [trial for path in paths if (trial := self._read_one(path))]
-
-    def _read_one(self, path: str) -> Trial | None:
-        with self.filesystem.open_input_stream(path) as stream:
-            try:
-                return Trial(**json.loads(stream.read()))
-            except (ValueError, TypeError):  # killed while writing it: the trial runs again
-                return None
-
-    def write(self, name: str, trial: Trial) -> None:
-        """Write a finished trial."""
-        self.filesystem.create_dir(self.path, recursive=True)
-        with self.filesystem.open_output_stream(f"{self.path}/{name}.json") as stream:
-            stream.write(json.dumps(trial.__dict__).encode())
-
-
-Values = dict[str, Any]
-TrainTrial = Callable[[Values, Any], Iterator[dict[str, float]]]
-"""From values by path and the shared data to the metrics of each epoch, among them ``val_loss``."""
+    best: Trial
+    """With the least loss; with a second objective the one on the front that the spec's rule takes."""
+    front: list[Trial]
+    """With a second objective, the trials that no other beats in both; else empty."""
 
 
 def search(
-    spec: TuneSpec, train_trial: TrainTrial, data: Any, seed: int, journal: Journal, update: Callable[[str], None]
-) -> list[Trial]:
-    """Run ``spec.num_trials`` trials, less those in the journal, and return all of them.
+    spec: TuneSpec, start_training: StartTraining, data: Any, seed: int, journal: Journal, update: Callable[[str], None]
+) -> Found:
+    """Run the trials of ``spec``, less those in the journal, and return all of them.
 
     Args:
         spec: The search.
-        train_trial: Trains one trial; travels to the workers.
+        start_training: Trains one trial; travels to the workers.
         data: What every trial trains on; put into the object store once.
         seed: Of the proposals.
         journal: Where finished trials are.
         update: Told of each trial that ends.
 
     Raises:
-        EngineError: If the cluster cannot hold a trial, or one fails.
+        EngineError: If the cluster cannot hold a trial, more fail than may, or none gives a loss.
     """
-    done = journal.read()
-    missing = spec.num_trials - len(done)
-    if missing > 0:
-        wait_for_capacity({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial", _START_TIMEOUT_S, update)
-        _run(spec, train_trial, data, seed, _Watcher(journal, spec, list(done), update), missing)
-        done = journal.read()
-    return done
+    watcher = _Watcher(spec, journal, update)
+    if len(watcher.done) < spec.total_trials and not watcher.stop_all():
+        bundle = {"CPU": spec.cpus_per_trial}
+        wait_for_capacity(bundle, 1, "tune.cpus_per_trial", _START_TIMEOUT_S, update)
+        held = num_held(bundle)
+        _run(spec, start_training, data, seed, watcher, min(held, spec.max_concurrent_trials or held))
+    if not any(trial.loss is not None for trial in watcher.done):
+        raise EngineError(
+            f"tune must find a trial with a finite loss, got none of {len(watcher.done)} trials"
+            f"{f' ({watcher.stopped})' if watcher.stopped else ''}. Change tune.space, such as a lower train.lr, or raise tune.max_seconds"
+        )
+    if spec.second_objective is None:
+        return Found(watcher.done, watcher.stopped, best_of(watcher.done), [])
+    front = pareto_front(watcher.done)
+    best = cheapest_of(front, spec.second_objective.max_loss_excess_fraction)
+    return Found(watcher.done, watcher.stopped, best, front)
 
 
-def _run(spec: TuneSpec, train_trial: TrainTrial, data: Any, seed: int, watcher: "_Watcher", missing: int) -> None:
-    logging.getLogger("optuna").setLevel(logging.WARNING)
-    concurrent = num_concurrent(spec.cpus_per_trial, spec.max_concurrent_trials)
-    trainable = tune.with_parameters(_TrialTrainable, train_trial=train_trial, data=data, epochs=spec.epochs)
+def _run(
+    spec: TuneSpec, start_training: StartTraining, data: Any, seed: int, watcher: "_Watcher", max_concurrent: int
+) -> None:
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of result files that nobody asked for
+    found = build_search(spec, seed, watcher.done, max_concurrent)
+    trainable = tune.with_parameters(_TrialTrainable, start_training=start_training, data=data, spec=spec)
     with tempfile.TemporaryDirectory(prefix="lepton-ray-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"CPU": spec.cpus_per_trial}),
+            param_space=found.get("param_space"),
             tune_config=tune.TuneConfig(
-                metric=LOSS,
-                mode="min",
-                num_samples=missing,
-                search_alg=ConcurrencyLimiter(_searcher(spec, seed, watcher.done), max_concurrent=concurrent),
-                scheduler=ASHAScheduler(max_t=spec.epochs, grace_period=min(spec.grace_epochs, spec.epochs)),
+                num_samples=spec.total_trials - len(watcher.done),
+                search_alg=found["search_alg"],
+                scheduler=build_scheduler(spec),
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(name="search", storage_path=scratch, verbose=0, callbacks=[watcher]),
+            run_config=tune.RunConfig(
+                name="search",
+                **_storage(spec, watcher.journal, scratch),
+                verbose=0,
+                callbacks=[watcher],
+                stop=watcher,
+                failure_config=tune.FailureConfig(max_failures=_MAX_RETRIES),
+            ),
         )
         results = tuner.fit()
-    if results.errors:
-        reason = last_line(results.errors[0])
-        raise EngineError(f"tune: {len(results.errors)} of {missing} trials failed, the first with: {reason}")
+    watcher.write_cut_off()
+    if watcher.num_failed > spec.max_failed_trials:
+        raise EngineError(
+            f"tune: {watcher.num_failed} of {spec.total_trials} trials failed, more than tune.max_failed_trials "
+            f"({spec.max_failed_trials}), the first with: {last_line(results.errors[0])}"
+        )
 
 
-def _searcher(spec: TuneSpec, seed: int, done: list[Trial]) -> OptunaSearch:
-    known = [trial for trial in done if math.isfinite(trial.loss)]
-    return OptunaSearch(
-        space={path: _to_tune(domain) for path, domain in spec.space.items()},
-        metric=LOSS,
-        mode="min",
-        seed=seed + len(done),
-        points_to_evaluate=[{path: _encode(trial.values[path]) for path in spec.space} for trial in known] or None,
-        evaluated_rewards=[trial.loss for trial in known] or None,
-    )
-
-
-def _to_tune(domain: Domain) -> Any:
-    if isinstance(domain, Choice):
-        return tune.choice([_encode(value) for value in domain.values])
-    if isinstance(domain, Integer):
-        return tune.randint(domain.low, domain.high + 1)
-    if isinstance(domain, LogUniform):
-        return tune.loguniform(domain.low, domain.high)
-    return tune.uniform(domain.low, domain.high)
-
-
-def _encode(value: Any) -> Any:
-    """Optuna's categories are scalars: a list travels as JSON text."""
-    return f"json:{json.dumps(list(value))}" if isinstance(value, list | tuple) else value
-
-
-def _decode(value: Any) -> Any:
-    return json.loads(value.removeprefix("json:")) if isinstance(value, str) and value.startswith("json:") else value
+def _storage(spec: TuneSpec, journal: Journal, scratch: str) -> dict[str, Any]:
+    """Where Tune keeps what only lasts as long as the search: for states that trials take from each other, all must reach it."""
+    if not isinstance(spec.scheduler, PbtScheduler):
+        return {"storage_path": scratch}
+    path = f"{journal.path}/population"
+    journal.filesystem.create_dir(path, recursive=True)
+    journal.filesystem.delete_dir_contents(path)  # a killed search's
+    return {"storage_path": path, "storage_filesystem": journal.filesystem}
 
 
 class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One trial; ``step`` is an epoch. Reset in place for the next trial, so that a process and its imports serve many."""
 
-    def setup(self, config: Values, train_trial: TrainTrial, data: Any, epochs: int) -> None:
+    def setup(self, config: Values, start_training: StartTraining, data: Any, spec: TuneSpec) -> None:
         """Keep what all trials share and start the first."""
-        self._train_trial, self._data, self._epochs = train_trial, data, epochs
+        self._start_training, self._data, self._spec = start_training, data, spec
         self.reset_config(config)
 
     def reset_config(self, new_config: Values) -> bool:
         """Start a trial with other values."""
-        self._training = self._train_trial({path: _decode(value) for path, value in new_config.items()}, self._data)
-        self._last: dict[str, Any] = {LOSS: math.inf, "best_loss": math.inf, "epochs": 0}
+        self._values = decode(self._spec.space, new_config)
+        self._training = self._start_training(self._values, self._data, None)
+        self._schedule = [{"from_epoch": 1, "values": self._values}]
+        self._epoch: Epoch | None = None
+        self._last: dict[str, Any] = {LOSS: DIVERGED, BEST: DIVERGED, COST: 0.0, "epochs": 0}
         return True
 
     def step(self) -> dict[str, Any]:
         """Train an epoch; after early stopping the last result stands."""
-        metrics = next(self._training, None)
-        if metrics is None:
-            return {**self._last, "done": True}
-        best = min(self._last["best_loss"], metrics[LOSS])
-        epochs = self._last["epochs"] + 1
-        self._last = {LOSS: metrics[LOSS], "best_loss": best, "epochs": epochs}
-        return {**self._last, "done": epochs >= self._epochs}
+        start = time.monotonic()
+        epoch = next(self._training, None)
+        if epoch is not None:
+            epochs = self._last["epochs"] + 1
+            loss = min(epoch.loss, DIVERGED) if math.isfinite(epoch.loss) else DIVERGED
+            best = min(self._last[BEST], loss)
+            cost = self._cost(epoch, time.monotonic() - start, epochs)
+            self._epoch, self._last = epoch, {LOSS: loss, BEST: best, COST: cost, "epochs": epochs}
+        is_done = epoch is None or self._last["epochs"] >= self._spec.epochs
+        return {**self._last, "schedule": json.dumps(self._schedule), "done": is_done}
+
+    def _cost(self, epoch: Epoch, seconds: float, epochs: int) -> float:
+        second = self._spec.second_objective
+        if second is None:
+            return 0.0
+        if second.what == "num_parameters":
+            return float(epoch.num_parameters)
+        mean: float = self._last[COST] + (seconds - self._last[COST]) / epochs
+        return mean
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Trials are not resumed: the final training starts from their values, not from their weights."""
+        """Write the training's state, for ``pbt``."""
+        if self._epoch is not None:
+            self._epoch.save(Path(checkpoint_dir))
+        write_json(Path(checkpoint_dir) / "trial.json", {"last": self._last, "schedule": self._schedule})
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """See ``save_checkpoint``."""
+        """Go on from a state, perhaps another trial's, with the values of this one."""
+        facts = read_json(Path(checkpoint) / "trial.json")
+        self._last, self._schedule = facts["last"], facts["schedule"]
+        if self._last["epochs"]:
+            self._training = self._start_training(self._values, self._data, Path(checkpoint))
+        if self._schedule[-1]["values"] != self._values:
+            self._schedule.append({"from_epoch": self._last["epochs"] + 1, "values": self._values})
 
 
-class _Watcher(tune.Callback):  # type: ignore[misc]  # Ray has no types
-    """Writes finished trials down and tells of them; runs in the driver."""
+class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no types
+    """Writes finished trials down, tells of them and ends the search; runs in the driver."""
 
-    def __init__(self, journal: Journal, spec: TuneSpec, done: list[Trial], update: Callable[[str], None]) -> None:
-        self.journal = journal
+    def __init__(self, spec: TuneSpec, journal: Journal, update: Callable[[str], None]) -> None:
         self.spec = spec
-        self.done = done
+        self.journal = journal
         self.update = update
+        self.done = journal.read()
+        self.num_failed = 0
+        self.stopped = ""
+        self._start = time.monotonic() - journal.read_seconds()
+        self._noted = -math.inf
+        self._running: dict[str, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its callbacks with the experiment, which is thrown away: nothing of this needs to be kept."""
+        """Tune saves this with the experiment, which is thrown away: nothing of it needs to be kept."""
         return {}
+
+    @property
+    def seconds(self) -> float:
+        """How long the search has run."""
+        return time.monotonic() - self._start
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Leave single trials to the scheduler."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the search ends now."""
+        self.stopped = self.stopped or self._reason()
+        return bool(self.stopped)
+
+    def _reason(self) -> str:
+        spec = self.spec
+        if self.num_failed > spec.max_failed_trials:
+            return f"{self.num_failed} trials failed"
+        if spec.max_seconds is not None and self.seconds >= spec.max_seconds:
+            return f"max_seconds ({spec.max_seconds:g}) were over"
+        patience = spec.stop_after_trials_without_improvement
+        if patience is not None and has_stalled(self.done, patience):
+            return f"no improvement in {patience} trials"
+        return ""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note the seconds, and what a trial has come to."""
+        self._running[trial.trial_id] = result
+        if self.seconds - self._noted >= _CLOCK_S:
+            self._noted = self.seconds
+            self.journal.write_seconds(self.seconds)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write a trial down."""
-        result = trial.last_result
-        epochs = int(result.get("epochs", 0))
-        values = {path: _decode(value) for path, value in trial.config.items()}
-        finished = Trial(values, float(result["best_loss"]), epochs, epochs < self.spec.epochs)
-        self.done.append(finished)
-        self.journal.write(f"{len(self.done):05d}", finished)
-        best = min(trial.loss for trial in self.done)
-        self.update(f"trial {len(self.done)} of {self.spec.num_trials}, best validation loss {best:.4f}")
+        self._running.pop(trial.trial_id, None)
+        self._write(trial.last_result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count a trial that failed again; it is not written down, a later search tries its values anew."""
+        self._running.pop(trial.trial_id, None)
+        self.num_failed += 1
+
+    def write_cut_off(self) -> None:
+        """Write down the trials that ran when the search was ended: what they came to counts."""
+        for result in self._running.values():
+            self._write(result)
+        self._running.clear()
+
+    def _write(self, result: dict[str, Any]) -> None:
+        epochs, loss, schedule = int(result["epochs"]), float(result[BEST]), json.loads(result["schedule"])
+        trial = Trial(
+            values=schedule[-1]["values"],
+            loss=loss if loss < DIVERGED else None,
+            epochs=epochs,
+            stopped_early=epochs < self.spec.epochs,
+            ended_at_s=round(self.seconds, 3),
+            cost=float(result[COST]) if self.spec.second_objective else None,
+            schedule=schedule if isinstance(self.spec.scheduler, PbtScheduler) else [],
+        )
+        self.done.append(trial)
+        self.journal.write(trial)
+        best = best_of(self.done)
+        shown = "none yet" if best.loss is None else f"{best.loss:.4f}"
+        self.update(f"trial {len(self.done)} of {self.spec.total_trials}, best validation loss {shown}")

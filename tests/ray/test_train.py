@@ -1,6 +1,5 @@
 """Ray Train and Ray Data give what this process gives; a cluster that is too small says so at once."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,43 +90,3 @@ def test_workers_of_a_dead_run_stop_when_the_next_takes_over(tmp_path: Path) -> 
     storage.check_owner(alive)
     with pytest.raises(EngineError, match="a later run has taken over"):
         storage.check_owner(dead)
-
-
-def train_trial(values: dict[str, Any], data: Any) -> Iterator[dict[str, float]]:
-    """A search whose answer is known: the loss is the distance of lr from 0.02."""
-    for epoch in range(4):
-        yield {"val_loss": abs(values["train.lr"] - 0.02) + 1 / (epoch + 1)}
-
-
-def test_search_resumes_from_what_it_wrote_down(cluster: None, tmp_path: Path) -> None:
-    from lepton_ray.spec.tune import TuneSpec
-    from lepton_ray.tune import on_ray
-
-    space = {"train.lr": {"kind": "log_uniform", "low": 1e-3, "high": 1e-1}}
-    journal = on_ray.Journal(pafs.LocalFileSystem(), str(tmp_path))
-    first = TuneSpec.model_validate({"num_trials": 3, "epochs": 4, "space": space})
-    done = on_ray.search(first, train_trial, make_data(), 1, journal, lambda text: None)
-    (tmp_path / "00009.json").write_text('{"values": {"train.lr"')  # killed while writing this one
-    more = TuneSpec.model_validate({"num_trials": 6, "epochs": 4, "space": space})
-    trials = on_ray.search(more, train_trial, make_data(), 1, journal, lambda text: None)
-    assert len(done) == 3
-    assert trials[:3] == done
-    assert len(trials) == 6
-    assert len({trial.values["train.lr"] for trial in trials}) == 6
-    for trial in trials:
-        assert trial.loss == pytest.approx(abs(trial.values["train.lr"] - 0.02) + 1 / trial.epochs)
-
-
-def test_more_trials_than_the_cluster_holds_do_not_wait_for_each_other(cluster: None, tmp_path: Path) -> None:
-    from lepton_ray.spec.tune import TuneSpec
-    from lepton_ray.tune import on_ray
-
-    values = {
-        "num_trials": 5,
-        "epochs": 4,
-        "cpus_per_trial": 3.0,
-        "space": {"train.lr": {"kind": "uniform", "low": 0.0, "high": 1.0}},
-    }
-    journal = on_ray.Journal(pafs.LocalFileSystem(), str(tmp_path))
-    trials = on_ray.search(TuneSpec.model_validate(values), train_trial, make_data(), 1, journal, lambda text: None)
-    assert len(trials) == 5

@@ -1,0 +1,146 @@
+"""The search's section: what is refused before anything starts, and what the domains hold."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from lepton_ray.core.errors import SpecError
+from lepton_ray.spec import parse_spec
+from lepton_ray.spec.tune import Domain, TuneSpec, size_of, values_of
+
+_TABLE = """\
+name: table
+data: {source: {kind: csv, uri: a.csv}, label: y, columns: {x: number, y: category}}
+model: {kind: mlp}
+"""
+_LR = "train.lr: {kind: log_uniform, low: 1e-4, high: 1e-1}"
+_STEPS = "model.dropout: {kind: uniform, low: 0.0, high: 0.5, step: 0.1}"
+_HIDDEN = "model.hidden: {kind: choice, values: [[8], [16, 8]]}"
+
+
+def _tune(text: str) -> TuneSpec:
+    spec = parse_spec(f"{_TABLE}tune: {{{text}}}\n").tune
+    assert spec is not None
+    return spec
+
+
+def _problems(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        _tune(text)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            f"searcher: grid, space: {{{_LR}}}",
+            "line 4: tune.space.train.lr must have values that can be counted for the grid, got kind 'log_uniform'. Use choice",
+        ),
+        (
+            f"searcher: grid, num_trials: 5, space: {{{_STEPS}}}",
+            "tune.num_trials must be left out for the grid, which tries all 6",
+        ),
+        (
+            "searcher: grid, space: {train.global_batch_size: {kind: integer, low: 1, high: 200}, "
+            "model.hidden: {kind: choice, values: [[1], [2]]}, model.dropout: {kind: uniform, low: 0.0, high: 0.5, step: 0.01}}",
+            "tune.space must have at most 10000 settings for the grid, got 20400.",
+        ),
+        (
+            f"num_trials: 13, space: {{{_STEPS}, {_HIDDEN}}}",
+            "tune.num_trials must be at most 12, the settings of tune.space, got 13.",
+        ),
+        (f"scheduler: pbt, space: {{{_LR}}}", "tune.searcher must be random for pbt"),
+        (f"scheduler: pbt, searcher: random, space: {{{_HIDDEN}}}", "tune.space.model.hidden must be left out for pbt"),
+        (
+            f"scheduler: pbt, searcher: random, num_trials: 1, space: {{{_LR}}}",
+            "tune.num_trials must be at least 2 for pbt",
+        ),
+        (
+            f"scheduler: {{kind: pbt, perturb_epochs: 10}}, searcher: random, space: {{{_LR}}}",
+            "tune.epochs must be more than tune.scheduler.perturb_epochs (10), got 10.",
+        ),
+        (
+            f"scheduler: pbt, searcher: random, max_concurrent_trials: 2, space: {{{_LR}}}",
+            "tune.max_concurrent_trials must be left out for pbt",
+        ),
+        (
+            f"searcher: {{kind: optuna, also_minimise: {{what: epoch_s}}}}, space: {{{_LR}}}",
+            "tune.scheduler must be none for tune.searcher.also_minimise, got 'asha'",
+        ),
+        (
+            f"searcher: {{kind: hyperopt, also_minimise: {{what: epoch_s}}}}, scheduler: none, space: {{{_LR}}}",
+            "tune.searcher.also_minimise must be a known key.",
+        ),
+        (
+            f"searcher: bayes, space: {{{_LR}}}",
+            "tune.searcher.kind must be one of 'random', 'grid', 'optuna', 'hyperopt'",
+        ),
+        (f"scheduler: {{kind: asha, brackets: 3}}, space: {{{_LR}}}", "tune.scheduler.brackets must be a known key."),
+        (
+            f"scheduler: {{kind: asha, reduction_factor: 1}}, space: {{{_LR}}}",
+            "tune.scheduler.reduction_factor must be greater than 1",
+        ),
+        (f"max_seconds: 0, space: {{{_LR}}}", "tune.max_seconds must be greater than 0"),
+        (
+            "space: {train.lr: {kind: uniform, low: 0.1, high: 1.0, step: 0.2}}",
+            "tune.space.train.lr.step must divide high - low (0.9), got 0.2.",
+        ),
+        ("space: {train.lr: {kind: uniform, low: 0.1, high: 1.0, step: 2.0}}", "tune.space.train.lr.step must divide"),
+        (
+            "space: {train.lr: {kind: uniform, low: 0.1, high: 1.1, step: 0.00001}}",
+            "step must make at most 10000 values",
+        ),
+        (
+            "space: {train.global_batch_size: {kind: integer, low: 8, high: 20, step: 8}}",
+            "step must divide high - low (12), got 8",
+        ),
+        (
+            "space: {train.lr: {kind: choice, values: [0.1, 0.2, 0.1]}}",
+            "values must hold each value once, got 0.1 twice.",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_next_action(text: str, expected: str) -> None:
+    (problem,) = _problems(text)
+    assert expected in problem
+    assert problem.startswith("line 4: tune.")
+
+
+def test_all_that_pbt_refuses_comes_at_once() -> None:
+    assert len(_problems(f"scheduler: pbt, epochs: 1, max_concurrent_trials: 1, space: {{{_HIDDEN}, {_LR}}}")) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "trials"),
+    [
+        (f"space: {{{_LR}}}", 8),
+        (f"space: {{{_HIDDEN}}}", 2),
+        (f"space: {{{_STEPS}, {_HIDDEN}}}", 8),
+        (f"num_trials: 3, space: {{{_HIDDEN}, {_LR}}}", 3),
+        (f"searcher: grid, space: {{{_STEPS}, {_HIDDEN}}}", 12),
+        (f"searcher: grid, num_trials: 12, space: {{{_STEPS}, {_HIDDEN}}}", 12),
+        ("searcher: random, scheduler: pbt, num_trials: 9, space: {train.lr: {kind: choice, values: [0.1, 0.2]}}", 9),
+    ],
+)
+def test_number_of_trials(text: str, trials: int) -> None:
+    assert _tune(text).total_trials == trials
+
+
+def test_one_and_true_are_different_choices() -> None:
+    domain: Any = TypeAdapter(Domain).validate_python({"kind": "choice", "values": [1, True, 1.0, "1", [1]]})
+    assert size_of({"model.x": domain}) == 5
+
+
+@given(st.integers(-100, 100), st.integers(1, 60), st.sampled_from([0.1, 0.25, 1e-3, 1.0, 7.0, 1e-7]))
+def test_steps_begin_and_end_where_the_range_does(start: int, steps: int, step: float) -> None:
+    low, high = start * step, (start + steps) * step
+    domain: Any = TypeAdapter(Domain).validate_python({"kind": "uniform", "low": low, "high": high, "step": step})
+    values = values_of(domain)
+    assert values is not None
+    assert len(values) == steps + 1
+    assert values == pytest.approx([(start + index) * step for index in range(steps + 1)])
+    assert len(set(values)) == len(values)
