@@ -331,6 +331,25 @@ def tied(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return _Tied(num_outputs)
 
 
+class _Unused(nn.Linear):
+    def __init__(self, width: int, num_outputs: int) -> None:
+        super().__init__(width, num_outputs)
+        self.extra = nn.Linear(2, 2)
+
+
+def of_unused_parameters(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return _Unused(4, num_outputs)
+
+
+class _Cut(nn.Linear):
+    def forward(self, features: Any) -> Any:
+        return super().forward(features).detach()
+
+
+def without_gradient(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return _Cut(4, num_outputs)
+
+
 not_callable = 3
 
 
@@ -344,6 +363,8 @@ not_callable = 3
         ("that_fails", "must build a model without an error, got KeyError: 'depth'"),
         ("of_other_input", r"must take the inputs features \(2, 4\), got RuntimeError: "),
         ("of_other_shape", r"must give logits of the shape \(rows, 3\), \(2, 3\) for two rows, got \(2, 4\)"),
+        ("of_unused_parameters", "must use all its parameters, or .*, got extra.weight unused"),
+        ("without_gradient", "must use all its parameters, or .*, got weight unused"),
         ("of_whole_numbers", "must give one tensor of floating-point logits, got a tensor of torch.int64"),
     ],
 )

@@ -35,7 +35,6 @@ def build(spec: CustomModel, inputs: Sequence[ModelInput], num_outputs: int) -> 
     return model
 
 
-@torch.no_grad()
 def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_outputs: int) -> None:
     """Run two rows of zeros through the module, which is left as it was."""
     is_training = model.training
@@ -53,6 +52,14 @@ def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_
     if logits_NC.shape != (_ROWS, num_outputs):
         wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows"
         raise _wrong(spec, wanted, str(tuple(logits_NC.shape)))
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gradients = (
+        torch.autograd.grad(logits_NC.sum(), list(trained.values()), allow_unused=True)
+        if logits_NC.requires_grad
+        else [None] * len(trained)
+    )
+    if unused := [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]:
+        raise _wrong(spec, "use all its parameters, or workers wait for their gradients", f"{unused[0]} unused")
 
 
 def _wrong(spec: CustomModel, rule: str, got: str) -> SpecError:

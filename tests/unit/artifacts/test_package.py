@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.artifacts.package import open_package, seal
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS, Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import empty_feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
@@ -132,6 +133,30 @@ def test_answers_are_the_closed_form_and_do_not_depend_on_the_batch(
         one = predictor.predict(records[start : start + 1])
         assert one["label"].tolist() == whole["label"][start : start + 1].tolist()
         assert np.abs(one["probabilities"] - whole["probabilities"][start]).max() <= 1e-7
+
+
+class _Counted:
+    """A session that keeps how many rows each call has."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self.rows = session, list[int]()
+
+    def run(self, outputs: Any, feeds: Any) -> Any:
+        self.rows.append(len(next(iter(feeds.values()))))
+        return self._session.run(outputs, feeds)
+
+
+def test_a_graph_may_ask_for_fewer_rows_at_a_time(mixed_package: Path) -> None:
+    wanted = Predictor(open_package(mixed_package)).predict(_records(7))
+    graph = onnx.load(mixed_package / "model.onnx")
+    onnx.helper.set_model_props(graph, {MAX_BATCH_ROWS: "3"})
+    onnx.save(graph, mixed_package / "model.onnx")
+    seal(mixed_package)
+    predictor = Predictor(open_package(mixed_package))
+    predictor._session = counted = _Counted(predictor._session)
+    got = predictor.predict(_records(7))
+    assert counted.rows == [3, 3, 1]
+    assert got["label"].tolist() == wanted["label"].tolist()
 
 
 def test_no_rows_give_empty_outputs_of_the_right_form(mixed_package: Path, picture_package: Path) -> None:
