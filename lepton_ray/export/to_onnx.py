@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.export.join import PROBABILITIES, join, opset_of
 
 _EXAMPLE_ROWS = 2
 
@@ -50,15 +50,7 @@ def export_model(
         prepare: The compiled features, whose output is ``features``; its opset and IR version are kept.
         classes: Names of the logits' columns.
     """
-    core = _add_label(_trace(model, input_shape, _opset(prepare)), classes)
-    core.ir_version = prepare.ir_version
-    merged = compose.merge_models(prepare, core, io_map=[("features", "model_features")])
-    onnx.checker.check_model(merged, full_check=True)
-    return merged
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
+    return join(_trace(model, input_shape, opset_of(prepare)), prepare, classes)
 
 
 def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> onnx.ModelProto:
@@ -73,35 +65,15 @@ def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> onnx.M
             str(path),
             dynamo=True,
             input_names=["model_features"],
-            output_names=["probabilities"],
+            output_names=[PROBABILITIES],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=opset,
             external_data=False,
             verbose=False,
         )
         core = onnx.load(path)
-    if _opset(core) != opset:
+    if opset_of(core) != opset:
         raise EngineError(
-            f"the exported model must have opset {opset}, got {_opset(core)}. Use the pinned versions of torch and onnx"
+            f"the exported model must have opset {opset}, got {opset_of(core)}. Use the pinned versions of torch and onnx"
         )
-    return core
-
-
-def _add_label(core: onnx.ModelProto, classes: Sequence[str]) -> onnx.ModelProto:
-    graph = core.graph
-    graph.node.append(helper.make_node("ArgMax", ["probabilities"], ["label_index"], axis=1, keepdims=0))
-    graph.node.append(
-        helper.make_node(
-            "LabelEncoder",
-            ["label_index"],
-            ["label"],
-            domain="ai.onnx.ml",
-            keys_int64s=list(range(len(classes))),
-            values_strings=list(classes),
-            default_string="",
-        )
-    )
-    graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"]))
-    if not any(entry.domain == "ai.onnx.ml" for entry in core.opset_import):
-        core.opset_import.append(helper.make_opsetid("ai.onnx.ml", 5))
     return core

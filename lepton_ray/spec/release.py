@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
+
+ExtraFile = Literal["saved_model", "litert"]
 
 
 class ExportSpec(Section):
@@ -14,6 +16,8 @@ class ExportSpec(Section):
     """Greatest allowed absolute difference of a probability between the training code, the package and the endpoint."""
     golden_rows: Annotated[int, Field(ge=1, le=1024)] = 16
     """Records of the test split that the package carries with the outputs that the training code gave for them."""
+    also: Annotated[tuple[ExtraFile, ...], Strict(False)] = ()
+    """Files beside ``model.onnx``, of Keras models only: from the output of ``prepare.onnx`` to probabilities."""
 
 
 MetricName = Literal[

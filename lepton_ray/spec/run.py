@@ -14,6 +14,7 @@ from lepton_ray.spec.data import DataSpec, ImageColumn, TextColumn
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features
 from lepton_ray.spec.features_content import IdsEncoding, ImageFeatures
+from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import CnnModel, Model, TrainSpec
 from lepton_ray.spec.release import EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
 from lepton_ray.spec.tune import Choice, Domain, Integer, TuneSpec
@@ -91,6 +92,12 @@ class RunSpec(Section):
             problems = check_augment(self.train.augment, bool(images), has_tokens, has_table, image_shape=shape)
             if problems:
                 raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        return self
+
+    @model_validator(mode="after")
+    def _check_framework(self) -> Self:
+        if problems := check_framework(self.model, self.train, self.export):
+            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
 
     @model_validator(mode="after")

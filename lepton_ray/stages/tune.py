@@ -13,6 +13,7 @@ from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import load_data
+from lepton_ray.train.frameworks import load_training
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
@@ -22,7 +23,7 @@ VERSION = 1
 
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:
     """Search."""
-    require("torch", "training")
+    load_training(train.framework)
     require("optuna", "the search")
     connect()
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
@@ -53,9 +54,9 @@ def train_trial(
     data: "TrainData",
 ) -> Iterator[dict[str, float]]:
     """Train one trial in this process and yield the metrics of each epoch."""
-    from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415  torch is optional
-
     model, train = apply_values(model, train, {**values, "train.epochs": epochs})
-    state = start_state(partial(build_model, model, input_shape, num_classes), train, seed)
-    for state_now in train_epochs(state, data, train, seed):
+    loop = load_training(train.framework).loop
+    build = partial(build_model, model, input_shape, num_classes, train.framework)
+    state = loop.start_state(build, train, seed)
+    for state_now in loop.train_epochs(state, data, train, seed):
         yield state_now.history[-1]

@@ -55,5 +55,15 @@ def restore(state: TrainState, folder: Path) -> None:
     state.best_weights = {name: value.to(device) for name, value in best.items()}
 
 
+def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write weights to a file."""
+    save_file(_contiguous(weights), path)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Give a model the weights of a file."""
+    model.load_state_dict(load_file(path))
+
+
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

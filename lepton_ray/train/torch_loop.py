@@ -5,7 +5,6 @@ are weighted so that the averaged gradient is that of the joined batch, also whe
 comes from (seed, epoch, rank) alone, that of its batches without rank: resumed training goes on as if undisturbed.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Share, TrainData
+from lepton_ray.train.progress import Progress, has_stalled, mix
 
 _VAL_BATCH_ROWS = 4096
 _VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
@@ -34,24 +34,19 @@ class Group:
 
 
 @dataclass
-class TrainState:
+class TrainState(Progress):
     """All that training resumes from."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return len(self.history)
 
-    @property
-    def best_metrics(self) -> dict[str, float]:
-        """Metrics of the epoch with the least validation loss."""
-        return self.history[self.best_epoch - 1]
+def is_any(flag: bool, group: Group) -> bool:
+    """Return whether any worker says so, on all workers."""
+    said = torch.tensor([float(flag)])
+    group.add_up(said)
+    return bool(said.item())
 
 
 def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int, device: str = "cpu") -> TrainState:
@@ -77,7 +72,7 @@ def train_epochs(
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     model = group.wrap(state.model)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
-        torch.manual_seed(_mix(seed, state.epoch, group.rank))
+        torch.manual_seed(mix(seed, state.epoch, group.rank))
         shares = batches.shares(state.epoch, group.rank, group.world_size)
         train_loss, train_accuracy = _train_epoch(model, state.optimizer, shares, group)
         val_loss, val_accuracy = _evaluate(state.model, data, group)
@@ -87,26 +82,9 @@ def train_epochs(
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
         }
-        state.history.append(metrics)
-        if state.epoch == 1 or _is_better(val_loss, state.best_metrics["val_loss"]):
-            state.best_epoch = state.epoch
+        if state.add(metrics):
             state.best_weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
         yield state
-
-
-def _is_better(loss: float, best: float) -> bool:
-    """Whether a loss is less than the best one; anything is better than NaN."""
-    return loss < best or (math.isnan(best) and not math.isnan(loss))
-
-
-def has_stalled(state: TrainState, spec: TrainSpec) -> bool:
-    """Whether early stopping ends the training."""
-    patience = spec.early_stopping_epochs
-    return patience is not None and state.epoch - state.best_epoch >= patience
-
-
-def _mix(seed: int, epoch: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
 
 
 def _train_epoch(
