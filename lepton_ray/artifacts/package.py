@@ -8,6 +8,8 @@ reference.json        sketches of the training data, for drift
 metrics.json          validation metrics
 lineage.json          spec, digests and versions that it came from
 MODEL_CARD.md         the same for people
+prepare.onnx          with ``export.also`` only: raw records in, the input of the files below out
+saved_model/, model.tflite  what ``export.also`` asked for: probabilities out
 digests.json          SHA-256 of each file, and of this list
 """
 

@@ -23,6 +23,9 @@ _RAY_DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+# TensorFlow's C++ code writes about the machine's instructions on standard error whenever it starts.
+_TENSORFLOW_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+
 
 def references(text: str) -> list[str]:
     """Return the names of the environment variables that ``text`` refers to as ``${NAME}``."""
@@ -92,3 +95,15 @@ def prepare_ray() -> None:
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def prepare_tensorflow() -> None:
+    """Set what TensorFlow and Keras read when they are imported; what the user has set stays.
+
+    Ray gives a worker its CPUs as ``OMP_NUM_THREADS``, which torch follows; TensorFlow has a name of its own for them.
+    """
+    for name, value in _TENSORFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the loop is TensorFlow's own
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", threads)

@@ -12,15 +12,13 @@ from typing import Any
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput, Target
-from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
 from lepton_ray.core.errors import EngineError
+from lepton_ray.export.join import PROBABILITIES, join, opset_of
 
 _EXAMPLE_ROWS = 2
-_MAX_PAIRS = 1 << 22  # of tokens in a batch: attention has a number for each, in each head
 _PREFIX = "model_"  # of the inputs' names in the model's own graph
 
 
@@ -57,22 +55,8 @@ def export_model(
         prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
         target: What the model predicts.
     """
-    core = _trace(_Answering(model, target), inputs, _output_name(target), _opset(prepare))
-    core = _add_label(core, target.classes) if target.classes else core
-    core.ir_version = prepare.ir_version
-    merged = compose.merge_models(prepare, core, io_map=[(i.name, f"{_PREFIX}{i.name}") for i in inputs])
-    if lengths := [i.shape[0] for i in inputs if i.kind == "tokens"]:
-        helper.set_model_props(merged, {MAX_BATCH_ROWS: str(max(1, _MAX_PAIRS // max(lengths) ** 2))})
-    onnx.checker.check_model(merged, full_check=True)
-    return merged
-
-
-def _output_name(target: Target) -> str:
-    return "probabilities" if target.classes else "value"
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
+    core = _trace(_Answering(model, target), inputs, PROBABILITIES if target.classes else "value", opset_of(prepare))
+    return join(core, prepare, {i.name: f"{_PREFIX}{i.name}" for i in inputs}, inputs, target)
 
 
 def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, opset: int) -> onnx.ModelProto:
@@ -96,28 +80,8 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, ops
             verbose=False,
         )
         core = onnx.load(path)
-    if _opset(core) != opset:
+    if opset_of(core) != opset:
         raise EngineError(
-            f"the exported model must have opset {opset}, got {_opset(core)}. Use the pinned versions of torch and onnx"
+            f"the exported model must have opset {opset}, got {opset_of(core)}. Use the pinned versions of torch and onnx"
         )
-    return core
-
-
-def _add_label(core: onnx.ModelProto, classes: Sequence[str]) -> onnx.ModelProto:
-    graph = core.graph
-    graph.node.append(helper.make_node("ArgMax", ["probabilities"], ["label_index"], axis=1, keepdims=0))
-    graph.node.append(
-        helper.make_node(
-            "LabelEncoder",
-            ["label_index"],
-            ["label"],
-            domain="ai.onnx.ml",
-            keys_int64s=list(range(len(classes))),
-            values_strings=list(classes),
-            default_string="",
-        )
-    )
-    graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"]))
-    if not any(entry.domain == "ai.onnx.ml" for entry in core.opset_import):
-        core.opset_import.append(helper.make_opsetid("ai.onnx.ml", 5))
     return core

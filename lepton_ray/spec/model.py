@@ -7,6 +7,7 @@ from pydantic import Field, Strict, model_validator
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section
 
+Framework = Literal["torch", "keras"]
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -123,6 +124,8 @@ Model = Annotated[_Encoder | FusionModel, Field(discriminator="kind")]
 class TrainSpec(Section):
     """Distributed training through Ray Train; the step does not depend on the number of workers."""
 
+    framework: Framework = "torch"
+    """PyTorch, or Keras on TensorFlow: the same families, settings and packages."""
     num_workers: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Processes; 1 without a GPU and on local storage trains in the driver, with no worker group to start."""
     cpus_per_worker: PositiveFloat = 1.0

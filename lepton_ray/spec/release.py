@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
+
+ExtraFile = Literal["saved_model", "litert"]
 
 
 class ExportSpec(Section):
@@ -15,6 +17,15 @@ class ExportSpec(Section):
     number in standard deviations of the training rows'."""
     golden_rows: Annotated[int, Field(ge=1, le=1024)] = 16
     """Records of the test split that the package carries with the outputs that the training code gave for them."""
+    also: Annotated[tuple[ExtraFile, ...], Strict(False)] = ()
+    """Files beside ``model.onnx``, of Keras models only: from the output of ``prepare.onnx`` to probabilities."""
+
+    @model_validator(mode="after")
+    def _check_also(self) -> Self:
+        if len(set(self.also)) < len(self.also):
+            twice = next(kind for kind in self.also if self.also.count(kind) > 1)
+            raise ValueError(f"also must name each file once, got {twice!r} twice. Remove one")
+        return self
 
 
 ClassMetric = Literal[

@@ -14,6 +14,7 @@ from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features, numbers_kept
+from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
 from lepton_ray.spec.release import ClassMetric, EvaluateSpec, ExportSpec, NumberMetric, RegisterSpec, ServeSpec
@@ -74,6 +75,12 @@ class RunSpec(Section):
                 number_columns=numbers_kept(self.features, self.data),
             )
         if problems:
+            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        return self
+
+    @model_validator(mode="after")
+    def _check_framework(self) -> Self:
+        if problems := check_framework(self.model, self.train, self.export, self.data):
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
 

@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,17 @@ from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json,
 from lepton_ray.export.model_card import write_card
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.spec.model import Model
+from lepton_ray.spec.model import Framework, Model
 from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import load_split
 from lepton_ray.stages.train import target_of
+from lepton_ray.train.frameworks import load_training
 
 VERSION = 2
+_EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
+_PACKAGES = {"torch": ("torch", "onnx", "onnxruntime"), "keras": ("tensorflow", "keras", "onnx", "onnxruntime")}
 
 
 def export(
@@ -48,33 +50,36 @@ def export(
     Raises:
         QualityGateError: If the package does not answer as the training code does.
     """
-    require("torch", "exporting")
-    from lepton_ray.export import to_onnx  # noqa: PLC0415  torch is optional
-
+    framework: Framework = read_json(checkpoint.folder / "train.json")["framework"]
+    exporter = require(_EXPORTERS[framework], "exporting")
     package = ctx.folder / "package"
     package.mkdir()
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
     target = target_of(feature_set)
-    model = _load_model(checkpoint, feature_set, target)
-    graph = to_onnx.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
+    model = _load_model(checkpoint, feature_set, target, framework)
+    graph = exporter.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
     ctx.update("graph exported")
     (package / "model.onnx").write_bytes(graph.SerializeToString())
     test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
     rows = choose_rows(test, signature, export.golden_rows)
     x_test, _ = load_split(feature_set, "test", ctx)
-    expected = to_onnx.predict(model, target, [values[rows] for values in x_test.values()])
+    inputs = [values[rows] for values in x_test.values()]
+    expected = exporter.predict(model, target, inputs)
     golden = test.take(pa.array(rows))
     outputs = outputs_to_json(expected, target)
     write_json(package / "golden_records.json", {"records": to_records(golden, signature)}, indent=None)
     write_json(package / "golden_outputs.json", outputs)
+    parity: dict[str, float] = {}
+    for kind in export.also:
+        got = outputs_to_json(exporter.write_extra(kind, model, package)(*inputs), target)
+        parity[kind] = check_parity(f"the package's {kind}", got, outputs, export.parity_tolerance)
+    if export.also:
+        shutil.copyfile(feature_set.folder / "prep.onnx", package / "prepare.onnx")
     _write_facts(package, data, dataset, feature_set, checkpoint, signature, ctx)
     digest = seal(package)
     predictor = Predictor(open_package(package))
-    parity = {
-        "package": check_parity(
-            "the package", predictor.run(to_feeds(golden, signature)), outputs, export.parity_tolerance
-        )
-    }
+    answer = predictor.run(to_feeds(golden, signature))
+    parity["package"] = check_parity("the package", answer, outputs, export.parity_tolerance)
     if serve is not None:
         body = (package / "golden_records.json").read_bytes()
         parity["http"] = check_parity("the application", _ask(predictor, serve, body), outputs, export.parity_tolerance)
@@ -97,13 +102,11 @@ def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
     return read_answer(answer, predictor.signature.classes)
 
 
-def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet, target: Target) -> Any:
-    from safetensors.torch import load_file  # noqa: PLC0415  torch is optional
-
+def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet, target: Target, framework: Framework) -> Any:
     spec: Any = TypeAdapter(Model).validate_json((checkpoint.folder / "model.json").read_bytes())
-    model = build_model(spec, feature_set.inputs, target.num_outputs)
-    model.load_state_dict(load_file(checkpoint.folder / "model.safetensors"))
-    return model.eval()
+    model = build_model(spec, feature_set.inputs, target.num_outputs, framework)
+    load_training(framework).checkpoint.load_weights(model, checkpoint.folder / "model.safetensors")
+    return model
 
 
 def _write_facts(
@@ -115,13 +118,14 @@ def _write_facts(
     signature: Signature,
     ctx: RunContext,
 ) -> None:
+    train = read_json(checkpoint.folder / "train.json")
     lineage = {
         "name": ctx.name,
         "seed": ctx.seed,
         "spec": {
             "data": data.model_dump(mode="json"),
             "model": read_json(checkpoint.folder / "model.json"),
-            "train": read_json(checkpoint.folder / "train.json"),
+            "train": train,
         },
         "digests": {"dataset": dataset.digest, "feature_set": feature_set.digest, "checkpoint": checkpoint.digest},
         "ledger": dataset.ledger.model_dump(),
@@ -131,7 +135,7 @@ def _write_facts(
         "versions": {
             "lepton_ray": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
+            **{name: require(name, "exporting").__version__ for name in _PACKAGES[train["framework"]]},
         },
     }
     shutil.copyfile(feature_set.folder / "signature.json", package / "signature.json")

@@ -11,7 +11,6 @@ import numpy as np
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Target, Trials
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import EngineError
-from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
 from lepton_ray.core.imports import load_function
 from lepton_ray.engine.session import connect
@@ -20,7 +19,9 @@ from lepton_ray.spec.model import CustomModel, FusionModel, Model, TrainSpec
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import feature_names, load_split
+from lepton_ray.train import in_process
 from lepton_ray.train.batches import TrainData
+from lepton_ray.train.frameworks import load_training
 
 VERSION = 2
 
@@ -29,21 +30,17 @@ def train(
     model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trials | None, ctx: RunContext
 ) -> Checkpoint:
     """Train with the best settings that the search found, or those of the spec."""
-    require("torch", "training")
+    checkpoint = load_training(train.framework).checkpoint
     if trials is not None:
         model, train = apply_values(model, train, trials.best)
     target = target_of(feature_set)
-    build = partial(build_model, model, feature_set.inputs, target.num_outputs)
+    build = partial(build_model, model, feature_set.inputs, target.num_outputs, train.framework)
     state = _fit(build, feature_set, train, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):
         raise EngineError(
             f"train.lr must let the training converge, got {train.lr:g}: the loss is not finite. Lower it"
         )
-    from safetensors.torch import save_file  # noqa: PLC0415  torch is optional
-
-    save_file(
-        {name: value.cpu().contiguous() for name, value in state.best_weights.items()}, ctx.folder / "model.safetensors"
-    )
+    checkpoint.save_weights(state.best_weights, ctx.folder / "model.safetensors")
     write_json(ctx.folder / "model.json", model.model_dump(mode="json"))
     write_json(ctx.folder / "train.json", train.model_dump(mode="json"))
     return Checkpoint(
@@ -68,8 +65,6 @@ def preflight(model: Model | None) -> None:
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
     data = load_data(feature_set, ctx)
     if train.num_workers == 1 and not train.use_gpu and ctx.is_local:
-        from lepton_ray.train import in_process  # noqa: PLC0415  torch is optional
-
         return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update)
     connect()
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect

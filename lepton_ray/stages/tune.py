@@ -15,10 +15,10 @@ from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import load_data, target_of
+from lepton_ray.train.frameworks import load_training
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
-    from lepton_ray.train.torch_loop import TrainState
     from lepton_ray.tune.on_ray import Epoch
 
 VERSION = 2
@@ -32,12 +32,17 @@ def preflight(tune: TuneSpec) -> None:
 
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:
     """Search."""
-    require("torch", "training")
+    load_training(train.framework)
     connect()
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
     from lepton_ray.tune.journal import Journal  # noqa: PLC0415
 
-    build = partial(build_model, inputs=feature_set.inputs, num_outputs=target_of(feature_set).num_outputs)
+    build = partial(
+        build_model,
+        inputs=feature_set.inputs,
+        num_outputs=target_of(feature_set).num_outputs,
+        framework=train.framework,
+    )
     build(model)  # what cannot be built fails here, not in a trial
     found = on_ray.search(
         tune,
@@ -71,26 +76,15 @@ def start_trial(
     folder: Path | None,
 ) -> "Iterator[Epoch]":
     """Start training one trial in this process; from ``folder`` with the weights there, but its own settings."""
-    from lepton_ray.train import checkpoint  # noqa: PLC0415  torch is optional
-    from lepton_ray.train.torch_loop import start_state, train_epochs  # noqa: PLC0415
     from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415  Ray is there in a worker
 
+    loop, checkpoint = load_training(train.framework)
     model, train = apply_values(model, train, values)
-    state = start_state(partial(build, model), train, seed)
+    state = loop.start_state(partial(build, model), train, seed)
     if folder is not None:
-        restore_weights(state, folder)
-    num_parameters = sum(parameter.numel() for parameter in state.model.parameters())
+        checkpoint.restore(state, folder, with_settings=False)
+    num_parameters = loop.num_parameters(state.model)
     return (
         Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now), num_parameters)
-        for state_now in train_epochs(state, data, train, seed)
+        for state_now in loop.train_epochs(state, data, train, seed)
     )
-
-
-def restore_weights(state: "TrainState", folder: Path) -> None:
-    """Restore a checkpoint but for the optimizer's settings, such as the learning rate."""
-    from lepton_ray.train import checkpoint  # noqa: PLC0415  torch is optional
-
-    own = [{name: value for name, value in group.items() if name != "params"} for group in state.optimizer.param_groups]
-    checkpoint.restore(state, folder)
-    for group, settings in zip(state.optimizer.param_groups, own, strict=True):
-        group.update(settings)

@@ -34,8 +34,8 @@ def save(state: TrainState, folder: Path) -> None:
     write_json(folder / "state.json", facts)
 
 
-def restore(state: TrainState, folder: Path) -> None:
-    """Bring a fresh state to where the checkpoint was written.
+def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
+    """Bring a fresh state to where the checkpoint was written; without the optimizer's settings it keeps its own.
 
     Raises:
         ArtifactError: If the checkpoint does not fit the model.
@@ -49,7 +49,8 @@ def restore(state: TrainState, folder: Path) -> None:
         for name, value in load_file(folder / "optimizer.safetensors").items():
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = value
-        state.optimizer.load_state_dict({"state": slots, "param_groups": facts["optimizer_groups"]})
+        groups = facts["optimizer_groups"] if with_settings else state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         state.history, state.best_epoch = facts["history"], facts["best_epoch"]
         best = load_file(folder / "best.safetensors")
     except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
@@ -58,6 +59,16 @@ def restore(state: TrainState, folder: Path) -> None:
         ) from error
     device = next(state.model.parameters()).device
     state.best_weights = {name: value.to(device) for name, value in best.items()}
+
+
+def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write weights to a file."""
+    save_file(_contiguous(weights), path)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Give a model the weights of a file."""
+    model.load_state_dict(load_file(path))
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import TrainData
+from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.pace import Pace
-from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
 _LATEST = "latest"
 _PREVIOUS = "previous"
@@ -22,24 +22,25 @@ def fit(
     seed: int,
     folder: Path,
     update: Callable[[str], None],
-) -> TrainState:
+) -> Any:
     """Train here and return the last state; called again with the same folder, it goes on from the last checkpoint."""
-    state = start_state(build_model, spec, seed)
+    loop, checkpoint = load_training(spec.framework)
+    state = loop.start_state(build_model, spec, seed)
     if latest := next((folder / name for name in (_LATEST, _PREVIOUS) if (folder / name).is_dir()), None):
         checkpoint.restore(state, latest)
     pace = Pace(spec.epochs, len(data.y_train))
-    for state_now in train_epochs(state, data, spec, seed):
-        _save(state_now, folder)
+    for state_now in loop.train_epochs(state, data, spec, seed):
+        _save(partial(checkpoint.save, state_now), folder)
         update(pace.words(state_now.epoch, state_now.history[-1]["val_loss"]))
     return state
 
 
-def _save(state: TrainState, folder: Path) -> None:
+def _save(write: Callable[[Path], None], folder: Path) -> None:
     """Replace the last checkpoint; killed at any point, it or the one before is whole."""
     new, latest, previous = folder / "new", folder / _LATEST, folder / _PREVIOUS
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    checkpoint.save(state, new)
+    write(new)
     if latest.is_dir():
         shutil.rmtree(previous, ignore_errors=True)
         latest.rename(previous)

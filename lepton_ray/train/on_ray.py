@@ -17,8 +17,6 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 import ray.train
-import ray.train.torch
-import torch
 from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -26,10 +24,10 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import TrainData
+from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.pace import Pace
-from lepton_ray.train.torch_loop import Group, TrainState, has_stalled, start_state, train_epochs
+from lepton_ray.train.progress import Progress, has_stalled
 
 _NAME = "train"
 _PROGRESS = "progress.json"
@@ -72,7 +70,7 @@ def fit(
     seed: int,
     storage: Storage,
     update: Callable[[str], None],
-) -> TrainState:
+) -> Any:
     """Train on ``spec.num_workers`` workers and return the last state.
 
     Called again with the same storage, it goes on from the last checkpoint.
@@ -80,7 +78,8 @@ def fit(
     Raises:
         EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
     """
-    state = start_state(build_model, spec, seed)  # first: a model that cannot be built is no failure of a worker
+    loop, checkpoint = load_training(spec.framework)
+    state = loop.start_state(build_model, spec, seed)  # first: a model that cannot be built is no failure of a worker
     per_worker = {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
     wait_for_capacity(
         per_worker, spec.num_workers, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update
@@ -93,7 +92,7 @@ def fit(
         "storage": storage,
         "mark": storage.take_over(),
     }
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _trainer_class(spec)(
         _work,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
@@ -134,50 +133,69 @@ def _supervise(trainer: Any, max_failures: int, update: Callable[[str], None]) -
     raise AssertionError("the last attempt returns or raises")
 
 
+def _trainer_class(spec: TrainSpec) -> Any:
+    """Return what starts the workers and tells them of each other."""
+    if spec.framework == "keras":
+        import ray.train.tensorflow  # noqa: PLC0415  TensorFlow is optional
+
+        return ray.train.tensorflow.TensorflowTrainer
+    import ray.train.torch  # noqa: PLC0415  torch is optional
+
+    return ray.train.torch.TorchTrainer
+
+
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
     spec: TrainSpec = config["spec"]
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    state = start_state(config["build_model"], spec, config["seed"], str(device))
+    loop, checkpoint = load_training(spec.framework)
+    group, placement = _join_keras(loop) if spec.framework == "keras" else _join_torch(loop)
+    state = loop.start_state(config["build_model"], spec, config["seed"], *placement)
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             checkpoint.restore(state, Path(folder))
-    group = Group(
-        context.get_world_rank(), context.get_world_size(), str(device), _add_up, ray.train.torch.prepare_model
-    )
     reported_s = time.monotonic()
-    for state_now in train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
+    for state_now in loop.train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
         is_last = state_now.epoch == spec.epochs or has_stalled(state_now, spec)
-        if is_last or _is_due(group, reported_s):
+        if is_last or _is_due(loop, group, reported_s):
             config["storage"].check_owner(config["mark"])
-            _report(state_now, is_writer=group.rank == 0)
+            _report(checkpoint.save if group.rank == 0 else None, state_now)
             reported_s = time.monotonic()
 
 
-def _is_due(group: Group, reported_s: float) -> bool:
+def _join_keras(loop: Any) -> tuple[Any, tuple[()]]:
+    context = ray.train.get_context()
+    return loop.join_workers(context.get_world_rank(), context.get_world_size()), ()
+
+
+def _join_torch(loop: Any) -> tuple[Any, tuple[str]]:
+    """Return the group, and the device for the model."""
+    import ray.train.torch  # noqa: PLC0415  torch is optional
+    import torch  # noqa: PLC0415  torch is optional
+
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+
+    def add_up(values: torch.Tensor) -> None:
+        on_device = values.to(device)
+        torch.distributed.all_reduce(on_device)
+        values.copy_(on_device)
+
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    return loop.Group(rank, world_size, str(device), add_up, ray.train.torch.prepare_model), (str(device),)
+
+
+def _is_due(loop: Any, group: Any, reported_s: float) -> bool:
     """Whether it is time to report; rank 0's clock decides for all, because a report waits for every worker."""
-    decision = torch.zeros(1)
-    if group.rank == 0 and time.monotonic() - reported_s >= _REPORT_EVERY_S:
-        decision += 1
-    group.add_up(decision)
-    return bool(decision.item())
+    return bool(loop.is_any(group.rank == 0 and time.monotonic() - reported_s >= _REPORT_EVERY_S, group))
 
 
-def _add_up(values: torch.Tensor) -> None:
-    device = ray.train.torch.get_device()
-    on_device = values.to(device)
-    torch.distributed.all_reduce(on_device)
-    values.copy_(on_device)
-
-
-def _report(state: TrainState, is_writer: bool) -> None:
+def _report(write: Callable[[Any, Path], None] | None, state: Progress) -> None:
+    """Report an epoch, with a checkpoint from the worker that writes it."""
     metrics = {"epoch": state.epoch, **state.history[-1]}
-    if not is_writer:
+    if write is None:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(state, Path(folder))
+        write(state, Path(folder))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -7,7 +7,6 @@ comes from (seed, epoch, rank) alone, that of its batches without rank: resumed 
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 
 _VAL_BATCH_ROWS = 4096
@@ -37,31 +37,31 @@ class Group:
 
 
 @dataclass
-class TrainState:
+class TrainState(Progress):
     """All that training resumes from."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     averaged: nn.Module | None = None
     """The moving average of the model's weights, where one is kept."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return len(self.history)
 
     @property
     def evaluated(self) -> nn.Module:
         """The module whose weights are evaluated and kept."""
         return self.averaged or self.model
 
-    @property
-    def best_metrics(self) -> dict[str, float]:
-        """Metrics of the epoch with the least validation loss."""
-        return self.history[self.best_epoch - 1]
+
+def num_parameters(model: nn.Module) -> int:
+    """Return how many numbers are learned."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def is_any(flag: bool, group: Group) -> bool:
+    """Return whether any worker says so, on all workers."""
+    said = torch.tensor([float(flag)])
+    group.add_up(said)
+    return bool(said.item())
 
 
 def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int, device: str = "cpu") -> TrainState:
@@ -91,35 +91,11 @@ def train_epochs(
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     model = group.wrap(state.model)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
-        torch.manual_seed(_mix(seed, state.epoch, group.rank))
+        torch.manual_seed(mix(seed, state.epoch, group.rank))
         train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
-        state.history.append(
-            {
-                f"{split}_{name}": value
-                for split, metrics in (("train", train), ("val", val))
-                for name, value in metrics.items()
-            }
-        )
-        val_loss = state.history[-1]["val_loss"]
-        if state.epoch == 1 or _is_better(val_loss, state.best_metrics["val_loss"]):
-            state.best_epoch = state.epoch
+        if state.add(name_splits(train, val)):
             state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
         yield state
-
-
-def _is_better(loss: float, best: float) -> bool:
-    """Whether a loss is less than the best one; anything is better than NaN."""
-    return loss < best or (math.isnan(best) and not math.isnan(loss))
-
-
-def has_stalled(state: TrainState, spec: TrainSpec) -> bool:
-    """Whether early stopping ends the training."""
-    patience = spec.early_stopping_epochs
-    return patience is not None and state.epoch - state.best_epoch >= patience
-
-
-def _mix(seed: int, epoch: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
 
 
 def _train_epoch(

@@ -1,5 +1,6 @@
 """Ray Train and Ray Data give what this process gives; a cluster that is too small says so at once."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from tests.numerics.families import FAMILIES, NUM_CLASSES, Family
 WIDTH, CLASSES = 5, 3
 
 
-def build() -> Any:
-    return build_model(MlpModel(kind="mlp", hidden=(8,)), [ModelInput(name="x", shape=(WIDTH,))], CLASSES)
+def build(framework: Any = "torch") -> Any:
+    inputs = [ModelInput(name="x", shape=(WIDTH,))]
+    return build_model(MlpModel(kind="mlp", hidden=(8,)), inputs, CLASSES, framework)
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    if hasattr(model, "state_dict"):
+        return {name: value.numpy() for name, value in model.state_dict().items()}
+    return {variable.path: variable.numpy() for variable in model.weights}
 
 
 def make_data(rows: int = 203) -> Any:
@@ -29,20 +37,22 @@ def make_data(rows: int = 203) -> Any:
     return TrainData({"x": x[:150]}, y[:150], {"x": x[150:]}, y[150:])
 
 
-def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path, framework: Any) -> None:
     """150 rows in batches of 32 end with a batch of 22: both its halves and the whole give the same step.
 
     Sums in float32 depend on their order: 1e-4 after 15 steps is rounding, a wrong share of a row is 100 times that.
     """
     from lepton_ray.train import in_process, on_ray
 
-    spec = TrainSpec(num_workers=2, epochs=3, global_batch_size=32, lr=1e-2)
+    spec = TrainSpec(framework=framework, num_workers=2, epochs=3, global_batch_size=32, lr=1e-2)
     storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
     heard: list[str] = []
-    two = on_ray.fit(build, make_data(), spec, 5, storage, heard.append)
-    one = in_process.fit(build, make_data(), spec, 5, tmp_path / "alone", lambda text: None)
-    for name, weights in one.model.state_dict().items():
-        np.testing.assert_allclose(two.model.state_dict()[name].numpy(), weights.numpy(), atol=1e-4)
+    build_it = partial(build, framework)
+    two = on_ray.fit(build_it, make_data(), spec, 5, storage, heard.append)
+    one = in_process.fit(build_it, make_data(), spec, 5, tmp_path / "alone", lambda text: None)
+    for name, weights in weights_of(one.model).items():
+        np.testing.assert_allclose(weights_of(two.model)[name], weights, atol=1e-4)
     assert [sorted(e) for e in two.history] == [sorted(e) for e in one.history]
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 

@@ -24,6 +24,7 @@ _ENGINES = ("ray", "torch", "tensorflow", "mlflow", "pandas")
         "import sys, runpy; sys.argv = ['lepton-ray', '--help']; runpy.run_module('lepton_ray', run_name='__main__')",
         "import lepton_ray.spec, lepton_ray.artifacts.predictor, lepton_ray.artifacts.store, lepton_ray.serve.http",
         "import lepton_ray.pipeline",
+        "import lepton_ray.stages.export, lepton_ray.stages.train, lepton_ray.stages.tune",
     ],
 )
 def test_importing_loads_no_engine(code: str) -> None:

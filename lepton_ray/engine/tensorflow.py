@@ -1,0 +1,37 @@
+"""TensorFlow and Keras, from one place: what they read from the environment must stand there before they are imported.
+
+Nothing else imports them, and this is imported only where ``train.framework`` is ``keras``.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from lepton_ray.core import settings
+from lepton_ray.core.extras import require
+
+_STDERR = 2
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what is written to standard error: TensorFlow 2.21 greets there before it reads its own log level."""
+    kept = os.dup(_STDERR)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+
+
+settings.prepare_tensorflow()
+with _quiet():
+    tf: Any = require("tensorflow", "train.framework 'keras'")
+    keras: Any = require("keras", "train.framework 'keras'")
+
+tf.get_logger().setLevel("ERROR")
+keras.config.set_floatx("float32")  # and not what a file in the user's home says
+keras.config.set_image_data_format("channels_last")

@@ -1,0 +1,62 @@
+"""A model's graph joined behind the graph that prepares its input: raw records in, the package's outputs out."""
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import TensorProto, compose, helper
+
+from lepton_ray.artifacts.kinds import ModelInput, Target
+from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
+
+PROBABILITIES = "probabilities"
+_MAX_PAIRS = 1 << 22  # of tokens in a batch: attention has a number for each, in each head
+
+
+def join(
+    core: onnx.ModelProto,
+    prepare: onnx.ModelProto,
+    names: Mapping[str, str],
+    inputs: Sequence[ModelInput],
+    target: Target,
+) -> onnx.ModelProto:
+    """Return one checked graph from raw tensors to the outputs of a package (``Signature.outputs``).
+
+    Args:
+        core: From the model inputs to ``probabilities`` or ``value``, at the opset of ``prepare``.
+        prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
+        names: What each input is called in ``core``.
+        inputs: What the model takes.
+        target: What it predicts.
+    """
+    core = _add_label(core, target.classes) if target.classes else core
+    core.ir_version = prepare.ir_version
+    merged = compose.merge_models(prepare, core, io_map=[(i.name, names[i.name]) for i in inputs])
+    if lengths := [i.shape[0] for i in inputs if i.kind == "tokens"]:
+        helper.set_model_props(merged, {MAX_BATCH_ROWS: str(max(1, _MAX_PAIRS // max(lengths) ** 2))})
+    onnx.checker.check_model(merged, full_check=True)
+    return merged
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX' own operators that a model uses."""
+    return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
+
+
+def _add_label(core: onnx.ModelProto, classes: Sequence[str]) -> onnx.ModelProto:
+    graph = core.graph
+    graph.node.append(helper.make_node("ArgMax", [PROBABILITIES], ["label_index"], axis=1, keepdims=0))
+    graph.node.append(
+        helper.make_node(
+            "LabelEncoder",
+            ["label_index"],
+            ["label"],
+            domain="ai.onnx.ml",
+            keys_int64s=list(range(len(classes))),
+            values_strings=list(classes),
+            default_string="",
+        )
+    )
+    graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"]))
+    if not any(entry.domain == "ai.onnx.ml" for entry in core.opset_import):
+        core.opset_import.append(helper.make_opsetid("ai.onnx.ml", 5))
+    return core

@@ -1,0 +1,67 @@
+"""Checkpoints of Keras: the files of ``checkpoint``, with variables by their paths.
+
+model.safetensors      weights after the last finished epoch
+best.safetensors       weights of the best epoch
+optimizer.safetensors  its variables, among them the learning rate and the number of steps
+state.json             history, best epoch
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.files import read_json, write_json
+from lepton_ray.train.keras_loop import TrainState, Weights, weights_of
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write a checkpoint to an existing folder."""
+    save_weights(weights_of(state.model), folder / "model.safetensors")
+    save_weights(state.best_weights, folder / "best.safetensors")
+    optimizer = {variable.path: np.array(variable.numpy()) for variable in state.optimizer.variables}
+    save_weights(optimizer, folder / "optimizer.safetensors")
+    write_json(folder / "state.json", {"history": state.history, "best_epoch": state.best_epoch})
+
+
+def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
+    """Bring a fresh state to where the checkpoint was written; without the optimizer's settings it keeps its own.
+
+    Raises:
+        ArtifactError: If the checkpoint does not fit the model.
+    """
+    try:
+        facts = read_json(folder / "state.json")
+        load_weights(state.model, folder / "model.safetensors")
+        rate = state.optimizer.learning_rate.numpy()
+        _assign(state.optimizer.variables, load_file(folder / "optimizer.safetensors"))
+        if not with_settings:
+            state.optimizer.learning_rate.assign(rate)
+        state.history, state.best_epoch = facts["history"], facts["best_epoch"]
+        state.best_weights = load_file(folder / "best.safetensors")
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder} must be a checkpoint of this model ({type(error).__name__}). Run with --from train"
+        ) from error
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """Write weights to a file."""
+    save_file(weights, path)
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Give a model the weights of a file."""
+    _assign(model.weights, load_file(path))
+
+
+def _assign(variables: Iterable[Any], values: Weights) -> None:
+    by_path = {variable.path: variable for variable in variables}
+    if by_path.keys() != values.keys():
+        raise ValueError(f"variables must be {', '.join(by_path)}, got {', '.join(values)}")
+    for path, variable in by_path.items():
+        variable.assign(values[path])

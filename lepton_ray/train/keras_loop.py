@@ -1,0 +1,275 @@
+"""The training loop in Keras on TensorFlow: the contract of ``torch_loop``, to the meaning of each setting.
+
+An epoch is one call of a graph that holds the data as tensors: its steps are those of a plain loop to the bit, without
+Python between them. Where batches are augmented, which NumPy does, each step is a call of its own.
+
+A step adds the gradients of all workers' shares up, weighted so that their sum is the gradient of the joined batch. Workers
+start from equal weights and take equal steps, so nothing else is exchanged: Keras' own ``fit`` does not synchronise them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.spec.augment import AugmentSpec
+from lepton_ray.spec.model import TrainSpec
+from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
+
+_MOMENTUM = 0.9
+_EPSILON = 1e-8  # as torch; Keras takes 1e-7
+_VAL_BATCH_ROWS = 4096
+_VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
+
+Tensor = Any
+Weights = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the workers of a training; the default is alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    add_up: Callable[[Sequence[Tensor]], list[Tensor]] = list
+    """Sums tensors over all workers; called within a graph."""
+    total: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda numbers: numbers
+    """Sums numbers over all workers."""
+
+
+@dataclass
+class TrainState(Progress):
+    """All that training resumes from."""
+
+    model: Any
+    optimizer: Any
+    best_weights: Weights = field(default_factory=dict)
+
+
+def join_workers(rank: int, world_size: int) -> Group:
+    """Meet the other workers where ``TF_CONFIG`` says; the first thing that a process does with TensorFlow."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+    def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
+        def reduce(values: list[Tensor]) -> Any:
+            placed = [tf.identity(value) for value in values]  # all_reduce refuses a tensor that no device has made
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
+
+        return list(strategy.run(reduce, args=(list(tensors),)))
+
+    graph = tf.function(lambda numbers: add_up([numbers])[0], [tf.TensorSpec([None], tf.float64)], autograph=False)
+    return Group(rank, world_size, add_up, lambda numbers: graph(numbers).numpy())
+
+
+def is_any(flag: bool, group: Group) -> bool:
+    """Return whether any worker says so, on all workers."""
+    return bool(group.total(np.array([float(flag)]))[0])
+
+
+def start_state(build_model: Callable[[], Any], spec: TrainSpec, seed: int) -> TrainState:
+    """Return the state before the first epoch; equal on all workers."""
+    keras.utils.set_random_seed(seed)
+    model = build_model()
+    optimizer = _build_optimizer(spec)
+    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _is_decayed(v)])
+    optimizer.build(model.trainable_variables)
+    return TrainState(model, optimizer)
+
+
+def num_parameters(model: Any) -> int:
+    """Return how many numbers are learned."""
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+def _is_decayed(variable: Any) -> bool:
+    """Whether it is a weight, not a bias or what scales."""
+    return len(variable.shape) > 1
+
+
+def _build_optimizer(spec: TrainSpec) -> Any:
+    if spec.optimizer == "sgd":
+        return keras.optimizers.SGD(spec.lr, momentum=_MOMENTUM, name="optimizer")
+    if spec.optimizer == "adamw":
+        return keras.optimizers.AdamW(spec.lr, weight_decay=spec.weight_decay, epsilon=_EPSILON, name="optimizer")
+    return keras.optimizers.Adam(spec.lr, epsilon=_EPSILON, name="optimizer")
+
+
+def train_epochs(
+    state: TrainState, data: TrainData, spec: TrainSpec, seed: int, group: Group | None = None
+) -> Iterator[TrainState]:
+    """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
+    group = group or Group()
+    trainer = _Trainer(state, data, spec, group)
+    run_epoch = _run_varied if _is_varied(spec.augment) else _run_whole
+    feed = run_epoch(trainer, data, spec, seed)
+    while state.epoch < spec.epochs and not has_stalled(state, spec):
+        _seed_layers(state.model, seed, state.epoch, group.rank)
+        if state.add(name_splits(feed(state.epoch), _evaluate(trainer, data, group))):
+            state.best_weights = weights_of(state.model)
+        yield state
+
+
+def weights_of(model: Any) -> Weights:
+    """Return copies of the weights, by their paths in the model."""
+    return {variable.path: np.array(variable.numpy()) for variable in model.weights}
+
+
+def _is_varied(spec: AugmentSpec | None) -> bool:
+    """Whether batches hold more than rows of the data as they are."""
+    return spec is not None and spec != AugmentSpec(balance=spec.balance)
+
+
+def _seed_layers(model: Any, seed: int, epoch: int, rank: int) -> None:
+    """Let what layers draw in an epoch follow from (seed, epoch, rank): the state of their generators is no weight."""
+    weights = {id(variable) for variable in model.weights}
+    generators = [variable for variable in model.variables if id(variable) not in weights]
+    for place, state in enumerate(generators):
+        state.assign(np.array([mix(seed, epoch, rank, place), 0], state.dtype))
+
+
+Feed = Callable[[int], dict[str, float]]
+"""From an epoch, counted from 0, to its training metrics."""
+
+
+def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
+    """Hold the data as tensors and run an epoch as one call; batches are made of the rows' numbers."""
+    group = trainer.group
+    numbers = np.arange(len(data.y_train))[:, None]
+    balance = spec.augment and AugmentSpec(balance=spec.augment.balance)
+    rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0])
+    batches = Batches(rows, balance, spec.global_batch_size, seed)
+    x = tf.convert_to_tensor(_only(data.x_train))
+
+    def feed(epoch: int) -> dict[str, float]:
+        shares = list(batches.shares(epoch, group.rank, group.world_size))
+        bounds = np.cumsum([0, *(len(share.y) for share in shares)])
+        totals = trainer.run_epoch(
+            x,
+            np.concatenate([share.x["row"][:, 0] for share in shares]),
+            np.concatenate([trainer.targets(share) for share in shares]),
+            bounds,
+            np.array([_scale(share) for share in shares]),
+        ).numpy()
+        return _means(totals, shares, group)
+
+    return feed
+
+
+def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
+    """Run an epoch step by step, on batches that NumPy varies."""
+    group = trainer.group
+    batches = Batches(data, spec.augment, spec.global_batch_size, seed)
+
+    def feed(epoch: int) -> dict[str, float]:
+        totals, seen = np.zeros(2), []
+        for share in batches.shares(epoch, group.rank, group.world_size):
+            totals += trainer.run_step(_only(share.x), trainer.targets(share), _scale(share)).numpy()
+            seen.append(Share({}, share.y[:0], share.batch_weight))
+        return _means(totals, seen, group)
+
+    return feed
+
+
+def _scale(share: Share) -> NDArray[np.float32]:
+    """Return what the share's summed loss is multiplied by to count, and what it is divided by to step."""
+    return np.array([0.0 if share.is_idle else 1.0, share.batch_weight], np.float32)
+
+
+def _only(inputs: Inputs) -> Input:
+    """Return the one input that each family takes."""
+    (x,) = inputs.values()
+    return x
+
+
+def _means(totals: Any, shares: Sequence[Share], group: Group) -> dict[str, float]:
+    return _name(group.total(totals) / sum(share.batch_weight for share in shares))
+
+
+def _name(means: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(("loss", "accuracy"), means.tolist(), strict=True))
+
+
+class _Trainer:
+    """The graphs of a training: a step, an epoch of steps, a batch of validation."""
+
+    def __init__(self, state: TrainState, data: TrainData, spec: TrainSpec, group: Group) -> None:
+        self.group = group
+        self._model, self._optimizer = state.model, state.optimizer
+        self._num_classes = int(state.model.output_shape[-1])
+        self._decay = 0.0 if spec.optimizer == "adamw" else spec.weight_decay  # Keras' own is AdamW's
+        values = _only(data.x_train)
+        x, rows = tf.TensorSpec([None, *values.shape[1:]], values.dtype), tf.TensorSpec([None], tf.int64)
+        has_weights = spec.augment is not None and (spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights")
+        targets = tf.TensorSpec([None, self._num_classes], tf.float32) if has_weights else rows
+        scales = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
+        self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0]], autograph=False)
+        self.run_step = tf.function(self._step, [x, targets, scales[1]], autograph=False)
+        self.run_validation = tf.function(self._run_validation, [x, rows], autograph=False)
+
+    def targets(self, share: Share) -> Any:
+        """Return classes (N,), or weights of classes (N, C)."""
+        return share.targets(self._num_classes)
+
+    def _run_epoch(self, x: Tensor, rows: Tensor, targets: Tensor, bounds: Tensor, scales_S2: Tensor) -> Tensor:
+        """Return the sums of losses and right answers over steps; step s takes ``rows[bounds[s] : bounds[s + 1]]``."""
+
+        def body(step: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+            start, end = bounds[step], bounds[step + 1]
+            batch = tf.gather(x, rows[start:end])
+            return step + 1, totals + self._step(batch, targets[start:end], scales_S2[step])
+
+        start = (tf.constant(0), tf.zeros(2, tf.float64))
+        num_steps = tf.shape(scales_S2)[0]
+        return tf.while_loop(lambda step, _: step < num_steps, body, start, parallel_iterations=1)[1]
+
+    def _step(self, x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+        """Take a step and return the sums of losses and right answers."""
+        variables = self._model.trainable_variables
+        with tf.GradientTape() as tape:
+            logits_NC = self._model(x, training=True)
+            loss_sum = tf.reduce_sum(_cross_entropy(logits_NC, target)) * scale[0]
+            loss = loss_sum / scale[1]
+        gradients = self.group.add_up([tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)])
+        if self._decay:
+            gradients = [
+                g + self._decay * v if _is_decayed(v) else g for g, v in zip(gradients, variables, strict=True)
+            ]
+        self._optimizer.apply(gradients, variables)
+        return _sums(loss_sum, _num_correct(logits_NC, target) * scale[0])
+
+    def _run_validation(self, x: Tensor, y: Tensor) -> Tensor:
+        logits_NC = self._model(x, training=False)
+        return _sums(tf.reduce_sum(_cross_entropy(logits_NC, y)), _num_correct(logits_NC, y))
+
+
+def _sums(loss: Tensor, correct: Tensor) -> Tensor:
+    return tf.stack([tf.cast(loss, tf.float64), tf.cast(correct, tf.float64)])
+
+
+def _cross_entropy(logits_NC: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of each row; the gradient of TensorFlow's own for (N, C) holds only for weights that sum to 1."""
+    if target.shape.rank == 1:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits_NC)
+    return -tf.reduce_sum(target * tf.nn.log_softmax(logits_NC), axis=1)
+
+
+def _num_correct(logits_NC: Tensor, target: Tensor) -> Tensor:
+    """Return how many labels are right, or the weight of those that are where a row has several."""
+    best_N = tf.argmax(logits_NC, axis=1)
+    if target.shape.rank == 1:
+        return tf.reduce_sum(tf.cast(best_N == target, tf.float32))
+    return tf.reduce_sum(tf.gather(target, best_N, axis=1, batch_dims=1))
+
+
+def _evaluate(trainer: _Trainer, data: TrainData, group: Group) -> dict[str, float]:
+    totals, x_val = np.zeros(2), _only(data.x_val)
+    share = np.arange(len(data.y_val))[group.rank :: group.world_size]
+    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // x_val[:1].nbytes))
+    for start in range(0, len(share), size):
+        rows = share[start : start + size]
+        totals += trainer.run_validation(x_val[rows], data.y_val[rows]).numpy()
+    return _name(group.total(totals) / len(data.y_val))
