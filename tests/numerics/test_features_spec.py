@@ -90,10 +90,13 @@ def test_all_problems_come_at_once():
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"categories": {"encode": "target"}}, "features.categories.encode must not be 'target' without data.label"),
+        (
+            {"categories": {"encode": "target"}},
+            "features.categories.encode must not be 'target' without a data.label that is a category",
+        ),
         (
             {"select": {"best": {"by": "logistic", "num_features": 2}}},
-            "features.select.best must not be given without data.label",
+            "features.select.best must not be given without a data.label that is a category",
         ),
     ],
 )
