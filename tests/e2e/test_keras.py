@@ -14,7 +14,7 @@ KERAS = ("--set", "train.framework=keras")
 
 
 def test_handwritten_digits_meets_its_gate_and_is_served(workplace: Workplace) -> None:
-    """The gate is lower than torch's by three of 270 rows: Keras starts from weights of its own."""
+    """The gate is three of 270 rows below that of the spec, which this seed misses by one; other seeds were not tried."""
     changes = ("serve.port=0", "export.also=[saved_model, litert]", "evaluate.gates.accuracy.min=0.96")
     settings = [item for change in changes for item in ("--set", change)]
     stages = workplace.run_json("run", DIGITS, *KERAS, *settings)["stages"]
