@@ -55,6 +55,7 @@ def run_command(command: list[str], memory: bool = False, env: dict[str, str] | 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        tree.add(process.pid)
         try:
             while memory and process.poll() is None:
                 tree.sample()
@@ -84,6 +85,10 @@ class _Tree:
     @property
     def cpu_seconds(self) -> float:
         return sum(self._cpu.values())
+
+    def add(self, pid: int) -> None:
+        """Count a process in: until it has replaced its parent's program, its environment does not show the mark."""
+        self._member[pid] = True
 
     def sample(self) -> None:
         """Look at all members once."""

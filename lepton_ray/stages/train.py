@@ -57,9 +57,12 @@ def preflight(model: Model | None) -> None:
     Raises:
         SpecError: If one cannot be imported.
     """
-    for part in model.encoders.values() if isinstance(model, FusionModel) else (model,):
+    parts: dict[str, Model | None] = {"model": model}
+    if isinstance(model, FusionModel):
+        parts = {f"model.encoders.{name}": encoder for name, encoder in model.encoders.items()}
+    for place, part in parts.items():
         if isinstance(part, CustomModel):
-            load_function(part.module, "model.module")
+            load_function(part.module, f"{place}.module")
 
 
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:

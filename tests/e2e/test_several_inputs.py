@@ -114,5 +114,6 @@ def test_a_module_that_gives_another_shape_stops_before_training(stages: Any, sh
     assert "tune" not in done.stdout, "the search has not begun"
     done = shared_workplace.run("run", "spec.yaml", "--set", "model.encoders.tokens.module=own_module:absent")
     assert done.returncode == 2, done.stdout + done.stderr
+    assert "model.encoders.tokens.module must name a function" in done.stderr
     assert "got 'own_module:absent' (AttributeError" in done.stderr
     assert not done.stdout, "nothing was read"

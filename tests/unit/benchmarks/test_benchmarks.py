@@ -139,6 +139,14 @@ def test_the_measure_counts_shared_memory_once(tools: Any) -> None:
     assert 100 < tools("measure").run_command([sys.executable, "-c", SHARING], memory=True).peak_mb < 200
 
 
+def test_the_command_counts_though_its_mark_is_not_seen_yet(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is looked at before it has replaced its parent's program, whose environment has no mark."""
+    measure = tools("measure")
+    monkeypatch.setattr(measure._Tree, "_is_member", lambda self, pid: False)
+    measured = measure.run_command([sys.executable, "-c", "print(sum(range(3_000_000)))"], memory=True)
+    assert measured.peak_mb > 1
+
+
 def test_a_command_that_fails_says_why(tools: Any) -> None:
     with pytest.raises(RuntimeError, match="ended with 3:\nno such luck"):
         tools("measure").run_command([sys.executable, "-c", "print('no such luck'); raise SystemExit(3)"])
