@@ -100,6 +100,10 @@ class Dataset(Artifact):
         return [str(self.ledger), f"split: {splits}"]
 
 
+_KINDS: dict[int, Literal["table", "image", "steps"]] = {1: "table", 2: "steps", 3: "image"}
+"""Of values, by the dimensions of a row."""
+
+
 class ModelInput(BaseModel):
     """One tensor that the features give and a model takes: rows first, float32 values or int64 token ids."""
 
@@ -107,7 +111,7 @@ class ModelInput(BaseModel):
 
     name: str
     shape: Annotated[tuple[int, ...], Strict(False)]
-    """Of one row: (columns,), (channels, height, width), or for token ids (length,)."""
+    """Of one row: (columns,), (channels, height, width), (length, series), or for token ids (length,)."""
     num_ids: int | None = None
     """Token ids are less than it; None for values."""
     padding_id: int = 0
@@ -116,11 +120,11 @@ class ModelInput(BaseModel):
     """Token id of what is not in the vocabulary."""
 
     @property
-    def kind(self) -> Literal["table", "image", "tokens"]:
+    def kind(self) -> Literal["table", "image", "tokens", "steps"]:
         """What it holds."""
         if self.num_ids is not None:
             return "tokens"
-        return "table" if len(self.shape) == 1 else "image"
+        return _KINDS[len(self.shape)]
 
     def __str__(self) -> str:
         """Name, shape of a row, type."""

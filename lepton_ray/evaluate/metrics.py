@@ -100,6 +100,8 @@ def to_matrix(inputs: Sequence[ModelInput], arrays: Mapping[str, NDArray[Any]]) 
         else _count_ids(arrays[i.name], i.num_ids, i.padding_id)
         for i in inputs
     ]
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts, axis=1)
     return parts[0] if len(parts) == 1 else sparse.hstack(parts, "csr")
 
 

@@ -9,7 +9,7 @@ from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
 
 PROBABILITIES = "probabilities"
-_MAX_PAIRS = 1 << 22  # of tokens in a batch: attention has a number for each, in each head
+_MAX_PAIRS = 1 << 22  # of tokens or steps in a batch: attention has a number for each, in each head
 
 
 def join(
@@ -31,7 +31,7 @@ def join(
     core = _add_label(core, target.classes) if target.classes else core
     core.ir_version = prepare.ir_version
     merged = compose.merge_models(prepare, core, io_map=[(i.name, names[i.name]) for i in inputs])
-    if lengths := [i.shape[0] for i in inputs if i.kind == "tokens"]:
+    if lengths := [i.shape[0] for i in inputs if i.kind in ("tokens", "steps")]:
         helper.set_model_props(merged, {MAX_BATCH_ROWS: str(max(1, _MAX_PAIRS // max(lengths) ** 2))})
     onnx.checker.check_model(merged, full_check=True)
     return merged

@@ -25,7 +25,7 @@ from lepton_ray.features.numbers import NumberState, fit_number
 from lepton_ray.features.parts import Part, kept_of, parts_of
 from lepton_ray.features.prepare import FOLD_KEY, Preparer, encode_labels, to_arrays
 from lepton_ray.features.select import select_features
-from lepton_ray.features.series import SeriesState, fit_series
+from lepton_ray.features.series import AnySeriesState, SeriesState, fit_series
 from lepton_ray.features.state import FEATURES, FeatureState
 from lepton_ray.features.texts import TextState, fit_text
 from lepton_ray.features.times import TimeState, fit_time
@@ -131,7 +131,7 @@ def _fit_text(sample: _Sample, name: str, column: Any, section: TextFeatures) ->
     return fit_text(name, texts_of(sample.table.column(name)), section)
 
 
-def _fit_series(sample: _Sample, name: str, column: SeriesColumn, section: SeriesFeatures) -> SeriesState:
+def _fit_series(sample: _Sample, name: str, column: SeriesColumn, section: SeriesFeatures) -> AnySeriesState:
     return fit_series(name, series_of(sample.table.column(name), column.length), section)
 
 
@@ -177,7 +177,11 @@ def _select(
     order = sample.order()[:most]
     table = sample.table.take(pa.array(order)).drop_columns([*state.images])
     flat = state.model_copy(
-        update={"images": {}, "texts": {n: t for n, t in state.texts.items() if n not in ids_of(state)}}
+        update={
+            "images": {},
+            "texts": {n: t for n, t in state.texts.items() if n not in ids_of(state)},
+            "series": {n: s for n, s in state.series.items() if isinstance(s, SeriesState)},
+        }
     )
     features = to_arrays(Preparer(flat, signature, _threads())(table, is_training=True), flat)[FEATURES]
     is_binary = [part.is_binary for part in parts for _ in part.names]

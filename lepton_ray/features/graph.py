@@ -11,7 +11,8 @@ from lepton_ray.artifacts.signature import Signature
 from lepton_ray.features.graph_builder import Graph, tensor_info
 from lepton_ray.features.images import add_image
 from lepton_ray.features.parts import Part, kept_of, parts_of
-from lepton_ray.features.state import FEATURES, PIXELS, TOKENS, FeatureState, Output
+from lepton_ray.features.series import StepsState, add_steps
+from lepton_ray.features.state import FEATURES, PIXELS, STEPS, TOKENS, FeatureState, Output
 from lepton_ray.features.subwords import SubwordState
 from lepton_ray.features.texts import IdsState
 
@@ -28,6 +29,9 @@ def outputs_of(state: FeatureState) -> tuple[Output, ...]:
         outputs.append(Output(name=FEATURES, datatype="FP32", shape=(len(names),), columns=_unique(names)))
     for ids in ids_of(state).values():
         outputs.append(Output(name=TOKENS, datatype="INT64", shape=(ids.max_length,)))
+    if steps := steps_of(state):
+        length = next(iter(steps.values())).length
+        outputs.append(Output(name=STEPS, datatype="FP32", shape=(length, len(steps))))
     for image in state.images.values():
         outputs.append(Output(name=PIXELS if outputs else FEATURES, datatype="FP32", shape=image.output_shape))
     return tuple(outputs)
@@ -36,6 +40,11 @@ def outputs_of(state: FeatureState) -> tuple[Output, ...]:
 def ids_of(state: FeatureState) -> dict[str, IdsState | SubwordState]:
     """Return the texts that become padded ids; there is one at most."""
     return {name: text for name, text in state.texts.items() if isinstance(text, IdsState | SubwordState)}
+
+
+def steps_of(state: FeatureState) -> dict[str, StepsState]:
+    """Return the series that a model reads step by step; they have one length."""
+    return {name: series for name, series in state.series.items() if isinstance(series, StepsState)}
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
@@ -77,10 +86,12 @@ def _add_output(graph: Graph, state: FeatureState, output: Output) -> str:
 
 
 def add_unflat(graph: Graph, state: FeatureState, output: Output) -> str:
-    """Add an output that is no vector of features: ids or pixels."""
+    """Add an output that is no vector of features: ids, steps or pixels."""
     if output.name == TOKENS:
         name, ids = next(iter(ids_of(state).items()))
         return ids.add(graph, graph.column(name))
+    if output.name == STEPS:
+        return add_steps(graph, steps_of(state))
     name, image = next(iter(state.images.items()))
     return add_image(graph, graph.matrix([name]), image)
 

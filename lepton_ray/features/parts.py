@@ -41,7 +41,7 @@ def parts_of(state: FeatureState) -> list[Part]:
     parts += [_time_part(state, name) for name in state.times]
     parts += [_category_part(name, category) for name, category in state.categories.items()]
     parts += [_text_part(name, text) for name, text in state.texts.items() if text.names_of(name)]
-    parts += [_series_part(name, series) for name, series in state.series.items()]
+    parts += [_series_part(name, series) for name, series in state.series.items() if isinstance(series, SeriesState)]
     parts += [_cross_part(cross) for cross in state.crosses]
     parts += [_product_part(state, made) for made in (state.polynomial, state.pca) if made is not None]
     return parts

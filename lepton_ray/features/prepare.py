@@ -11,17 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.features.columns import codes_of, pixels_of, texts_of
-from lepton_ray.features.graph import SERIES, add_unflat, ids_of, outputs_of, tensors_of
+from lepton_ray.features.columns import codes_of, pixels_of, series_of, texts_of
+from lepton_ray.features.graph import SERIES, add_unflat, ids_of, outputs_of, steps_of, tensors_of
 from lepton_ray.features.parts import Part, kept_of, parts_of
-from lepton_ray.features.runners import FOLD_KEY, Array, CategoryRunner, RowRunner, ValueRunner, add_kept
-from lepton_ray.features.state import TOKENS, FeatureState, Output
+from lepton_ray.features.runners import FOLD_KEY, Array, CategoryRunner, Feed, RowRunner, ValueRunner, add_kept
+from lepton_ray.features.state import STEPS, TOKENS, FeatureState, Output
 
 __all__ = ["FOLD_KEY", "PARQUET_OPTIONS", "Preparer", "encode_labels", "prepare", "to_arrays"]
 
 PARQUET_OPTIONS = {"use_dictionary": False, "compression": "lz4", "write_statistics": False}
 """How prepared tables are best written: their numbers repeat too rarely for dictionaries, and nobody filters by them."""
 _TEXT_BYTES = 64 << 10  # of a text's tokens and what is made of them
+_STEP_BYTES = 40  # of a value while it is filled, bounded and scaled
 _FILL_BYTES = 1 << 18  # stays in a core's cache
 
 
@@ -97,7 +98,11 @@ def _list_column(name: str) -> str:
 
 def _text_runner(part: Part, kept: list[int]) -> RowRunner:
     add = partial(add_kept, part=part, kept=kept)
-    return RowRunner(("texts", "BYTES"), part.columns[0], [1], _text_rows, add, ("FP32", [len(kept)]), _TEXT_BYTES)
+    return RowRunner([_text_feed(part.columns[0])], add, ("FP32", [len(kept)]), _TEXT_BYTES)
+
+
+def _text_feed(column: str) -> Feed:
+    return Feed("texts", "BYTES", column, [1], _text_rows)
 
 
 def _text_rows(column: pa.ChunkedArray) -> Array:
@@ -111,10 +116,16 @@ def _other_runner(state: FeatureState, output: Output) -> RowRunner:
     result = output.datatype, output.shape
     if output.name == TOKENS:
         (name,) = ids_of(state)
-        return RowRunner(("texts", "BYTES"), name, [1], _text_rows, add, result, _TEXT_BYTES)
+        return RowRunner([_text_feed(name)], add, result, _TEXT_BYTES)
+    if output.name == STEPS:
+        length, width = output.shape
+        read_series = partial(series_of, length=length)
+        feeds = [Feed(f"{SERIES}{name}", "FP64", name, [length], read_series) for name in steps_of(state)]
+        return RowRunner(feeds, add, result, _STEP_BYTES * length * width)
     ((name, image),) = state.images.items()
     read = partial(pixels_of, shape=tuple(image.shape))
-    return RowRunner(("image", "UINT8"), name, image.shape, read, add, result, 4 * int(np.prod(image.shape)))
+    feed = Feed("image", "UINT8", name, image.shape, read)
+    return RowRunner([feed], add, result, 4 * int(np.prod(image.shape)))
 
 
 def prepare(

@@ -6,6 +6,7 @@ each distinct category (or combination), and rows take their result by position.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -178,14 +179,24 @@ def _to_bits(values_N: NDArray[np.bool_]) -> pa.Array:
     return pa.Array.from_buffers(pa.bool_(), len(values_N), [None, bits])
 
 
+@dataclass(frozen=True)
+class Feed:
+    """A tensor that holds one column."""
+
+    name: str
+    datatype: str
+    column: str
+    shape: Sequence[int]
+    """Of one row."""
+    read: Callable[[pa.ChunkedArray], Array]
+    """Returns the tensor of a column's rows."""
+
+
 class RowRunner:
-    """A result of one column that is computed row by row: a vector of a text, ids, pixels.
+    """A result of some columns that is computed row by row: a vector of a text, ids, steps, pixels.
 
     Args:
-        tensor: Name and datatype of the input.
-        column: The column it holds.
-        shape: Of one row of the input.
-        read: Returns the input of a column's rows.
+        feeds: What it is computed from.
         add: Adds the result, (N, *output_shape).
         output: Datatype and shape of the result.
         row_bytes: What a row takes while it is computed, about.
@@ -193,16 +204,12 @@ class RowRunner:
 
     def __init__(
         self,
-        tensor: tuple[str, str],
-        column: str,
-        shape: Sequence[int],
-        read: Callable[[pa.ChunkedArray], Array],
+        feeds: Sequence[Feed],
         add: Callable[[Graph], str],
         output: tuple[str, Sequence[int]],
         row_bytes: int,
     ) -> None:
-        self._tensor, self._datatype = tensor
-        self._column, self._shape, self._read, self._add = column, shape, read, add
+        self._feeds, self._add = feeds, add
         self._output_datatype, self._output_shape = output
         self._row_bytes = row_bytes
 
@@ -211,11 +218,11 @@ class RowRunner:
         size = int(np.prod(self._output_shape))
         dtype = np.int64 if self._output_datatype == "INT64" else np.float32
         result = np.empty((table.num_rows, size), dtype)
-        column = table.column(self._column)
 
         def run(batch: slice) -> None:
-            rows = self._read(column.slice(batch.start, batch.stop - batch.start))
-            values = self._session.run([_RESULT], {self._tensor: rows})[0]
+            rows = table.slice(batch.start, batch.stop - batch.start)
+            tensors = {feed.name: feed.read(rows.column(feed.column)) for feed in self._feeds}
+            values = self._session.run([_RESULT], tensors)[0]
             result[batch] = values.reshape(-1, size)
 
         self._session  # noqa: B018  opened once, before threads ask for it
@@ -224,6 +231,6 @@ class RowRunner:
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        graph = Graph({self._tensor: (self._column,)})
-        inputs = [tensor_info(self._tensor, self._datatype, self._shape)]
+        graph = Graph({feed.name: (feed.column,) for feed in self._feeds})
+        inputs = [tensor_info(feed.name, feed.datatype, feed.shape) for feed in self._feeds]
         return open_part(graph, self._add(graph), inputs, self._output_datatype, self._output_shape)

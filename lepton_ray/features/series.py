@@ -1,6 +1,6 @@
-"""Series: latest values, statistics of windows, changes. Each column is a float64 tensor of its own, oldest value first."""
+"""Series as latest values, statistics of windows and changes, or as steps. Each is a float64 tensor, oldest value first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from onnx import TensorProto
@@ -35,10 +35,24 @@ class SeriesState(Frozen):
         return names + [f"{name}:change{step}" for step in self.differences]
 
 
-def fit_series(name: str, values_NL: Values, spec: SeriesFeatures) -> SeriesState:
+class StepsState(Frozen):
+    """(values - ``offset``) / ``scale``, in the order of the steps; equal for all of them, or their shape would be lost."""
+
+    length: int
+    impute: float
+    offset: float = 0.0
+    scale: float = 1.0
+
+
+AnySeriesState = SeriesState | StepsState
+
+
+def fit_series(name: str, values_NL: Values, spec: SeriesFeatures) -> AnySeriesState:
     """Fit a column."""
     length = values_NL.shape[1]
     present = statistics.present(values_NL.ravel())
+    if spec.encode == "steps":
+        return _fit_steps(length, present, spec)
     raw = SeriesState(
         length=length,
         impute=statistics.statistic(present, spec.impute),
@@ -56,6 +70,25 @@ def fit_series(name: str, values_NL: Values, spec: SeriesFeatures) -> SeriesStat
     return raw.model_copy(update={"offsets": tuple(o for o, _ in fitted), "scales": tuple(s for _, s in fitted)})
 
 
+def _fit_steps(length: int, present: Values, spec: SeriesFeatures) -> StepsState:
+    impute = statistics.statistic(present, spec.impute)
+    if len(present) == 0:
+        return StepsState(length=length, impute=impute)
+    offset, scale = statistics.location_and_scale(np.clip(present, -_GREATEST, _GREATEST), spec.scale)
+    return StepsState(length=length, impute=impute, offset=offset, scale=scale)
+
+
+def add_steps(graph: Graph, states: Mapping[str, StepsState]) -> str:
+    """Add (N, length, series) float32: all series side by side."""
+    last = graph.constant(np.array([2]))
+    scaled = []
+    for name, state in states.items():
+        values = _fill(graph, graph.matrix([name]), state.impute)
+        values = graph.scale(values, (state.offset,) * state.length, (state.scale,) * state.length)
+        scaled.append(graph.add("Unsqueeze", graph.cast(values, TensorProto.FLOAT), last))
+    return graph.add("Concat", *scaled, axis=2)
+
+
 def add_series(graph: Graph, name: str, state: SeriesState) -> str:
     """Add (N, features) float32."""
     values = _add_values(graph, state, graph.matrix([name]))
@@ -63,8 +96,7 @@ def add_series(graph: Graph, name: str, state: SeriesState) -> str:
 
 
 def _add_values(graph: Graph, state: SeriesState, series: str) -> str:
-    filled = graph.add("Where", graph.add("IsNaN", series), graph.constant(state.impute), series)
-    filled = graph.clip(filled, -_GREATEST, _GREATEST)
+    filled = _fill(graph, series, state.impute)
     values = [graph.take(filled, [state.length - lag for lag in state.lags])] if state.lags else []
     for window in state.windows:
         latest = graph.take(filled, range(state.length - window, state.length))
@@ -74,6 +106,11 @@ def _add_values(graph: Graph, state: SeriesState, series: str) -> str:
         before = graph.take(filled, [state.length - 1 - step for step in state.differences])
         values.append(graph.add("Sub", now, before))
     return graph.concat(values)
+
+
+def _fill(graph: Graph, series: str, impute: float) -> str:
+    filled = graph.add("Where", graph.add("IsNaN", series), graph.constant(impute), series)
+    return graph.clip(filled, -_GREATEST, _GREATEST)
 
 
 def _add_statistic(graph: Graph, latest: str, statistic: str) -> str:

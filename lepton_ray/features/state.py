@@ -9,11 +9,11 @@ from lepton_ray.features.combine import AnyCrossState, PcaState, PolynomialState
 from lepton_ray.features.frozen import Frozen, Ints, Texts
 from lepton_ray.features.images import ImageState
 from lepton_ray.features.numbers import NumberState
-from lepton_ray.features.series import SeriesState
+from lepton_ray.features.series import AnySeriesState
 from lepton_ray.features.texts import TextState
 from lepton_ray.features.times import TimeState
 
-FEATURES, TOKENS, PIXELS = "features", "tokens", "pixels"
+FEATURES, TOKENS, STEPS, PIXELS = "features", "tokens", "steps", "pixels"
 """Names of the outputs of the graph; ``image`` is the name of an input."""
 
 
@@ -35,7 +35,7 @@ class FeatureState(Frozen):
     times: dict[str, TimeState] = Field(default_factory=dict)
     categories: dict[str, AnyCategoryState] = Field(default_factory=dict)
     texts: dict[str, TextState] = Field(default_factory=dict)
-    series: dict[str, SeriesState] = Field(default_factory=dict)
+    series: dict[str, AnySeriesState] = Field(default_factory=dict)
     images: dict[str, ImageState] = Field(default_factory=dict)
     crosses: Annotated[tuple[AnyCrossState, ...], Strict(False)] = ()
     polynomial: PolynomialState | None = None

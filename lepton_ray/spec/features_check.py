@@ -148,6 +148,14 @@ _CHECKS: dict[str, Callable[[str, str, Any, DataSpec], Iterator[str]]] = {
 
 
 def _check_several(spec: FeaturesSpec, data: DataSpec) -> Iterator[str]:
+    lengths = {
+        name: column.length
+        for name, column in data.features.items()
+        if isinstance(column, SeriesColumn) and spec.of(name, "series").encode == "steps"
+    }
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        yield f"features.series.encode must be 'steps' for series of one length only, got {shown}. Encode some as columns"
     for index, cross in enumerate(spec.crosses):
         yield from _check_kind(f"features.crosses.{index}.columns", cross.columns, "category", data)
     for name in ("polynomial", "pca"):
@@ -211,7 +219,7 @@ def _check_select(spec: FeaturesSpec, data: DataSpec) -> Iterator[str]:
     if spec.select is None:
         return
     if not any(_is_flat(spec.of(name, column.kind)) for name, column in data.features.items()):
-        yield "features.select must have features besides images and ids to choose from, got none. Remove it"
+        yield "features.select must have features besides images, ids and steps to choose from, got none. Remove it"
     if spec.select.best is not None and data.class_label is None:
         yield "features.select.best must not be given without a data.label that is a category. Remove it"
 
@@ -219,7 +227,8 @@ def _check_select(spec: FeaturesSpec, data: DataSpec) -> Iterator[str]:
 def _is_flat(section: Any) -> bool:
     """Whether a column becomes part of the vector of features."""
     is_ids = isinstance(section, TextFeatures) and isinstance(section.encode, IdsEncoding)
-    return not is_ids and not isinstance(section, ImageFeatures)
+    is_steps = isinstance(section, SeriesFeatures) and section.encode == "steps"
+    return not is_ids and not is_steps and not isinstance(section, ImageFeatures)
 
 
 def _choices(names: Iterable[str]) -> str:

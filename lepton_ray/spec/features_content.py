@@ -159,8 +159,11 @@ class TextFeatures(Section):
 
 
 class SeriesFeatures(Section):
-    """How series reach the model: values counted back from the latest (1), statistics of the latest values, changes."""
+    """How series reach the model: values counted back from the latest (1), statistics of the latest values, changes; or steps."""
 
+    encode: Literal["columns", "steps"] = "columns"
+    """``steps``: a family that reads steps (``rnn``, ``transformer``) takes the values in their order; all series that reach the
+    model so are read side by side and have one length."""
     impute: Literal["mean", "median", "zero"] = "median"
     """What stands for a missing value: a statistic of all values of the column."""
     lags: IntTuple | None = None
@@ -179,6 +182,10 @@ class SeriesFeatures(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.encode == "steps" and (self.lags is not None or self.windows or self.differences):
+            raise ValueError(
+                "lags, windows and differences must be left out for encode 'steps'. Remove them, or encode"
+            )
         if self.lags == () and not self.windows and not self.differences:
             raise ValueError("lags, windows or differences must hold a number, got none. Ignore the column instead")
         for name in ("lags", "windows", "statistics", "differences"):

@@ -56,11 +56,12 @@ class ResnetModel(Section):
 
 
 class RnnModel(Section):
-    """Embedded tokens through recurrent layers, then their mean; needs a text that is encoded as ``ids``."""
+    """Recurrent layers on a text encoded as ``ids``, then the mean over its tokens, or on series encoded as ``steps``, then their end."""
 
     kind: Literal["rnn"]
     cell: Literal["lstm", "gru"] = "lstm"
     embedding_width: PositiveInt = 64
+    """Of a token, or of what the values of a step are turned into."""
     hidden: PositiveInt = 64
     """Width of a layer's state, in each direction."""
     layers: PositiveInt = 1
@@ -71,7 +72,7 @@ class RnnModel(Section):
 
 
 class TransformerModel(Section):
-    """Encoder of tokens with attention among them, then their mean; needs a text that is encoded as ``ids``."""
+    """Encoder of the tokens of a text encoded as ``ids``, or of series encoded as ``steps``, with attention among them; then their mean."""
 
     kind: Literal["transformer"]
     width: PositiveInt = 64

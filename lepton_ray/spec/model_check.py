@@ -1,28 +1,33 @@
 """Section ``model`` against what the features give: what can be known not to fit before any row is read.
 
-The inputs of a model are ``features`` (the flat features; the image where there are none), ``tokens`` and ``pixels``.
+The inputs of a model are ``features`` (the flat features; the image where there are none), ``tokens``, ``steps`` and ``pixels``.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from lepton_ray.spec.data import Column, DataSpec, ImageColumn, TextColumn
+from lepton_ray.spec.data import Column, DataSpec, ImageColumn, SeriesColumn, TextColumn
 from lepton_ray.spec.features import FeaturesSpec
-from lepton_ray.spec.features_content import IdsEncoding, TextFeatures
+from lepton_ray.spec.features_content import IdsEncoding, SeriesFeatures, TextFeatures
 from lepton_ray.spec.model import CnnModel, CustomModel, Encoder, FusionModel, Model
 
-InputKind = Literal["table", "image", "tokens"]
+InputKind = Literal["table", "image", "tokens", "steps"]
 
 _TAKES: dict[str, tuple[InputKind, ...]] = {
-    "linear": ("table", "image"),
-    "mlp": ("table", "image"),
+    "linear": ("table", "image", "steps"),
+    "mlp": ("table", "image", "steps"),
     "cnn": ("image",),
     "resnet": ("image",),
-    "rnn": ("tokens",),
-    "transformer": ("tokens",),
-    "custom": ("table", "image", "tokens"),
+    "rnn": ("tokens", "steps"),
+    "transformer": ("tokens", "steps"),
+    "custom": ("table", "image", "tokens", "steps"),
 }
-_WORDS = {"table": "columns", "image": "an image", "tokens": "token ids (a text with encode: ids)"}
+_WORDS = {
+    "table": "columns",
+    "image": "an image",
+    "tokens": "token ids (a text with encode: ids)",
+    "steps": "steps (a series with encode: steps)",
+}
 
 
 def inputs_of(features: FeaturesSpec, data: DataSpec) -> dict[str, InputKind]:
@@ -33,6 +38,8 @@ def inputs_of(features: FeaturesSpec, data: DataSpec) -> dict[str, InputKind]:
         inputs["features"] = "table"
     if "tokens" in made:
         inputs["tokens"] = "tokens"
+    if "steps" in made:
+        inputs["steps"] = "steps"
     if "image" in made:
         inputs["pixels" if inputs else "features"] = "image"
     return inputs
@@ -41,6 +48,8 @@ def inputs_of(features: FeaturesSpec, data: DataSpec) -> dict[str, InputKind]:
 def _made_of(column: Column, section: Any) -> InputKind:
     if isinstance(column, ImageColumn):
         return "image"
+    if isinstance(column, SeriesColumn):
+        return "steps" if isinstance(section, SeriesFeatures) and section.encode == "steps" else "table"
     is_ids = isinstance(column, TextColumn) and isinstance(section, TextFeatures)
     return "tokens" if is_ids and isinstance(section.encode, IdsEncoding) else "table"
 

@@ -23,7 +23,7 @@ from lepton_ray.train import in_process
 from lepton_ray.train.batches import TrainData
 from lepton_ray.train.frameworks import load_training
 
-VERSION = 2
+VERSION = 3
 
 
 def train(

@@ -19,6 +19,7 @@ from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 
+_STEPS_DIMENSIONS = 3  # rows, steps, series
 _VAL_BATCH_ROWS = 4096
 _VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 
@@ -150,8 +151,8 @@ def _to_tensors(x: Inputs, device: str) -> list[Tensor]:
 
 
 def _row_bytes(x: Input) -> int:
-    """Bytes of a row; of token ids those of a pair of each two, as attention has them."""
-    return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 else 1)
+    """Bytes of a row; of token ids and steps those of a pair of each two, as attention has them."""
+    return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1)
 
 
 def _sums(outputs_NC: Tensor, target: Tensor) -> Tensor:

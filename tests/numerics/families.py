@@ -14,6 +14,7 @@ from lepton_ray.spec.model import Model
 NUM_CLASSES = 3
 FEATURES = ModelInput(name="features", shape=(4,))
 TOKENS = ModelInput(name="tokens", shape=(6,), num_ids=12)
+STEPS = ModelInput(name="steps", shape=(6, 2))
 PIXELS = ModelInput(name="pixels", shape=(3, 8, 6))
 
 _RNN = {"kind": "rnn", "embedding_width": 5, "hidden": 4}
@@ -84,6 +85,8 @@ FAMILIES = {
     "lstm": Family({**_RNN, "layers": 2, "bidirectional": True}, (TOKENS,)),
     "gru": Family({**_RNN, "cell": "gru"}, (TOKENS,)),
     "transformer": Family({**_TRANSFORMER, "dropout": 0.0}, (TOKENS,)),
+    "lstm_of_steps": Family({**_RNN, "layers": 2, "bidirectional": True}, (STEPS,)),
+    "transformer_of_steps": Family({**_TRANSFORMER, "dropout": 0.0}, (STEPS,)),
     "fusion": Family({"kind": "fusion", "encoders": _ENCODERS, "hidden": [7]}, (FEATURES, TOKENS, PIXELS)),
     "custom": Family(
         {"kind": "custom", "module": f"{__name__}:build_custom", "options": {"width": 3}}, (FEATURES, TOKENS)

@@ -23,7 +23,7 @@ from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import TrainData
 from lepton_ray.train.torch_loop import Group, TrainState, start_state, train_epochs
 
-from .families import DROPOUT, FAMILIES, FEATURES, NUM_CLASSES, TOKENS, Family
+from .families import DROPOUT, FAMILIES, FEATURES, NUM_CLASSES, STEPS, TOKENS, Family
 
 _SEED = 5
 _WITH_TOKENS = ["lstm", "gru", "transformer", "fusion"]
@@ -182,8 +182,31 @@ def test_recurrent_layers_are_those_of_torch_on_each_row_alone(cell: str, bidire
         for n, row in enumerate(ids):
             tokens = torch.from_numpy(row[row != 0])[None]
             if tokens.shape[1]:
-                mean = reference(model.embedding(tokens))[0].mean(1)
+                mean = reference(model.embedding.layer(tokens))[0].mean(1)
                 torch.testing.assert_close(got[n : n + 1], model.head(mean), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_end_of_the_steps_is_the_last_state_of_each_direction(bidirectional: bool) -> None:
+    """The reference is torch's own network, which gives the last states apart."""
+    family = Family({**FAMILIES["gru"].settings, "bidirectional": bidirectional}, (STEPS,))
+    model, steps = _model(family), torch.from_numpy(family.rows(9)["steps"])
+    reference = nn.GRU(5, 4, bidirectional=bidirectional, batch_first=True)
+    with torch.no_grad():
+        for direction, suffix in enumerate(["", "_reverse"][: 1 + bidirectional]):
+            for name, parameter in model.layers[0].cells[direction].named_parameters():
+                getattr(reference, f"{name}{suffix}").copy_(parameter)
+        w = model.embedding.layer
+        states = reference(steps @ w.weight.T + w.bias)[1]
+        torch.testing.assert_close(model(steps), model.head(torch.cat(list(states), 1)), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["lstm_of_steps", "transformer_of_steps"])
+def test_the_order_of_steps_matters(name: str) -> None:
+    family = FAMILIES[name]
+    model, rows = _model(family), family.rows(4)
+    other = {"steps": np.ascontiguousarray(rows["steps"][:, ::-1])}
+    assert np.abs(_answer(model, rows) - _answer(model, other)).max() > 1e-3
 
 
 def test_the_transformer_is_its_formula() -> None:
@@ -207,7 +230,7 @@ def test_the_transformer_is_its_formula() -> None:
     got = _answer(model, {"tokens": ids})
     for n, row in enumerate(ids):
         tokens = row[row != 0]
-        x = w["embedding.weight"][tokens] + w["positions_LW"][: len(tokens)]
+        x = w["embedding.layer.weight"][tokens] + w["positions_LW"][: len(tokens)]
         for layer in (f"layers.layers.{number}" for number in range(2)):
             x = x + attend(norm(x, f"{layer}.norm1"), f"{layer}.self_attn")
             hidden = np.maximum(

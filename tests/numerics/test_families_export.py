@@ -17,6 +17,7 @@ from lepton_ray.export.to_onnx import export_model, predict
 from lepton_ray.features.graph import compile_graph
 from lepton_ray.features.images import ImageState
 from lepton_ray.features.numbers import NumberState
+from lepton_ray.features.series import StepsState
 from lepton_ray.features.state import FeatureState
 from lepton_ray.features.texts import IdsState
 from lepton_ray.models.catalog import build_model
@@ -31,6 +32,7 @@ _LENGTH = 6
 _COLUMNS: dict[str, Any] = {
     "features": {f"n{i}": "number" for i in range(4)},
     "tokens": {"t": "text"},
+    "steps": {name: {"kind": "series", "length": _LENGTH} for name in ("s", "u")},
     "pixels": {"p": {"kind": "image", "height": 8, "width": 6, "channels": 3}},
 }
 
@@ -44,6 +46,9 @@ def _case(names: list[str]) -> tuple[Signature, FeatureState]:
     state = FeatureState(
         numbers={f"n{i}": number for i in range(4)} if "features" in names else {},
         texts={"t": IdsState(tokens="words", vocabulary=_WORDS, max_length=_LENGTH)} if "tokens" in names else {},
+        series={n: StepsState(length=_LENGTH, impute=3.0, offset=1.0, scale=2.0) for n in "su"}
+        if "steps" in names
+        else {},
         images={"p": ImageState(shape=(8, 6, 3), factor=1 / 255)} if "pixels" in names else {},
     )
     return Signature.of(data, _CLASSES), state
@@ -58,17 +63,21 @@ def _raw(names: list[str], rows: int) -> tuple[dict[str, NDArray[Any]], list[NDA
     texts[0] = []
     ids = [[2 + _WORDS.index(word) if word in _WORDS else 1 for word in text][:_LENGTH] for text in texts]
     pixels = rng.integers(0, 256, (rows, 8, 6, 3), dtype=np.uint8)
+    series = rng.normal(size=(2, rows, _LENGTH))
+    series[rng.random(series.shape) < 0.3] = np.nan
     raw = {
-        "features": ("numbers", numbers),
-        "tokens": ("texts", np.array([[" ".join(text)] for text in texts], object)),
-        "pixels": ("image", pixels),
+        "features": {"numbers": numbers},
+        "tokens": {"texts": np.array([[" ".join(text)] for text in texts], object)},
+        "steps": {"series_s": series[0], "series_u": series[1]},
+        "pixels": {"image": pixels},
     }
     made: dict[str, NDArray[Any]] = {
         "features": ((np.where(np.isnan(numbers), 3.0, numbers) - 1.0) / 2.0).astype(np.float32),
         "tokens": np.array([row + [0] * (_LENGTH - len(row)) for row in ids], np.int64),
+        "steps": ((np.where(np.isnan(series), 3.0, series) - 1.0) / 2.0).astype(np.float32).transpose(1, 2, 0).copy(),
         "pixels": np.moveaxis(pixels / np.float32(255), 3, 1).copy(),
     }
-    return dict(raw[name] for name in names), [made[name] for name in names]
+    return {key: value for name in names for key, value in raw[name].items()}, [made[name] for name in names]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -70,3 +70,47 @@ def test_two_series_beside_numbers():
     sections = {"numbers": {"scale": "none"}, "series": {"scale": "none", "impute": "zero"}}
     result = fit(columns, rows, **sections).features(rows)
     assert result.tolist() == [[1, 2, 1, 3, 2, 1], [2, 0, 0, 3, 2, 1], [3, 0, 3, 3, 2, 1]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS, ROWS, st.sampled_from(["mean", "median", "zero"]), st.sampled_from(["none", "standard", "min_max"]))
+def test_steps_are_scaled_alike(train, test, impute, scale):
+    fitted = fit(COLUMNS, {"load": train}, series={"encode": "steps", "impute": impute, "scale": scale})
+    present = matrix(train)[~np.isnan(matrix(train))]
+    fill, offset, spread = 0.0, 0.0, 1.0
+    if len(present):
+        fill = {"mean": np.mean, "median": np.median, "zero": lambda _: 0.0}[impute](present)
+        if scale == "standard":
+            offset, spread = present.mean(), present.std()
+        elif scale == "min_max":
+            offset, spread = present.min(), np.ptp(present)
+    filled = np.where(np.isnan(matrix(test)), fill, matrix(test))
+    (result,) = fitted.outputs({"load": test}).values()
+    assert result.shape == (len(test), LENGTH, 1)
+    if spread == 0 or spread > 1e-9:
+        np.testing.assert_allclose(result[:, :, 0], (filled - offset) / (spread or 1.0), rtol=1e-5, atol=1e-5)
+
+
+def test_series_of_steps_lie_side_by_side():
+    columns = {"a": {"kind": "series", "length": 2}, "x": "number", "b": {"kind": "series", "length": 2}}
+    rows = {"a": [[1.0, 2], None], "x": [1.0, 2.0], "b": [[3.0, 4], [5.0, None]]}
+    sections = {"numbers": {"scale": "none"}, "series": {"scale": "none", "impute": "zero", "encode": "steps"}}
+    result = fit(columns, rows, **sections).outputs(rows)
+    assert list(result) == ["features", "steps"]
+    assert result["features"].tolist() == [[1], [2]]
+    assert result["steps"].tolist() == [[[1, 3], [2, 4]], [[0, 5], [0, 0]]]
+
+
+@pytest.mark.parametrize("value", [1e150, 1e308, -1.7e308])
+def test_extreme_steps_stay_finite(value):
+    rows = {"load": [[value, -value, value, 1.0, 0.0], [0.0, 1, 2, 3, value]]}
+    (result,) = fit(COLUMNS, rows, series={"encode": "steps"}).outputs(rows).values()
+    assert np.isfinite(result).all()
+
+
+def test_selection_leaves_steps_alone():
+    columns = {"load": {"kind": "series", "length": 2}, "x": "number", "same": "number"}
+    rows = {"load": [[1.0, 2], [3, 4]], "x": [1.0, 2.0], "same": [1.0, 1.0]}
+    fitted = fit(columns, rows, series={"encode": "steps"}, select={"min_variance": 0.01})
+    assert fitted.names == ["x"]
+    assert fitted.outputs(rows)["steps"].shape == (2, 2, 1)

@@ -106,10 +106,13 @@ def test_what_needs_a_label(sections, expected):
 
 
 def test_nothing_to_select_from():
-    columns = {"photo": COLUMNS["photo"], "note": "text", "label": "category"}
-    assert problems({"select": {"min_variance": 0.0}}, columns, "label") == []
-    (found,) = problems({"select": {"min_variance": 0.0}, "texts": {"encode": "ids"}}, columns, "label")
-    assert found.startswith("features.select must have features besides images and ids")
+    series = {"kind": "series", "length": 3}
+    columns = {"photo": COLUMNS["photo"], "note": "text", "load": series, "label": "category"}
+    ids, steps = {"texts": {"encode": "ids"}}, {"series": {"encode": "steps"}}
+    for sections in ({}, ids, steps):
+        assert problems({"select": {"min_variance": 0.0}, **sections}, columns, "label") == []
+    (found,) = problems({"select": {"min_variance": 0.0}, **ids, **steps}, columns, "label")
+    assert found.startswith("features.select must have features besides images, ids and steps")
 
 
 def test_a_tokenizer_of_another_model(tmp_path):

@@ -257,6 +257,7 @@ def test_the_baseline_counts_tokens_and_flattens_values() -> None:
     wanted = [[7, 1, 0, 2, 0, 0, 0.5, 0.25], [8, 0, 0, 0, 0, 0, 1, 0]]
     assert to_matrix(inputs, arrays).toarray().tolist() == wanted
     assert to_matrix(inputs[1:2], arrays).toarray().tolist() == [row[1:6] for row in wanted]
+    assert to_matrix([inputs[0], inputs[2]], arrays).tolist() == [[row[0], *row[6:]] for row in wanted]
     assert to_matrix(inputs[2:], arrays).tolist() == [row[6:] for row in wanted]
     labels = np.array([0, 1])
     probabilities = baseline_probabilities(to_matrix(inputs, arrays), labels, to_matrix(inputs, arrays), 3)

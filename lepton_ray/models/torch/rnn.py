@@ -1,4 +1,4 @@
-"""Recurrent network on token ids. Legend: N rows, L tokens, W width, H width of a state, C classes."""
+"""Recurrent network on token ids or steps. Legend: N rows, L tokens or steps, W width, H width of a state, C classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.models.torch.tokens import mean_of_tokens, to_front
+from lepton_ray.models.torch.tokens import Embed, mean_of_tokens
 from lepton_ray.spec.model import RnnModel
 
 _CELLS: dict[str, type[nn.LSTM | nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -31,27 +31,36 @@ class Layer(nn.Module):
 
 
 class Rnn(nn.Module):
-    """Embeddings, recurrent layers that read only the tokens, the mean of what the last one gives, and the classes."""
+    """Embeddings, recurrent layers that read only the tokens, what the last one gives, and the classes.
 
-    def __init__(self, spec: RnnModel, num_ids: int, padding_id: int, num_outputs: int) -> None:
+    Of tokens that is the mean over them, of steps the states at the end of the reading: a forecast needs the latest most.
+    """
+
+    def __init__(self, spec: RnnModel, given: ModelInput, num_outputs: int) -> None:
         super().__init__()
-        self.padding_id = padding_id
-        self.embedding = nn.Embedding(num_ids, spec.embedding_width, padding_id)
+        self.has_tokens, self.hidden = given.kind == "tokens", spec.hidden
+        self.embedding = Embed(given, spec.embedding_width)
         self.dropout = nn.Dropout(spec.dropout)
         width = spec.hidden * (2 if spec.bidirectional else 1)
         widths = [spec.embedding_width, *[width] * (spec.layers - 1)]
         self.layers = nn.ModuleList(Layer(spec, in_width) for in_width in widths)
         self.head = nn.Linear(width, num_outputs)
 
-    def forward(self, ids_NL: Tensor) -> Tensor:
-        """Return logits (N, C)."""
-        ids_NL, is_token_NL = to_front(ids_NL, self.padding_id)
+    def forward(self, values: Tensor) -> Tensor:
+        """Return logits (N, C) of ids (N, L) or steps (N, L, S)."""
+        values_NLW, is_token_NL = self.embedding(values)
         backwards_NL = _backwards(is_token_NL)
-        values_NLW = self.dropout(self.embedding(ids_NL))
+        values_NLW = self.dropout(values_NLW)
         for layer in self.layers:
             values_NLW = self.dropout(layer(values_NLW, backwards_NL))
-        logits_NC: Tensor = self.head(mean_of_tokens(values_NLW, is_token_NL))
+        read_NW = mean_of_tokens(values_NLW, is_token_NL) if self.has_tokens else _end_of(values_NLW, self.hidden)
+        logits_NC: Tensor = self.head(read_NW)
         return logits_NC
+
+
+def _end_of(values_NLW: Tensor, hidden: int) -> Tensor:
+    """Return what each direction gives (N, W) where it has read everything: the last step, and the first for the one backwards."""
+    return torch.cat([values_NLW[:, -1, :hidden], values_NLW[:, 0, hidden:]], 1)
 
 
 def _backwards(is_token_NL: Tensor) -> Tensor:
@@ -94,5 +103,5 @@ def _in_onnx_order(cell: Any, name: str) -> Tensor:
 
 def build(spec: RnnModel, inputs: Sequence[ModelInput], num_outputs: int) -> Rnn:
     """Build the module with fresh weights."""
-    (tokens,) = inputs
-    return Rnn(spec, tokens.num_ids or 0, tokens.padding_id, num_outputs)
+    (given,) = inputs
+    return Rnn(spec, given, num_outputs)

@@ -1,4 +1,4 @@
-"""Transformer encoder on token ids. Legend: N rows, L tokens, W width, C classes."""
+"""Transformer encoder on token ids or steps. Legend: N rows, L tokens or steps, W width, C classes."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.models.torch.tokens import mean_of_tokens, to_front
+from lepton_ray.models.torch.tokens import Embed, mean_of_tokens
 from lepton_ray.spec.model import TransformerModel
 
 
 class Transformer(nn.Module):
     """Embeddings and learnt positions, layers that normalise before attention (Xiong et al. 2020), the mean, the classes."""
 
-    def __init__(self, spec: TransformerModel, tokens: ModelInput, num_outputs: int) -> None:
+    def __init__(self, spec: TransformerModel, given: ModelInput, num_outputs: int) -> None:
         super().__init__()
-        self.padding_id = tokens.padding_id
-        self.embedding = nn.Embedding(tokens.num_ids or 0, spec.width, tokens.padding_id)
-        self.positions_LW = nn.Parameter(torch.randn(tokens.shape[0], spec.width))
+        self.embedding = Embed(given, spec.width)
+        self.positions_LW = nn.Parameter(torch.randn(given.shape[0], spec.width))
         self.dropout = nn.Dropout(spec.dropout)
         layer = nn.TransformerEncoderLayer(
             spec.width, spec.heads, spec.feed_forward_width, spec.dropout, batch_first=True, norm_first=True
@@ -25,10 +24,10 @@ class Transformer(nn.Module):
         self.layers = nn.TransformerEncoder(layer, spec.layers, nn.LayerNorm(spec.width), enable_nested_tensor=False)
         self.head = nn.Linear(spec.width, num_outputs)
 
-    def forward(self, ids_NL: Tensor) -> Tensor:
-        """Return logits (N, C)."""
-        ids_NL, is_token_NL = to_front(ids_NL, self.padding_id)
-        values_NLW = self.dropout(self.embedding(ids_NL) + self.positions_LW)
+    def forward(self, values: Tensor) -> Tensor:
+        """Return logits (N, C) of ids (N, L) or steps (N, L, S)."""
+        values_NLW, is_token_NL = self.embedding(values)
+        values_NLW = self.dropout(values_NLW + self.positions_LW)
         is_hidden_NL = ~is_token_NL & is_token_NL.any(1, keepdim=True)  # attention to nothing at all would be NaN
         values_NLW = self.layers(values_NLW, src_key_padding_mask=is_hidden_NL)
         logits_NC: Tensor = self.head(mean_of_tokens(values_NLW, is_token_NL))
@@ -37,5 +36,5 @@ class Transformer(nn.Module):
 
 def build(spec: TransformerModel, inputs: Sequence[ModelInput], num_outputs: int) -> Transformer:
     """Build the module with fresh weights."""
-    (tokens,) = inputs
-    return Transformer(spec, tokens, num_outputs)
+    (given,) = inputs
+    return Transformer(spec, given, num_outputs)

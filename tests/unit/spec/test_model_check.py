@@ -10,6 +10,7 @@ from lepton_ray.spec.tune import apply_values
 _COLUMNS = {
     "features": "age: number",
     "tokens": "note: text",
+    "steps": "load: {kind: series, length: 5}",
     "pixels": "photo: {kind: image, height: 9, width: 12, channels: 3}",
 }
 _CNN = "{kind: cnn, channels: [4]}"
@@ -20,7 +21,7 @@ def _spec(names: list[str], model: str, *overrides: str) -> RunSpec:
     text = (
         "name: x\n"
         f"data: {{source: {{kind: parquet, uri: a}}, label: y, columns: {{{columns}, y: category}}}}\n"
-        "features: {texts: {encode: ids}}\n"
+        "features: {texts: {encode: ids}, series: {encode: steps}}\n"
         f"model: {model}\n"
     )
     return parse_spec(text, overrides)
@@ -40,6 +41,10 @@ def _problems(names: list[str], model: str, *overrides: str) -> tuple[str, ...]:
         (["features"], "{kind: custom, module: a.b:c, options: {depth: 3}}"),
         (["tokens"], "{kind: rnn, cell: gru, bidirectional: true}"),
         (["tokens"], "{kind: transformer, width: 12, heads: 3}"),
+        (["steps"], "{kind: rnn}"),
+        (["steps"], "{kind: transformer}"),
+        (["steps"], "{kind: mlp}"),
+        (["features", "steps"], "{kind: fusion, encoders: {features: {kind: mlp}, steps: {kind: rnn, cell: gru}}}"),
         (["tokens"], "{kind: fusion, encoders: {tokens: {kind: rnn}}}"),
         (["pixels"], "{kind: linear}"),
         (["pixels"], "{kind: resnet, channels: [4, 4, 4, 4, 4, 4]}"),
@@ -69,6 +74,7 @@ def test_a_model_that_fits_its_inputs(names: list[str], model: str) -> None:
             "model.kind must be one of 'linear', 'mlp', 'custom' for columns, got 'transf",
         ),
         (["features"], "{kind: resnet}", "got 'resnet', which takes an image. Change the kind or the features"),
+        (["steps"], "{kind: cnn}", "'rnn', 'transformer', 'custom' for steps (a series with encode: steps), got 'cnn'"),
         (["tokens"], "{kind: mlp}", "model.kind must be one of 'rnn', 'transformer', 'custom' for token ids"),
         (["pixels"], "{kind: rnn}", "'cnn', 'resnet', 'custom' for an image, got 'rnn', which takes token ids"),
         (
