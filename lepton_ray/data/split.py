@@ -1,6 +1,7 @@
 """A split that depends on the rows' values alone: not on their order, nor on blocks."""
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lepton_ray.data.hashing import Words
@@ -43,6 +44,28 @@ def assign_splits(key_N: Words, label_N: NDArray[np.int32], spec: SplitSpec) -> 
     split_N = np.empty(len(key_N), np.uint8)
     split_N[order] = np.repeat(group_split, group_rows)
     return split_N
+
+
+def assign_in_order(value_N: NDArray[np.float64], spec: SplitSpec) -> NDArray[np.uint8]:
+    """Return the split of each row by a column's values: the greatest to test, those before them to val, the rest to train.
+
+    Rows with equal values stay together, and every split has one value at least when there are three.
+    """
+    if len(value_N) == 0:
+        return np.empty(0, np.uint8)
+    _, group_N, group_rows = np.unique(value_N, return_inverse=True, return_counts=True)
+    num_test, num_val = _shares(group_rows[::-1], spec)
+    split = np.full(len(group_rows), TRAIN, np.uint8)
+    split[len(split) - num_test - num_val :] = VAL
+    split[len(split) - num_test :] = TEST
+    return split[group_N]
+
+
+def to_order(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return times (microseconds) or numbers to put rows in order by; a missing value comes first."""
+    values = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+    ordered: NDArray[np.float64] = values.cast(pa.float64(), safe=False).fill_null(-np.inf).to_numpy()
+    return ordered
 
 
 def _shares(group_rows: NDArray[np.int64], spec: SplitSpec) -> tuple[int, int]:

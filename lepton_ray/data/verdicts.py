@@ -16,7 +16,7 @@ from lepton_ray.data.duplicates import find_repeats
 from lepton_ray.data.hashing import Words, to_keys, to_words
 from lepton_ray.data.keys import key_batch
 from lepton_ray.data.parts import Folder, read_arrow
-from lepton_ray.data.split import MAX_EXACT_ROWS, assign_by_share, assign_splits
+from lepton_ray.data.split import MAX_EXACT_ROWS, assign_by_share, assign_in_order, assign_splits, to_order
 from lepton_ray.spec.data import SplitSpec
 from lepton_ray.spec.row_rules import Preference
 
@@ -25,7 +25,7 @@ FIRST_REASON = 16
 
 Codes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-Number = TypeVar("Number", np.int32, np.uint64)
+Number = TypeVar("Number", np.int32, np.uint64, np.float64)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ class Verdicts:
     def assign_splits(self, spec: SplitSpec, seed: int, label: str | None, classes: Sequence[str]) -> None:
         """Give each kept row its split."""
         keys = partial(to_keys, seed=seed)
-        if len(self.codes) > MAX_EXACT_ROWS:
+        if spec.by is not None and (spec.val or spec.test):
+            self.codes[self.is_kept] = assign_in_order(self._gather(spec.by, to_order), spec)
+        elif len(self.codes) > MAX_EXACT_ROWS:
             for part, codes in self.of_parts():
                 kept = codes < FIRST_REASON
                 hashes = read_arrow(self.folder, part, [FEATURE_HASH]).column(0)

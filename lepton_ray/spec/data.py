@@ -204,11 +204,14 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^_].
 
 
 class SplitSpec(Section):
-    """Shares of the rows. Rows with equal features always fall into the same split; classes keep their shares."""
+    """Shares of the rows. Rows with equal features always fall into the same split, and classes keep their shares, unless ``by`` is given."""
 
     train: Annotated[float, Field(gt=0, le=1)] = 0.7
     val: Annotated[float, Field(ge=0, lt=1)] = 0.15
     test: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    by: str | None = None
+    """Time or number column in whose order rows are split, for a model that looks ahead: the latest rows are ``test``, those
+    before them ``val``. Rows with equal values stay together; one without a value is in ``train``."""
 
     @model_validator(mode="after")
     def _check_sum(self) -> Self:
@@ -274,6 +277,8 @@ class DataSpec(Section):
             )
         if not self.read_features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
+        if self.split.by is not None:
+            self._check_order(self.split.by)
         images = [name for name, column in self.features.items() if isinstance(column, ImageColumn)]
         if len(images) > 1:
             raise ValueError(f"columns must hold at most one image, got {', '.join(images)}. Ignore the others")
@@ -285,3 +290,12 @@ class DataSpec(Section):
         if is_image_source and (len(images) != 1 or len(self.features) != 1):
             raise ValueError(f"columns must hold one image and the label for an image_folder, got {list(self.columns)}")
         return self
+
+    def _check_order(self, by: str) -> None:
+        column = self.columns.get(by)
+        if by == self.label or not isinstance(column, TimeColumn | NumberColumn):
+            found = "the label" if by == self.label else f"of kind {column.kind!r}" if column else "no such column"
+            raise ValueError(
+                f"split.by must name a column of kind 'time' or 'number' that is not the label, got {by!r} ({found}). "
+                "Name another, or leave it out"
+            )

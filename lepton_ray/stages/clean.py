@@ -228,9 +228,10 @@ def _find_empty(dataset: Dataset, data: DataSpec) -> str | None:
             f"each split must hold rows, got none for {', '.join(empty)}: rows with equal features stay together, and there "
             "are too few different ones. Add features or rows."
         )
-    if lost and "outlier" in dataset.ledger.removed:
+    if lost:
+        way_out = "Raise clean.outliers.threshold" if "outlier" in dataset.ledger.removed else "Change data.split"
         return (
-            f"each class of data.label ({data.label}) must keep a training row when outliers are removed, "
-            f"got none of {', '.join(map(repr, lost))}. Raise clean.outliers.threshold."
+            f"each class of data.label ({data.label}) must have a training row, got none of "
+            f"{', '.join(map(repr, lost))}. {way_out}."
         )
     return None

