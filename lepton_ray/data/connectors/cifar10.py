@@ -55,7 +55,7 @@ class Cifar10Connector(FileConnector):
                 if len(content) < wanted:
                     raise shortened(span.path)
                 records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
-                yield self._block(records, span.path, start + 1)
+                yield self._block(records, span.path, span.line + start - span.start)
 
     def _block(self, records: NDArray[np.uint8], path: str, line: int) -> RawBlock:
         labels = records[:, 0]

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.imports import load_function
+from lepton_ray.spec import load_spec
 from lepton_ray.testing import downloads
 
 FILES = [*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]
@@ -117,7 +119,7 @@ def test_another_checksum_is_refused(tmp_path: Path, serve: Serve) -> None:
     assert f"a file with the MD5 {md5(content)}, where the publisher's has {'0' * 32}" in message
 
 
-def test_a_refused_connection(tmp_path: Path, serve: Serve) -> None:
+def test_a_refused_connection(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         port = server.server_address[1]  # nobody listens there any more
     assert "Connection refused" in refused(tmp_path, f"http://127.0.0.1:{port}/x", "0" * 32)
@@ -179,6 +181,8 @@ def test_another_archive_is_refused(tmp_path: Path, serve: Serve, content: bytes
     assert fault.replace("\\", "") in refused(tmp_path, serve(sends(content)), md5(content))
 
 
-def test_by_default_it_is_the_publishers_file() -> None:
+def test_by_default_it_is_the_publishers_file_and_the_spec_asks_for_it() -> None:
     assert downloads.CIFAR10_URL == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     assert downloads.CIFAR10_MD5 == "c32a1d4ab5d03f1284b67883e8d13530"
+    source = load_spec(Path(__file__).parents[3] / "jobs" / "specs" / "cifar10.yaml").data.source
+    assert load_function(source.prepare, "data.source.prepare") is downloads.write_cifar10
