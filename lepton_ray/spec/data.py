@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, StrTuple
 from lepton_ray.spec.clean import WindowSpec
-from lepton_ray.spec.sources import ImageFolderSource, Source
+from lepton_ray.spec.sources import Cifar10Source, ImageFolderSource, Source
 
 _ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
 MAX_SERIES_LENGTH = 100_000
@@ -181,6 +181,9 @@ class ImageColumn(Section):
     """1: grey, 3: red, green, blue. Files are converted."""
 
 
+_CIFAR_IMAGE = ImageColumn(kind="image", height=32, width=32, channels=3)
+
+
 class IgnoredColumn(Section):
     """A column that is read and kept beside the row but is no feature, such as a record's number."""
 
@@ -289,6 +292,11 @@ class DataSpec(Section):
             )
         if is_image_source and (len(images) != 1 or len(self.features) != 1):
             raise ValueError(f"columns must hold one image and the label for an image_folder, got {list(self.columns)}")
+        if isinstance(self.source, Cifar10Source) and self.columns.get("image") != _CIFAR_IMAGE:
+            raise ValueError(
+                "columns.image must be {kind: image, height: 32, width: 32, channels: 3} for cifar10, got "
+                f"{_shown(self.columns.get('image'))}. Write it so"
+            )
         return self
 
     def _check_order(self, by: str) -> None:
@@ -299,3 +307,7 @@ class DataSpec(Section):
                 f"split.by must name a column of kind 'time' or 'number' that is not the label, got {by!r} ({found}). "
                 "Name another, or leave it out"
             )
+
+
+def _shown(column: Section | None) -> str:
+    return "no such column" if column is None else str(column.model_dump())

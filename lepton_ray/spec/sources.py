@@ -5,9 +5,9 @@ when the source is read.
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, Strict, model_validator
 
 from lepton_ray.core import settings
 from lepton_ray.core.text import without_credentials
@@ -108,6 +108,26 @@ class ImageFolderSource(_UriSource):
     """Image files in one folder a class: ``uri/CLASS/NAME.png``."""
 
     kind: Literal["image_folder"]
+
+
+CifarFile = Literal[
+    "data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"
+]
+
+
+class Cifar10Source(_UriSource):
+    """The original binary files of CIFAR-10 in one folder; gives the columns ``image``, 32x32x3, and ``label``, a class's name."""
+
+    kind: Literal["cifar10"]
+    files: Annotated[tuple[CifarFile, ...], Strict(False), Field(min_length=1)] = get_args(CifarFile)
+    """Which of them to read, in name order; the run makes splits of its own. ``batches.meta.txt`` names the classes; where it
+    is not there they have their usual names."""
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if repeated := sorted({name for name in self.files if self.files.count(name) > 1}):
+            raise ValueError(f"files must name each file once, got {repeated[0]!r} again. Remove it")
+        return self
 
 
 class TfRecordSource(_UriSource):
@@ -359,6 +379,7 @@ Source = Annotated[
     | ArrowSource
     | OrcSource
     | ImageFolderSource
+    | Cifar10Source
     | TfRecordSource
     | NumpySource
     | WebDatasetSource

@@ -20,6 +20,7 @@ KINDS = {
     "arrow": "arrow:ArrowConnector",
     "orc": "orc:OrcConnector",
     "image_folder": "image_folder:ImageFolderConnector",
+    "cifar10": "cifar10:Cifar10Connector",
     "tfrecord": "tfrecord:TfRecordConnector",
     "numpy": "numpy_files:NumpyConnector",
     "webdataset": "webdataset:WebDatasetConnector",
@@ -46,6 +47,7 @@ def open_connector(data: DataSpec) -> Connector:
 
 if TYPE_CHECKING:
     from lepton_ray.data.connectors.arrow import ArrowConnector
+    from lepton_ray.data.connectors.cifar10 import Cifar10Connector
     from lepton_ray.data.connectors.csv_files import CsvConnector
     from lepton_ray.data.connectors.delta import DeltaConnector
     from lepton_ray.data.connectors.http_api import HttpConnector
@@ -64,6 +66,6 @@ if TYPE_CHECKING:
 
     _FILES: tuple[type[Connector], ...] = (ArrowConnector, CsvConnector, ImageFolderConnector, JsonLinesConnector)
     _MORE_FILES: tuple[type[Connector], ...] = (NumpyConnector, OrcConnector, ParquetConnector, TextConnector)
-    _BINARY: tuple[type[Connector], ...] = (TfRecordConnector, WebDatasetConnector)
+    _BINARY: tuple[type[Connector], ...] = (Cifar10Connector, TfRecordConnector, WebDatasetConnector)
     _SERVERS: tuple[type[Connector], ...] = (DeltaConnector, HttpConnector, IcebergConnector, KafkaConnector)
     _ENGINES: tuple[type[Connector], ...] = (RayConnector, SqlConnector)

@@ -20,6 +20,7 @@ from pyarrow import orc
 
 from lepton_ray.data import csv_text
 from lepton_ray.data.connectors import (
+    cifar10,
     csv_files,
     files,
     image_folder,
@@ -163,6 +164,7 @@ def cut_small(patch: pytest.MonkeyPatch, part_bytes: int, chunk: int) -> None:
         (json_files, "_PEEK_ROWS", 1),
         (tables, "BATCH_ROWS", chunk),
         (numpy_files, "_BLOCK_BYTES", chunk),
+        (cifar10, "_BLOCK_BYTES", chunk),
         (image_folder, "_BLOCK_BYTES", chunk),
         (tfrecord, "_BLOCK_ROWS", chunk),
         (webdataset, "_BLOCK_ROWS", chunk),
