@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format bench bench-data docs clean
+.PHONY: help setup demo test test-all check format bench bench-data bench-train docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ bench: $(STAMP) ## time the main job; writes benchmarks/RESULTS.md
 
 bench-data: $(STAMP) ## time the data plane against pandas, polars, duckdb and Ray Data; takes half an hour
 	$(BIN)/python benchmarks/data/bench.py all
+
+bench-train: $(STAMP) ## time the training of a CNN against Keras fit and a bare torch loop; takes ten minutes
+	$(BIN)/python benchmarks/train/bench.py
 
 docs: $(STAMP) ## check the links and commands of the documents
 	$(BIN)/python -m pytest tests/docs

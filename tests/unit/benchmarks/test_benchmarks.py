@@ -1,12 +1,14 @@
 """What the benchmarks rest on: the table, the comparison of results, the measure of a whole process tree, the results file."""
 
 import importlib
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -20,7 +22,7 @@ ROWS = 20_000
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a module of the benchmarks, which are scripts and find each other beside themselves."""
-    for folder in (BENCHMARKS, BENCHMARKS / "data"):
+    for folder in (BENCHMARKS, BENCHMARKS / "data", BENCHMARKS / "train"):
         monkeypatch.syspath_prepend(str(folder))
     return importlib.import_module
 
@@ -160,3 +162,26 @@ def test_a_section_replaces_its_own_and_no_other(tools: Any, tmp_path: Path) -> 
         "# Results\n\n<!-- begin a -->\nthree \\1\n<!-- end a -->\n\n<!-- begin b -->\ntwo\n<!-- end b -->\n\n"
         "<!-- begin c -->\nfour\n<!-- end c -->\n"
     )
+
+
+def test_the_images_are_those_of_their_seed_and_hold_their_class(tools: Any, tmp_path: Path) -> None:
+    images = tools("images")
+    x, y = images.make_images(400, 0)
+    again, other = images.make_images(400, 0)[0], images.make_images(400, 1)[0]
+    assert np.array_equal(x, again)
+    assert not np.array_equal(x, other)
+    assert (x.shape, x.dtype) == ((400, 3, 32, 32), np.float32)
+    middle = x[:, :, 8:24, 8:24]  # the pattern covers it wherever it starts
+    assert middle.std() > 1.03 > x[:, :, :1, :1].std()
+    assert sorted(set(y.tolist())) == list(range(10))
+
+
+def test_a_bare_loop_takes_the_steps_of_ours(tools: Any, tmp_path: Path) -> None:
+    tools("images").write_images(tmp_path, 70, 20)
+    found = []
+    for name in ("bare torch loop", "ours, torch"):
+        command = [sys.executable, str(BENCHMARKS / "train" / "contender.py"), name, str(tmp_path), "2"]
+        found.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1]))
+    bare, ours = found
+    assert bare["weights"] == ours["weights"]
+    assert bare["accuracy"] == ours["accuracy"]
