@@ -9,9 +9,6 @@ from lepton_ray.spec.release import ExportSpec
 
 _KERAS_KINDS = ("linear", "mlp", "cnn")
 _OF_TORCH = (
-    "warmup_fraction",
-    "schedule",
-    "clip_norm",
     "average_decay",
     "precision",
     "max_rows_per_pass",

@@ -29,7 +29,9 @@ def save(state: TrainState, folder: Path) -> None:
 
 
 def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
-    """Bring a fresh state to where the checkpoint was written; without the optimizer's settings it keeps its own.
+    """Bring a fresh state to where the checkpoint was written.
+
+    ``with_settings`` is torch's: no variable of an optimizer here is a setting, and each step sets its learning rate.
 
     Raises:
         ArtifactError: If the checkpoint does not fit the model.
@@ -37,10 +39,7 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
     try:
         facts = read_json(folder / "state.json")
         load_weights(state.model, folder / "model.safetensors")
-        rate = state.optimizer.learning_rate.numpy()
         _assign(state.optimizer.variables, load_file(folder / "optimizer.safetensors"))
-        if not with_settings:
-            state.optimizer.learning_rate.assign(rate)
         state.history, state.best_epoch = facts["history"], facts["best_epoch"]
         state.best_weights = load_file(folder / "best.safetensors")
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:

@@ -19,9 +19,11 @@ from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
+from lepton_ray.train.schedule import learning_rate
 
 _MOMENTUM = 0.9
 _EPSILON = 1e-8  # as torch; Keras takes 1e-7
+_CLIP_EPSILON = 1e-6  # as torch: added to the norm that gradients are divided by
 _VAL_BATCH_ROWS = 4096
 _VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 
@@ -153,6 +155,7 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
             np.concatenate([trainer.targets(share) for share in shares]),
             bounds,
             np.array([_scale(share) for share in shares]),
+            _rates(spec, epoch, batches.num_steps),
         ).numpy()
         return _means(totals, shares, group)
 
@@ -166,8 +169,9 @@ def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int
 
     def feed(epoch: int) -> dict[str, float]:
         totals, seen = np.zeros(2), []
-        for share in batches.shares(epoch, group.rank, group.world_size):
-            totals += trainer.run_step(_only(share.x), trainer.targets(share), _scale(share)).numpy()
+        rates = _rates(spec, epoch, batches.num_steps)
+        for share, rate in zip(batches.shares(epoch, group.rank, group.world_size), rates, strict=True):
+            totals += trainer.run_step(_only(share.x), trainer.targets(share), _scale(share), rate).numpy()
             seen.append(Share({}, share.y[:0], share.batch_weight))
         return _means(totals, seen, group)
 
@@ -177,6 +181,13 @@ def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int
 def _scale(share: Share) -> NDArray[np.float32]:
     """Return what the share's summed loss is multiplied by to count, and what it is divided by to step."""
     return np.array([0.0 if share.is_idle else 1.0, share.batch_weight], np.float32)
+
+
+def _rates(spec: TrainSpec, epoch: int, num_steps: int) -> NDArray[np.float32]:
+    """Return the learning rate of each step of an epoch."""
+    first = epoch * num_steps
+    rates = [learning_rate(spec, step, spec.epochs * num_steps) for step in range(first, first + num_steps)]
+    return np.array(rates, np.float32)
 
 
 def _only(inputs: Inputs) -> Input:
@@ -200,33 +211,37 @@ class _Trainer:
         self.group = group
         self._model, self._optimizer = state.model, state.optimizer
         self._num_classes = int(state.model.output_shape[-1])
+        self._clip_norm = spec.clip_norm
         self._decay = 0.0 if spec.optimizer == "adamw" else spec.weight_decay  # Keras' own is AdamW's
         values = _only(data.x_train)
         x, rows = tf.TensorSpec([None, *values.shape[1:]], values.dtype), tf.TensorSpec([None], tf.int64)
         has_weights = spec.augment is not None and (spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights")
         targets = tf.TensorSpec([None, self._num_classes], tf.float32) if has_weights else rows
         scales = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
-        self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0]], autograph=False)
-        self.run_step = tf.function(self._step, [x, targets, scales[1]], autograph=False)
+        rates = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)]
+        self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0], rates[0]], autograph=False)
+        self.run_step = tf.function(self._step, [x, targets, scales[1], rates[1]], autograph=False)
         self.run_validation = tf.function(self._run_validation, [x, rows], autograph=False)
 
     def targets(self, share: Share) -> Any:
         """Return classes (N,), or weights of classes (N, C)."""
         return share.targets(self._num_classes)
 
-    def _run_epoch(self, x: Tensor, rows: Tensor, targets: Tensor, bounds: Tensor, scales_S2: Tensor) -> Tensor:
+    def _run_epoch(
+        self, x: Tensor, rows: Tensor, targets: Tensor, bounds: Tensor, scales_S2: Tensor, rates_S: Tensor
+    ) -> Tensor:
         """Return the sums of losses and right answers over steps; step s takes ``rows[bounds[s] : bounds[s + 1]]``."""
 
         def body(step: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
             start, end = bounds[step], bounds[step + 1]
             batch = tf.gather(x, rows[start:end])
-            return step + 1, totals + self._step(batch, targets[start:end], scales_S2[step])
+            return step + 1, totals + self._step(batch, targets[start:end], scales_S2[step], rates_S[step])
 
         start = (tf.constant(0), tf.zeros(2, tf.float64))
         num_steps = tf.shape(scales_S2)[0]
         return tf.while_loop(lambda step, _: step < num_steps, body, start, parallel_iterations=1)[1]
 
-    def _step(self, x: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    def _step(self, x: Tensor, target: Tensor, scale: Tensor, rate: Tensor) -> Tensor:
         """Take a step and return the sums of losses and right answers."""
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
@@ -234,12 +249,24 @@ class _Trainer:
             loss_sum = tf.reduce_sum(_cross_entropy(logits_NC, target)) * scale[0]
             loss = loss_sum / scale[1]
         gradients = self.group.add_up([tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)])
+        if self._clip_norm is not None:
+            norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
+            shrink = tf.minimum(1.0, self._clip_norm / (norm + _CLIP_EPSILON))
+            gradients = [g * shrink for g in gradients]
         if self._decay:
             gradients = [
                 g + self._decay * v if _is_decayed(v) else g for g, v in zip(gradients, variables, strict=True)
             ]
+        self._set_rate(rate)
         self._optimizer.apply(gradients, variables)
         return _sums(loss_sum, _num_correct(logits_NC, target) * scale[0])
+
+    def _set_rate(self, rate: Tensor) -> None:
+        """Set the learning rate of the next step. SGD's momentum holds gradients times rates: torch's holds gradients alone."""
+        if isinstance(self._optimizer, keras.optimizers.SGD):
+            for momentum in self._optimizer.momentums:
+                momentum.assign(momentum * (rate / self._optimizer.learning_rate))
+        self._optimizer.learning_rate.assign(rate)
 
     def _run_validation(self, x: Tensor, y: Tensor) -> Tensor:
         logits_NC = self._model(x, training=False)

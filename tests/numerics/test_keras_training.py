@@ -92,8 +92,9 @@ def test_equal_weights_give_equal_logits_losses_and_gradients(spec: Any, shape: 
         (CNN, (2, 8, 9), {"balance": "weights"}),
     ],
 )
+@pytest.mark.parametrize("rates", [{}, {"warmup_fraction": 0.3, "schedule": "cosine", "clip_norm": 0.3}])
 def test_from_equal_weights_both_frameworks_train_to_the_same(
-    model: Any, shape: tuple[int, ...], optimizer: str, augment: Any
+    model: Any, shape: tuple[int, ...], optimizer: str, augment: Any, rates: Any
 ) -> None:
     """The settings mean the same: 9 steps with decay that is strong enough to be seen.
 
@@ -101,7 +102,7 @@ def test_from_equal_weights_both_frameworks_train_to_the_same(
     weights in a hundred may differ more than a tenth of one step of ``lr``, none by the 9 steps.
     """
     data = _data(shape=shape)
-    spec = _spec(optimizer=optimizer, weight_decay=0.1, lr=0.01, augment=augment)
+    spec = _spec(optimizer=optimizer, weight_decay=0.1, lr=0.01, augment=augment, **rates)
     torch_state = torch_loop.start_state(partial(build_model, model, inputs_of(shape), NUM_CLASSES), spec, _SEED)
     state = start_state(_build(model, shape), spec, _SEED)
     copy_weights(torch_state.model, state.model, model, shape)
@@ -178,7 +179,8 @@ for place, (rows, val_rows, augment) in enumerate(case._WORKER_CASES):
 
 
 def _worker_spec(augment: Any) -> TrainSpec:
-    return _spec(optimizer="adamw", weight_decay=0.01, augment=augment, num_workers=2)
+    rates = {"schedule": "linear", "clip_norm": 0.5}
+    return _spec(optimizer="adamw", weight_decay=0.01, augment=augment, num_workers=2, **rates)
 
 
 def test_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
@@ -231,7 +233,8 @@ def test_dropout_draws_anew_in_every_epoch() -> None:
     ("optimizer", "stop", "augment"), [("adam", 1, None), ("adamw", 2, _VARIED), ("sgd", 2, {"balance": "weights"})]
 )
 def test_resumed_after_any_epoch_is_equal_to_the_bit(tmp_path: Path, optimizer: str, stop: int, augment: Any) -> None:
-    data, spec = _data(), _spec(optimizer=optimizer, weight_decay=0.01, augment=augment)
+    rates = {"warmup_fraction": 0.2, "schedule": "cosine", "clip_norm": 0.5}
+    data, spec = _data(), _spec(optimizer=optimizer, weight_decay=0.01, augment=augment, **rates)
     undisturbed = _train(spec, data, _DROPOUT)
     state = start_state(_build(_DROPOUT), spec, _SEED)
     for state_now in train_epochs(state, data, spec, _SEED):
