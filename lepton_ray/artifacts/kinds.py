@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from lepton_ray.artifacts.ledger import Ledger
+from lepton_ray.spec.data import Task
 
 History = Annotated[tuple[dict[str, float], ...], Strict(False)]
 Names = Annotated[tuple[str, ...], Strict(False)]
@@ -132,20 +133,46 @@ class ModelInput(BaseModel):
 
 
 class Target(BaseModel):
-    """What a model predicts: one of some classes, or a number."""
+    """What a model is for: what it gives for a row, and what a package answers.
+
+    | task | a model gives | a package answers |
+    |---|---|---|
+    | classification | logits (N, classes) | ``label`` (N,), ``probabilities`` (N, classes) |
+    | multi_label | logits (N, classes) | ``probabilities`` (N, classes) |
+    | regression | scaled numbers (N, num_values) | ``value`` (N,), or ``values`` (N, num_values) of a series |
+    | anomaly_detection | how odd a row is (N, 1) | ``is_anomaly`` (N,), ``score`` (N,) |
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    task: Task
     classes: Names = ()
-    """In the order of a model's outputs; empty for a number."""
+    """In the order of a model's outputs; of anomaly detection: those of the label, which a model does not see."""
+    num_values: int | None = None
+    """Of a series; None for a number."""
     mean: float = 0.0
     std: float = 1.0
-    """Of the number in the training rows; a model learns (number - mean) / std."""
+    """Of the numbers in the training rows; a model learns (number - mean) / std."""
+    normal_class: str | None = None
+    """The class of the rows that a model learns from, for anomaly detection with a label."""
+    quantile: float = 0.99
+    """The share of normal rows that shall not be taken for anomalies."""
+    threshold: float = 0.0
+    """Rows with a greater score are anomalies; known once there is a model."""
 
     @property
     def num_outputs(self) -> int:
         """How many values a model gives for a row."""
-        return len(self.classes) or 1
+        if self.task in ("classification", "multi_label"):
+            return len(self.classes)
+        return self.num_values or 1
+
+    @property
+    def output(self) -> str:
+        """Name of the package's output that says what the model gives."""
+        if self.task == "regression":
+            return "value" if self.num_values is None else "values"
+        return "score" if self.task == "anomaly_detection" else "probabilities"
 
 
 class FeatureSet(Artifact):
@@ -267,7 +294,7 @@ class Evaluation(Artifact):
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    names = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2")
+    names = ("accuracy", "label_accuracy", "f1", "roc_auc", "average_precision", "log_loss", "rmse", "mae", "r2")
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 
 

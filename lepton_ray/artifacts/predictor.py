@@ -11,9 +11,10 @@ from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import RecordError
 
-_TYPES: dict[str, Any] = {"BYTES": object, "FP32": np.float32, "FP64": np.float64}
+_TYPES: dict[str, Any] = {"BYTES": object, "FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_}
 MAX_BATCH_ROWS = "max_batch_rows"
 """Key in a graph's metadata: rows that its layers have room for at once, where that is fewer than usual."""
+_LIKELY = 0.5  # a probability from which on a label is given, where a row may have several
 _MAX_BATCH_ROWS = 1024
 _MAX_BATCH_BYTES = 4 << 20  # of raw input: what layers make of it is a multiple
 
@@ -41,7 +42,7 @@ class Predictor:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs of the signature for checked input tensors, rows first; N may be 0.
 
-        These are ``label`` (N,) and ``probabilities`` (N, classes), or ``value`` (N,).
+        Which they are for each task, ``lepton_ray.artifacts.kinds.Target`` has in a table.
 
         Raises:
             RecordError: If a record overflows the model's arithmetic.
@@ -70,13 +71,17 @@ class Predictor:
 
 
 def to_predictions(outputs: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what is answered for each record: ``label`` and ``probabilities`` by class, or ``value`` where there are none."""
-    if not classes:
-        return [{"value": value} for value in outputs["value"].tolist()]
-    return [
-        {"label": label, "probabilities": dict(zip(classes, row, strict=True))}
-        for label, row in zip(outputs["label"], outputs["probabilities"].tolist(), strict=True)
-    ]
+    """Return what is answered for each record: its outputs, with ``probabilities`` by class.
+
+    Where there is no ``label`` beside them, ``labels`` are those whose probability is at least one half.
+    """
+    named = {name: values.tolist() for name, values in outputs.items()}
+    if "probabilities" in named:
+        rows = [dict(zip(classes, row, strict=True)) for row in named["probabilities"]]
+        if "label" not in named:
+            named = {"labels": [[name for name, p in row.items() if p >= _LIKELY] for row in rows], **named}
+        named["probabilities"] = rows
+    return [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
 
 
 def _slices(feeds: Mapping[str, NDArray[Any]], rows: int, most: int) -> Iterator[Feeds]:

@@ -19,10 +19,11 @@ from typing import Annotated, Any, Literal, Self
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Strict
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.records import RecordReader
 from lepton_ray.spec.data import Column, DataSpec, ImageColumn, SeriesColumn
 
-Datatype = Literal["FP64", "FP32", "INT64", "BYTES", "UINT8"]
+Datatype = Literal["FP64", "FP32", "INT64", "BYTES", "UINT8", "BOOL"]
 Feeds = dict[str, NDArray[Any]]
 Shape = Annotated[tuple[int, ...], Strict(False)]
 
@@ -59,21 +60,21 @@ class Signature(BaseModel):
     unused: Annotated[tuple[str, ...], Strict(False)]
     """Columns of the training data that a record may carry and the model does not read, such as the label."""
     classes: Annotated[tuple[str, ...], Strict(False)]
-    """Empty for a model that predicts a number, and while there is no model."""
+    """In the order of ``probabilities``; empty where there are none, and while there is no model."""
     inputs: Annotated[tuple[TensorSpec, ...], Strict(False)]
     outputs: Annotated[tuple[TensorSpec, ...], Strict(False)]
 
     @classmethod
-    def of(cls, data: DataSpec, classes: Sequence[str]) -> Self:
-        """Build the signature of a model for ``data`` that tells ``classes`` apart; without a label, of its features only."""
+    def of(cls, data: DataSpec, target: Target | None) -> Self:
+        """Build the signature of a model for ``data``; without a target, of its features only."""
         columns: dict[str, Column] = dict(data.features)
         return cls(
             columns=columns,
             missing_words=data.missing_words,
             unused=tuple(name for name in data.columns if name not in columns),
-            classes=tuple(classes),
+            classes=target.classes if target and target.output == "probabilities" else (),
             inputs=tuple(_input_tensors(columns)),
-            outputs=tuple(_output_tensors(data, tuple(classes))),
+            outputs=tuple(_output_tensors(target)) if target else (),
         )
 
     def of_kind(self, kind: str) -> dict[str, Column]:
@@ -119,9 +120,16 @@ def _input_tensors(columns: Mapping[str, Column]) -> Iterator[TensorSpec]:
             yield TensorSpec(name="image", datatype="UINT8", shape=shape, columns=(name,))
 
 
-def _output_tensors(data: DataSpec, classes: tuple[str, ...]) -> Iterator[TensorSpec]:
-    if data.label != data.class_label:
-        yield TensorSpec(name="value", datatype="FP64", shape=(-1,))
-    elif classes:
-        yield TensorSpec(name="label", datatype="BYTES", shape=(-1,))
-        yield TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(classes)), columns=classes)
+def _output_tensors(target: Target) -> Iterator[TensorSpec]:
+    """Yield what the table of ``Target`` says, the output that has numbers last."""
+    if target.task == "regression":
+        shape = (-1,) if target.num_values is None else (-1, target.num_values)
+        yield TensorSpec(name=target.output, datatype="FP64", shape=shape)
+    elif target.task == "anomaly_detection":
+        yield TensorSpec(name="is_anomaly", datatype="BOOL", shape=(-1,))
+        yield TensorSpec(name=target.output, datatype="FP32", shape=(-1,))
+    else:
+        if target.task == "classification":
+            yield TensorSpec(name="label", datatype="BYTES", shape=(-1,))
+        shape, columns = (-1, len(target.classes)), target.classes
+        yield TensorSpec(name=target.output, datatype="FP32", shape=shape, columns=columns)

@@ -1,4 +1,4 @@
-"""Metrics and baselines, by scikit-learn. Legend: N rows, C classes."""
+"""Metrics, by scikit-learn. Legend: N rows, C classes or outputs of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 from sklearn import metrics as sk
-from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.spec.release import Gate
@@ -48,14 +47,75 @@ def compute_metrics(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floatin
     }
 
 
-def compute_errors(y_N: NDArray[np.float64], value_N: NDArray[np.float64]) -> dict[str, float]:
-    """Return what a prediction of numbers is off by, in the label's units, and the share of the variance that it explains."""
+def compute_label_metrics(y_NC: NDArray[np.floating], probabilities_NC: NDArray[np.floating]) -> dict[str, float]:
+    """Return how well probabilities of labels, of which a row may have several, agree with those that hold (0 or 1).
+
+    ``label_accuracy`` is the share of right decisions at one half, ``exact_match`` that of rows with no wrong one. Precision,
+    recall, F1, ROC AUC and average precision are means over the labels; one that no row or every row has is left out of the
+    last two. ``log_loss`` is the mean binary cross entropy.
+    """
+    is_true, p = y_NC.astype(bool), probabilities_NC.astype(np.float64)
+    is_given = p >= 1 / 2
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(is_true, is_given, average="macro", zero_division=0.0)
+    mixed = [c for c in range(p.shape[1]) if 0 < is_true[:, c].sum() < len(p)]
+    tiny = np.finfo(np.float64).eps
+    right = np.clip(np.where(is_true, p, 1 - p), tiny, 1)
     return {
-        "rmse": float(sk.root_mean_squared_error(y_N, value_N)),
-        "mae": float(sk.mean_absolute_error(y_N, value_N)),
-        "median_absolute_error": float(sk.median_absolute_error(y_N, value_N)),
-        "r2": float(sk.r2_score(y_N, value_N)) if len(y_N) > 1 else float("nan"),
+        "label_accuracy": float((is_true == is_given).mean()),
+        "exact_match": float((is_true == is_given).all(axis=1).mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "roc_auc": _mean([sk.roc_auc_score(is_true[:, c], p[:, c]) for c in mixed]),
+        "average_precision": _mean([sk.average_precision_score(is_true[:, c], p[:, c]) for c in mixed]),
+        "log_loss": float(-np.log(right).mean()),
     }
+
+
+def f1_by_label(y_NC: NDArray[np.floating], probabilities_NC: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return F1 (C,) of each label at one half."""
+    f1_C: NDArray[np.float64] = sk.f1_score(
+        y_NC.astype(bool), probabilities_NC >= 1 / 2, average=None, zero_division=0.0
+    )
+    return f1_C
+
+
+def compute_anomaly_metrics(
+    is_odd_N: NDArray[np.bool_] | None, score_N: NDArray[np.floating], is_flagged_N: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return how well scores tell anomalies from normal rows; without knowing which are, the share that is flagged alone."""
+    flagged = {"flagged_fraction": float(is_flagged_N.mean())}
+    if is_odd_N is None:
+        return flagged
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        is_odd_N, is_flagged_N, average="binary", zero_division=0.0
+    )
+    is_mixed = 0 < is_odd_N.sum() < len(is_odd_N)
+    return {
+        "roc_auc": float(sk.roc_auc_score(is_odd_N, score_N)) if is_mixed else float("nan"),
+        "average_precision": float(sk.average_precision_score(is_odd_N, score_N)) if is_mixed else float("nan"),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        **flagged,
+    }
+
+
+def compute_errors(y: NDArray[np.float64], numbers: NDArray[np.float64]) -> dict[str, float]:
+    """Return what predicted numbers are off by, in the label's units, and the share of the variance that they explain.
+
+    Of series (N, C), all numbers count alike; R2 is the mean over the steps.
+    """
+    return {
+        "rmse": float(np.sqrt(sk.mean_squared_error(y, numbers))),
+        "mae": float(sk.mean_absolute_error(y, numbers)),
+        "median_absolute_error": float(sk.median_absolute_error(y.ravel(), numbers.ravel())),
+        "r2": float(sk.r2_score(y, numbers)) if len(y) > 1 else float("nan"),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _normalise(probabilities_NC: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -66,8 +126,8 @@ def _normalise(probabilities_NC: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _roc_auc(y_N: NDArray[np.int64], p_NC: NDArray[np.float64]) -> float:
-    scores = [sk.roc_auc_score(y_N == c, p_NC[:, c]) for c in range(p_NC.shape[1]) if 0 < (y_N == c).sum() < len(y_N)]
-    return float(np.mean(scores)) if scores else float("nan")
+    mixed = (c for c in range(p_NC.shape[1]) if 0 < (y_N == c).sum() < len(y_N))
+    return _mean([sk.roc_auc_score(y_N == c, p_NC[:, c]) for c in mixed])
 
 
 def calibrate(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], num_bins: int) -> Calibration:
@@ -112,22 +172,6 @@ def _count_ids(ids_NL: NDArray[np.int64], num_ids: int, padding_id: int) -> Any:
     counts = sparse.csr_array((is_token, ids_NL.flatten(), starts), (rows, num_ids))  # a copy: it is changed in place
     counts.sum_duplicates()
     return counts
-
-
-def baseline_probabilities(
-    x_train: Any, y_train: NDArray[np.int64], x_test: Any, num_classes: int
-) -> NDArray[np.float64]:
-    """Return what scikit-learn's logistic regression, fitted on the same training rows, says of the test rows."""
-    model = LogisticRegression(max_iter=2000).fit(x_train, y_train)
-    result = np.zeros((x_test.shape[0], num_classes))
-    result[:, model.classes_] = model.predict_proba(x_test)
-    return result
-
-
-def baseline_values(x_train: Any, y_train: NDArray[np.float64], x_test: Any) -> NDArray[np.float64]:
-    """Return what scikit-learn's linear regression, fitted on the same training rows, says of the test rows."""
-    values: NDArray[np.float64] = LinearRegression().fit(x_train, y_train).predict(x_test)
-    return values
 
 
 def missed_gates(metrics: Mapping[str, float], gates: Mapping[str, Gate]) -> dict[str, str]:

@@ -116,6 +116,51 @@ def plot_errors(y_N: NDArray[np.float64], value_N: NDArray[np.float64]) -> str:
     return _draw(paint)
 
 
+def plot_error_by_step(error_C: NDArray[np.float64], unit: str) -> str:
+    """Return the mean absolute error of each step of a forecast."""
+
+    def paint(axes: Any) -> None:
+        axes.plot(np.arange(1, len(error_C) + 1), error_C, marker=".", color=_BLUE)
+        axes.set_title("Error by step ahead", parse_math=False)
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"mean absolute error of {_shorten(unit)}", parse_math=False)
+        axes.set_ylim(bottom=0)
+
+    return _draw(paint)
+
+
+def plot_labels(f1_C: NDArray[np.float64], share_C: NDArray[np.floating], classes: Sequence[str]) -> str:
+    """Return F1 of the most frequent labels, beside the share of rows that have them."""
+    shown = np.argsort(-share_C, kind="stable")[:_MAX_CLASSES_SHOWN][::-1]
+
+    def paint(axes: Any) -> None:
+        places = np.arange(len(shown))
+        axes.barh(places + 0.2, f1_C[shown], height=0.4, color=_BLUE, label="F1")
+        axes.barh(places - 0.2, share_C[shown], height=0.4, color=_GREY, label="share of rows")
+        axes.set_yticks(places, [_shorten(classes[index]) for index in shown], parse_math=False)
+        axes.set(title="Labels", xlim=(0, 1))
+        axes.legend(frameon=False)
+
+    return _draw(paint, height=max(3.4, 0.3 * len(shown)))
+
+
+def plot_scores(score_N: NDArray[np.floating], is_normal_N: NDArray[np.bool_], threshold: float) -> str:
+    """Return how scores of anomaly are spread, of normal rows and of others, on a scale of logarithms."""
+    shown = np.log10(np.maximum(score_N, np.finfo(np.float32).tiny).astype(np.float64))
+
+    def paint(axes: Any) -> None:
+        bins = np.histogram_bin_edges(shown, _ERROR_BINS)
+        axes.hist(shown[is_normal_N], bins=bins, color=_GREY, label="normal")
+        if not is_normal_N.all():
+            axes.hist(shown[~is_normal_N], bins=bins, color=_BLUE, alpha=0.7, label="not normal")
+        if threshold > 0:
+            axes.axvline(np.log10(threshold), color="black", linestyle="--", linewidth=1, label="threshold")
+        axes.set(title="Scores", xlabel="logarithm (base 10) of the score", ylabel="rows", yscale="symlog")
+        axes.legend(frameon=False)
+
+    return _draw(paint)
+
+
 def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int, what: str) -> str:
     """Return a metric of training and validation over the epochs."""
     epochs = np.arange(1, len(history) + 1)

@@ -36,43 +36,48 @@ def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.
 
 
 def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
-    """Return the answers of the training code as the package stores them; ``scale`` is the spread of a number in training."""
-    if not target.classes:
-        return {"value": answers.tolist(), "scale": target.std}
-    labels = [target.classes[index] for index in answers.argmax(1)]
-    return {"label": labels, "probabilities": answers.tolist()}
+    """Return the answers of the training code as the package stores them.
+
+    ``scale`` is what differences count in: the spread of a number in training, the greater of an anomaly score and its threshold.
+    """
+    outputs = {target.output: answers.tolist()}
+    if target.task == "classification":
+        return {"label": [target.classes[index] for index in answers.argmax(1)], **outputs}
+    if target.task == "regression":
+        return {**outputs, "scale": target.std}
+    if target.task == "anomaly_detection":
+        return {**outputs, "scale": np.maximum(answers, target.threshold).tolist()}
+    return outputs
 
 
 def read_answer(body: bytes, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the outputs that an answer of ``POST /predict`` holds; ``classes`` is empty for a number."""
+    """Return the outputs that an answer of ``POST /predict`` holds; ``classes`` is empty where there are no probabilities."""
     predictions = json.loads(body)["predictions"]
-    if not classes:
-        return {"value": [prediction["value"] for prediction in predictions]}
-    return {
-        "label": [prediction["label"] for prediction in predictions],
-        "probabilities": [[prediction["probabilities"][name] for name in classes] for prediction in predictions],
-    }
+    outputs = {name: [prediction[name] for prediction in predictions] for name in predictions[0]}
+    if classes:
+        outputs["probabilities"] = [[row[name] for name in classes] for row in outputs["probabilities"]]
+    return outputs
 
 
 def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> float:
-    """Return the greatest absolute difference from the training code: of a probability, or of a number in spreads of it.
+    """Return the greatest absolute difference from the training code: of a probability, or of a number in its ``scale``.
 
     Raises:
         QualityGateError: If it exceeds the tolerance, a label differs that is not a tie within it, or rows are lacking.
     """
-    name = "probabilities" if "probabilities" in expected else "value"
+    name = next(name for name in ("probabilities", "value", "values", "score") if name in expected)
     wanted, actual = (np.asarray(outputs[name], np.float64) for outputs in (expected, got))
     if actual.shape != wanted.shape:
         raise QualityGateError(
             f"{place} must answer {len(wanted)} golden rows with {name} of the shape {wanted.shape}, got the shape "
             f"{actual.shape}. Nothing was promoted"
         )
-    difference = float(np.abs(actual - wanted).max() / expected.get("scale", 1.0))
+    difference = float((np.abs(actual - wanted) / np.asarray(expected.get("scale", 1.0))).max())
     if not difference <= tolerance:
         raise QualityGateError(
             f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted"
         )
-    if name == "probabilities":
+    if "label" in expected:
         _check_labels(place, got["label"], expected["label"], wanted, tolerance)
     return difference
 

@@ -8,7 +8,6 @@ from onnx import TensorProto, compose, helper
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
 
-PROBABILITIES = "probabilities"
 _MAX_PAIRS = 1 << 22  # of tokens or steps in a batch: attention has a number for each, in each head
 
 
@@ -22,13 +21,16 @@ def join(
     """Return one checked graph from raw tensors to the outputs of a package (``Signature.outputs``).
 
     Args:
-        core: From the model inputs to ``probabilities`` or ``value``, at the opset of ``prepare``.
+        core: From the model inputs to ``Target.output``, at the opset of ``prepare``.
         prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
         names: What each input is called in ``core``.
         inputs: What the model takes.
         target: What it predicts.
     """
-    core = _add_label(core, target.classes) if target.classes else core
+    if target.task == "classification":
+        _add_label(core, target)
+    elif target.task == "anomaly_detection":
+        _add_judgement(core, target)
     core.ir_version = prepare.ir_version
     merged = compose.merge_models(prepare, core, io_map=[(i.name, names[i.name]) for i in inputs])
     if lengths := [i.shape[0] for i in inputs if i.kind in ("tokens", "steps")]:
@@ -42,21 +44,28 @@ def opset_of(model: onnx.ModelProto) -> int:
     return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
 
 
-def _add_label(core: onnx.ModelProto, classes: Sequence[str]) -> onnx.ModelProto:
+def _add_label(core: onnx.ModelProto, target: Target) -> None:
     graph = core.graph
-    graph.node.append(helper.make_node("ArgMax", [PROBABILITIES], ["label_index"], axis=1, keepdims=0))
+    graph.node.append(helper.make_node("ArgMax", [target.output], ["label_index"], axis=1, keepdims=0))
     graph.node.append(
         helper.make_node(
             "LabelEncoder",
             ["label_index"],
             ["label"],
             domain="ai.onnx.ml",
-            keys_int64s=list(range(len(classes))),
-            values_strings=list(classes),
+            keys_int64s=list(range(len(target.classes))),
+            values_strings=list(target.classes),
             default_string="",
         )
     )
     graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.STRING, ["batch"]))
     if not any(entry.domain == "ai.onnx.ml" for entry in core.opset_import):
         core.opset_import.append(helper.make_opsetid("ai.onnx.ml", 5))
-    return core
+
+
+def _add_judgement(core: onnx.ModelProto, target: Target) -> None:
+    """Say which scores are greater than the threshold."""
+    graph = core.graph
+    graph.initializer.append(helper.make_tensor("threshold", TensorProto.FLOAT, [], [target.threshold]))
+    graph.node.append(helper.make_node("Greater", [target.output, "threshold"], ["is_anomaly"]))
+    graph.output.insert(0, helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["batch"]))

@@ -5,6 +5,7 @@ from typing import Any
 
 from lepton_ray.artifacts.signature import Signature
 
+_ANSWERS = {"value": "a number", "values": "a series of numbers", "score": "how odd a record is"}
 _KINDS = ("number", "category", "time", "text", "series", "image")
 
 
@@ -14,10 +15,11 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
     rows = ", ".join(f"{split} {count}" for split, count in lineage["split_rows"].items())
     kinds = ", ".join(f"{len(signature.of_kind(kind))} {kind}" for kind in _KINDS if signature.of_kind(kind))
     values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    classes = ", ".join(f"`{name}`" for name in signature.classes) or "a number"
+    classes = ", ".join(f"`{name}`" for name in signature.classes)
+    answer = classes or _ANSWERS[signature.outputs[-1].name]
     return f"""# {lineage["name"]}
 
-Predicts `{data["label"]}` ({classes}) from {kinds} column(s).
+Predicts {f"`{data['label']}` ({answer})" if data["label"] else answer} from {kinds} column(s).
 
 - Model: {lineage["spec"]["model"]["kind"]}, trained for {lineage["epochs"]} epochs, best epoch {lineage["best_epoch"]}
 - Data: {data["source"]["kind"]} at `{data["source"]["uri"]}`; rows: {rows}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.core.errors import EngineError
-from lepton_ray.export.join import PROBABILITIES, join, opset_of
+from lepton_ray.export.join import join, opset_of
 
 _EXAMPLE_ROWS = 2
 _PREFIX = "model_"  # of the inputs' names in the model's own graph
@@ -30,16 +30,22 @@ class _Answering(nn.Module):
         self.model, self.target = model, target
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return probabilities (N, C) float32 for logits, or the number (N,) float64 in its own units."""
+        """Return ``Target.output``: float32, numbers float64 in their own units."""
         outputs: Tensor = self.model(*inputs)
-        if self.target.classes:
+        if self.target.task == "classification":
             return torch.softmax(outputs, dim=1)
-        return outputs[:, 0].double() * self.target.std + self.target.mean
+        if self.target.task == "multi_label":
+            return torch.sigmoid(outputs)
+        if self.target.num_values is None:
+            outputs = outputs[:, 0]
+        if self.target.task == "anomaly_detection":
+            return outputs
+        return outputs.double() * self.target.std + self.target.mean
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, target: Target, inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return what the training code answers, probabilities or numbers: what every export is held against."""
+    """Return what the training code answers, as ``Target.output``: what every export is held against."""
     result: NDArray[Any] = _Answering(model, target).eval()(*map(torch.from_numpy, inputs)).numpy()
     return result
 
@@ -50,12 +56,12 @@ def export_model(
     """Return one graph from raw tensors to the outputs of a package (``Signature.outputs``).
 
     Args:
-        model: From the model inputs, in their order, to logits or a scaled number; on the CPU.
+        model: From the model inputs, in their order, to what ``Target`` says; on the CPU.
         inputs: What the model takes.
         prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
         target: What the model predicts.
     """
-    core = _trace(_Answering(model, target), inputs, PROBABILITIES if target.classes else "value", opset_of(prepare))
+    core = _trace(_Answering(model, target), inputs, target.output, opset_of(prepare))
     return join(core, prepare, {i.name: f"{_PREFIX}{i.name}" for i in inputs}, inputs, target)
 
 

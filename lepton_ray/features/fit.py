@@ -74,7 +74,7 @@ def fit_features(
     if spec.polynomial is not None:
         polynomial = plan_polynomial(numbers_for(spec.polynomial.columns, spec, data), spec.polynomial)
     state = FeatureState.model_validate({**of_kind, "crosses": crosses, "polynomial": polynomial})
-    signature = Signature.of(data, classes)
+    signature = Signature.of(data, None)
     if spec.pca is not None:
         state = _add_pca(state, given, spec.pca, signature)
     return _select(state, given, spec.select, signature, seed) if spec.select is not None else state

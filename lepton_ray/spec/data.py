@@ -15,6 +15,9 @@ _ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
 MAX_SERIES_LENGTH = 100_000
 MISSING_WORDS = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 
+Task = Literal["classification", "multi_label", "regression", "anomaly_detection"]
+"""What a model is for; losses, metrics, outputs and baselines follow from it."""
+
 TextStep = Literal["nfc", "nfkc", "lower", "html", "urls", "spaces"]
 TextSteps = Annotated[tuple[TextStep, ...], Field(strict=False)]
 
@@ -263,6 +266,13 @@ class DataSpec(Section):
     def class_label(self) -> str | None:
         """The label if it is a category, so that there are classes."""
         return self.label if self.label and isinstance(self.columns[self.label], CategoryColumn) else None
+
+    @property
+    def task(self) -> Task | None:
+        """What a model of this data is for; None without a label."""
+        if self.label is None:
+            return None
+        return "regression" if self.class_label is None else "classification"
 
     @property
     def read_features(self) -> Mapping[str, FeatureColumn]:

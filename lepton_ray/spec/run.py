@@ -1,7 +1,7 @@
 """``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -17,7 +17,7 @@ from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
-from lepton_ray.spec.release import ClassMetric, EvaluateSpec, ExportSpec, NumberMetric, RegisterSpec, ServeSpec
+from lepton_ray.spec.release import BASELINE, METRICS, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
 from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
 
 _OF_MODEL = ("tune", "register_", "serve")
@@ -80,7 +80,7 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _check_framework(self) -> Self:
-        if problems := check_framework(self.model, self.train, self.export, self.data):
+        if problems := check_framework(self.model, self.train, self.export):
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
 
@@ -97,11 +97,13 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _check_gates(self) -> Self:
-        has_classes = self.data.class_label is not None
-        known = get_args(ClassMetric if has_classes else NumberMetric)
-        if self.data.label is not None and (wrong := [name for name in self.evaluate.gates if name not in known]):
-            label = f"{'category' if has_classes else 'number'} {self.data.label}"
-            raise ValueError(f"evaluate.gates must name metrics of the {label} ({', '.join(known)}), got {wrong[0]!r}")
+        task = self.data.task
+        known = METRICS[task] if task else ()
+        if task and (wrong := [name for name in self.evaluate.gates if name.removeprefix(BASELINE) not in known]):
+            raise ValueError(
+                f"evaluate.gates must name metrics of the {task} of {self.data.label} ({', '.join(known)}), or of its baseline "
+                f"({BASELINE}{known[0]} and so on), got {wrong[0]!r}. Name one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -71,7 +71,7 @@ def export(
     write_json(package / "golden_outputs.json", outputs)
     parity: dict[str, float] = {}
     for kind in export.also:
-        got = outputs_to_json(exporter.write_extra(kind, model, package)(*inputs), target)
+        got = outputs_to_json(exporter.write_extra(kind, model, target, package)(*inputs), target)
         parity[kind] = check_parity(f"the package's {kind}", got, outputs, export.parity_tolerance)
     if export.also:
         shutil.copyfile(feature_set.folder / "prep.onnx", package / "prepare.onnx")

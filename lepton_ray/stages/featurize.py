@@ -39,7 +39,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 4
+VERSION = 5
 LABEL = "_label"
 _SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D
@@ -54,8 +54,8 @@ def featurize(
         DataError: If ``clean.checks`` find something and are to stop the run then.
     """
     mapper = Mapper(data, sum(part.num_bytes for part in dataset.part_files()), ctx)
-    signature = Signature.of(data, dataset.classes)
     state, target, fitted_rows, findings = _fit(data, clean, features, dataset, mapper)
+    signature = Signature.of(data, target)
     graph = compile_graph(signature, state).SerializeToString()
     (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
@@ -110,10 +110,12 @@ def _fit(
 
 
 def _target_of(sample: pa.Table, data: DataSpec, dataset: Dataset) -> Target | None:
-    if data.label is None or data.class_label is not None:
-        return Target(classes=dataset.classes) if data.label is not None else None
+    if data.label is None or data.task is None:
+        return None
+    if data.task != "regression":
+        return Target(task=data.task, classes=dataset.classes)
     numbers = sample.column(data.label).to_numpy()
-    return Target(mean=float(numbers.mean()), std=float(numbers.std()) or 1.0)
+    return Target(task="regression", mean=float(numbers.mean()), std=float(numbers.std()) or 1.0)
 
 
 def _look_at(sample: pa.Table, data: DataSpec, clean: CleanSpec, dataset: Dataset, ctx: RunContext) -> list[Finding]:

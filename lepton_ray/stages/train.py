@@ -81,7 +81,8 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     numbers = tuple(name if name in signature.of_kind("number") else None for name in feature_names(feature_set))
     target = target_of(feature_set)
     (x_train, y_train), (x_val, y_val) = (load_split(feature_set, split, ctx) for split in ("train", "val"))
-    data = TrainData(x_train, _scale(y_train, target), x_val, _scale(y_val, target), number_columns=numbers)
+    y_train, y_val = _scale(y_train, target), _scale(y_val, target)
+    data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers)
     tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
     return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
 
@@ -98,7 +99,7 @@ def target_of(feature_set: FeatureSet) -> Target:
 
 
 def _scale(y: Any, target: Target) -> Any:
-    return y if target.classes else ((y - target.mean) / target.std).astype(np.float32)
+    return ((y - target.mean) / target.std).astype(np.float32) if target.task == "regression" else y
 
 
 def _in_units(metrics: dict[str, float], target: Target) -> dict[str, float]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.core.errors import SpecError
 from lepton_ray.spec.augment import AugmentSpec, ImageAugment, TableAugment, TextAugment, check_augment
+from lepton_ray.spec.data import Task
 from lepton_ray.train import augment
 from lepton_ray.train.augment import Floats, Ints
 
@@ -30,12 +31,17 @@ Labels = Ints | Floats
 
 @dataclass(frozen=True)
 class TrainData:
-    """Model inputs of two splits, and of each row the class index (int64) or the number to predict (float32); read only."""
+    """Model inputs and labels of two splits; read only.
+
+    Labels are the class index (N,) int64 of each row, or float32: which labels hold (N, classes), the numbers to predict (N,) or
+    (N, numbers).
+    """
 
     x_train: Inputs
     y_train: Labels
     x_val: Inputs
     y_val: Labels
+    task: Task = "classification"
     number_columns: tuple[str | None, ...] = ()
     """For each column of a table the number that it stands for, None where it encodes something else; empty where that is
     not known: then columns of zeros and ones alone are taken to encode categories."""
@@ -43,11 +49,6 @@ class TrainData:
     """Token id of what is not in the vocabulary."""
     padding_id: int = 0
     """Token id of what only fills a row up."""
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether the labels are classes."""
-        return self.y_train.dtype == np.int64
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class Share:
             yield replace(self, x=x, y=self.y[rows], labels=labels)
 
     def targets(self, num_classes: int) -> Labels:
-        """Return ``y`` (N,), mixed if it is numbers, or the weight of each class (N, num_classes) of mixed or weighted labels."""
+        """Return ``y``, mixed if it is numbers, or the weight of each class (N, num_classes) of mixed or weighted classes."""
         if not self.labels:
             return self.y
         if self.y.dtype == np.float32:
-            mixed: Floats = np.stack([y * weight for y, weight in self.labels]).sum(axis=0)
+            mixed: Floats = np.stack([(y.T * weight).T for y, weight in self.labels]).sum(axis=0)
             return mixed
         weights_NC = np.zeros((len(self.y), num_classes), np.float32)
         rows = np.arange(len(weights_NC))
@@ -118,9 +119,9 @@ class Batches:
         self._class_weights = class_weights(data.y_train) if self._spec.balance == "weights" else None
 
     @property
-    def has_classes(self) -> bool:
-        """Whether the labels are classes."""
-        return self._data.has_classes
+    def task(self) -> Task:
+        """What the model is for."""
+        return self._data.task
 
     @property
     def num_steps(self) -> int:
@@ -236,7 +237,7 @@ def _check(spec: AugmentSpec, data: TrainData) -> None:
         has_image=_IMAGE in names,
         has_tokens=_TOKENS in names,
         has_table=_TABLE in names,
-        has_classes=data.has_classes,
+        has_classes=data.task == "classification",
         image_shape=(image_shape[0], image_shape[1], image_shape[2]) if image_shape else None,
         number_columns=None if is_unknown else [name for name in data.number_columns if name is not None],
     )

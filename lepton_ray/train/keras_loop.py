@@ -18,7 +18,8 @@ from lepton_ray.engine.tensorflow import keras, tf
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
-from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
+from lepton_ray.train.keras_loss import sums
+from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 
 _MOMENTUM = 0.9
@@ -110,7 +111,7 @@ def train_epochs(
     feed = run_epoch(trainer, data, spec, seed)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         _seed_layers(state.model, seed, state.epoch, group.rank)
-        if state.add(name_splits(feed(state.epoch), _evaluate(trainer, data, group))):
+        if state.add(name_splits(data.task, feed(state.epoch), _evaluate(trainer, data, group))):
             state.best_weights = weights_of(state.model)
         yield state
 
@@ -133,8 +134,8 @@ def _seed_layers(model: Any, seed: int, epoch: int, rank: int) -> None:
         state.assign(np.array([mix(seed, epoch, rank, place), 0], state.dtype))
 
 
-Feed = Callable[[int], dict[str, float]]
-"""From an epoch, counted from 0, to its training metrics."""
+Feed = Callable[[int], NDArray[np.float64]]
+"""From an epoch, counted from 0, to its training metrics, in the order of ``progress.METRICS``."""
 
 
 def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
@@ -142,11 +143,11 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
     group = trainer.group
     numbers = np.arange(len(data.y_train))[:, None]
     balance = spec.augment and AugmentSpec(balance=spec.augment.balance)
-    rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0])
+    rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0], data.task)
     batches = Batches(rows, balance, spec.global_batch_size, seed)
     x = tf.convert_to_tensor(_only(data.x_train))
 
-    def feed(epoch: int) -> dict[str, float]:
+    def feed(epoch: int) -> NDArray[np.float64]:
         shares = list(batches.shares(epoch, group.rank, group.world_size))
         bounds = np.cumsum([0, *(len(share.y) for share in shares)])
         totals = trainer.run_epoch(
@@ -167,8 +168,8 @@ def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int
     group = trainer.group
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
 
-    def feed(epoch: int) -> dict[str, float]:
-        totals, seen = np.zeros(2), []
+    def feed(epoch: int) -> NDArray[np.float64]:
+        totals, seen = np.zeros(len(METRICS[data.task])), []
         rates = _rates(spec, epoch, batches.num_steps)
         for share, rate in zip(batches.shares(epoch, group.rank, group.world_size), rates, strict=True):
             totals += trainer.run_step(_only(share.x), trainer.targets(share), _scale(share), rate).numpy()
@@ -196,12 +197,8 @@ def _only(inputs: Inputs) -> Input:
     return x
 
 
-def _means(totals: Any, shares: Sequence[Share], group: Group) -> dict[str, float]:
-    return _name(group.total(totals) / sum(share.batch_weight for share in shares))
-
-
-def _name(means: NDArray[np.float64]) -> dict[str, float]:
-    return dict(zip(("loss", "accuracy"), means.tolist(), strict=True))
+def _means(totals: Any, shares: Sequence[Share], group: Group) -> NDArray[np.float64]:
+    return group.total(totals) / sum(share.batch_weight for share in shares)
 
 
 class _Trainer:
@@ -210,43 +207,44 @@ class _Trainer:
     def __init__(self, state: TrainState, data: TrainData, spec: TrainSpec, group: Group) -> None:
         self.group = group
         self._model, self._optimizer = state.model, state.optimizer
-        self._num_classes = int(state.model.output_shape[-1])
+        self._task = data.task
+        self._num_outputs = int(state.model.output_shape[-1])
         self._clip_norm = spec.clip_norm
         self._decay = 0.0 if spec.optimizer == "adamw" else spec.weight_decay  # Keras' own is AdamW's
         values = _only(data.x_train)
         x, rows = tf.TensorSpec([None, *values.shape[1:]], values.dtype), tf.TensorSpec([None], tf.int64)
         has_weights = spec.augment is not None and (spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights")
-        targets = tf.TensorSpec([None, self._num_classes], tf.float32) if has_weights else rows
+        targets = _target_spec(data, self._num_outputs if has_weights else None)
         scales = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
         rates = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)]
         self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0], rates[0]], autograph=False)
         self.run_step = tf.function(self._step, [x, targets, scales[1], rates[1]], autograph=False)
-        self.run_validation = tf.function(self._run_validation, [x, rows], autograph=False)
+        self.run_validation = tf.function(self._run_validation, [x, _target_spec(data)], autograph=False)
 
     def targets(self, share: Share) -> Any:
-        """Return classes (N,), or weights of classes (N, C)."""
-        return share.targets(self._num_classes)
+        """Return what ``keras_loss.sums`` takes."""
+        return share.targets(self._num_outputs)
 
     def _run_epoch(
         self, x: Tensor, rows: Tensor, targets: Tensor, bounds: Tensor, scales_S2: Tensor, rates_S: Tensor
     ) -> Tensor:
-        """Return the sums of losses and right answers over steps; step s takes ``rows[bounds[s] : bounds[s + 1]]``."""
+        """Return what ``keras_loss.sums`` adds up over steps; step s takes ``rows[bounds[s] : bounds[s + 1]]``."""
 
         def body(step: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
             start, end = bounds[step], bounds[step + 1]
             batch = tf.gather(x, rows[start:end])
             return step + 1, totals + self._step(batch, targets[start:end], scales_S2[step], rates_S[step])
 
-        start = (tf.constant(0), tf.zeros(2, tf.float64))
+        start = (tf.constant(0), tf.zeros(len(METRICS[self._task]), tf.float64))
         num_steps = tf.shape(scales_S2)[0]
         return tf.while_loop(lambda step, _: step < num_steps, body, start, parallel_iterations=1)[1]
 
     def _step(self, x: Tensor, target: Tensor, scale: Tensor, rate: Tensor) -> Tensor:
-        """Take a step and return the sums of losses and right answers."""
+        """Take a step and return what ``keras_loss.sums`` does."""
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
-            logits_NC = self._model(x, training=True)
-            loss_sum = tf.reduce_sum(_cross_entropy(logits_NC, target)) * scale[0]
+            loss_sum, *others = sums(self._task, self._model(x, training=True), target)
+            loss_sum *= scale[0]
             loss = loss_sum / scale[1]
         gradients = self.group.add_up([tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)])
         if self._clip_norm is not None:
@@ -259,7 +257,7 @@ class _Trainer:
             ]
         self._set_rate(rate)
         self._optimizer.apply(gradients, variables)
-        return _sums(loss_sum, _num_correct(logits_NC, target) * scale[0])
+        return _stack([loss_sum, *(value * scale[0] for value in others)])
 
     def _set_rate(self, rate: Tensor) -> None:
         """Set the learning rate of the next step. SGD's momentum holds gradients times rates: torch's holds gradients alone."""
@@ -269,34 +267,25 @@ class _Trainer:
         self._optimizer.learning_rate.assign(rate)
 
     def _run_validation(self, x: Tensor, y: Tensor) -> Tensor:
-        logits_NC = self._model(x, training=False)
-        return _sums(tf.reduce_sum(_cross_entropy(logits_NC, y)), _num_correct(logits_NC, y))
+        return _stack(sums(self._task, self._model(x, training=False), y))
 
 
-def _sums(loss: Tensor, correct: Tensor) -> Tensor:
-    return tf.stack([tf.cast(loss, tf.float64), tf.cast(correct, tf.float64)])
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    return tf.stack([tf.cast(value, tf.float64) for value in values])
 
 
-def _cross_entropy(logits_NC: Tensor, target: Tensor) -> Tensor:
-    """Return the loss of each row; the gradient of TensorFlow's own for (N, C) holds only for weights that sum to 1."""
-    if target.shape.rank == 1:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits_NC)
-    return -tf.reduce_sum(target * tf.nn.log_softmax(logits_NC), axis=1)
+def _target_spec(data: TrainData, num_classes: int | None = None) -> Any:
+    """Describe what the loss takes; ``num_classes`` where classes have weights."""
+    if num_classes is not None and data.y_train.dtype == np.int64:
+        return tf.TensorSpec([None, num_classes], tf.float32)
+    return tf.TensorSpec([None, *data.y_train.shape[1:]], data.y_train.dtype)
 
 
-def _num_correct(logits_NC: Tensor, target: Tensor) -> Tensor:
-    """Return how many labels are right, or the weight of those that are where a row has several."""
-    best_N = tf.argmax(logits_NC, axis=1)
-    if target.shape.rank == 1:
-        return tf.reduce_sum(tf.cast(best_N == target, tf.float32))
-    return tf.reduce_sum(tf.gather(target, best_N, axis=1, batch_dims=1))
-
-
-def _evaluate(trainer: _Trainer, data: TrainData, group: Group) -> dict[str, float]:
-    totals, x_val = np.zeros(2), _only(data.x_val)
+def _evaluate(trainer: _Trainer, data: TrainData, group: Group) -> NDArray[np.float64]:
+    totals, x_val = np.zeros(len(METRICS[data.task])), _only(data.x_val)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
     size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // x_val[:1].nbytes))
     for start in range(0, len(share), size):
         rows = share[start : start + size]
         totals += trainer.run_validation(x_val[rows], data.y_val[rows]).numpy()
-    return _name(group.total(totals) / len(data.y_val))
+    return group.total(totals) / len(data.y_val)

@@ -1,12 +1,21 @@
 """How far a training is, whatever the framework: its history, its best epoch, when to stop."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("loss", "accuracy"),
+    "multi_label": ("loss", "accuracy"),
+    "regression": ("loss", "mae"),
+    "anomaly_detection": ("loss",),
+}
+"""What is told of each epoch, for each split."""
 
 
 @dataclass(kw_only=True)
@@ -36,9 +45,13 @@ class Progress:
         return is_best
 
 
-def name_splits(train: Mapping[str, float], val: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of both splits as the history has them."""
-    return {f"{split}_{name}": value for split, of in (("train", train), ("val", val)) for name, value in of.items()}
+def name_splits(task: Task, train: Iterable[float], val: Iterable[float]) -> dict[str, float]:
+    """Return the metrics of both splits, which come in the order of ``METRICS``, as the history has them."""
+    return {
+        f"{split}_{name}": float(value)
+        for split, values in (("train", train), ("val", val))
+        for name, value in zip(METRICS[task], values, strict=True)
+    }
 
 
 def has_stalled(state: Progress, spec: TrainSpec) -> bool:

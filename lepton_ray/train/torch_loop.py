@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
-from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
+from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
+from lepton_ray.train.torch_loss import sums
 
 _STEPS_DIMENSIONS = 3  # rows, steps, series
 _VAL_BATCH_ROWS = 4096
@@ -94,24 +96,22 @@ def train_epochs(
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         torch.manual_seed(mix(seed, state.epoch, group.rank))
         train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
-        if state.add(name_splits(train, val)):
+        if state.add(name_splits(data.task, train.tolist(), val.tolist())):
             state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
         yield state
 
 
-def _train_epoch(
-    model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group
-) -> dict[str, float]:
+def _train_epoch(model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group) -> Tensor:
     """Take a step for each batch and return the means of what they were; ``model`` is ``state.model``, wrapped by the group."""
     model.train()
-    totals = torch.zeros(2, dtype=torch.float64)
+    totals = torch.zeros(len(METRICS[batches.task]), dtype=torch.float64)
     weight = 0.0
     first_step, num_steps = state.epoch * batches.num_steps, spec.epochs * batches.num_steps
     for step, share in enumerate(batches.shares(state.epoch, group.rank, group.world_size), first_step):
         state.optimizer.zero_grad(set_to_none=True)
         passes = list(share.passes(spec.max_rows_per_pass))
         for rows in passes:
-            totals += _add_gradients(model, rows, spec, group, is_last=rows is passes[-1])
+            totals += _add_gradients(model, rows, batches.task, spec, group, is_last=rows is passes[-1])
         if spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
         for parameters in state.optimizer.param_groups:
@@ -121,20 +121,22 @@ def _train_epoch(
             _average(state.averaged, state.model, min(spec.average_decay, (1 + step) / (10 + step)))
         weight += share.batch_weight
     group.add_up(totals)
-    return _name(totals / weight, batches.has_classes)
+    return totals / weight
 
 
-def _add_gradients(model: nn.Module, share: Share, spec: TrainSpec, group: Group, is_last: bool) -> Tensor:
-    """Add the gradients of some rows, averaged over the workers with the last; returns what ``_sums`` does."""
+def _add_gradients(
+    model: nn.Module, share: Share, task: Task, spec: TrainSpec, group: Group, *, is_last: bool
+) -> Tensor:
+    """Add the gradients of some rows, averaged over the workers with the last; returns what ``torch_loss.sums`` does."""
     device = torch.device(group.device)
     lone = getattr(model, "no_sync", contextlib.nullcontext)  # of modules that average gradients over workers
     with contextlib.nullcontext() if is_last else lone():
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
             outputs_NC = model(*_to_tensors(share.x, group.device)).float()
         target = torch.from_numpy(share.targets(outputs_NC.shape[1])).to(device)
-        sums = _sums(outputs_NC, target) * (0.0 if share.is_idle else 1.0)
-        torch.autograd.backward(sums[0] * (group.world_size / share.batch_weight))
-    return sums.detach().double().cpu()
+        sums_M = sums(task, outputs_NC, target) * (0.0 if share.is_idle else 1.0)
+        torch.autograd.backward(sums_M[0] * (group.world_size / share.batch_weight))
+    return sums_M.detach().double().cpu()
 
 
 @torch.no_grad()
@@ -155,35 +157,17 @@ def _row_bytes(x: Input) -> int:
     return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1)
 
 
-def _sums(outputs_NC: Tensor, target: Tensor) -> Tensor:
-    """Return the loss of all rows, which has a gradient, and the other metric.
-
-    Of classes: the cross entropy of the logits, and how many labels are right (or the weight of those that are, where a row has
-    several). Of numbers: the squared and the absolute error.
-    """
-    if target.ndim == 1 and target.is_floating_point():
-        error_N = outputs_NC[:, 0] - target
-        return torch.stack([error_N.square().sum(), error_N.abs().sum()])
-    loss = nn.functional.cross_entropy(outputs_NC, target, reduction="sum")
-    best_N = outputs_NC.argmax(1)
-    right = (best_N == target) if target.ndim == 1 else target.gather(1, best_N[:, None])
-    return torch.stack([loss, right.sum().to(loss.dtype)])
-
-
-def _name(means: Tensor, has_classes: bool) -> dict[str, float]:
-    return dict(zip(("loss", "accuracy" if has_classes else "mae"), means.tolist(), strict=True))
-
-
 @torch.inference_mode()
-def _evaluate(model: nn.Module, data: TrainData, group: Group) -> dict[str, float]:
+def _evaluate(model: nn.Module, data: TrainData, group: Group) -> Tensor:
+    """Return the means of what ``torch_loss.sums`` adds up over the validation rows."""
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64)
+    totals = torch.zeros(len(METRICS[data.task]), dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
     size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // sum(map(_row_bytes, data.x_val.values()))))
     for start in range(0, len(share), size):
         rows = share[start : start + size]
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
         outputs_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
-        totals += _sums(outputs_NC, y).double().cpu()
+        totals += sums(data.task, outputs_NC, y).double().cpu()
     group.add_up(totals)
-    return _name(totals / len(data.y_val), data.has_classes)
+    return totals / len(data.y_val)

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pyarrow as pa
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature, TensorSpec
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.features.fit import fit_features, needs_keys
@@ -122,7 +123,7 @@ def fit(columns, rows, /, labels=None, classes=("a", "b"), seed=0, **sections):
 
 
 def signature_of(data, classes):
-    return Signature.of(data, list(classes))
+    return Signature.of(data, Target(task="classification", classes=tuple(classes)) if classes else None)
 
 
 def feeds_of(table, signature):

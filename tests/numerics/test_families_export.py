@@ -51,7 +51,7 @@ def _case(names: list[str]) -> tuple[Signature, FeatureState]:
         else {},
         images={"p": ImageState(shape=(8, 6, 3), factor=1 / 255)} if "pixels" in names else {},
     )
-    return Signature.of(data, _CLASSES), state
+    return Signature.of(data, Target(task="classification", classes=_CLASSES)), state
 
 
 def _raw(names: list[str], rows: int) -> tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]:
@@ -92,11 +92,13 @@ def test_an_exported_family_answers_as_torch_does(name: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # far from what fresh weights make of any row: 1/3 each
             parameter.mul_(2)
-    graph = export_model(model, inputs, compile_graph(signature, state), Target(classes=_CLASSES))
+    graph = export_model(
+        model, inputs, compile_graph(signature, state), Target(task="classification", classes=_CLASSES)
+    )
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for rows in (1, 3, 64):
         raw, made = _raw(names, rows)
-        wanted = predict(model, Target(classes=_CLASSES), made)
+        wanted = predict(model, Target(task="classification", classes=_CLASSES), made)
         label, probabilities = session.run(["label", "probabilities"], raw)
         assert np.abs(probabilities - wanted).max() < 1e-5
         assert label.tolist() == [_CLASSES[index] for index in wanted.argmax(1)]
@@ -109,7 +111,9 @@ def test_the_graph_of_a_recurrent_layer_does_not_grow_with_the_text() -> None:
         state = FeatureState(texts={"t": IdsState(tokens="words", vocabulary=_WORDS, max_length=length)})
         inputs = inputs_of(state)
         model = build_model(FAMILIES["gru"].spec, inputs, len(_CLASSES))
-        graph = export_model(model, inputs, compile_graph(_case(["tokens"])[0], state), Target(classes=_CLASSES))
+        graph = export_model(
+            model, inputs, compile_graph(_case(["tokens"])[0], state), Target(task="classification", classes=_CLASSES)
+        )
         assert [node.op_type for node in graph.graph.node].count("GRU") == 1
         counts.append(len(graph.graph.node))
     assert counts[0] == counts[1]
@@ -121,5 +125,10 @@ def test_long_texts_are_answered_some_rows_at_a_time(length: int, rows: int) -> 
     state = FeatureState(texts={"t": IdsState(tokens="words", vocabulary=_WORDS, max_length=length)})
     inputs = inputs_of(state)
     family = Family({"kind": "custom", "module": f"{build_bag.__module__}:build_bag"}, inputs)
-    graph = export_model(family.build(), inputs, compile_graph(_case(["tokens"])[0], state), Target(classes=_CLASSES))
+    graph = export_model(
+        family.build(),
+        inputs,
+        compile_graph(_case(["tokens"])[0], state),
+        Target(task="classification", classes=_CLASSES),
+    )
     assert {prop.key: prop.value for prop in graph.metadata_props} == {"max_batch_rows": str(rows)}

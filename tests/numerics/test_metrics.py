@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lepton_ray.artifacts.kinds import ModelInput
+from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.artifacts.ledger import Ledger
+from lepton_ray.evaluate.judge import JUDGES
 from lepton_ray.evaluate.metrics import (
     Calibration,
-    baseline_probabilities,
     calibrate,
     compute_metrics,
     confusion,
@@ -114,9 +114,14 @@ def test_calibration_keeps_a_probability_of_one_in_the_last_bin() -> None:
     assert curve.expected_error == pytest.approx(0.8)
 
 
+def _baseline(x_train: Any, y: Any, x: Any, num_classes: int) -> Any:
+    target = Target(task="classification", classes=tuple("abcdef"[:num_classes]))
+    return JUDGES["classification"].predict_baseline(x_train, y, x, target)["probabilities"]
+
+
 def test_the_baseline_gives_a_column_to_classes_it_never_saw() -> None:
     x = np.array([[-1.0], [-2], [1], [2]], np.float32)
-    p = baseline_probabilities(x, np.array([0, 0, 2, 2]), np.array([[-3.0], [3.0]], np.float32), 4)
+    p = _baseline(x, np.array([0, 0, 2, 2]), np.array([[-3.0], [3.0]], np.float32), 4)
     assert p.shape == (2, 4)
     assert p.argmax(1).tolist() == [0, 2]
     assert (p[:, [1, 3]] == 0).all()
@@ -260,6 +265,6 @@ def test_the_baseline_counts_tokens_and_flattens_values() -> None:
     assert to_matrix([inputs[0], inputs[2]], arrays).tolist() == [[row[0], *row[6:]] for row in wanted]
     assert to_matrix(inputs[2:], arrays).tolist() == [row[6:] for row in wanted]
     labels = np.array([0, 1])
-    probabilities = baseline_probabilities(to_matrix(inputs, arrays), labels, to_matrix(inputs, arrays), 3)
+    probabilities = _baseline(to_matrix(inputs, arrays), labels, to_matrix(inputs, arrays), 3)
     assert probabilities.argmax(1).tolist() == [0, 1]
     assert probabilities[:, 2].tolist() == [0, 0]

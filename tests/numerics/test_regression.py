@@ -11,7 +11,8 @@ import torch
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import QualityGateError, SpecError
-from lepton_ray.evaluate.metrics import baseline_values, compute_errors
+from lepton_ray.evaluate.judge import JUDGES
+from lepton_ray.evaluate.metrics import compute_errors
 from lepton_ray.export.golden import check_parity, outputs_to_json, read_answer
 from lepton_ray.export.to_onnx import export_model, predict
 from lepton_ray.features.graph import compile_graph
@@ -40,7 +41,7 @@ def _numbers(rows: int = 60, val_rows: int = 11) -> TrainData:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(rows + val_rows, 3)).astype(np.float32)
     y = (x @ [0.5, -1.0, 0.25] + 0.3 + rng.normal(0, 0.1, rows + val_rows)).astype(np.float32)
-    return TrainData({"x": x[:rows]}, y[:rows], {"x": x[rows:]}, y[rows:])
+    return TrainData({"x": x[:rows]}, y[:rows], {"x": x[rows:]}, y[rows:], "regression")
 
 
 def _spec(**changes: Any) -> TrainSpec:
@@ -93,7 +94,7 @@ def test_many_workers_train_as_one_does(options: dict[str, Any]) -> None:
 def test_mixed_rows_have_the_mixed_number() -> None:
     """A row whose only value is its number: what is mixed of the one is mixed of the other."""
     y = np.arange(20, dtype=np.float32)
-    data = TrainData({"x": y[:, None].copy()}, y, {"x": y[:, None]}, y)
+    data = TrainData({"x": y[:, None].copy()}, y, {"x": y[:, None]}, y, "regression")
     spec = TrainSpec.model_validate({"augment": {"mixup_alpha": 0.5}}).augment
     for share in Batches(data, spec, 8, _SEED).shares(0, 0, 1):
         targets = share.targets(1)
@@ -123,7 +124,14 @@ def test_resumed_after_an_epoch_is_equal_to_the_bit(tmp_path: Path) -> None:
     assert resumed.history == undisturbed.history
 
 
-@pytest.mark.parametrize("target", [Target(mean=1e9, std=2.5), Target(mean=-3.0, std=1e-6), Target()])
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(task="regression", mean=1e9, std=2.5),
+        Target(task="regression", mean=-3.0, std=1e-6),
+        Target(task="regression"),
+    ],
+)
 def test_the_exported_graph_answers_in_the_units_of_the_label(target: Target) -> None:
     """Also where float32 could not tell the numbers apart."""
     torch.manual_seed(0)
@@ -135,7 +143,7 @@ def test_the_exported_graph_answers_in_the_units_of_the_label(target: Target) ->
     )
     inputs = inputs_of(state)
     model = build_model(MlpModel(kind="mlp", hidden=(5,)), inputs, 1)
-    signature = Signature.of(_DATA, ())
+    signature = Signature.of(_DATA, target)
     assert [(tensor.name, tensor.shape) for tensor in signature.outputs] == [("value", (-1,))]
     graph = export_model(model, inputs, compile_graph(signature, state), target)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -152,7 +160,7 @@ def test_the_exported_graph_answers_in_the_units_of_the_label(target: Target) ->
 
 
 def test_parity_is_measured_in_the_spread_of_the_label() -> None:
-    target = Target(mean=100.0, std=20.0)
+    target = Target(task="regression", mean=100.0, std=20.0)
     wanted = outputs_to_json(np.array([90.0, 110.0]), target)
     assert wanted == {"value": [90.0, 110.0], "scale": 20.0}
     got = read_answer(b'{"predictions": [{"value": 90.0}, {"value": 110.1}]}', ())
@@ -183,4 +191,5 @@ def test_the_baseline_is_the_least_squares_line() -> None:
     rng = np.random.default_rng(5)
     x, new = rng.normal(size=(50, 2)), rng.normal(size=(7, 2))
     y = x @ [3.0, -2.0] + 4
-    np.testing.assert_allclose(baseline_values(x, y, new), new @ [3.0, -2.0] + 4)
+    answers = JUDGES["regression"].predict_baseline(x, y, new, Target(task="regression"))
+    np.testing.assert_allclose(answers["value"], new @ [3.0, -2.0] + 4)

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import seal
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.files import write_json
@@ -103,7 +104,7 @@ def _write_package(
     outputs: dict[str, Any],
 ) -> Path:
     spec = DataSpec.model_validate(data)
-    signature = Signature.of(spec, classes)
+    signature = Signature.of(spec, Target(task="classification", classes=tuple(classes)))
     folder.mkdir()
     graph = compile_graph(signature, state)
     (folder / "model.onnx").write_bytes(_add_model(graph, weights, classes))

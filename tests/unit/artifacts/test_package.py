@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import open_package, seal
 from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS, Predictor
 from lepton_ray.artifacts.signature import Signature
@@ -259,7 +260,7 @@ def test_wide_data_does_not_make_long_answers() -> None:
     columns = {f"column{index}": "number" for index in range(5000)} | {"y": "category"}
     data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "label": "y", "columns": columns})
     with pytest.raises(RecordError) as caught:
-        Signature.of(data, ["a", "b"]).encode([{"colum": 1}] * 100)
+        Signature.of(data, Target(task="classification", classes=("a", "b"))).encode([{"colum": 1}] * 100)
     assert len(str(caught.value)) < 20_000
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.rules import (
     NumberRules,
     category_breaches,
@@ -41,7 +42,7 @@ _RECORD: dict[str, Any] = {"born": "29.02.2000"}
 def _signature(columns: dict[str, Any] | None = None, label: str | None = "y", **rest: Any) -> Signature:
     source = {"kind": "csv", "uri": "a.csv"}
     data = DataSpec.model_validate({"source": source, "label": label, "columns": columns or _COLUMNS, **rest})
-    return Signature.of(data, ["a", "b"] if label else [])
+    return Signature.of(data, Target(task="classification", classes=("a", "b")) if label else None)
 
 
 @pytest.fixture(scope="module")

@@ -124,12 +124,12 @@ def _clean(data: DataSpec, cells: pa.Array) -> dict[str, Any] | None:
     block = RawBlock("a.csv", pa.table({"x": cells}), np.arange(1, len(cells) + 1))
     kept, removed = check_block(block, data)
     assert kept.num_rows + removed.num_rows == len(cells)
-    return to_feeds(kept, Signature.of(data, [])) if kept.num_rows else None
+    return to_feeds(kept, Signature.of(data, None)) if kept.num_rows else None
 
 
 def _serve(data: DataSpec, value: Any) -> dict[str, Any] | None:
     try:
-        return Signature.of(data, []).encode([{"x": value}])
+        return Signature.of(data, None).encode([{"x": value}])
     except RecordError:
         return None
 
@@ -229,4 +229,4 @@ def test_a_missing_column_and_null_are_missing(kind: str) -> None:
     missing = _clean(data, pa.nulls(1))
     assert missing is not None
     for record in ({}, {"x": None}, {"x": ""}, {"x": " NA "}):
-        assert _are_equal(missing, Signature.of(data, []).encode([record]))
+        assert _are_equal(missing, Signature.of(data, None).encode([record]))

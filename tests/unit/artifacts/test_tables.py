@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import find_reproduced, to_feeds, to_records
 from lepton_ray.spec.data import MISSING_WORDS, DataSpec
@@ -26,7 +27,8 @@ _COLUMNS = {
     "y": "category",
 }
 _SIGNATURE = Signature.of(
-    DataSpec.model_validate({"source": {"kind": "parquet", "uri": "a"}, "label": "y", "columns": _COLUMNS}), ["a", "b"]
+    DataSpec.model_validate({"source": {"kind": "parquet", "uri": "a"}, "label": "y", "columns": _COLUMNS}),
+    Target(task="classification", classes=("a", "b")),
 )
 _text = st.text(max_size=5).map(str.strip).filter(lambda text: text not in ("", *MISSING_WORDS))
 _floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -123,7 +125,7 @@ def test_replaced_categories_and_markup_are_given_as_they_came() -> None:
 def test_a_slice_of_a_long_dictionary_costs_no_more_than_its_rows(rows: int) -> None:
     words = pa.array([f"word {index}" for index in range(100_000)]).dictionary_encode()
     signature = Signature.of(
-        DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "columns": {"c": "category"}}), []
+        DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "columns": {"c": "category"}}), None
     )
     table = pa.table({"c": words}).slice(5, rows)
     assert to_feeds(table, signature)["categories"][:, 0].tolist() == [f"word {index + 5}" for index in range(rows)]

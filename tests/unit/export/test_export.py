@@ -62,8 +62,8 @@ def _export(spec: Any, data: DataSpec, state: FeatureState) -> tuple[Any, Any]:
     torch.manual_seed(0)
     inputs = inputs_of(state)
     model = build_model(spec, inputs, len(_CLASSES)).train()
-    prepare = compile_graph(Signature.of(data, _CLASSES), state)
-    graph = export_model(model, inputs, prepare, Target(classes=_CLASSES))
+    prepare = compile_graph(Signature.of(data, Target(task="classification", classes=_CLASSES)), state)
+    graph = export_model(model, inputs, prepare, Target(task="classification", classes=_CLASSES))
     assert [value.name for value in graph.graph.output] == ["label", "probabilities"]
     return model, ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -101,7 +101,7 @@ def test_an_exported_cnn_answers_as_torch_does(cnn: tuple[Any, Any], rows: int) 
 def test_the_training_codes_answer_is_without_dropout(mlp: tuple[Any, Any]) -> None:
     model, _ = mlp
     features = np.ones((2, 4), np.float32)
-    got = predict(model.train(), Target(classes=_CLASSES), [features])
+    got = predict(model.train(), Target(task="classification", classes=_CLASSES), [features])
     assert np.array_equal(got, _torch_answer(model, features))
     assert got.sum(1) == pytest.approx([1, 1])
 
@@ -123,22 +123,27 @@ def _test_table(a: list[float], c: list[str]) -> pa.Table:
 )
 def test_golden_rows_hold_missing_values_if_there_are_any(count: int, expected: list[int]) -> None:
     table = _test_table([1, 2, None, 3, 4, 5, None], ["u", "u", "u", "u", None, "u", None])
-    assert choose_rows(table, Signature.of(_TABLE, _CLASSES), count).tolist() == expected
+    assert (
+        choose_rows(table, Signature.of(_TABLE, Target(task="classification", classes=_CLASSES)), count).tolist()
+        == expected
+    )
 
 
 def test_golden_rows_may_all_or_none_have_missing_values() -> None:
-    signature = Signature.of(_TABLE, _CLASSES)
+    signature = Signature.of(_TABLE, Target(task="classification", classes=_CLASSES))
     assert choose_rows(_test_table([None] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
     assert choose_rows(_test_table([1.0] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
     pictures = pa.table({"p": [b"\x00" * 90] * 3, "y": ["x"] * 3})
-    assert choose_rows(pictures, Signature.of(_PICTURES, _CLASSES), 2).tolist() == [0, 1]
+    assert choose_rows(
+        pictures, Signature.of(_PICTURES, Target(task="classification", classes=_CLASSES)), 2
+    ).tolist() == [0, 1]
 
 
 def test_golden_rows_are_those_that_a_record_gives_again() -> None:
     """A text that reading would change again has no record."""
     columns = {"c": {"kind": "category", "replace": {"1": "0", "2": "1"}}, "y": "category"}
     data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "x"}, "label": "y", "columns": columns})
-    signature = Signature.of(data, _CLASSES)
+    signature = Signature.of(data, Target(task="classification", classes=_CLASSES))
     table = pa.table({"c": ["1", "0", "1", "x", "0"], "y": ["x"] * 5})
     chosen = choose_rows(table, signature, 5)
     again = signature.encode(to_records(table.take(pa.array(chosen)), signature))["categories"][:, 0]
@@ -154,9 +159,9 @@ _WANTED = _outputs(["a", "b"], [[0.7, 0.3], [0.4, 0.6]])
 
 
 def test_outputs_are_stored_as_labels_and_lists() -> None:
-    assert outputs_to_json(np.array([[0.75, 0.25], [0.25, 0.75]], np.float32), Target(classes=("a", "b"))) == _outputs(
-        ["a", "b"], [[0.75, 0.25], [0.25, 0.75]]
-    )
+    assert outputs_to_json(
+        np.array([[0.75, 0.25], [0.25, 0.75]], np.float32), Target(task="classification", classes=("a", "b"))
+    ) == _outputs(["a", "b"], [[0.75, 0.25], [0.25, 0.75]])
 
 
 def test_parity_measures_the_greatest_difference() -> None:

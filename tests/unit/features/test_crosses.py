@@ -25,7 +25,7 @@ def features_of(table, cross):
     encode = {"kind": "hash", "num_buckets": 2}
     spec = FeaturesSpec.model_validate({"categories": {"encode": encode}, "crosses": [cross]})
     state = fit_features(table, data, spec, (), 0)
-    signature = Signature.of(data, ())
+    signature = Signature.of(data, None)
     session = ort.InferenceSession(compile_graph(signature, state).SerializeToString())
     feeds = {"categories": np.array([column.to_pylist() for column in table.columns], object).T.copy()}
     (served,) = session.run(None, feeds)

@@ -42,7 +42,7 @@ def test_who_needs_keys(features, to_fit, to_prepare):
     assert needs_keys(DATA, spec) == to_fit
     sample = TABLE.append_column(FOLD_KEY, KEYS) if to_fit else TABLE
     state = fit_features(sample, DATA, spec, ["n", "y"], 0)
-    preparer = Preparer(state, Signature.of(DATA, ["n", "y"]))
+    preparer = Preparer(state, Signature.of(DATA, None))
     assert preparer.is_folded == to_prepare
     table = sample if to_prepare else TABLE
     assert preparer(table, is_training=True).num_rows == TABLE.num_rows

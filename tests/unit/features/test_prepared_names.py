@@ -18,7 +18,7 @@ PICTURE = {"kind": "image", "height": 1, "width": 1, "channels": 1}
 def arrays_of(columns, features, table):
     data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "x.csv"}, "columns": columns})
     state = fit_features(table, data, FeaturesSpec.model_validate({"numbers": PLAIN, **features}), (), 0)
-    return to_arrays(prepare(state, table, Signature.of(data, ())), state)
+    return to_arrays(prepare(state, table, Signature.of(data, None)), state)
 
 
 @pytest.mark.parametrize(

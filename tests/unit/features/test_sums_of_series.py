@@ -22,7 +22,7 @@ def test_means_are_the_same_to_the_bit_whichever_way_values_lie():
     data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "x.csv"}, "columns": columns})
     spec = FeaturesSpec.model_validate({"series": {"lags": [], "windows": [LENGTH], "statistics": ["mean", "std"]}})
     state = fit_features(table.slice(0, 1), data, spec, (), 0)
-    signature = Signature.of(data, ())
+    signature = Signature.of(data, None)
     session = ort.InferenceSession(compile_graph(signature, state).SerializeToString())
     (served,) = session.run(None, {"series_load": values})
     np.testing.assert_array_equal(to_arrays(prepare(state, table, signature), state)["features"], served)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.serve.protocol import ProtocolError, metadata, parse_infer
 from lepton_ray.spec.data import DataSpec
@@ -17,7 +18,8 @@ _COLUMNS = {
     "y": "category",
 }
 _SIGNATURE = Signature.of(
-    DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "label": "y", "columns": _COLUMNS}), ["a", "b"]
+    DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "label": "y", "columns": _COLUMNS}),
+    Target(task="classification", classes=("a", "b")),
 )
 
 

@@ -30,7 +30,7 @@ def test_keras_takes_what_torch_takes() -> None:
     )
     assert spec.export.also == ("saved_model", "litert")
     for model in (CnnModel(kind="cnn"), None):
-        assert check_framework(model, TrainSpec(framework="keras"), ExportSpec(), spec.data) == []
+        assert check_framework(model, TrainSpec(framework="keras"), ExportSpec()) == []
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,8 @@ def test_a_family_that_keras_lacks_is_refused() -> None:
     class Other(MlpModel):
         kind: Any = "other"
 
-    (problem,) = check_framework(Other(), TrainSpec(framework="keras"), ExportSpec(), _spec().data)
+    (problem,) = check_framework(Other(), TrainSpec(framework="keras"), ExportSpec())
     assert problem.startswith("model.kind must be one that Keras has (linear, mlp, cnn), got 'other'")
-
-
-def test_a_number_as_label_is_refused() -> None:
-    data = {"source": {"kind": "csv", "uri": "a"}, "label": "a", "columns": {"a": "number", "y": "category"}}
-    with pytest.raises(ValidationError, match=r"data\.label must be a category for train\.framework 'keras'"):
-        _spec(data=data, train={"framework": "keras"})
 
 
 @pytest.mark.parametrize("setting", [{"max_rows_per_pass": 8}, {"precision": "bfloat16"}, {"average_decay": 0.9}])

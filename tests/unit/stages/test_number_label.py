@@ -136,7 +136,7 @@ def test_a_constant_number_is_learned_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluate": {"gates": {"accuracy": {"min": 0.5}}}}, r"gates must name metrics of the number price \(rmse, .*'accuracy'"),
+        ({"evaluate": {"gates": {"accuracy": {"min": 0.5}}}}, r"gates must name metrics of the regression of price \(rmse, .*'accuracy'"),
         ({"train": {"augment": {"balance": "weights"}}}, r"balance must be left out for a label that is a number"),
         ({"features": {"select": {"best": {"by": "mutual_information", "num_features": 1}}}}, r"select.best must not be given without a data.label that is a category"),
         (
@@ -153,7 +153,7 @@ def test_what_needs_classes_is_refused(tmp_path: Path, changes: dict[str, Any], 
 def test_gates_of_numbers_are_refused_for_classes(tmp_path: Path) -> None:
     spec = _spec(tmp_path, evaluate={"gates": {"rmse": {"max": 1}}})
     spec["data"]["label"] = "garden"
-    with pytest.raises(SpecError, match=r"gates must name metrics of the category garden .*'rmse'"):
+    with pytest.raises(SpecError, match=r"gates must name metrics of the classification of garden .*'rmse'"):
         _parsed(spec)
 
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pyarrow import orc
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import seal
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import DataError
@@ -28,7 +29,7 @@ TYPES = {"FP64": TensorProto.DOUBLE, "BYTES": TensorProto.STRING, "UINT8": Tenso
 def write_package(folder, columns, **source):
     """A package that answers ``high`` where the first tensor's mean over a row is 10 or more, else ``low``."""
     data = DataSpec.model_validate({"source": {"uri": "x", **source}, "columns": columns, "label": "y"})
-    signature = Signature.of(data, ["high", "low"])
+    signature = Signature.of(data, Target(task="classification", classes=("high", "low")))
     folder.mkdir()
     (folder / "signature.json").write_text(signature.model_dump_json())
     lineage = {"name": "n", "spec": {"data": data.model_dump(mode="json")}}

@@ -1,0 +1,116 @@
+"""How each task is judged: what its answers are measured by, drawn as and compared with. Legend: N rows, C outputs of a row."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import IsolationForest
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+from lepton_ray.artifacts.kinds import Target
+from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.evaluate import metrics, plots
+from lepton_ray.spec.data import Task
+from lepton_ray.spec.release import EvaluateSpec
+
+Array = NDArray[Any]
+
+
+class Judge(NamedTuple):
+    """What belongs to a task."""
+
+    measure: Callable[[Array, Feeds, Target, EvaluateSpec], dict[str, float]]
+    """From what is true of N rows and what was answered to ``spec.release.METRICS`` of the task."""
+    draw: Callable[[Array, Feeds, Target, EvaluateSpec, str], list[str]]
+    """To SVG; the last is the label's name."""
+    baseline_name: str
+    predict_baseline: Callable[[Any, Array, Any, Target], Feeds]
+    """From matrices and labels of the training rows, and the matrix of others, to what scikit-learn's model answers."""
+
+
+def _measure_classes(y_N: Array, answers: Feeds, _: Target, spec: EvaluateSpec) -> dict[str, float]:
+    return metrics.compute_metrics(y_N, answers["probabilities"], spec.calibration_bins)
+
+
+def _draw_classes(y_N: Array, answers: Feeds, target: Target, spec: EvaluateSpec, _: str) -> list[str]:
+    p_NC = answers["probabilities"]
+    calibration = metrics.calibrate(y_N, p_NC, spec.calibration_bins)
+    return [
+        plots.plot_confusion(metrics.confusion(y_N, p_NC), target.classes),
+        plots.plot_calibration(calibration),
+    ]
+
+
+def _predict_classes(x_train: Any, y_N: Array, x: Any, target: Target) -> Feeds:
+    model = LogisticRegression(max_iter=2000).fit(x_train, y_N)
+    p_NC = np.zeros((x.shape[0], len(target.classes)))
+    p_NC[:, model.classes_] = model.predict_proba(x)
+    return {"probabilities": p_NC}
+
+
+def _measure_labels(y_NC: Array, answers: Feeds, _: Target, __: EvaluateSpec) -> dict[str, float]:
+    return metrics.compute_label_metrics(y_NC, answers["probabilities"])
+
+
+def _draw_labels(y_NC: Array, answers: Feeds, target: Target, _: EvaluateSpec, __: str) -> list[str]:
+    return [plots.plot_labels(metrics.f1_by_label(y_NC, answers["probabilities"]), y_NC.mean(axis=0), target.classes)]
+
+
+def _predict_labels(x_train: Any, y_NC: Array, x: Any, _: Target) -> Feeds:
+    """A logistic regression for each label; one that no row or every row has is answered with its share."""
+    p_NC = np.tile(y_NC.mean(axis=0), (x.shape[0], 1))
+    for label in np.flatnonzero((y_NC.min(axis=0) < 1) & (y_NC.max(axis=0) > 0)):
+        p_NC[:, label] = LogisticRegression(max_iter=2000).fit(x_train, y_NC[:, label]).predict_proba(x)[:, 1]
+    return {"probabilities": p_NC}
+
+
+def _measure_numbers(y: Array, answers: Feeds, target: Target, _: EvaluateSpec) -> dict[str, float]:
+    return metrics.compute_errors(y, answers[target.output])
+
+
+def _draw_numbers(y: Array, answers: Feeds, target: Target, _: EvaluateSpec, label: str) -> list[str]:
+    numbers = answers[target.output]
+    figures = [plots.plot_values(y.ravel(), numbers.ravel(), label), plots.plot_errors(y.ravel(), numbers.ravel())]
+    if target.num_values is not None:
+        figures.append(plots.plot_error_by_step(np.abs(numbers - y).mean(axis=0), label))
+    return figures
+
+
+def _predict_numbers(x_train: Any, y: Array, x: Any, target: Target) -> Feeds:
+    return {target.output: LinearRegression().fit(x_train, y).predict(x)}
+
+
+def _measure_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec) -> dict[str, float]:
+    is_odd = is_normal(y_N, target) == 0 if target.normal_class is not None else None
+    return metrics.compute_anomaly_metrics(is_odd, answers["score"], answers["is_anomaly"])
+
+
+def _draw_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec, __: str) -> list[str]:
+    threshold = float(answers["score"][~answers["is_anomaly"]].max(initial=0.0))
+    return [plots.plot_scores(answers["score"], is_normal(y_N, target), threshold)]
+
+
+def _predict_anomalies(x_train: Any, y_N: Array, x: Any, target: Target) -> Feeds:
+    """An isolation forest (Liu et al. 2008) on the normal rows; as many of them are flagged as the model flags by its threshold."""
+    rows = x_train[np.flatnonzero(is_normal(y_N, target))]
+    forest = IsolationForest(random_state=0).fit(rows)
+    score_N = -forest.score_samples(x)
+    threshold = np.quantile(-forest.score_samples(rows), target.quantile)
+    return {"score": score_N, "is_anomaly": score_N > threshold}
+
+
+def is_normal(y_N: Array, target: Target) -> NDArray[np.bool_]:
+    """Return which rows are of the class that counts as normal; all where no label says so."""
+    if target.normal_class is None:
+        return np.ones(len(y_N), bool)
+    normal: NDArray[np.bool_] = y_N == target.classes.index(target.normal_class)
+    return normal
+
+
+JUDGES: dict[Task, Judge] = {
+    "classification": Judge(_measure_classes, _draw_classes, "logistic regression", _predict_classes),
+    "multi_label": Judge(_measure_labels, _draw_labels, "logistic regressions", _predict_labels),
+    "regression": Judge(_measure_numbers, _draw_numbers, "linear regression", _predict_numbers),
+    "anomaly_detection": Judge(_measure_anomalies, _draw_anomalies, "isolation forest", _predict_anomalies),
+}
