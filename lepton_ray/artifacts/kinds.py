@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from lepton_ray.artifacts.ledger import Ledger
@@ -167,6 +169,13 @@ class Target(BaseModel):
             return len(self.classes)
         return self.num_values or 1
 
+    def is_normal(self, y_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which rows are of the class that counts as normal; all where no label says so."""
+        if self.normal_class is None:
+            return np.ones(len(y_N), bool)
+        normal: NDArray[np.bool_] = y_N == self.classes.index(self.normal_class)
+        return normal
+
     @property
     def output(self) -> str:
         """Name of the package's output that says what the model gives."""
@@ -203,10 +212,8 @@ class FeatureSet(Artifact):
     def account(self) -> list[str]:
         """Model inputs, findings."""
         classes = f", {len(self.target.classes)} classes" if self.target and self.target.classes else ""
-        fitted = self.split_rows["train"] > self.fitted_rows
-        sample = (
-            [f"fitted on a sample of {self.fitted_rows} of {self.split_rows['train']} training rows"] if fitted else []
-        )
+        rows = self.split_rows["train"]
+        sample = [f"fitted on {self.fitted_rows} of {rows} training rows"] if rows > self.fitted_rows else []
         findings = [f"look at: {finding}" for finding in self.findings]
         return [f"model input: {', '.join(map(str, self.inputs))}{classes}", *sample, *findings]
 

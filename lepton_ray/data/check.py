@@ -97,7 +97,7 @@ def check_block(block: RawBlock, data: DataSpec) -> tuple[pa.Table, pa.Table]:
         cells = _cells(block.cells, name, rows)
         typed[name] = _type_column(name, column, cells, data, verdict)
         if name == data.label:
-            missing = rules.Breach("missing_label", "is the label and must be given", _is_null(typed[name]))
+            missing = rules.Breach("missing_label", "is the label and must be given", _lacks_value(typed[name]))
             verdict.remove(name, missing, lambda row: None)
     table = _with_keys(typed, block, data, rows)
     removed = _removed_rows(block, data, verdict)
@@ -160,6 +160,15 @@ def _sources(block: RawBlock, rows: int) -> pa.Array:
     if isinstance(block.source, pa.Array):
         return block.source.dictionary_encode().cast(CATEGORY_TYPE)
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([block.source]))
+
+
+def _lacks_value(array: pa.Array) -> Mask:
+    """Return which rows have no value, or a series that is not whole."""
+    if not pa.types.is_fixed_size_list(array.type):
+        return _is_null(array)
+    length = array.type.list_size
+    values = array.values.slice(array.offset * length, len(array) * length)
+    return _is_null(array) | _is_null(values).reshape(-1, length).any(axis=1)
 
 
 def _is_null(array: pa.Array) -> Mask:

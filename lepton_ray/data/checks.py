@@ -54,9 +54,10 @@ def check_sample(table: pa.Table, data: DataSpec, checks: ChecksSpec, num_rows: 
         findings += _find_identifiers(table, data, num_rows or table.num_rows)
     if data.label is None or not table.num_rows:
         return findings
-    if checks.imbalance and data.class_label is not None:
-        findings += _find_imbalance(table.column(data.class_label), data.class_label, checks.imbalance)
-    if checks.leakage and table.num_rows >= MIN_ROWS:
+    if checks.imbalance and data.task == "classification":
+        findings += _find_imbalance(table.column(data.label), data.label, checks.imbalance)
+    is_flat = not pa.types.is_nested(table.column(data.label).type)
+    if checks.leakage and is_flat and data.task != "anomaly_detection" and table.num_rows >= MIN_ROWS:
         findings += _find_leaks(_take_some(table), data, data.label, checks.leakage)
     return findings
 

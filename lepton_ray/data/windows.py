@@ -1,4 +1,4 @@
-"""Windows of time series in long tables: for each row the values of earlier rows of the same entity.
+"""Windows of time series in long tables: for each row the values of other rows of the same entity.
 
 The rows are put in order once, over all of them (``order_rows``): by entity, time, and for equal times by hash, so that the order
 of the source does not matter. Then windows are read off for any block of rows.
@@ -28,6 +28,8 @@ class SeriesOrder:
     """Place of each row in ``order``."""
     num_before: Positions
     """Number of rows of the same entity before each row; -1 without a time."""
+    num_after: Positions
+    """Number of rows of the same entity after each row; -1 without a time."""
 
 
 def order_rows(entities: Words, times: NDArray[np.generic], has_time: Mask, row_hashes: Words) -> SeriesOrder:
@@ -49,15 +51,16 @@ def order_rows(entities: Words, times: NDArray[np.generic], has_time: Mask, row_
     is_first[1:] = (entities[ordered[1:]] != entities[ordered[:-1]]).any(axis=1)
     starts = np.flatnonzero(is_first)
     sizes = np.diff(np.append(starts, len(ordered)))
-    before = np.full(len(order), -1)
+    before, after = np.full(len(order), -1), np.full(len(order), -1)
     before[ordered] = np.arange(len(ordered)) - np.repeat(starts, sizes)
-    return SeriesOrder(order, place, before)
+    after[ordered] = np.repeat(starts + sizes, sizes) - np.arange(len(ordered)) - 1
+    return SeriesOrder(order, place, before, after)
 
 
 def make_windows(
     order: SeriesOrder, values: Values, window: WindowSpec, rows: Positions
 ) -> tuple[pa.FixedSizeListArray, Mask]:
-    """Return the windows of some rows, and which of them have too few rows before them.
+    """Return the windows of some rows, and which of them have too few rows before or after them.
 
     Args:
         order: Of all rows.
@@ -68,21 +71,37 @@ def make_windows(
     Returns:
         M windows of L values, null where there is no row or its value is missing, and a mask (M,).
     """
-    length, reach = window.length, _reach(window)
-    padded = np.concatenate([np.full(reach, np.nan), values[order.order], [np.nan]])  # long enough without any row
-    made_ML = np.lib.stride_tricks.sliding_window_view(padded, length)[order.place[rows]]  # a copy: rows are chosen
-    num_before = order.num_before[rows]
-    num_foreign = np.where(num_before < 0, length, reach - num_before)  # first values, of before the entity's first row
-    foreign = np.flatnonzero(num_foreign > 0)
-    made_ML[foreign] = np.where(np.arange(length) < num_foreign[foreign, None], np.nan, made_ML[foreign])
-    return pa.FixedSizeListArray.from_arrays(pa.array(made_ML.ravel(), from_pandas=True), length), num_foreign > 0
+    length, first, last = window.length, *_span(window)
+    before, after = max(-first, 0), max(last, 0)
+    padded = np.concatenate([np.full(before, np.nan), values[order.order], np.full(after + 1, np.nan)])
+    views = np.lib.stride_tricks.sliding_window_view(padded, length)
+    made_ML = views[order.place[rows] + before + first]  # a copy: rows are chosen
+    is_short = find_short(order, window)[rows]
+    short = np.flatnonzero(is_short)
+    if len(short):
+        offset_L = np.arange(first, last + 1)
+        num_before, num_after = order.num_before[rows[short]], order.num_after[rows[short]]
+        is_own = (offset_L >= -num_before[:, None]) & (offset_L <= num_after[:, None]) & (num_before[:, None] >= 0)
+        made_ML[short] = np.where(is_own, made_ML[short], np.nan)
+    return pa.FixedSizeListArray.from_arrays(pa.array(made_ML.ravel(), from_pandas=True), length), is_short
 
 
 def find_short(order: SeriesOrder, window: WindowSpec) -> Mask:
-    """Return which of all rows (N,) have too few rows before them, without making a window."""
-    mask: Mask = order.num_before < _reach(window)
-    return mask | (order.num_before < 0)
+    """Return which of all rows (N,) have too few rows before or after them, without making a window."""
+    first, last = _span(window)
+    mask: Mask = (order.num_before < -first) | (order.num_after < last) | (order.num_before < 0)
+    return mask
 
 
-def _reach(window: WindowSpec) -> int:
-    return window.length - 1 + window.horizon
+def find_missing(order: SeriesOrder, values: Values, window: WindowSpec) -> Mask:
+    """Return which of all rows (N,) have a missing value in their window; places without a row do not count."""
+    first, last = _span(window)
+    counts = np.concatenate([[0], np.cumsum(np.isnan(values[order.order]))])
+    low, high = (np.clip(order.place + offset, 0, len(values)) for offset in (first, last + 1))
+    mask: Mask = counts[high] > counts[low]
+    return mask
+
+
+def _span(window: WindowSpec) -> tuple[int, int]:
+    """Return where the first and the last value of a window lie, in rows after its row."""
+    return 1 - window.length - window.horizon, -window.horizon

@@ -82,30 +82,22 @@ def _predict_numbers(x_train: Any, y: Array, x: Any, target: Target) -> Feeds:
 
 
 def _measure_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec) -> dict[str, float]:
-    is_odd = is_normal(y_N, target) == 0 if target.normal_class is not None else None
+    is_odd = ~target.is_normal(y_N) if target.normal_class is not None else None
     return metrics.compute_anomaly_metrics(is_odd, answers["score"], answers["is_anomaly"])
 
 
 def _draw_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec, __: str) -> list[str]:
     threshold = float(answers["score"][~answers["is_anomaly"]].max(initial=0.0))
-    return [plots.plot_scores(answers["score"], is_normal(y_N, target), threshold)]
+    return [plots.plot_scores(answers["score"], target.is_normal(y_N), threshold)]
 
 
 def _predict_anomalies(x_train: Any, y_N: Array, x: Any, target: Target) -> Feeds:
     """An isolation forest (Liu et al. 2008) on the normal rows; as many of them are flagged as the model flags by its threshold."""
-    rows = x_train[np.flatnonzero(is_normal(y_N, target))]
+    rows = x_train[np.flatnonzero(target.is_normal(y_N))]
     forest = IsolationForest(random_state=0).fit(rows)
     score_N = -forest.score_samples(x)
     threshold = np.quantile(-forest.score_samples(rows), target.quantile)
     return {"score": score_N, "is_anomaly": score_N > threshold}
-
-
-def is_normal(y_N: Array, target: Target) -> NDArray[np.bool_]:
-    """Return which rows are of the class that counts as normal; all where no label says so."""
-    if target.normal_class is None:
-        return np.ones(len(y_N), bool)
-    normal: NDArray[np.bool_] = y_N == target.classes.index(target.normal_class)
-    return normal
 
 
 JUDGES: dict[Task, Judge] = {

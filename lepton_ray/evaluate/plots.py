@@ -156,6 +156,7 @@ def plot_scores(score_N: NDArray[np.floating], is_normal_N: NDArray[np.bool_], t
         if threshold > 0:
             axes.axvline(np.log10(threshold), color="black", linestyle="--", linewidth=1, label="threshold")
         axes.set(title="Scores", xlabel="logarithm (base 10) of the score", ylabel="rows", yscale="symlog")
+        axes.yaxis.set_major_formatter("{x:g}")  # its own would be set as mathematics, in fonts that are not there
         axes.legend(frameon=False)
 
     return _draw(paint)

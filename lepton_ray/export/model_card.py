@@ -5,7 +5,8 @@ from typing import Any
 
 from lepton_ray.artifacts.signature import Signature
 
-_ANSWERS = {"value": "a number", "values": "a series of numbers", "score": "how odd a record is"}
+_NUMBERS = {"value": "a number", "values": "a series of numbers"}
+_SCORE = "how odd a record is"
 _KINDS = ("number", "category", "time", "text", "series", "image")
 
 
@@ -16,10 +17,11 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
     kinds = ", ".join(f"{len(signature.of_kind(kind))} {kind}" for kind in _KINDS if signature.of_kind(kind))
     values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     classes = ", ".join(f"`{name}`" for name in signature.classes)
-    answer = classes or _ANSWERS[signature.outputs[-1].name]
+    output = signature.outputs[-1].name
+    what = _SCORE if output == "score" else f"`{data['label']}` ({classes or _NUMBERS[output]})"
     return f"""# {lineage["name"]}
 
-Predicts {f"`{data['label']}` ({answer})" if data["label"] else answer} from {kinds} column(s).
+Predicts {what} from {kinds} column(s).
 
 - Model: {lineage["spec"]["model"]["kind"]}, trained for {lineage["epochs"]} epochs, best epoch {lineage["best_epoch"]}
 - Data: {data["source"]["kind"]} at `{data["source"]["uri"]}`; rows: {rows}

@@ -27,7 +27,7 @@ def reference_sketches(sample: pa.Table, data: DataSpec) -> dict[str, Any]:
     features = dict(zip(names, sketches, strict=True))
     reference: dict[str, Any] = {"rows": sample.num_rows, "features": features}
     if data.label is not None and data.label in sample.column_names:
-        column = data.columns[data.label]
+        column = data.all_columns[data.label]
         reference["label"] = _SKETCHES[column.kind](sample.column(data.label), column)
     return reference
 

@@ -10,16 +10,16 @@ from lepton_ray.spec.model import Framework, Model
 _MODULES = {
     "torch": {
         kind: f"lepton_ray.models.torch.{kind}"
-        for kind in ("linear", "mlp", "cnn", "resnet", "rnn", "transformer", "fusion", "custom")
+        for kind in ("linear", "mlp", "cnn", "resnet", "rnn", "transformer", "autoencoder", "fusion", "custom")
     },
-    "keras": {kind: f"lepton_ray.models.keras.{kind}" for kind in ("linear", "mlp", "cnn")},
+    "keras": {kind: f"lepton_ray.models.keras.{kind}" for kind in ("linear", "mlp", "cnn", "autoencoder")},
 }
 
 
 def build_model(spec: Model, inputs: Sequence[ModelInput], num_outputs: int, framework: Framework = "torch") -> Any:
     """Return a model with fresh weights.
 
-    It is called with one tensor (N, ...) for each input, in their order, and gives logits (N, num_outputs).
+    It is called with one tensor (N, ...) for each input, in their order, and gives what ``Target`` says, (N, num_outputs).
 
     Raises:
         MissingExtraError: If the framework is not installed.

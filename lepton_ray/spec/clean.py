@@ -156,24 +156,25 @@ class ChecksSpec(Section):
 
 
 class WindowSpec(Section):
-    """A series column made from a long table: for each row the values of earlier rows of the same entity.
+    """A series column made from a long table: for each row the values of other rows of the same entity, before it or after.
 
     The rows of an entity are ordered by time. A row's window holds ``length`` values, oldest first, the last of which lies
-    ``horizon`` rows before the row.
+    ``horizon`` rows before the row. Only the label may look ahead.
     """
 
     value: str
-    """Number column that is looked back on."""
+    """Number column whose values a window holds."""
     time: str
     """Time or number column that orders the rows of an entity; a row where it is missing has no window and is in none."""
     entity: StrTuple = ()
     """Columns whose values name an entity, such as a shop and a product; without any all rows are one series."""
     length: Annotated[int, Field(ge=1, le=_MAX_SERIES_LENGTH)]
     """Number of values in a window."""
-    horizon: Annotated[int, Field(ge=0, le=_MAX_SERIES_LENGTH)] = 1
-    """Rows between a row and the last value of its window: 1 ends with the row before, 0 with the row itself."""
+    horizon: Annotated[int, Field(ge=-_MAX_SERIES_LENGTH, le=_MAX_SERIES_LENGTH)] = 1
+    """Rows between a row and the last value of its window: 1 ends with the row before, 0 with the row itself, -7 with the seventh
+    row after it (with ``length`` 7: the week to come)."""
     short: Literal["remove", "pad"] = "remove"
-    """A row with fewer rows before it is removed (``too_short``), or its window starts with missing values."""
+    """A row with too few rows before it, or after it, is removed (``too_short``), or those values are missing."""
 
 
 def _expand_duplicates(value: Any) -> Any:

@@ -70,6 +70,13 @@ def check_windows(windows: Mapping[str, WindowSpec], data: DataSpec, place: str 
         here = f"{place}.{name}"
         if name in data.columns:
             problems.append(f"{here} must have a name of its own, got that of a column. Rename the window")
+        if name == data.label and window.short != "remove":
+            problems.append(f"{here}.short must be 'remove' for the label, got {window.short!r}. Remove it")
+        if name != data.label and window.horizon < 0:
+            problems.append(
+                f"{here}.horizon must be at least 0 for a feature, got {window.horizon}: it would look into the future. "
+                "Raise it, or make the window the label"
+            )
         problems += _check_columns(f"{here}.value", [window.value], data, ("number",))
         problems += _check_columns(f"{here}.time", [window.time], data, _ORDERED)
         problems += _check_columns(f"{here}.entity", window.entity, data, _KEYS)

@@ -227,6 +227,16 @@ class SplitSpec(Section):
         return self
 
 
+class AnomalySpec(Section):
+    """Find rows unlike the others: a model learns what normal rows look like; the label, if there is one, only measures it."""
+
+    normal_class: str | None = None
+    """Class of the label whose rows are normal: features and model are fitted on those of the training split. Without a label all
+    rows count as normal."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Share of the normal validation rows whose score is no anomaly's: it sets the threshold."""
+
+
 class DataSpec(Section):
     """Where the records lie and what their columns mean."""
 
@@ -236,7 +246,10 @@ class DataSpec(Section):
     windows: dict[ColumnName, WindowSpec] = Field(default_factory=dict)
     """Series columns that are made from earlier rows, by name; a record for prediction brings its own series."""
     label: str | None = None
-    """The column to predict: a category, or a number (regression). None for a run that ends with the features."""
+    """The column to predict: a category, a number, or a series, which may be a window that looks ahead (regression). None for a run
+    that ends with the features, or for anomalies that nobody has marked."""
+    anomalies: AnomalySpec | None = None
+    """Makes the task anomaly detection."""
     missing_words: StrTuple = MISSING_WORDS
     """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
     spaces. One that is a number, such as -999, means so however it is written."""
@@ -265,11 +278,13 @@ class DataSpec(Section):
     @property
     def class_label(self) -> str | None:
         """The label if it is a category, so that there are classes."""
-        return self.label if self.label and isinstance(self.columns[self.label], CategoryColumn) else None
+        return self.label if self.label and isinstance(self.all_columns[self.label], CategoryColumn) else None
 
     @property
     def task(self) -> Task | None:
-        """What a model of this data is for; None without a label."""
+        """What a model of this data is for; None for a run that ends with the features."""
+        if self.anomalies is not None:
+            return "anomaly_detection"
         if self.label is None:
             return None
         return "regression" if self.class_label is None else "classification"
@@ -281,13 +296,14 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
-        label = self.columns.get(self.label) if self.label is not None else None
-        if self.label is not None and not isinstance(label, CategoryColumn | NumberColumn):
+        label = self.all_columns.get(self.label) if self.label is not None else None
+        if self.label is not None and not isinstance(label, CategoryColumn | NumberColumn | SeriesColumn):
             found = "no such column" if label is None else f"one of kind {label.kind!r}"
             raise ValueError(
-                f"label must name a column of kind 'category' or 'number', got {self.label!r} ({found}). "
+                f"label must name a column of kind 'category', 'number' or 'series', got {self.label!r} ({found}). "
                 "Add it to columns"
             )
+        self._check_anomalies()
         if not self.read_features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
         if self.split.by is not None:
@@ -308,6 +324,19 @@ class DataSpec(Section):
                 f"{_shown(self.columns.get('image'))}. Write it so"
             )
         return self
+
+    def _check_anomalies(self) -> None:
+        if self.anomalies is None:
+            return
+        if self.label != self.class_label:
+            raise ValueError(
+                f"label must be a category, or left out, for anomalies, got {self.label!r}. Make it one that tells normal rows"
+            )
+        if (self.label is None) != (self.anomalies.normal_class is None):
+            raise ValueError(
+                f"anomalies.normal_class must be given with a label and only then, got {self.anomalies.normal_class!r} with "
+                f"label {self.label!r}. Name the class of the normal rows, or remove it"
+            )
 
     def _check_order(self, by: str) -> None:
         column = self.columns.get(by)

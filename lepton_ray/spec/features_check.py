@@ -85,8 +85,8 @@ def _stays_within(section: NumberFeatures) -> bool:
 
 def _check_category(place: str, name: str, section: CategoryFeatures, data: DataSpec) -> Iterator[str]:
     encode = section.encode
-    if isinstance(encode, TargetEncoding) and data.class_label is None:
-        yield f"{place}.encode must not be 'target' without a data.label that is a category, got 'target'. Use frequency"
+    if isinstance(encode, TargetEncoding) and data.task != "classification":
+        yield f"{place}.encode must not be 'target' without a data.label that is a category to predict, got 'target'. Use frequency"
     if isinstance(encode, OrdinalEncoding) and encode.order is not None:
         allowed = getattr(data.features[name], "allowed", None)
         if lost := [value for value in encode.order if allowed is not None and value not in allowed]:
@@ -220,8 +220,8 @@ def _check_select(spec: FeaturesSpec, data: DataSpec) -> Iterator[str]:
         return
     if not any(_is_flat(spec.of(name, column.kind)) for name, column in data.features.items()):
         yield "features.select must have features besides images, ids and steps to choose from, got none. Remove it"
-    if spec.select.best is not None and data.class_label is None:
-        yield "features.select.best must not be given without a data.label that is a category. Remove it"
+    if spec.select.best is not None and data.task != "classification":
+        yield "features.select.best must not be given without a data.label that is a category to predict. Remove it"
 
 
 def _is_flat(section: Any) -> bool:

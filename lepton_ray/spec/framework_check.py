@@ -6,7 +6,7 @@ from lepton_ray.spec.base import Section
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.spec.release import ExportSpec
 
-_KERAS_KINDS = ("linear", "mlp", "cnn")
+_KERAS_KINDS = ("linear", "mlp", "cnn", "autoencoder")
 _OF_TORCH = (
     "average_decay",
     "precision",

@@ -90,14 +90,27 @@ class TransformerModel(Section):
         return self
 
 
+class AutoencoderModel(Section):
+    """Dense layers that squeeze columns, pixels or steps into a short code and give them back: a row that comes back badly is odd."""
+
+    kind: Literal["autoencoder"]
+    hidden: IntTuple = (32,)
+    """Width of each layer before the code; behind it they come in the opposite order."""
+    code_width: PositiveInt = 4
+    """Numbers that a row is squeezed into; fewer than it has, or it learns to copy."""
+    dropout: DropoutRate = 0.0
+    """Of the values that go in while training: what is given back is the whole row (Vincent et al., 2008)."""
+
+
 class CustomModel(Section):
     """A module of your own. What a row gives must depend on that row alone, or workers take another step than one would."""
 
     kind: Literal["custom"]
     module: ImportPath
     """``package.module:function``, called as ``function(spec, inputs, num_outputs)`` with this section, the
-    ``lepton_ray.artifacts.kinds.ModelInput`` of each input and the number of classes. It gives a torch module that is called
-    with a tensor (rows, ...) for each input, in their order, and gives logits (rows, classes)."""
+    ``lepton_ray.artifacts.kinds.ModelInput`` of each input and the number of outputs. It gives a torch module that is called
+    with a tensor (rows, ...) for each input, in their order, and gives (rows, num_outputs): logits of classes, scaled numbers, or
+    for anomalies the one thing that training makes smaller for normal rows."""
     options: dict[str, Any] = Field(default_factory=dict)
     """For the function, which finds them in ``spec.options``."""
 
@@ -119,7 +132,7 @@ class FusionModel(Section):
     """Of the dense layers."""
 
 
-Model = Annotated[_Encoder | FusionModel, Field(discriminator="kind")]
+Model = Annotated[_Encoder | FusionModel | AutoencoderModel, Field(discriminator="kind")]
 
 
 class TrainSpec(Section):

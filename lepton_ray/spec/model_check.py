@@ -6,10 +6,10 @@ The inputs of a model are ``features`` (the flat features; the image where there
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from lepton_ray.spec.data import Column, DataSpec, ImageColumn, SeriesColumn, TextColumn
+from lepton_ray.spec.data import Column, DataSpec, ImageColumn, SeriesColumn, Task, TextColumn
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_content import IdsEncoding, SeriesFeatures, TextFeatures
-from lepton_ray.spec.model import CnnModel, CustomModel, Encoder, FusionModel, Model
+from lepton_ray.spec.model import AutoencoderModel, CnnModel, CustomModel, Encoder, FusionModel, Model
 
 InputKind = Literal["table", "image", "tokens", "steps"]
 
@@ -20,8 +20,10 @@ _TAKES: dict[str, tuple[InputKind, ...]] = {
     "resnet": ("image",),
     "rnn": ("tokens", "steps"),
     "transformer": ("tokens", "steps"),
+    "autoencoder": ("table", "image", "steps"),
     "custom": ("table", "image", "tokens", "steps"),
 }
+_OF_ANOMALIES = ("autoencoder",)
 _WORDS = {
     "table": "columns",
     "image": "an image",
@@ -77,6 +79,15 @@ def check_model(model: Model, inputs: Mapping[str, InputKind], image: tuple[int,
     return [problem for kind in inputs.values() for problem in _check_encoder("model", model, kind, image)]
 
 
+def check_task(model: Model, task: Task | None) -> str | None:
+    """Return a sentence if a kind of model is not for a task."""
+    if isinstance(model, CustomModel) or (model.kind in _OF_ANOMALIES) == (task == "anomaly_detection"):
+        return None
+    if task == "anomaly_detection":
+        return f"model.kind must be {' or '.join(map(repr, _OF_ANOMALIES))} or 'custom' for data.anomalies, got {model.kind!r}. Change one"
+    return f"model.kind must be one that predicts a label, got {model.kind!r}. Change it, or give data.anomalies"
+
+
 def _check_fusion(
     model: FusionModel, inputs: Mapping[str, InputKind], image: tuple[int, int, int] | None
 ) -> Iterator[str]:
@@ -89,7 +100,9 @@ def _check_fusion(
             yield from _check_encoder(f"model.encoders.{name}", model.encoders[name], kind, image)
 
 
-def _check_encoder(place: str, model: Encoder, kind: InputKind, image: tuple[int, int, int] | None) -> Iterator[str]:
+def _check_encoder(
+    place: str, model: Encoder | AutoencoderModel, kind: InputKind, image: tuple[int, int, int] | None
+) -> Iterator[str]:
     if kind not in _TAKES[model.kind]:
         fitting = ", ".join(repr(name) for name, kinds in _TAKES.items() if kind in kinds)
         wanted = " or ".join(_WORDS[word] for word in _TAKES[model.kind])

@@ -16,7 +16,7 @@ from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import Model, TrainSpec
-from lepton_ray.spec.model_check import check_model, image_shape, inputs_of
+from lepton_ray.spec.model_check import check_model, check_task, image_shape, inputs_of
 from lepton_ray.spec.release import BASELINE, METRICS, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
 from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
 
@@ -53,8 +53,10 @@ class RunSpec(Section):
         if self.model is None and (needing := [name for name in _OF_MODEL if getattr(self, name) is not None]):
             sections = ", ".join(name.removesuffix("_") for name in needing)
             raise ValueError(f"model must be given for {sections}. Add model, or remove {sections}")
-        if self.model is not None and self.data.label is None:
+        if self.model is not None and self.data.task is None:
             raise ValueError("data.label must be given for a model. Name the column to predict")
+        if self.model is not None and (problem := check_task(self.model, self.data.task)):
+            raise ValueError(problem)
         if self.model is not None and not (self.data.split.val and self.data.split.test):
             raise ValueError("data.split.val and data.split.test must be more than 0 for a model. Give each a share")
         return self
@@ -70,7 +72,7 @@ class RunSpec(Section):
             problems += check_augment(
                 self.train.augment,
                 *has,
-                has_classes=self.data.class_label is not None,
+                has_classes=self.data.task == "classification",
                 image_shape=shape,
                 number_columns=numbers_kept(self.features, self.data),
             )
@@ -99,9 +101,11 @@ class RunSpec(Section):
     def _check_gates(self) -> Self:
         task = self.data.task
         known = METRICS[task] if task else ()
+        if task == "anomaly_detection" and self.data.label is None:
+            known = ("flagged_fraction",)
         if task and (wrong := [name for name in self.evaluate.gates if name.removeprefix(BASELINE) not in known]):
             raise ValueError(
-                f"evaluate.gates must name metrics of the {task} of {self.data.label} ({', '.join(known)}), or of its baseline "
+                f"evaluate.gates must name metrics of the {task} of {self.data.label or 'rows'} ({', '.join(known)}), or of its baseline "
                 f"({BASELINE}{known[0]} and so on), got {wrong[0]!r}. Name one of them"
             )
         return self

@@ -37,7 +37,7 @@ from lepton_ray.stages.near_duplicates import remove_near_duplicates
 from lepton_ray.stages.references import load_references
 from lepton_ray.stages.windows import add_windows
 
-VERSION = 3
+VERSION = 4
 _MIN_CLASSES = 2
 _SAMPLE_BYTES = 256 << 20
 _JUDGED = "judged"
@@ -58,7 +58,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     judged = _judge_rules(verdicts, data, clean, mapper)
     _remove_repeats(verdicts, clean)
     alike = remove_near_duplicates(verdicts, clean.near_duplicates, mapper) if clean.near_duplicates else None
-    windows = add_windows(verdicts, data.windows, ctx) if data.windows else [None] * len(raw.rows)
+    windows = add_windows(verdicts, data.windows, data.label, ctx) if data.windows else [None] * len(raw.rows)
     class_rows = _count_classes(verdicts, data)
     problem = _find_class_problem(class_rows, data, clean)
     outliers: tuple[FittedOutliers, ...] = ()

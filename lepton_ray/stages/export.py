@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from lepton_ray import __version__
@@ -28,10 +30,11 @@ from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import load_split
-from lepton_ray.stages.train import target_of
+from lepton_ray.stages.train import only_normal, target_of
 from lepton_ray.train.frameworks import load_training
 
-VERSION = 2
+VERSION = 3
+_ROWS_AT_ONCE = 4096
 _EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
 _PACKAGES = {"torch": ("torch", "onnx", "onnxruntime"), "keras": ("tensorflow", "keras", "onnx", "onnxruntime")}
 
@@ -57,6 +60,9 @@ def export(
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
     target = target_of(feature_set)
     model = _load_model(checkpoint, feature_set, target, framework)
+    if target.task == "anomaly_detection":
+        x_val, _ = only_normal(load_split(feature_set, "val", ctx), target)
+        target = target.model_copy(update={"threshold": _find_threshold(exporter, model, target, list(x_val.values()))})
     graph = exporter.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
     ctx.update("graph exported")
     (package / "model.onnx").write_bytes(graph.SerializeToString())
@@ -85,6 +91,13 @@ def export(
         parity["http"] = check_parity("the application", _ask(predictor, serve, body), outputs, export.parity_tolerance)
     size = sum((package / name).stat().st_size for name in list_files(package))
     return PackageRef(package_digest=digest, parity=parity, num_bytes=size)
+
+
+def _find_threshold(exporter: Any, model: Any, target: Target, inputs: list[NDArray[Any]]) -> float:
+    """Return the score, a float32, that the wanted share of normal validation rows does not exceed."""
+    starts = range(0, len(inputs[0]), _ROWS_AT_ONCE)
+    scores = [exporter.predict(model, target, [values[i : i + _ROWS_AT_ONCE] for values in inputs]) for i in starts]
+    return float(np.float32(np.quantile(np.concatenate(scores), target.quantile)))
 
 
 def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile, Target
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.errors import SpecError
+from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import sha256_file, write_json
 from lepton_ray.data.check import typed_schema
 from lepton_ray.data.checks import Finding, check_sample, stop_on
 from lepton_ray.data.hashing import hash_columns, to_keys
 from lepton_ray.data.parts import Folder, part_name, read_parquet, read_parts
 from lepton_ray.data.profile import profile
+from lepton_ray.data.rules import decode
 from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
@@ -60,7 +62,7 @@ def featurize(
     (ctx.folder / "prep.onnx").write_bytes(graph)
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
     (ctx.folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json())
+    fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json(), dataset.classes)
     write = partial(write_prepared, fitted, folder_of(dataset, ctx), Folder(ctx.filesystem, ctx.location))
     items = [(split, part) for split in SPLITS for part in dataset.splits[split]]
     facts = mapper.map_resumable("preparing", write, items)
@@ -101,21 +103,41 @@ def _fit(
     sample = gather_training_rows(data, dataset, mapper)
     ctx.update(f"{sample.num_rows} training rows gathered")
     findings = _look_at(sample, data, clean, dataset, ctx)
-    if data.label is not None:  # for drift of the model that follows
+    if data.task is not None:  # for drift of the model that follows
         write_json(ctx.folder / "reference.json", reference_sketches(sample, data))
     if needs_keys(data, features):
         sample = sample.append_column(FOLD_KEY, pa.array(fold_keys(sample, data)))
+    if data.anomalies is not None and data.label is not None:
+        is_normal = pc.equal(decode(sample.column(data.label)), data.anomalies.normal_class)
+        if not pc.any(is_normal).as_py():
+            raise DataError(
+                f"data.anomalies.normal_class must be a class of {data.label} ({', '.join(dataset.classes)}) with training rows, "
+                f"got {data.anomalies.normal_class!r}. Name one"
+            )
+        sample = sample.filter(is_normal)
     state = fit_features(sample, data, features, dataset.classes, ctx.seed)
     return state, _target_of(sample, data, dataset), sample.num_rows, findings
 
 
 def _target_of(sample: pa.Table, data: DataSpec, dataset: Dataset) -> Target | None:
-    if data.label is None or data.task is None:
+    if data.task is None:
         return None
+    if data.anomalies is not None:
+        normal, quantile = data.anomalies.normal_class, data.anomalies.quantile
+        return Target(task=data.task, classes=dataset.classes, normal_class=normal, quantile=quantile)
     if data.task != "regression":
         return Target(task=data.task, classes=dataset.classes)
-    numbers = sample.column(data.label).to_numpy()
-    return Target(task="regression", mean=float(numbers.mean()), std=float(numbers.std()) or 1.0)
+    numbers = _to_numbers(sample.column(data.label))
+    num_values = numbers.shape[1] if numbers.ndim > 1 else None
+    mean, std = float(numbers.mean()), float(numbers.std()) or 1.0
+    return Target(task="regression", num_values=num_values, mean=mean, std=std)
+
+
+def _to_numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return numbers (N,), or series (N, length)."""
+    is_series = pa.types.is_fixed_size_list(column.type)
+    numbers: NDArray[np.float64] = (column.combine_chunks().flatten() if is_series else column).to_numpy()
+    return numbers.reshape(len(column), -1) if is_series else numbers
 
 
 def _look_at(sample: pa.Table, data: DataSpec, clean: CleanSpec, dataset: Dataset, ctx: RunContext) -> list[Finding]:
@@ -165,6 +187,8 @@ class Fitted:
     """JSON."""
     signature: str
     """JSON."""
+    classes: tuple[str, ...]
+    """Of the label."""
 
 
 def write_prepared(
@@ -174,23 +198,22 @@ def write_prepared(
     split, part = item
     wanted = [name for name in fitted.data.all_columns if name in fitted.data.features or name == fitted.data.label]
     table = read_parquet(source, part, wanted)
-    preparer, signature = _open_preparer(fitted.state, fitted.signature)
+    preparer = _open_preparer(fitted.state, fitted.signature)
     is_training = split == "train"
     if is_training and preparer.is_folded:
         table = table.append_column(FOLD_KEY, pa.array(fold_keys(table, fitted.data)))
     prepared = preparer(table, is_training)
     if (label := fitted.data.class_label) is not None:
-        prepared = prepared.append_column(LABEL, pa.array(encode_labels(table, label, signature.classes)))
+        prepared = prepared.append_column(LABEL, pa.array(encode_labels(table, label, fitted.classes)))
     elif fitted.data.label is not None:
         prepared = prepared.append_column(LABEL, table.column(fitted.data.label))
     return target.write_parquet(f"{split}/{part_name(index, 'parquet')}", prepared).model_dump()
 
 
 @lru_cache(maxsize=4)
-def _open_preparer(state: str, signature: str) -> tuple[Preparer, Signature]:
+def _open_preparer(state: str, signature: str) -> Preparer:
     """Return the preparer that all tasks in a process share: its sessions take longer to open than a small part to prepare."""
-    opened = Signature.model_validate_json(signature)
-    return Preparer(FeatureState.model_validate_json(state), opened), opened
+    return Preparer(FeatureState.model_validate_json(state), Signature.model_validate_json(signature))
 
 
 def inputs_of(state: FeatureState) -> tuple[ModelInput, ...]:
@@ -211,14 +234,15 @@ def inputs_of(state: FeatureState) -> tuple[ModelInput, ...]:
 
 
 Split = tuple[dict[str, NDArray[Any]], NDArray[Any]]
-"""The model inputs of a split by name, rows first, in the order of ``FeatureSet.inputs``, and of each row the class index (int64)
-or the number (float64)."""
+"""The model inputs of a split by name, rows first, in the order of ``FeatureSet.inputs``, and of each row the class index (int64),
+the number or the series (float64); zeros without a label."""
 
 
 def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:
     """Read a split into memory."""
     table = read_parts(folder_of(feature_set, ctx), feature_set.splits[split])
-    return to_arrays(table, load_state(feature_set)), table.column(LABEL).to_numpy()
+    y = _to_numbers(table.column(LABEL)) if LABEL in table.column_names else np.zeros(table.num_rows, np.int64)
+    return to_arrays(table, load_state(feature_set)), y
 
 
 def feature_names(feature_set: FeatureSet) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Target, Trials
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.errors import EngineError
+from lepton_ray.core.errors import DataError, EngineError
 from lepton_ray.core.files import write_json
 from lepton_ray.core.imports import load_function
 from lepton_ray.engine.session import connect
@@ -18,12 +18,12 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CustomModel, FusionModel, Model, TrainSpec
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.featurize import feature_names, load_split
+from lepton_ray.stages.featurize import Split, feature_names, load_split
 from lepton_ray.train import in_process
 from lepton_ray.train.batches import TrainData
 from lepton_ray.train.frameworks import load_training
 
-VERSION = 3
+VERSION = 4
 
 
 def train(
@@ -81,10 +81,29 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     numbers = tuple(name if name in signature.of_kind("number") else None for name in feature_names(feature_set))
     target = target_of(feature_set)
     (x_train, y_train), (x_val, y_val) = (load_split(feature_set, split, ctx) for split in ("train", "val"))
+    if target.task == "anomaly_detection":
+        (x_train, y_train), (x_val, y_val) = (
+            only_normal(split, target) for split in ((x_train, y_train), (x_val, y_val))
+        )
     y_train, y_val = _scale(y_train, target), _scale(y_val, target)
     data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers)
     tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
     return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
+
+
+def only_normal(split: Split, target: Target) -> Split:
+    """Return the rows of a split that count as normal.
+
+    Raises:
+        DataError: If there are none.
+    """
+    x, y = split
+    rows = np.flatnonzero(target.is_normal(y))
+    if not len(rows):
+        raise DataError(
+            f"data.anomalies.normal_class ({target.normal_class}) must have rows in each split, got none. Change it, or the split"
+        )
+    return {name: values[rows] for name, values in x.items()}, np.zeros(len(rows), np.int64)
 
 
 def target_of(feature_set: FeatureSet) -> Target:

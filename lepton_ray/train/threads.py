@@ -1,0 +1,42 @@
+"""How many threads a step is worth: one, where work is so small that threads wait for each other longer than they compute.
+
+Beside other processes that want the same cores, such waiting made steps of a small model a hundred times slower.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lepton_ray.train.batches import Inputs
+
+_FEW_OPERATIONS = 10_000_000  # floating-point, of a forward pass: with more, two threads were faster on a quiet machine
+_STEPS_DIMENSIONS = 3  # rows, steps, series
+
+
+def threads_for(model: nn.Module, x: Inputs, rows: int) -> int:
+    """Return how many threads to run a step of ``rows`` rows with: all that torch has, or 1."""
+    batch = {name: values[:rows] for name, values in x.items()}
+    is_training = model.training
+    with torch.random.fork_rng(devices=()), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(*map(torch.from_numpy, batch.values()))
+    model.train(is_training)
+    length = max(x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1 for x in batch.values())
+    dense = (
+        2 * rows * length * sum(parameter.numel() for parameter in model.parameters())
+    )  # recurrent layers count nothing
+    return 1 if max(counter.get_total_flops(), dense) < _FEW_OPERATIONS else torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def use_threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,107 @@
+"""A series as the label, a forecast of several steps: from a long table to what the package answers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pyarrow.fs import LocalFileSystem
+
+from lepton_ray.artifacts.package import open_package
+from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.core.errors import SpecError
+from lepton_ray.data.parts import Folder, read_parts
+from lepton_ray.pipeline import run
+from lepton_ray.spec import parse_spec
+
+_LENGTH, _AHEAD, _ROWS, _MISSING = 6, 3, 400, 200
+
+
+def _load(hour: int) -> float:
+    return 50 + 10 * float(np.sin(hour / 3)) + 0.01 * hour
+
+
+def _spec(folder: Path, framework: str = "torch", **changes: Any) -> dict[str, Any]:
+    columns = {"hour": "number", "load": "number"}
+    past = {"value": "load", "time": "hour", "length": _LENGTH}
+    data = {
+        "source": {"kind": "csv", "uri": str(folder / "load.csv")},
+        "columns": columns,
+        "windows": {"past": past, "coming": {**past, "length": _AHEAD, "horizon": -_AHEAD}},
+        "label": "coming",
+        "split": {"by": "hour"},
+    }
+    return {
+        "name": f"load_{framework}",
+        "storage": str(folder / "runs"),
+        "data": data | changes.pop("data", {}),
+        "clean": {"max_removed_fraction": 0.2},
+        "model": {"kind": "linear"},
+        "train": {"framework": framework, "epochs": 30, "global_batch_size": 16, "lr": 0.02, "schedule": "cosine"},
+        **changes,
+    }
+
+
+def _parsed(spec: dict[str, Any]) -> Any:
+    return parse_spec(yaml.safe_dump(spec), source="x")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("load")
+    with (folder / "load.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["hour", "load"])
+        for hour in range(_ROWS):
+            writer.writerow([hour, "" if hour == _MISSING else f"{_load(hour):.6f}"])
+    return folder
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_the_steps_ahead_are_learned_and_answered(folder: Path, framework: str) -> None:
+    result = run(_parsed(_spec(folder, framework)))
+    dataset = result["clean"]
+    # without enough rows before or after: the first 6, the last 3; with the missing hour among the 3 ahead: 3
+    assert dataset.ledger.removed == {"too_short": _LENGTH + _AHEAD, "missing_label": _AHEAD}
+    assert dataset.ledger.rows_in == dataset.ledger.rows_kept + _LENGTH + 2 * _AHEAD
+    train = read_parts(Folder(LocalFileSystem(), str(dataset.folder)), dataset.splits["train"]).to_pylist()
+    assert all(
+        row["coming"] == pytest.approx([_load(row["hour"] + step) for step in (1, 2, 3)], abs=1e-5) for row in train
+    )
+    metrics = result["evaluate"].metrics
+    assert metrics["r2"] > 0.9
+    predictor = Predictor(open_package(result["export"].path))
+    record = {"hour": 395.0, "load": _load(395), "past": [_load(hour) for hour in range(389, 395)]}
+    (answer,) = to_predictions(predictor.predict([record]), ())
+    assert answer["values"] == pytest.approx([_load(hour) for hour in (396, 397, 398)], abs=3)
+    outputs = json.loads((result["export"].path / "golden_outputs.json").read_text())
+    assert np.shape(outputs["values"])[1] == _AHEAD
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        ({"label": "load"}, r"data\.windows\.coming\.horizon must be at least 0 for a feature, got -3"),
+        (
+            {"windows": {"coming": {"value": "load", "time": "hour", "length": 3, "horizon": -3, "short": "pad"}}},
+            r"data\.windows\.coming\.short must be 'remove' for the label, got 'pad'",
+        ),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused(tmp_path: Path, data: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(SpecError, match=wanted):
+        _parsed(_spec(tmp_path, data=data))
+
+
+def test_a_series_that_is_read_must_be_whole(tmp_path: Path) -> None:
+    rows = [{"x": n % 7, "y": [n % 7, None if n == 5 else 2 * (n % 7)]} for n in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"x": "number", "y": {"kind": "series", "length": 2}}
+    data = {"source": {"kind": "jsonl", "uri": str(tmp_path / "rows.jsonl")}, "columns": columns, "label": "y"}
+    spec = _spec(tmp_path, data={**data, "windows": {}, "split": {}}, clean={"duplicates": "keep"})
+    result = run(_parsed(spec))
+    assert result["clean"].ledger.removed == {"missing_label": 1}
+    assert result["evaluate"].metrics["r2"] > 0.9
