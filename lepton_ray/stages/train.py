@@ -82,7 +82,8 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     target = target_of(feature_set)
     (x_train, y_train), (x_val, y_val) = (load_split(feature_set, split, ctx) for split in ("train", "val"))
     y_train, y_val = _scale(y_train, target), _scale(y_val, target)
-    data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers)
+    ids = tuple(i.name for i in feature_set.inputs if i.kind == "ids")
+    data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers, category_ids=ids)
     tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
     return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
 
