@@ -108,7 +108,7 @@ _KINDS: dict[int, Literal["table", "image", "steps"]] = {1: "table", 2: "steps",
 
 
 class ModelInput(BaseModel):
-    """One tensor that the features give and a model takes: rows first, float32 values or int64 token ids."""
+    """One tensor that the features give and a model takes: rows first, float32 values or int64 ids."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -116,15 +116,21 @@ class ModelInput(BaseModel):
     shape: Annotated[tuple[int, ...], Strict(False)]
     """Of one row: (columns,), (channels, height, width), (length, series), or for token ids (length,)."""
     num_ids: int | None = None
-    """Token ids are less than it; None for values."""
+    """Ids are less than it; None for values."""
+    columns: Names = ()
+    """Of ids of categories: the columns of the records, in the order of ``shape``."""
+    column_ids: Annotated[tuple[int, ...], Strict(False)] = ()
+    """How many ids each of them has: the first column's come first, and the last of each stands for what training has not seen."""
     padding_id: int = 0
     """Token id of what only fills a row up."""
     unknown_id: int = 1
     """Token id of what is not in the vocabulary."""
 
     @property
-    def kind(self) -> Literal["table", "image", "tokens", "steps"]:
-        """What it holds."""
+    def kind(self) -> Literal["table", "image", "tokens", "steps", "ids"]:
+        """What it holds; ``ids`` are those of categories."""
+        if self.columns:
+            return "ids"
         if self.num_ids is not None:
             return "tokens"
         return _KINDS[len(self.shape)]
@@ -301,7 +307,18 @@ class Evaluation(Artifact):
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    names = ("accuracy", "label_accuracy", "f1", "roc_auc", "average_precision", "log_loss", "rmse", "mae", "r2")
+    names = (
+        "accuracy",
+        "label_accuracy",
+        "f1",
+        "roc_auc",
+        "average_precision",
+        "log_loss",
+        "rmse",
+        "mae",
+        "r2",
+        "ndcg",
+    )
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 
 

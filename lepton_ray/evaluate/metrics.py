@@ -153,11 +153,14 @@ def confusion(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating]) ->
 
 
 def to_matrix(inputs: Sequence[ModelInput], arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Return the values of model inputs as one matrix (N, columns): numbers flattened, token ids as counts, sparse then."""
+    """Return the values of model inputs as one matrix (N, columns): numbers flattened, ids as counts, sparse then.
+
+    Ids of categories, one of each column in a row, are so one-hot.
+    """
     parts = [
         arrays[i.name].reshape(len(arrays[i.name]), -1)
         if i.num_ids is None
-        else _count_ids(arrays[i.name], i.num_ids, i.padding_id)
+        else _count_ids(arrays[i.name], i.num_ids, i.padding_id if i.kind == "tokens" else None)
         for i in inputs
     ]
     if all(isinstance(part, np.ndarray) for part in parts):
@@ -165,11 +168,13 @@ def to_matrix(inputs: Sequence[ModelInput], arrays: Mapping[str, NDArray[Any]]) 
     return parts[0] if len(parts) == 1 else sparse.hstack(parts, "csr")
 
 
-def _count_ids(ids_NL: NDArray[np.int64], num_ids: int, padding_id: int) -> Any:
+def _count_ids(ids_NL: NDArray[np.int64], num_ids: int, padding_id: int | None) -> Any:
     rows, length = ids_NL.shape
-    is_token = (ids_NL != padding_id).ravel().astype(np.float32)
+    is_counted = np.ones(ids_NL.size, np.float32)
+    if padding_id is not None:
+        is_counted[ids_NL.ravel() == padding_id] = 0
     starts = np.arange(rows + 1) * length
-    counts = sparse.csr_array((is_token, ids_NL.flatten(), starts), (rows, num_ids))  # a copy: it is changed in place
+    counts = sparse.csr_array((is_counted, ids_NL.flatten(), starts), (rows, num_ids))  # a copy: it is changed in place
     counts.sum_duplicates()
     return counts
 

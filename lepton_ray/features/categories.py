@@ -1,4 +1,4 @@
-"""Categories: one-hot, ordinal, target, frequency and hash encodings. Each starts from the text of one column."""
+"""Categories: one-hot, ordinal, target, frequency and hash encodings, and ids. Each starts from the text of one column."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from lepton_ray.features.frozen import Floats, Frozen, Texts
 from lepton_ray.features.graph_builder import CONTRIB, Graph
 from lepton_ray.spec.features_category import (
     CategoryFeatures,
+    CategoryIdsEncoding,
     FrequencyEncoding,
     HashEncoding,
     OneHotEncoding,
@@ -100,7 +101,26 @@ class HashState(Frozen):
         return add_hashed(graph, text, self.num_buckets, self.is_signed)
 
 
-AnyCategoryState = Annotated[CategoryState | TableState | HashState, Field(discriminator="kind")]
+class CategoryIdsState(Frozen):
+    """The place of each category in ``vocabulary``; the last id stands for the unseen ones."""
+
+    kind: Literal["ids"] = "ids"
+    vocabulary: Texts
+    missing_id: int
+    num_ids: int
+    """All ids are less than it."""
+
+    def names_of(self, name: str) -> list[str]:
+        """Ids are no flat features."""
+        return []
+
+    def add(self, graph: Graph, text: str, first: int = 0) -> str:
+        """Add (N,) int64, counted from ``first``."""
+        places = [*range(len(self.vocabulary)), self.missing_id]
+        return graph.lookup(text, [*self.vocabulary, ""], [first + place for place in places], first + self.num_ids - 1)
+
+
+AnyCategoryState = Annotated[CategoryState | TableState | HashState | CategoryIdsState, Field(discriminator="kind")]
 
 
 def add_hashed(graph: Graph, text: str, num_buckets: int, is_signed: bool) -> str:
@@ -138,7 +158,7 @@ class Labels:
 
 def fit_category(
     codes: Codes, spec: CategoryFeatures, labels: Labels | None, fold_key_N: NDArray[np.uint64] | None
-) -> CategoryState | TableState | HashState:
+) -> CategoryState | TableState | HashState | CategoryIdsState:
     """Fit a column; target encoding needs the labels, it and frequency encoding the key that folds come from."""
     encode = spec.encode
     ranked = _rank(codes)
@@ -151,6 +171,8 @@ def fit_category(
     vocabulary = tuple(codes.values[position] for position in kept)
     if isinstance(encode, OneHotEncoding):
         return one_hot_state(vocabulary, is_own or not vocabulary, encode.other)
+    if isinstance(encode, CategoryIdsEncoding):
+        return _fit_ids(vocabulary, is_own, has_missing=bool((codes.positions < 0).any()))
     if isinstance(encode, OrdinalEncoding):
         return _fit_ordinal(vocabulary, encode.order, None if is_own else codes.values[ranked[0]])
     if fold_key_N is None:
@@ -182,6 +204,13 @@ def _rank(codes: Codes) -> list[int]:
     """Positions of the values, the most frequent first, equally frequent ones as sorted texts."""
     counts = codes.counts().tolist()
     return sorted((p for p in range(len(counts)) if counts[p]), key=lambda p: (-counts[p], codes.values[p]))
+
+
+def _fit_ids(vocabulary: tuple[str, ...], is_own: bool, has_missing: bool) -> CategoryIdsState:
+    """Return the state in which every id but the last has training rows."""
+    own_id = is_own and has_missing
+    missing_id = len(vocabulary) if is_own else 0
+    return CategoryIdsState(vocabulary=vocabulary, missing_id=missing_id, num_ids=len(vocabulary) + own_id + 1)
 
 
 def _fit_ordinal(vocabulary: Sequence[str], order: Sequence[str] | None, impute: str | None) -> TableState:

@@ -19,7 +19,7 @@ from lepton_ray.artifacts.signature import Signature
 from lepton_ray.features.categories import AnyCategoryState, Labels, fit_category
 from lepton_ray.features.columns import codes_of, numbers_of, pixels_of, seconds_of, series_of, texts_of
 from lepton_ray.features.combine import fit_cross, fit_pca, plan_polynomial
-from lepton_ray.features.graph import ids_of
+from lepton_ray.features.graph import category_ids_of, ids_of
 from lepton_ray.features.images import ImageState, fit_image
 from lepton_ray.features.numbers import NumberState, fit_number
 from lepton_ray.features.parts import Part, kept_of, parts_of
@@ -180,6 +180,7 @@ def _select(
         update={
             "images": {},
             "texts": {n: t for n, t in state.texts.items() if n not in ids_of(state)},
+            "categories": {n: c for n, c in state.categories.items() if n not in category_ids_of(state)},
             "series": {n: s for n, s in state.series.items() if isinstance(s, SeriesState)},
         }
     )

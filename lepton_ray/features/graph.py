@@ -3,16 +3,18 @@
 Numbers stay float64 until they are scaled, so that large values keep their differences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import onnx
 
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.features.categories import CategoryIdsState
 from lepton_ray.features.graph_builder import Graph, tensor_info
 from lepton_ray.features.images import add_image
 from lepton_ray.features.parts import Part, kept_of, parts_of
 from lepton_ray.features.series import StepsState, add_steps
-from lepton_ray.features.state import FEATURES, PIXELS, STEPS, TOKENS, FeatureState, Output
+from lepton_ray.features.state import FEATURES, IDS, PIXELS, STEPS, TOKENS, FeatureState, Output
 from lepton_ray.features.subwords import SubwordState
 from lepton_ray.features.texts import IdsState
 
@@ -27,6 +29,8 @@ def outputs_of(state: FeatureState) -> tuple[Output, ...]:
     outputs = []
     if names:
         outputs.append(Output(name=FEATURES, datatype="FP32", shape=(len(names),), columns=_unique(names)))
+    if columns := category_ids_of(state):
+        outputs.append(Output(name=IDS, datatype="INT64", shape=(len(columns),)))
     for ids in ids_of(state).values():
         outputs.append(Output(name=TOKENS, datatype="INT64", shape=(ids.max_length,)))
     if steps := steps_of(state):
@@ -40,6 +44,22 @@ def outputs_of(state: FeatureState) -> tuple[Output, ...]:
 def ids_of(state: FeatureState) -> dict[str, IdsState | SubwordState]:
     """Return the texts that become padded ids; there is one at most."""
     return {name: text for name, text in state.texts.items() if isinstance(text, IdsState | SubwordState)}
+
+
+def category_ids_of(state: FeatureState) -> dict[str, CategoryIdsState]:
+    """Return the categories that a model reads as ids."""
+    return {name: category for name, category in state.categories.items() if isinstance(category, CategoryIdsState)}
+
+
+def id_adders(state: FeatureState) -> dict[str, Callable[[Graph], str]]:
+    """Return what adds the ids (N,) of each of these columns; they follow those of the column before."""
+    columns = category_ids_of(state)
+    starts = accumulate((category.num_ids for category in columns.values()), initial=0)
+    return {name: _id_adder(name, columns[name], first) for name, first in zip(columns, starts, strict=False)}
+
+
+def _id_adder(name: str, category: CategoryIdsState, first: int) -> Callable[[Graph], str]:
+    return lambda graph: category.add(graph, graph.column(name), first)
 
 
 def steps_of(state: FeatureState) -> dict[str, StepsState]:
@@ -90,6 +110,8 @@ def add_unflat(graph: Graph, state: FeatureState, output: Output) -> str:
     if output.name == TOKENS:
         name, ids = next(iter(ids_of(state).items()))
         return ids.add(graph, graph.column(name))
+    if output.name == IDS:
+        return graph.concat([graph.as_column(add(graph)) for add in id_adders(state).values()])
     if output.name == STEPS:
         return add_steps(graph, steps_of(state))
     name, image = next(iter(state.images.items()))

@@ -174,7 +174,11 @@ class Graph:
 
     def fill(self, texts: str, number: int) -> str:
         """Return (N, 1) int64 that holds one number for each of the texts (N,)."""
-        return self.add("Unsqueeze", self.lookup(texts, [""], [number], number), self.constant(np.array([1])))
+        return self.as_column(self.lookup(texts, [""], [number], number))
+
+    def as_column(self, value: str) -> str:
+        """Return (N, 1) of (N,)."""
+        return self.add("Unsqueeze", value, self.constant(np.array([1])))
 
     def one_hot(self, index: str, depth: int) -> str:
         """Return (N, depth) float32 of an index (N,); an index of ``depth`` gives zeros."""

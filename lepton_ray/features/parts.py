@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lepton_ray.features import numbers
-from lepton_ray.features.categories import AnyCategoryState, HashState, TableState
+from lepton_ray.features.categories import CategoryIdsState, CategoryState, HashState, TableState
 from lepton_ray.features.combine import AnyCrossState, PcaState, PolynomialState
 from lepton_ray.features.graph_builder import Graph
 from lepton_ray.features.series import SeriesState, add_series
@@ -39,7 +39,11 @@ def parts_of(state: FeatureState) -> list[Part]:
     if state.numbers:
         parts.append(_numbers_part(state))
     parts += [_time_part(state, name) for name in state.times]
-    parts += [_category_part(name, category) for name, category in state.categories.items()]
+    parts += [
+        _category_part(name, category)
+        for name, category in state.categories.items()
+        if not isinstance(category, CategoryIdsState)
+    ]
     parts += [_text_part(name, text) for name, text in state.texts.items() if text.names_of(name)]
     parts += [_series_part(name, series) for name, series in state.series.items() if isinstance(series, SeriesState)]
     parts += [_cross_part(cross) for cross in state.crosses]
@@ -76,7 +80,7 @@ def _time_part(state: FeatureState, name: str) -> Part:
     )
 
 
-def _category_part(name: str, state: AnyCategoryState) -> Part:
+def _category_part(name: str, state: CategoryState | TableState | HashState) -> Part:
     folds = range(len(state.folds)) if isinstance(state, TableState) else ()
     return Part(
         source="categories",
@@ -92,7 +96,7 @@ def _text_part(name: str, state: TextState) -> Part:
     return Part(source="texts", columns=(name,), names=tuple(state.names_of(name)), add=_adder(name, state))
 
 
-def _adder(name: str, state: AnyCategoryState | TextState) -> Add:
+def _adder(name: str, state: CategoryState | TableState | HashState | TextState) -> Add:
     return lambda graph: state.add(graph, graph.column(name))
 
 

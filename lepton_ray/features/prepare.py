@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.features.columns import codes_of, pixels_of, series_of, texts_of
-from lepton_ray.features.graph import SERIES, add_unflat, ids_of, outputs_of, steps_of, tensors_of
+from lepton_ray.features.graph import SERIES, add_unflat, id_adders, ids_of, outputs_of, steps_of, tensors_of
 from lepton_ray.features.parts import Part, kept_of, parts_of
-from lepton_ray.features.runners import FOLD_KEY, Array, CategoryRunner, Feed, RowRunner, ValueRunner, add_kept
-from lepton_ray.features.state import STEPS, TOKENS, FeatureState, Output
+from lepton_ray.features.runners import (
+    FOLD_KEY,
+    Array,
+    CategoryRunner,
+    Feed,
+    IdsRunner,
+    RowRunner,
+    ValueRunner,
+    add_kept,
+)
+from lepton_ray.features.state import IDS, STEPS, TOKENS, FeatureState, Output
 
 __all__ = ["FOLD_KEY", "PARQUET_OPTIONS", "Preparer", "encode_labels", "prepare", "to_arrays"]
 
@@ -109,10 +118,12 @@ def _text_rows(column: pa.ChunkedArray) -> Array:
     return texts_of(column)[:, None]
 
 
-def _other_runner(state: FeatureState, output: Output) -> RowRunner:
+def _other_runner(state: FeatureState, output: Output) -> RowRunner | IdsRunner:
     def add(graph: Any) -> str:
         return add_unflat(graph, state, output)
 
+    if output.name == IDS:
+        return IdsRunner(id_adders(state))
     result = output.datatype, output.shape
     if output.name == TOKENS:
         (name,) = ids_of(state)

@@ -165,6 +165,37 @@ class CategoryRunner:
         return result
 
 
+class IdsRunner:
+    """Ids of categories, found once for each distinct one.
+
+    Args:
+        adders: Of each column what adds its ids, (N,) int64.
+    """
+
+    def __init__(self, adders: Mapping[str, Callable[[Graph], str]]) -> None:
+        self._adders = adders
+
+    def run(self, table: pa.Table, pool: ThreadPoolExecutor) -> pa.Array:
+        """Return the ids of each row as a list of fixed size."""
+        sessions = self._sessions  # opened once, before threads ask for them
+        ids = list(pool.map(lambda name: _find_ids(sessions[name], table.column(name)), sessions))
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.stack(ids, axis=1).reshape(-1)), len(ids))
+
+    @cached_property
+    def _sessions(self) -> dict[str, ort.InferenceSession]:
+        inputs = [tensor_info("categories", "BYTES", [1])]
+        graphs = {name: Graph({"categories": (name,)}) for name in self._adders}
+        return {
+            name: open_part(graph, self._adders[name](graph), inputs, "INT64", []) for name, graph in graphs.items()
+        }
+
+
+def _find_ids(session: ort.InferenceSession, column: pa.ChunkedArray) -> Array:
+    texts_D1, positions_N = combine_codes([codes_of(column)])
+    ids_D: Array = session.run([_RESULT], {"categories": texts_D1})[0]
+    return ids_D.take(positions_N)
+
+
 def _gather(rows_DC: Array, positions_N: Array) -> list[pa.Array]:
     return [pa.array(np.ascontiguousarray(column).take(positions_N)) for column in rows_DC.T]
 

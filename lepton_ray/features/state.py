@@ -13,7 +13,7 @@ from lepton_ray.features.series import AnySeriesState
 from lepton_ray.features.texts import TextState
 from lepton_ray.features.times import TimeState
 
-FEATURES, TOKENS, STEPS, PIXELS = "features", "tokens", "steps", "pixels"
+FEATURES, IDS, TOKENS, STEPS, PIXELS = "features", "ids", "tokens", "steps", "pixels"
 """Names of the outputs of the graph; ``image`` is the name of an input."""
 
 

@@ -10,7 +10,19 @@ from lepton_ray.spec.model import Framework, Model
 _MODULES = {
     "torch": {
         kind: f"lepton_ray.models.torch.{kind}"
-        for kind in ("linear", "mlp", "cnn", "resnet", "rnn", "transformer", "autoencoder", "fusion", "custom")
+        for kind in (
+            "linear",
+            "mlp",
+            "cnn",
+            "resnet",
+            "rnn",
+            "transformer",
+            "factorization",
+            "two_towers",
+            "autoencoder",
+            "fusion",
+            "custom",
+        )
     },
     "keras": {kind: f"lepton_ray.models.keras.{kind}" for kind in ("linear", "mlp", "cnn", "autoencoder")},
 }

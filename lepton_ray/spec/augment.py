@@ -91,6 +91,7 @@ def check_augment(
     has_tokens: bool,
     has_table: bool,
     *,
+    has_ids: bool = False,
     has_classes: bool = True,
     image_shape: tuple[int, int, int] | None = None,
     number_columns: Collection[str] | None = None,
@@ -102,6 +103,7 @@ def check_augment(
         has_image: Whether the model's input has an image.
         has_tokens: Whether it has token ids.
         has_table: Whether it has columns of numbers.
+        has_ids: Whether it has ids of categories.
         has_classes: Whether the label is a category.
         image_shape: Channels, height and width of the image as the model sees it, where they are known.
         number_columns: Names of the columns that are numbers for the model, where they are known.
@@ -119,9 +121,10 @@ def check_augment(
         problems.append(
             f"train.augment.balance must be left out for a label that is a number, got {spec.balance!r}. Remove it"
         )
-    if spec.mixup_alpha and has_tokens:
+    if spec.mixup_alpha and (has_tokens or has_ids):
         problems.append(
-            f"train.augment.mixup_alpha must be 0 for data with token ids, which have no middle, got {spec.mixup_alpha}. "
+            f"train.augment.mixup_alpha must be 0 for data with {'token ids' if has_tokens else 'ids of categories'}, which "
+            f"have no middle, got {spec.mixup_alpha}. "
             "Remove it"
         )
     if has_image and image_shape is not None:

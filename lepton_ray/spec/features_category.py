@@ -61,13 +61,23 @@ class HashEncoding(Section):
     """Half of the texts count as -1, so that collisions cancel out on average."""
 
 
-_Encoding = OneHotEncoding | OrdinalEncoding | TargetEncoding | FrequencyEncoding | HashEncoding
+class CategoryIdsEncoding(Section):
+    """The number of the category, for models that learn what each stands for: the input ``ids``, with a column for each such column.
+
+    No two columns share a number. Categories that training has not seen have one in each column, and missing values have one
+    under ``own_category`` if training rows miss some, else they count as unseen.
+    """
+
+    kind: Literal["ids"]
+
+
+_Encoding = OneHotEncoding | OrdinalEncoding | TargetEncoding | FrequencyEncoding | HashEncoding | CategoryIdsEncoding
 Encoding = Annotated[
     _Encoding,
     Field(discriminator="kind"),
     BeforeValidator(
         short_form,
-        json_schema_input_type=Literal["one_hot", "ordinal", "target", "frequency", "hash"] | _Encoding,
+        json_schema_input_type=Literal["one_hot", "ordinal", "target", "frequency", "hash", "ids"] | _Encoding,
     ),
 ]
 
@@ -78,7 +88,7 @@ class CategoryFeatures(Section):
     impute: Literal["most_frequent", "own_category"] = "most_frequent"
     """``own_category`` makes missing values a category of their own."""
     encode: Encoding = OneHotEncoding(kind="one_hot")
-    """``one_hot``, ``ordinal``, ``target``, ``frequency`` or ``hash``, or a section with their settings."""
+    """``one_hot``, ``ordinal``, ``target``, ``frequency``, ``hash`` or ``ids``, or a section with their settings."""
     max_categories: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Only the most frequent ones are told apart, the others count as unseen; None: 64 for ``one_hot``, else 10,000. Of
     no meaning to ``hash``."""

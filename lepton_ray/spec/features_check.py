@@ -6,7 +6,7 @@ from typing import Any
 
 from lepton_ray.spec.data import DataSpec, ImageColumn, NumberColumn, SeriesColumn
 from lepton_ray.spec.features import SECTIONS, FeaturesSpec, PolynomialFeatures
-from lepton_ray.spec.features_category import CategoryFeatures, OrdinalEncoding, TargetEncoding
+from lepton_ray.spec.features_category import CategoryFeatures, CategoryIdsEncoding, OrdinalEncoding, TargetEncoding
 from lepton_ray.spec.features_content import (
     ChannelNormalisation,
     IdsEncoding,
@@ -226,7 +226,8 @@ def _check_select(spec: FeaturesSpec, data: DataSpec) -> Iterator[str]:
 
 def _is_flat(section: Any) -> bool:
     """Whether a column becomes part of the vector of features."""
-    is_ids = isinstance(section, TextFeatures) and isinstance(section.encode, IdsEncoding)
+    has_encode = isinstance(section, TextFeatures | CategoryFeatures)
+    is_ids = has_encode and isinstance(section.encode, IdsEncoding | CategoryIdsEncoding)
     is_steps = isinstance(section, SeriesFeatures) and section.encode == "steps"
     return not is_ids and not is_steps and not isinstance(section, ImageFeatures)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.augment import AugmentSpec
-from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section
+from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section, StrTuple
 
 Framework = Literal["torch", "keras"]
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
@@ -102,6 +102,41 @@ class AutoencoderModel(Section):
     """Of the values that go in while training: what is given back is the whole row (Vincent et al., 2008)."""
 
 
+class FactorizationModel(Section):
+    """Factorisation machine of second order (Rendle 2010) on categories encoded as ``ids``.
+
+    A bias, the bias of each id, and for each two columns the product of their ids' vectors. Of a user and an item that is the
+    biased matrix factorisation (Koren et al. 2009). ``train.weight_decay`` draws vectors and the ids' biases to 0.
+    """
+
+    kind: Literal["factorization"]
+    embedding_width: PositiveInt = 16
+    """Of the vector of an id."""
+
+
+class TwoTowersModel(Section):
+    """What a user and an item are like, as vectors from networks of their own; the score is their product, and a bias of each id.
+
+    ``train.weight_decay`` draws all but the dense layers' biases and the bias of the whole to 0.
+    """
+
+    kind: Literal["two_towers"]
+    user: Annotated[StrTuple, Field(min_length=1)]
+    """Columns, of those with ``encode: ids``, that say who it is."""
+    item: Annotated[StrTuple, Field(min_length=1)]
+    """Columns that say what is scored; each column belongs to one side."""
+    embedding_width: PositiveInt = 16
+    """Of the vector of an id; those of a side's columns stand side by side."""
+    hidden: IntTuple = (32,)
+    """Width of each dense layer of a side before its vector; the two sides share none."""
+    encoding_width: PositiveInt = 16
+    """Of the vectors that are multiplied."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    """``cosine`` brings the vectors to length 1 and multiplies by a number that is learned."""
+    dropout: DropoutRate = 0.0
+    """Of the dense layers."""
+
+
 class CustomModel(Section):
     """A module of your own. What a row gives must depend on that row alone, or workers take another step than one would."""
 
@@ -115,7 +150,17 @@ class CustomModel(Section):
     """For the function, which finds them in ``spec.options``."""
 
 
-_Encoder = LinearModel | MlpModel | CnnModel | ResnetModel | RnnModel | TransformerModel | CustomModel
+_Encoder = (
+    LinearModel
+    | MlpModel
+    | CnnModel
+    | ResnetModel
+    | RnnModel
+    | TransformerModel
+    | FactorizationModel
+    | TwoTowersModel
+    | CustomModel
+)
 Encoder = Annotated[_Encoder, Field(discriminator="kind")]
 
 
@@ -124,7 +169,7 @@ class FusionModel(Section):
 
     kind: Literal["fusion"]
     encoders: Annotated[dict[str, Encoder], Field(min_length=1)]
-    """By the name of the input (``features``, ``tokens``, ``pixels``); each gives ``encoding_width`` numbers for classes."""
+    """By the name of the input (``features``, ``ids``, ``tokens``, ``steps``, ``pixels``); each gives ``encoding_width`` numbers for classes."""
     encoding_width: PositiveInt = 32
     hidden: IntTuple = (64,)
     """Width of each dense layer before the classes."""

@@ -6,6 +6,7 @@ from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
 from lepton_ray.spec.data import Task
+from lepton_ray.spec.ranking import RANKING_METRICS, RankingSpec
 
 ExtraFile = Literal["saved_model", "litert"]
 
@@ -73,6 +74,8 @@ class EvaluateSpec(Section):
     """By the name of a metric of the task, or ``baseline_`` and such a name for the baseline's. A run whose package misses one
     registers and serves nothing, and exits with status 3."""
     calibration_bins: Annotated[int, Field(ge=2, le=100)] = 10
+    ranking: RankingSpec | None = None
+    """Measure what stands above what too."""
 
     @model_validator(mode="after")
     def _check_baseline(self) -> Self:
@@ -80,6 +83,11 @@ class EvaluateSpec(Section):
             if name.startswith(BASELINE) and self.baseline == "none":
                 raise ValueError(f"baseline must not be 'none' for a gate on {name}, got 'none'. Remove one")
         return self
+
+
+def metrics_of(task: Task, evaluate: EvaluateSpec) -> tuple[str, ...]:
+    """Return the names of all that is measured."""
+    return METRICS[task] + (RANKING_METRICS if evaluate.ranking else ())
 
 
 class RegisterSpec(Section):

@@ -16,8 +16,9 @@ from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import Model, TrainSpec
-from lepton_ray.spec.model_check import check_model, check_task, image_shape, inputs_of
-from lepton_ray.spec.release import BASELINE, METRICS, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec
+from lepton_ray.spec.model_check import check_model, check_task, id_columns, image_shape, inputs_of
+from lepton_ray.spec.ranking import check_ranking
+from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, metrics_of
 from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
 
 _OF_MODEL = ("tune", "register_", "serve")
@@ -66,12 +67,17 @@ class RunSpec(Section):
         """See what the features make of the columns."""
         inputs = inputs_of(self.features, self.data)
         kinds, shape = set(inputs.values()), image_shape(self.features, self.data)
-        problems = check_model(self.model, inputs, shape) if self.model is not None else []
+        problems = (
+            check_model(self.model, inputs, shape, id_columns(self.features, self.data))
+            if self.model is not None
+            else []
+        )
         if self.train.augment is not None:
             has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
             problems += check_augment(
                 self.train.augment,
                 *has,
+                has_ids="ids" in kinds,
                 has_classes=self.data.task == "classification",
                 image_shape=shape,
                 number_columns=numbers_kept(self.features, self.data),
@@ -92,6 +98,7 @@ class RunSpec(Section):
             *check_windows(self.data.windows, self.data),
             *check_clean(self.clean, self.data),
             *check_features(self.features, self.data),
+            *(check_ranking(self.evaluate.ranking, self.data) if self.evaluate.ranking else ()),
         ]
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
@@ -100,7 +107,7 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _check_gates(self) -> Self:
         task = self.data.task
-        known = METRICS[task] if task else ()
+        known = metrics_of(task, self.evaluate) if task else ()
         if task == "anomaly_detection" and self.data.label is None:
             known = ("flagged_fraction",)
         if task and (wrong := [name for name in self.evaluate.gates if name.removeprefix(BASELINE) not in known]):

@@ -28,10 +28,10 @@ from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
 from lepton_ray.features.fit import fit_features, needs_keys
-from lepton_ray.features.graph import compile_graph, ids_of, outputs_of
+from lepton_ray.features.graph import category_ids_of, compile_graph, ids_of, outputs_of
 from lepton_ray.features.prepare import FOLD_KEY, Preparer, encode_labels, to_arrays
 from lepton_ray.features.reference import reference_sketches
-from lepton_ray.features.state import TOKENS, FeatureState
+from lepton_ray.features.state import IDS, TOKENS, FeatureState
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
@@ -218,18 +218,14 @@ def _open_preparer(state: str, signature: str) -> Preparer:
 
 def inputs_of(state: FeatureState) -> tuple[ModelInput, ...]:
     """Describe what the features give to a model."""
-    ids = next(iter(ids_of(state).values()), None)
+    of_ids: dict[str, dict[str, Any]] = {}
+    for text in ids_of(state).values():
+        of_ids[TOKENS] = {"num_ids": text.num_ids, "padding_id": text.pad_id, "unknown_id": text.unknown_id}
+    if columns := category_ids_of(state):
+        counts = [category.num_ids for category in columns.values()]
+        of_ids[IDS] = {"num_ids": sum(counts), "columns": tuple(columns), "column_ids": tuple(counts)}
     return tuple(
-        ModelInput(name=output.name, shape=output.shape)
-        if output.name != TOKENS or ids is None
-        else ModelInput(
-            name=TOKENS,
-            shape=output.shape,
-            num_ids=ids.num_ids,
-            padding_id=ids.pad_id,
-            unknown_id=ids.unknown_id,
-        )
-        for output in outputs_of(state)
+        ModelInput(name=output.name, shape=output.shape, **of_ids.get(output.name, {})) for output in outputs_of(state)
     )
 
 

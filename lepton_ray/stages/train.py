@@ -86,7 +86,8 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
             only_normal(split, target) for split in ((x_train, y_train), (x_val, y_val))
         )
     y_train, y_val = _scale(y_train, target), _scale(y_val, target)
-    data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers)
+    ids = tuple(i.name for i in feature_set.inputs if i.kind == "ids")
+    data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers, category_ids=ids)
     tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
     return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
 

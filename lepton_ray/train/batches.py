@@ -25,7 +25,7 @@ _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does n
 
 Input = NDArray[np.float32] | NDArray[np.int64]
 Inputs = Mapping[str, Input]
-"""Model inputs by name, rows first: float32 values, or int64 token ids; in the order in which a model takes them."""
+"""Model inputs by name, rows first: float32 values, or int64 ids; in the order in which a model takes them."""
 Labels = Ints | Floats
 
 
@@ -49,6 +49,8 @@ class TrainData:
     """Token id of what is not in the vocabulary."""
     padding_id: int = 0
     """Token id of what only fills a row up."""
+    category_ids: tuple[str, ...] = ()
+    """Inputs whose ids are those of categories, not of tokens."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +216,13 @@ def _key(seed: int, epoch: int, purpose: _Purpose) -> int:
     return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
 
 
-_IMAGE, _TOKENS, _TABLE = "image", "tokens", "table"
+_IMAGE, _TOKENS, _TABLE, _IDS = "image", "tokens", "table", "ids"
 
 
-def _kind_of(x: Input) -> str | None:
+def _kind_of(name: str, data: TrainData) -> str | None:
+    if name in data.category_ids:
+        return _IDS
+    x = data.x_train[name]
     if x.dtype == np.int64:
         return _TOKENS
     return {_IMAGE_DIMENSIONS: _IMAGE, _TABLE_DIMENSIONS: _TABLE}.get(x.ndim)
@@ -225,7 +230,7 @@ def _kind_of(x: Input) -> str | None:
 
 def _name_by_kind(data: TrainData) -> dict[str | None, str]:
     """Return the input of each kind; features make one of a kind at most."""
-    return {_kind_of(x): name for name, x in data.x_train.items()}
+    return {_kind_of(name, data): name for name in data.x_train}
 
 
 def _check(spec: AugmentSpec, data: TrainData) -> None:
@@ -237,6 +242,7 @@ def _check(spec: AugmentSpec, data: TrainData) -> None:
         has_image=_IMAGE in names,
         has_tokens=_TOKENS in names,
         has_table=_TABLE in names,
+        has_ids=_IDS in names,
         has_classes=data.task == "classification",
         image_shape=(image_shape[0], image_shape[1], image_shape[2]) if image_shape else None,
         number_columns=None if is_unknown else [name for name in data.number_columns if name is not None],

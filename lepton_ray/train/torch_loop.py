@@ -161,9 +161,10 @@ def _to_tensors(x: Inputs, device: str) -> list[Tensor]:
     return [torch.from_numpy(rows).to(device) for rows in x.values()]
 
 
-def _row_bytes(x: Input) -> int:
+def _row_bytes(x: Input, is_category_ids: bool) -> int:
     """Bytes of a row; of token ids and steps those of a pair of each two, as attention has them."""
-    return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1)
+    has_pairs = not is_category_ids and (x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS)
+    return x[:1].nbytes * (x.shape[1] if has_pairs else 1)
 
 
 @torch.inference_mode()
@@ -172,7 +173,8 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> Tensor:
     model.eval()
     totals = torch.zeros(len(METRICS[data.task]), dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // sum(map(_row_bytes, data.x_val.values()))))
+    row_bytes = sum(_row_bytes(x, name in data.category_ids) for name, x in data.x_val.items())
+    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // row_bytes))
     for start in range(0, len(share), size):
         rows = share[start : start + size]
         y = torch.from_numpy(data.y_val[rows]).to(group.device)

@@ -16,9 +16,11 @@ FEATURES = ModelInput(name="features", shape=(4,))
 TOKENS = ModelInput(name="tokens", shape=(6,), num_ids=12)
 STEPS = ModelInput(name="steps", shape=(6, 2))
 PIXELS = ModelInput(name="pixels", shape=(3, 8, 6))
+IDS = ModelInput(name="ids", shape=(3,), num_ids=14, columns=("user", "item", "place"), column_ids=(5, 6, 3))
 
 _RNN = {"kind": "rnn", "embedding_width": 5, "hidden": 4}
 _TRANSFORMER = {"kind": "transformer", "width": 6, "heads": 2, "feed_forward_width": 7}
+_TOWERS = {"kind": "two_towers", "user": ["place", "user"], "item": ["item"], "embedding_width": 3, "hidden": [5]}
 _ENCODERS = {"features": {"kind": "mlp", "hidden": [5]}, "tokens": _RNN, "pixels": {"kind": "cnn", "channels": [4]}}
 
 
@@ -67,6 +69,9 @@ class Family:
 
 
 def _rows(given: ModelInput, count: int, rng: np.random.Generator) -> NDArray[Any]:
+    if given.kind == "ids":
+        ends = np.cumsum(given.column_ids)
+        return rng.integers(ends - given.column_ids, ends, (count, *given.shape))
     if given.num_ids is None:
         return rng.normal(size=(count, *given.shape)).astype(np.float32)
     ids = rng.integers(1, given.num_ids, (count, *given.shape))
@@ -87,6 +92,12 @@ FAMILIES = {
     "transformer": Family({**_TRANSFORMER, "dropout": 0.0}, (TOKENS,)),
     "lstm_of_steps": Family({**_RNN, "layers": 2, "bidirectional": True}, (STEPS,)),
     "transformer_of_steps": Family({**_TRANSFORMER, "dropout": 0.0}, (STEPS,)),
+    "factorization": Family({"kind": "factorization", "embedding_width": 4}, (IDS,)),
+    "two_towers": Family(_TOWERS, (IDS,)),
+    "two_towers_by_angle": Family({**_TOWERS, "similarity": "cosine", "encoding_width": 4}, (IDS,)),
+    "fusion_of_ids": Family(
+        {"kind": "fusion", "encoders": {"features": {"kind": "linear"}, "ids": _TOWERS}}, (FEATURES, IDS)
+    ),
     "fusion": Family({"kind": "fusion", "encoders": _ENCODERS, "hidden": [7]}, (FEATURES, TOKENS, PIXELS)),
     "custom": Family(
         {"kind": "custom", "module": f"{__name__}:build_custom", "options": {"width": 3}}, (FEATURES, TOKENS)
@@ -95,5 +106,5 @@ FAMILIES = {
 DROPOUT = {
     name: Family({**family.settings, "dropout": 0.3}, family.inputs)
     for name, family in FAMILIES.items()
-    if family.settings["kind"] not in ("linear", "custom")
+    if family.settings["kind"] not in ("linear", "factorization", "custom")
 }

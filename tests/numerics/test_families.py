@@ -106,7 +106,7 @@ def test_averaged_gradients_of_workers_are_those_of_one(name: str, world_size: i
     assert any(step.abs().max() > 1e-3 for step in steps[0].values())
 
 
-@pytest.mark.parametrize("name", [*DROPOUT, "linear", "custom"])
+@pytest.mark.parametrize("name", [*DROPOUT, "linear", "factorization", "custom"])
 def test_resumed_is_equal_to_the_bit(tmp_path: Path, name: str) -> None:
     family = DROPOUT.get(name, FAMILIES[name])
     data, spec = _data(family), _spec(optimizer="adamw", weight_decay=0.1)

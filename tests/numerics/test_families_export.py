@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.export.to_onnx import export_model, predict
+from lepton_ray.features.categories import CategoryIdsState
 from lepton_ray.features.graph import compile_graph
 from lepton_ray.features.images import ImageState
 from lepton_ray.features.numbers import NumberState
@@ -24,17 +25,26 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.featurize import inputs_of
 
-from .families import FAMILIES, Family, build_bag
+from .families import FAMILIES, IDS, Family, build_bag
 
 _CLASSES = ("no", "maybe", "yes")
 _WORDS = ("good", "bad", "tea", "not")
 _LENGTH = 6
 _COLUMNS: dict[str, Any] = {
     "features": {f"n{i}": "number" for i in range(4)},
+    "ids": {"user": "category", "item": "category", "place": "category"},
     "tokens": {"t": "text"},
     "steps": {name: {"kind": "series", "length": _LENGTH} for name in ("s", "u")},
     "pixels": {"p": {"kind": "image", "height": 8, "width": 6, "channels": 3}},
 }
+
+
+_ID_COLUMNS = dict(zip(IDS.columns, IDS.column_ids, strict=True))
+
+
+def _ids_state(count: int) -> CategoryIdsState:
+    """The categories c0, c1 and so on, then those that are missing or unseen."""
+    return CategoryIdsState(vocabulary=tuple(f"c{i}" for i in range(count - 1)), missing_id=count - 1, num_ids=count)
 
 
 def _case(names: list[str]) -> tuple[Signature, FeatureState]:
@@ -45,6 +55,7 @@ def _case(names: list[str]) -> tuple[Signature, FeatureState]:
     number = NumberState(impute=3.0, offset=1.0, scale=2.0)
     state = FeatureState(
         numbers={f"n{i}": number for i in range(4)} if "features" in names else {},
+        categories={name: _ids_state(count) for name, count in _ID_COLUMNS.items()} if "ids" in names else {},
         texts={"t": IdsState(tokens="words", vocabulary=_WORDS, max_length=_LENGTH)} if "tokens" in names else {},
         series={n: StepsState(length=_LENGTH, impute=3.0, offset=1.0, scale=2.0) for n in "su"}
         if "steps" in names
@@ -62,17 +73,21 @@ def _raw(names: list[str], rows: int) -> tuple[dict[str, NDArray[Any]], list[NDA
     texts = [rng.choice([*_WORDS, "unknown"], rng.integers(0, 9)).tolist() for _ in range(rows)]
     texts[0] = []
     ids = [[2 + _WORDS.index(word) if word in _WORDS else 1 for word in text][:_LENGTH] for text in texts]
+    places = rng.integers(0, 9, (rows, len(_ID_COLUMNS)))
+    counts = np.array([*_ID_COLUMNS.values()])
     pixels = rng.integers(0, 256, (rows, 8, 6, 3), dtype=np.uint8)
     series = rng.normal(size=(2, rows, _LENGTH))
     series[rng.random(series.shape) < 0.3] = np.nan
     raw = {
         "features": {"numbers": numbers},
+        "ids": {"categories": np.array([[f"c{i}" if i < 8 else "" for i in row] for row in places], object)},
         "tokens": {"texts": np.array([[" ".join(text)] for text in texts], object)},
         "steps": {"series_s": series[0], "series_u": series[1]},
         "pixels": {"image": pixels},
     }
     made: dict[str, NDArray[Any]] = {
         "features": ((np.where(np.isnan(numbers), 3.0, numbers) - 1.0) / 2.0).astype(np.float32),
+        "ids": np.minimum(places, counts - 1) + np.cumsum(counts) - counts,
         "tokens": np.array([row + [0] * (_LENGTH - len(row)) for row in ids], np.int64),
         "steps": ((np.where(np.isnan(series), 3.0, series) - 1.0) / 2.0).astype(np.float32).transpose(1, 2, 0).copy(),
         "pixels": np.moveaxis(pixels / np.float32(255), 3, 1).copy(),
@@ -86,7 +101,9 @@ def test_an_exported_family_answers_as_torch_does(name: str) -> None:
     names = [given.name for given in family.inputs]
     signature, state = _case(names)
     inputs = inputs_of(state)
-    assert [given.shape for given in inputs] == [given.shape for given in family.inputs]
+    assert [(i.shape, i.kind, i.columns, i.column_ids) for i in inputs] == [
+        (i.shape, i.kind, i.columns, i.column_ids) for i in family.inputs
+    ]
     torch.manual_seed(0)
     model = build_model(family.spec, inputs, len(_CLASSES))
     with torch.no_grad():
