@@ -10,7 +10,7 @@ from lepton_ray.spec.model import Framework, Model
 _MODULES = {
     "torch": {
         kind: f"lepton_ray.models.torch.{kind}"
-        for kind in ("linear", "mlp", "cnn", "resnet", "rnn", "transformer", "fusion", "custom")
+        for kind in ("linear", "mlp", "cnn", "resnet", "rnn", "transformer", "pretrained", "fusion", "custom")
     },
     "keras": {kind: f"lepton_ray.models.keras.{kind}" for kind in ("linear", "mlp", "cnn")},
 }

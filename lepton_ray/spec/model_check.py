@@ -20,6 +20,7 @@ _TAKES: dict[str, tuple[InputKind, ...]] = {
     "resnet": ("image",),
     "rnn": ("tokens", "steps"),
     "transformer": ("tokens", "steps"),
+    "pretrained": ("image", "tokens"),
     "custom": ("table", "image", "tokens", "steps"),
 }
 _WORDS = {
