@@ -56,6 +56,10 @@ def _compose_compatible(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
 
 
+def _without_accents(text: str) -> str:
+    return "".join(sign for sign in unicodedata.normalize("NFD", text) if unicodedata.category(sign) != "Mn")
+
+
 def _without_urls(text: str) -> str:
     return _url.sub("URL", text)
 
@@ -72,6 +76,7 @@ _STEPS: dict[TextStep, _Step] = {
     "nfc": _Step(_compose, may_change=r"[^\x00-\x{2ff}]"),  # below there is nothing to compose
     "nfkc": _Step(_compose_compatible, may_change=r"[^\x00-\x{9f}]"),
     "lower": _Step(str.casefold, may_change=r"[^\x00-\x7f]", kernel=pc.ascii_lower),
+    "accents": _Step(_without_accents, may_change=r"[^\x00-\x{bf}]"),
     "html": _Step(read_markup, may_change="[<&]"),
     "urls": _Step(_without_urls, kernel=_without_urls_kernel),
     "spaces": _Step(_single_spaces, may_change=rf"[{_OTHER_SPACE}]|  |\A | \z"),

@@ -13,6 +13,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.core.errors import EngineError
@@ -56,13 +57,23 @@ def export_model(
     """Return one graph from raw tensors to the outputs of a package (``Signature.outputs``).
 
     Args:
-        model: From the model inputs, in their order, to what ``Target`` says; on the CPU.
+        model: From the model inputs, in their order, to what ``Target`` says; on the CPU. Its weights are merged.
         inputs: What the model takes.
         prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
         target: What the model predicts.
     """
+    merge_weights(model)
     core = _trace(_Answering(model, target), inputs, target.output, opset_of(prepare))
     return join(core, prepare, {i.name: f"{_PREFIX}{i.name}" for i in inputs}, inputs, target)
+
+
+def merge_weights(model: nn.Module) -> None:
+    """Put plain weights in place of what they are computed from (``torch.nn.utils.parametrize``), as LoRA's are."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            computed: Any = module.parametrizations
+            for name in list(computed):
+                parametrize.remove_parametrizations(module, name)
 
 
 def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, opset: int) -> onnx.ModelProto:

@@ -20,6 +20,7 @@ _MODULES = {
             "factorization",
             "two_towers",
             "autoencoder",
+            "pretrained",
             "fusion",
             "custom",
         )

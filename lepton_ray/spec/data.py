@@ -18,7 +18,7 @@ MISSING_WORDS = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 Task = Literal["classification", "multi_label", "regression", "anomaly_detection"]
 """What a model is for; losses, metrics, outputs and baselines follow from it."""
 
-TextStep = Literal["nfc", "nfkc", "lower", "html", "urls", "spaces"]
+TextStep = Literal["nfc", "nfkc", "lower", "accents", "html", "urls", "spaces"]
 TextSteps = Annotated[tuple[TextStep, ...], Field(strict=False)]
 
 
@@ -55,7 +55,7 @@ class _TextualColumn(Section):
     """Whether a missing value makes the record bad; else it is imputed."""
     normalise: TextSteps = ()
     """Done to each text in this order, in training and in serving alike: ``nfc``, ``nfkc`` (Unicode forms), ``lower``
-    (case folding), ``html`` (tags and entities), ``urls`` (addresses become ``URL``), ``spaces`` (runs of white space become
+    (case folding), ``accents`` (marks on letters go, and letters come apart as in NFD), ``html`` (tags and entities), ``urls`` (addresses become ``URL``), ``spaces`` (runs of white space become
     one). Spaces around a text are always taken away."""
     pattern: str | None = None
     """Regular expression (RE2: no look-around, no back-references) that the whole text must match, after ``normalise``."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from lepton_ray.spec.data import DataSpec, ImageColumn, NumberColumn, SeriesColumn
@@ -96,6 +97,8 @@ def _check_category(place: str, name: str, section: CategoryFeatures, data: Data
 def _check_text(place: str, name: str, section: TextFeatures, data: DataSpec) -> Iterator[str]:
     if not isinstance(section.tokens, SubwordTokens):
         return
+    if not Path(section.tokens.tokenizer_file).exists() and getattr(data.source, "prepare", None):
+        return  # which may write it too; the features look again
     place = f"{place}.tokens.tokenizer_file"
     try:
         file = read_tokenizer(section.tokens.tokenizer_file)

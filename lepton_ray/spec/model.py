@@ -137,6 +137,57 @@ class TwoTowersModel(Section):
     """Of the dense layers."""
 
 
+class LoraSpec(Section):
+    """Weights stay as they are; the product of two thin matrices is learned and added to each (Hu et al. 2021, arXiv:2106.09685).
+
+    It is merged into the weights before export.
+    """
+
+    factor_rank: PositiveInt = 8
+    """Width of the two matrices."""
+    alpha: PositiveFloat = 16.0
+    """Their product counts ``alpha / factor_rank``."""
+    target_modules: Annotated[StrTuple, Field(min_length=1)] = ("query", "value")
+    """Last part of the names of the backbone's linear layers that get one."""
+
+
+class PretrainedModel(Section):
+    """A backbone with weights learned elsewhere, on a text encoded as ``ids`` or an image, and a linear layer of your own on it."""
+
+    kind: Literal["pretrained"]
+    backbone: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A folder with ``config.json`` and ``model.safetensors``, or the name of a model on Hugging Face (``OWNER/NAME``), which is
+    downloaded once. Nothing else is read of it, and never code."""
+    revision: str | None = None
+    """Commit, tag or branch of the model on Hugging Face; a commit never changes."""
+    pooling: Literal["mean", "first"] = "mean"
+    """What the tokens (or the patches of an image) are brought to: their mean, or the first of them ([CLS])."""
+    dropout: DropoutRate = 0.1
+    """Before the classes; the backbone has its own."""
+    freeze: Literal["none", "all"] | PositiveInt = "none"
+    """Parts of the backbone whose weights stay as they are: a number counts its groups of layers from the input, where
+    embeddings are one group and each layer is one."""
+    unfreeze_every_epochs: PositiveInt | None = None
+    """Begin with the last layer alone, and let one more group of the backbone learn after each so many epochs, from the top
+    (Howard and Ruder 2018, arXiv:1801.06146)."""
+    layer_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """From each group of layers to the one below, the learning rate is multiplied by it; the last layer has ``train.lr``."""
+    lora: LoraSpec | None = None
+    config: dict[str, Any] | None = None
+    """Content of a ``config.json``: build the backbone from it, with fresh weights, and read no files. A run writes it into its
+    checkpoint, which has the weights."""
+
+    @model_validator(mode="after")
+    def _check_learning(self) -> Self:
+        if self.freeze == "all" and self.lora is not None:
+            raise ValueError(
+                "freeze must not be 'all' with lora, which leaves the weights as they are. Remove one of them"
+            )
+        if self.freeze == "all" and self.unfreeze_every_epochs is not None:
+            raise ValueError("freeze must not be 'all' with unfreeze_every_epochs, got both. Remove one of them")
+        return self
+
+
 class CustomModel(Section):
     """A module of your own. What a row gives must depend on that row alone, or workers take another step than one would."""
 
@@ -159,6 +210,7 @@ _Encoder = (
     | TransformerModel
     | FactorizationModel
     | TwoTowersModel
+    | PretrainedModel
     | CustomModel
 )
 Encoder = Annotated[_Encoder, Field(discriminator="kind")]
@@ -178,6 +230,14 @@ class FusionModel(Section):
 
 
 Model = Annotated[_Encoder | FusionModel | AutoencoderModel, Field(discriminator="kind")]
+
+
+def backbones_of(model: Model | None) -> dict[str, PretrainedModel]:
+    """Return the pretrained parts of a model by their place in the spec."""
+    parts: dict[str, Any] = {"model": model}
+    if isinstance(model, FusionModel):
+        parts = {f"model.encoders.{name}": encoder for name, encoder in model.encoders.items()}
+    return {place: part for place, part in parts.items() if isinstance(part, PretrainedModel)}
 
 
 class TrainSpec(Section):

@@ -34,6 +34,7 @@ _TAKES: dict[str, tuple[InputKind, ...]] = {
     "autoencoder": ("table", "image", "steps"),
     "factorization": ("ids",),
     "two_towers": ("ids",),
+    "pretrained": ("image", "tokens"),
     "custom": ("table", "image", "tokens", "steps", "ids"),
 }
 _OF_ANOMALIES = ("autoencoder",)

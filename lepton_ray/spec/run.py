@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from lepton_ray.core import settings
 from lepton_ray.spec.augment import check_augment
+from lepton_ray.spec.backbone import check_local_backbones
 from lepton_ray.spec.base import Name, Section, Uri, replace
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
@@ -72,6 +73,7 @@ class RunSpec(Section):
             if self.model is not None
             else []
         )
+        problems = problems or check_local_backbones(self.model, self.features, self.data)
         if self.train.augment is not None:
             has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
             problems += check_augment(

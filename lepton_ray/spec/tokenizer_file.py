@@ -117,12 +117,9 @@ def _normalise_steps(normalizer: dict[str, Any] | None) -> tuple[str, ...]:
     if kind == "Sequence":
         return tuple(step for part in normalizer["normalizers"] for step in _normalise_steps(part))
     if kind == "BertNormalizer":
-        strips = normalizer.get("strip_accents")
-        if strips or (strips is None and normalizer.get("lowercase")):
-            raise ValueError(
-                "must not strip accents, which the columns' normalise does not do. Set normalizer.strip_accents to false"
-            )
-        return ("lower",) if normalizer.get("lowercase") else ()
+        lower, strips = normalizer.get("lowercase"), normalizer.get("strip_accents")
+        strips = lower if strips is None else strips
+        return (*(["accents"] if strips else []), *(["lower"] if lower else []))
     steps = {"Lowercase": ("lower",), "NFC": ("nfc",), "NFKC": ("nfkc",)}
     if kind not in steps:
         raise ValueError(f"must have a normalizer of type BertNormalizer, {', '.join(steps)} or none, got {kind!r}")

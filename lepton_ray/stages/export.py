@@ -63,14 +63,14 @@ def export(
     if target.task == "anomaly_detection":
         x_val, _ = only_normal(load_split(feature_set, "val", ctx), target)
         target = target.model_copy(update={"threshold": _find_threshold(exporter, model, target, list(x_val.values()))})
-    graph = exporter.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
-    ctx.update("graph exported")
-    (package / "model.onnx").write_bytes(graph.SerializeToString())
     test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
     rows = choose_rows(test, signature, export.golden_rows)
     x_test, _ = load_split(feature_set, "test", ctx)
     inputs = [values[rows] for values in x_test.values()]
-    expected = exporter.predict(model, target, inputs)
+    expected = exporter.predict(model, target, inputs)  # of what was trained, before anything is merged for the graph
+    graph = exporter.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
+    ctx.update("graph exported")
+    (package / "model.onnx").write_bytes(graph.SerializeToString())
     golden = test.take(pa.array(rows))
     outputs = outputs_to_json(expected, target)
     write_json(package / "golden_records.json", {"records": to_records(golden, signature)}, indent=None)

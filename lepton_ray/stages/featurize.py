@@ -90,7 +90,12 @@ def fingerprint(data: DataSpec, features: FeaturesSpec) -> dict[str, str] | None
     sections = [features.of(name, column.kind) for name, column in data.features.items()]
     tokens = [section.tokens for section in sections if isinstance(section, TextFeatures)]
     files = sorted({choice.tokenizer_file for choice in tokens if isinstance(choice, SubwordTokens)})
-    if files and (problems := check_features(features, data)):
+    problems = [
+        f"features.texts.tokens.tokenizer_file must be a file, got {file!r}, which is not there. Check the path"
+        for file in files
+        if not Path(file).is_file()
+    ]
+    if files and (problems := problems or check_features(features, data)):
         raise SpecError(problems)
     return {file: sha256_file(Path(file)) for file in files} or None
 

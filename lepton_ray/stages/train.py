@@ -1,21 +1,30 @@
 """train: features -> the weights of the best epoch."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Target, Trials
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.errors import DataError, EngineError
+from lepton_ray.core.errors import DataError, EngineError, SpecError
+from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
 from lepton_ray.core.imports import load_function
 from lepton_ray.engine.session import connect
+from lepton_ray.models.backbones import digests, find_backbone
 from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.model import CustomModel, FusionModel, Model, TrainSpec
+from lepton_ray.spec.backbone import Backbone, check_backbone, read_backbone
+from lepton_ray.spec.base import replace
+from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.features import FeaturesSpec
+from lepton_ray.spec.model import CustomModel, FusionModel, Model, PretrainedModel, TrainSpec, backbones_of
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import Split, feature_names, load_split
@@ -34,7 +43,7 @@ def train(
     if trials is not None:
         model, train = apply_values(model, train, trials.best)
     target = target_of(feature_set)
-    build = partial(build_model, model, feature_set.inputs, target.num_outputs, train.framework)
+    model, build = with_backbones(model, feature_set, train, ctx.seed)
     state = _fit(build, feature_set, train, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):
         raise EngineError(
@@ -51,11 +60,11 @@ def train(
     )
 
 
-def preflight(model: Model | None) -> None:
-    """Import the modules of custom models, before anything is read.
+def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> None:
+    """Import the modules of custom models and find pretrained backbones, before anything is read.
 
     Raises:
-        SpecError: If one cannot be imported.
+        SpecError: If one cannot be imported, or a backbone cannot be had or does not fit the features.
     """
     parts: dict[str, Model | None] = {"model": model}
     if isinstance(model, FusionModel):
@@ -63,6 +72,70 @@ def preflight(model: Model | None) -> None:
     for place, part in parts.items():
         if isinstance(part, CustomModel):
             load_function(part.module, f"{place}.module")
+    problems: list[str] = []
+    for place, part in _to_be_read(model).items():
+        require("transformers", f"{place} of kind 'pretrained'")
+        problems += check_backbone(place, part, _read(place, part), features, data)
+    if problems:
+        raise SpecError(problems)
+
+
+def fingerprint(model: Model | None) -> dict[str, dict[str, str]] | None:
+    """Return what the stage's result depends on outside of the spec: the files of backbones, None without one."""
+    return {place: digests(find_backbone(place, part)) for place, part in _to_be_read(model).items()} or None
+
+
+def _to_be_read(model: Model | None) -> dict[str, PretrainedModel]:
+    return {place: part for place, part in backbones_of(model).items() if part.config is None}
+
+
+def _read(place: str, model: PretrainedModel) -> Backbone:
+    try:
+        return read_backbone(find_backbone(place, model))
+    except ValueError as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError([f"{place}.backbone {error}"]) from error
+
+
+def with_backbones(
+    model: Model, feature_set: FeatureSet, train: TrainSpec, seed: int
+) -> tuple[Model, Callable[[], Any]]:
+    """Return the model as it is trained and stored, and what builds it anywhere.
+
+    The files of pretrained backbones are read here and once: their configurations go into the section, their weights along with
+    what is returned. So no worker, and nobody who has the checkpoint, needs them.
+    """
+    build = partial(
+        build_model,
+        inputs=feature_set.inputs,
+        num_outputs=target_of(feature_set).num_outputs,
+        framework=train.framework,
+    )
+    parts = _to_be_read(model)
+    if not parts:
+        return model, partial(build, model)
+    described = model
+    for place, part in parts.items():
+        path = (*place.split(".")[1:], "config")
+        data = replace(described, path, dict(_read(place, part).config))
+        described = TypeAdapter[Model](Model).validate_python(data)
+    start = load_training(train.framework).loop.start_state(partial(build, model), train, seed)
+    return described, BuildWithWeights(partial(build, described), start.model.state_dict())
+
+
+@dataclass(frozen=True)
+class BuildWithWeights:
+    """Builds a model and gives it weights that travel along."""
+
+    build: Callable[[], Any]
+    weights: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Return the model."""
+        model = self.build()
+        model.load_state_dict(self.weights)
+        return model
 
 
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
@@ -89,7 +162,7 @@ def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     ids = tuple(i.name for i in feature_set.inputs if i.kind == "ids")
     data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers, category_ids=ids)
     tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
-    return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
+    return data if tokens is None else replace_fields(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
 
 
 def only_normal(split: Split, target: Target) -> Split:

@@ -14,6 +14,7 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.train import fingerprint as backbones_fingerprint
 from lepton_ray.stages.train import load_data, target_of
 from lepton_ray.train.frameworks import load_training
 
@@ -28,6 +29,11 @@ def preflight(tune: TuneSpec) -> None:
     """Check that the searcher is installed."""
     if tune.searcher.kind in ("optuna", "hyperopt"):
         require(tune.searcher.kind, f"tune.searcher {tune.searcher.kind}")
+
+
+def fingerprint(model: Model) -> dict[str, dict[str, str]] | None:
+    """Return what the stage's result depends on outside of the spec, as that of training does."""
+    return backbones_fingerprint(model)
 
 
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:

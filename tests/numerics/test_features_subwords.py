@@ -138,7 +138,6 @@ def test_ideographs_stand_alone_where_the_file_says_so(tmp_path):
         ({"type": "BPE"}, {}, "must hold a model of type WordLevel or WordPiece, got 'BPE', which the operators of onnxruntime"),
         ({}, {"pre_tokenizer": {"type": "ByteLevel"}}, "must have a pre_tokenizer of type WhitespaceSplit, Whitespace, BertPreTokenizer, got 'ByteLevel'"),
         ({}, {"pre_tokenizer": None}, "got None"),
-        ({}, {"normalizer": {"type": "BertNormalizer", "lowercase": True}}, "must not strip accents"),
         ({}, {"normalizer": {"type": "StripAccents"}}, "must have a normalizer of type BertNormalizer, Lowercase, NFC, NFKC or none, got 'StripAccents'"),
         ({}, {"post_processor": {"type": "ByteLevel"}}, "must have a post_processor of type TemplateProcessing, BertProcessing or none"),
         ({"vocab": []}, {}, "must have the form of a tokenizer.json"),
@@ -164,6 +163,21 @@ def test_a_normalizer_must_be_the_columns_own(tmp_path):
     section = {"tokens": {"kind": "subwords", "tokenizer_file": framed}, "encode": {"kind": "ids", "max_length": 2}}
     (problem,) = check_features(FeaturesSpec.model_validate({"texts": section}), data)
     assert "must be used with a max_length above 2, got 2. Raise it" in problem
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "wanted"),
+    [
+        ({"lowercase": True, "strip_accents": None}, ("accents", "lower")),
+        ({"lowercase": True, "strip_accents": False}, ("lower",)),
+        ({"lowercase": False, "strip_accents": True}, ("accents",)),
+        ({"lowercase": False}, ()),
+    ],
+)
+def test_accents_are_stripped_where_bert_does(tmp_path, normalizer, wanted):
+    """As BertNormalizer has it: left open, accents go where letters become lower case."""
+    path = write(tmp_path / "t.json", normalizer={"type": "BertNormalizer", **normalizer})
+    assert read_tokenizer(path).normalise == wanted
 
 
 def test_sub_words_come_as_ids_only():

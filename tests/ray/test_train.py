@@ -1,5 +1,6 @@
 """Ray Train and Ray Data give what this process gives; a cluster that is too small says so at once."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
+from pydantic import TypeAdapter
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import EngineError
 from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.model import MlpModel, TrainSpec
+from lepton_ray.spec.model import MlpModel, Model, TrainSpec
 from tests.numerics.families import FAMILIES, NUM_CLASSES, Family
 
 WIDTH, CLASSES = 5, 3
@@ -76,6 +78,44 @@ def test_two_workers_take_the_steps_of_one_on_several_inputs(cluster: None, tmp_
     one = in_process.fit(family.build, data, spec, 5, tmp_path / "alone", lambda text: None)
     for name, weights in one.model.state_dict().items():
         np.testing.assert_allclose(two.model.state_dict()[name].numpy(), weights.numpy(), atol=1e-4)
+    assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"unfreeze_every_epochs": 1}, {"freeze": 1, "lora": {"factor_rank": 2}}])
+def test_two_workers_take_the_steps_of_one_while_layers_begin_to_learn(
+    cluster: None, tmp_path: Path, settings: Any
+) -> None:
+    """What averages the gradients is made anew when others learn; the weights travel, the backbone's files do not.
+
+    By plain descent: Adam makes whole steps of a key's bias, whose gradient is 0 but for rounding.
+    """
+    from lepton_ray.stages.train import with_backbones
+    from lepton_ray.train import in_process, on_ray
+    from lepton_ray.train.batches import TrainData
+    from tests.numerics.test_pretrained import _TOKENS, _data, _feature_set, write_backbone
+
+    folder = write_backbone(
+        tmp_path / "bert", "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )  # each worker draws its own
+    model = TypeAdapter[Any](Model).validate_python(
+        {"kind": "pretrained", "backbone": str(folder), "dropout": 0.0, **settings}
+    )
+    spec = TrainSpec(
+        num_workers=2, epochs=4, global_batch_size=8, optimizer="sgd", lr=5e-2, average_decay=0.9, clip_norm=1.0
+    )
+    _, build = with_backbones(model, _feature_set(_TOKENS), spec, 5)
+    shutil.rmtree(folder)
+    data: TrainData = _data()
+    storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
+    two = on_ray.fit(build, data, spec, 5, storage, lambda text: None)
+    one = in_process.fit(build, data, spec, 5, tmp_path / "alone", lambda text: None)
+    start = build().state_dict()
+    for name, weights in one.model.state_dict().items():
+        np.testing.assert_allclose(two.model.state_dict()[name].numpy(), weights.numpy(), atol=1e-4)
+    moved = [
+        name for name, weights in one.model.state_dict().items() if not np.allclose(weights, start[name], atol=1e-4)
+    ]
+    assert any("layer.0" in name for name in moved)
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 
 

@@ -18,7 +18,7 @@ from lepton_ray.spec.data import DataSpec
 
 _WORDS = ("NA", "nan", "-999", "?")
 _text_options = {
-    "normalise": st.lists(st.sampled_from(["nfc", "nfkc", "lower", "html", "urls", "spaces"]), max_size=3),
+    "normalise": st.lists(st.sampled_from(["nfc", "nfkc", "lower", "accents", "html", "urls", "spaces"]), max_size=3),
     "pattern": st.sampled_from(["[^x]*", "(?i)a.*", r"\w+"]),
     "required": st.booleans(),
 }

@@ -15,7 +15,7 @@ from lepton_ray.artifacts.markup import read_markup
 from lepton_ray.artifacts.text_form import TextForm, form
 from lepton_ray.spec.data import CategoryColumn, TextColumn
 
-_STEPS = ("nfc", "nfkc", "lower", "html", "urls", "spaces")
+_STEPS = ("nfc", "nfkc", "lower", "accents", "html", "urls", "spaces")
 _PIECES = [
     *("\0", "\t", "\n", "\x1c", "\x85", "\xa0", "\u1680", "\u200b", "\u2028", "\u202e", "\u3000", "\ufeff", " ", "  "),
     *(
@@ -99,7 +99,7 @@ def test_arrays_and_single_texts_give_the_same(steps: Any, texts: list[str | Non
 def test_every_character_alone_and_between_letters() -> None:
     codes = [*range(0xD800), *range(0xE000, 0x32000), *range(0xE0000, 0xE0200)]  # the planes with assigned characters
     characters = [chr(code) for code in codes]
-    for steps in (("nfc",), ("nfkc",), ("lower",), ("spaces",), ("urls",)):
+    for steps in (("nfc",), ("nfkc",), ("lower",), ("accents",), ("spaces",), ("urls",)):
         made = _form(*steps)
         for texts in (characters, [f"www.e{character}\u0301 x" for character in characters]):
             assert made(pa.array(texts)).to_pylist() == [made.apply(text) for text in texts]
@@ -110,6 +110,7 @@ def test_every_character_alone_and_between_letters() -> None:
 def test_steps_are_what_unicode_says(text: str) -> None:
     assert _form("nfc").apply(text) == unicodedata.normalize("NFC", text).strip()
     assert _form("nfkc", "lower").apply(text) == unicodedata.normalize("NFKC", text).casefold().strip()
+    assert not any(unicodedata.category(sign) == "Mn" for sign in _form("accents").apply(text))
     words = [""]
     for character in text:
         if character.isspace():
