@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 
@@ -79,9 +80,9 @@ def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # biases and scales
     ]
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9)
+        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9, fused=True)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=spec.lr)
+    return kind(parameters, lr=spec.lr, fused=True)
 
 
 def train_epochs(
@@ -91,12 +92,14 @@ def train_epochs(
     group = group or Group()
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     model = group.wrap(state.model)
-    while state.epoch < spec.epochs and not has_stalled(state, spec):
-        torch.manual_seed(mix(seed, state.epoch, group.rank))
-        train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
-        if state.add(name_splits(train, val)):
-            state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
-        yield state
+    with freed_memory_kept():
+        while state.epoch < spec.epochs and not has_stalled(state, spec):
+            torch.manual_seed(mix(seed, state.epoch, group.rank))
+            train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
+            if state.add(name_splits(train, val)):
+                weights = state.evaluated.state_dict()
+                state.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+            yield state
 
 
 def _train_epoch(
