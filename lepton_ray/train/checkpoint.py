@@ -51,6 +51,7 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
             slots.setdefault(int(index), {})[slot] = value
         groups = facts["optimizer_groups"] if with_settings else state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        _lay_out(state.optimizer)
         state.history, state.best_epoch = facts["history"], facts["best_epoch"]
         best = load_file(folder / "best.safetensors")
     except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
@@ -59,6 +60,14 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
         ) from error
     device = next(state.model.parameters()).device
     state.best_weights = {name: value.to(device) for name, value in best.items()}
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Bring tensors into the order in memory of their weights: fused optimizers take the n-th number of each, unasked."""
+    for weight, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == weight.shape:
+                slots[name] = torch.empty_like(weight).copy_(value)
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -19,6 +19,7 @@ from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
 from lepton_ray.train.layer_groups import optimizer_groups, set_learning
+from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 from lepton_ray.train.threads import threads_for, use_threads
@@ -81,9 +82,9 @@ def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int
 def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     parameters = optimizer_groups(model, spec.weight_decay)
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9)
+        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9, fused=True)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=spec.lr)
+    return kind(parameters, lr=spec.lr, fused=True)
 
 
 def train_epochs(
@@ -94,17 +95,19 @@ def train_epochs(
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     num_threads = _num_threads(state.model, data, spec, group)
     model: nn.Module | None = None
-    while state.epoch < spec.epochs and not has_stalled(state, spec):
-        if set_learning(state.model, state.epoch) or model is None:
-            model = None
-            gc.collect()  # a wrapper takes its hooks along; the next one is made for what learns now
-            model = group.wrap(state.model)
-        torch.manual_seed(mix(seed, state.epoch, group.rank))
-        with use_threads(num_threads):
-            train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
-        if state.add(name_splits(data.task, train.tolist(), val.tolist())):
-            state.best_weights = {name: value.detach().clone() for name, value in state.evaluated.state_dict().items()}
-        yield state
+    with freed_memory_kept():
+        while state.epoch < spec.epochs and not has_stalled(state, spec):
+            if set_learning(state.model, state.epoch) or model is None:
+                model = None
+                gc.collect()  # a wrapper takes its hooks along; the next one is made for what learns now
+                model = group.wrap(state.model)
+            torch.manual_seed(mix(seed, state.epoch, group.rank))
+            with use_threads(num_threads):
+                train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
+            if state.add(name_splits(data.task, train.tolist(), val.tolist())):
+                weights = state.evaluated.state_dict()
+                state.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+            yield state
 
 
 def _num_threads(model: nn.Module, data: TrainData, spec: TrainSpec, group: Group) -> int:
