@@ -20,7 +20,8 @@ from lepton_ray.core.errors import ArtifactError, EngineError
 from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
-from lepton_ray.serve.http import Limits, Outputs, build_http_app
+from lepton_ray.serve.endpoint import Limits, Outputs
+from lepton_ray.serve.http import build_http_app
 from lepton_ray.spec.release import ServeSpec
 
 DEPLOYMENT = "model"

@@ -107,7 +107,7 @@ def _open_registered(uri: str, tracking_uri: str) -> ModelPackage:
 def _application(open_model: OpenModel, package: ModelPackage, name: str | None, spec: ServeSpec) -> Any:
     require("ray.serve", "serving")
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
-    from lepton_ray.serve.http import Limits  # noqa: PLC0415
+    from lepton_ray.serve.endpoint import Limits  # noqa: PLC0415
 
     served = on_ray.Served(
         open_model=open_model,

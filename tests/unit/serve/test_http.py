@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.serve.http import Limits, NoMeter, build_http_app
+from lepton_ray.serve.endpoint import Limits, NoMeter
+from lepton_ray.serve.http import build_http_app
 
 _MODEL = "/v2/models/demo"
 _INFER = f"{_MODEL}/infer"

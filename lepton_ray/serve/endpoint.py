@@ -1,0 +1,272 @@
+"""What a package answers to which request: pure functions from a request to its response, for every server alike.
+
+A server finds what a path is (``find``): either a response, or the protocol of a prediction, for which it makes a ``Call`` of
+the body. Calls are predicted together (``predict``), as many as there are; each gets the response that it would get alone.
+
+Status codes: 400 not JSON or not of the protocol; 404 unknown path, model or version; 413 too large; 422 a record that
+breaks the signature; 503 too many wait; 500 never on purpose, and without a word on the inside.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from lepton_ray import __version__
+from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.core.errors import RecordError
+from lepton_ray.serve import protocol
+
+_logger = logging.getLogger("lepton_ray.serve")
+
+HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
+_HTTP_NOT_FOUND, _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE, _HTTP_FAILED = 404, 405, 413, 422, 500
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+RAW_HEADER = b"inference-header-content-length"
+
+Outputs = dict[str, NDArray[Any]]
+ProtocolName = Literal["oip", "records"]
+
+
+class Meter(Protocol):
+    """Receives one call for each prediction request, from any thread."""
+
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
+        """Count a request; ``outputs`` are the predictor's, None when it failed."""
+
+
+class NoMeter:
+    """Counts nothing."""
+
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one request."""
+
+    max_request_bytes: int = 16 << 20
+    max_rows: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Status, body and headers besides ``content-length``; names are lower case."""
+
+    code: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    feeds: Feeds
+    wanted: list[str]
+    raw: frozenset[str]
+    id: Any
+
+
+@dataclass(slots=True)
+class Call:
+    """A prediction request; ``json_bytes`` is its ``Inference-Header-Content-Length``, if it has one."""
+
+    protocol_name: ProtocolName
+    body: bytes = b""
+    json_bytes: int | None = None
+    start: float = field(default_factory=time.perf_counter)
+    rows: int = 0
+    """At least 1 once it is parsed: then there are either records or tensors."""
+    records: list[Any] | None = None
+    tensors: _Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A package as the model ``name``. Thread-safe."""
+
+    predictor: Predictor
+    name: str
+    limits: Limits
+    meter: Meter
+
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return self.predictor.package.version
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Answer one request at once."""
+        found = self.find(method, path)
+        return found if isinstance(found, Response) else self.predict([Call(found, body)])[0]
+
+    def find(self, method: str, path: str) -> Response | ProtocolName:
+        """Return the protocol of a prediction at a decoded path, or the response to any other request."""
+        match path.split("/"):
+            case ["", "predict"]:
+                return _only("POST", method) or "records"
+            case ["", "v2"]:
+                about = {"name": "lepton_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
+                return _only("GET", method) or _json(about)
+            case ["", "v2", "health", "live" | "ready" as what]:
+                return _only("GET", method) or _json({what: True})
+            case ["", "v2", "models", name, "versions", version, *rest] if len(rest) <= 1:
+                return self._find_model(method, path, name, version, "".join(rest))
+            case ["", "v2", "models", name, *rest] if len(rest) <= 1:
+                return self._find_model(method, path, name, None, "".join(rest))
+        return _not_found(path)
+
+    def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response | ProtocolName:
+        if what not in ("", "ready", "infer"):
+            return _not_found(path)
+        if name != self.name:
+            return _error(_HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
+        if version not in (None, self.version):
+            return _error(_HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {version[:200]!r}")
+        if (refusal := _only("POST" if what == "infer" else "GET", method)) is not None:
+            return refusal
+        if what == "infer":
+            return "oip"
+        if what == "ready":
+            return _json({"name": self.name, "ready": True})
+        return _json(protocol.metadata(self.name, [self.version], self.predictor.signature))
+
+    def refuse(self, call: Call, code: int, message: str) -> Response:
+        """Return and count the response to a call that comes to nothing."""
+        return self._finish(call, _error(code, message), None)
+
+    def refuse_large(self, call: Call) -> Response:
+        """Return and count the response to a body beyond the limit."""
+        return self.refuse(
+            call, _HTTP_TOO_LARGE, f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request"
+        )
+
+    def parse(self, call: Call) -> Response | None:
+        """Read the body of a call, or return the response that refuses it."""
+        try:
+            text, raw = protocol.split_body(call.body, call.json_bytes)
+            body = _parse_json(text)
+            if call.protocol_name == "records":
+                call.records = self._parse_records(body)
+                call.rows = len(call.records)
+            else:
+                call.tensors = self._parse_tensors(body, raw)
+                call.rows = len(next(iter(call.tensors.feeds.values())))
+        except protocol.ProtocolError as error:
+            return self.refuse(call, HTTP_BAD_REQUEST, str(error))
+        return None
+
+    def _parse_records(self, body: Any) -> list[Any]:
+        records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+        if not isinstance(records, list):
+            raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
+        if not 1 <= len(records) <= self.limits.max_rows:
+            raise protocol.ProtocolError(
+                f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request"
+            )
+        return records
+
+    def _parse_tensors(self, body: Any, raw: memoryview) -> _Tensors:
+        feeds, wanted = protocol.parse_infer(body, self.predictor.signature, self.limits.max_rows, raw)
+        return _Tensors(feeds, wanted, protocol.raw_outputs(body, wanted), body.get("id"))
+
+    def predict(self, calls: Sequence[Call]) -> list[Response]:
+        """Answer calls together, each as it would be answered alone; those that are not parsed yet are."""
+        refusals = [None if call.rows else self.parse(call) for call in calls]
+        answers = iter(self._answer([call for call, refusal in zip(calls, refusals, strict=True) if refusal is None]))
+        return [refusal or next(answers) for refusal in refusals]
+
+    def _answer(self, calls: list[Call]) -> list[Response]:
+        if not calls:
+            return []
+        try:
+            outputs = self._run(calls)
+            return [self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)]
+        except RecordError as error:
+            code, message = _HTTP_UNPROCESSABLE, str(error)
+        except Exception:
+            _logger.exception("a run for %d requests failed", len(calls))
+            code, message = _HTTP_FAILED, "the server failed; its log has the reason"
+        if len(calls) == 1:
+            return [self.refuse(calls[0], code, message)]
+        return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay
+
+    def _run(self, calls: list[Call]) -> list[Outputs]:
+        """Return the outputs of each call, of one run for all."""
+        parts: list[Feeds] = []
+        of_records = [call for call in calls if call.tensors is None]
+        if of_records:
+            records = [record for call in of_records for record in call.records or ()]
+            parts.append(self.predictor.signature.encode(records))
+        if tensors := [call.tensors.feeds for call in calls if call.tensors is not None]:
+            feeds = _join(tensors, is_copied=len(calls) > 1)
+            self.predictor.signature.check(feeds)
+            parts.append(feeds)
+        outputs = self.predictor.run(_join(parts))
+        if len(calls) == 1:
+            return [outputs]
+        by_call: dict[int, Outputs] = {}
+        end = 0
+        for call in [*of_records, *(call for call in calls if call.tensors is not None)]:
+            start, end = end, end + call.rows
+            by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
+        return [by_call[id(call)] for call in calls]
+
+    def _respond(self, call: Call, outputs: Outputs) -> Response:
+        signature, tensors = self.predictor.signature, call.tensors
+        if tensors is None:
+            predictions = to_predictions(outputs, signature.classes)
+            return _json({"model": self.name, "version": self.version, "predictions": predictions})
+        given, blobs = protocol.infer_answer(outputs, signature, tensors.wanted, tensors.raw)
+        answer = {"model_name": self.name, "model_version": self.version, "outputs": given}
+        response = _json({"id": tensors.id, **answer} if isinstance(tensors.id, str) else answer)
+        if not tensors.raw:
+            return response
+        length = str(len(response.body)).encode()
+        headers = ((b"content-type", b"application/octet-stream"), (RAW_HEADER, length))
+        return Response(HTTP_OK, b"".join([response.body, *blobs]), headers)
+
+    def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
+        self.meter.observe(call.protocol_name, response.code, time.perf_counter() - call.start, outputs)
+        return response
+
+
+def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:
+    """Concatenate rows; a copy of a single part only if asked for, as a check changes tensors in place."""
+    if len(parts) == 1 and not is_copied:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _parse_json(text: bytes | memoryview) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise protocol.ProtocolError(f"the body must be JSON: {error.args[0]}") from error
+
+
+def _json(content: Any, code: int = HTTP_OK) -> Response:
+    return Response(code, orjson.dumps(content, option=_OPTIONS))
+
+
+def _error(code: int, message: str) -> Response:
+    return _json({"error": message}, code)
+
+
+def _not_found(path: str) -> Response:
+    return _error(_HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
+
+
+def _only(allowed: str, method: str) -> Response | None:
+    """Return the refusal of any method but the allowed one; HEAD is GET without the body."""
+    if method == allowed or (method, allowed) == ("HEAD", "GET"):
+        return None
+    listed = "GET, HEAD" if allowed == "GET" else allowed
+    response = _error(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {listed}")
+    return Response(response.code, response.body, (*response.headers, (b"allow", listed.encode())))
