@@ -27,6 +27,8 @@ _logger = logging.getLogger("lepton_ray.serve")
 
 HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
 _HTTP_NOT_FOUND, _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE, _HTTP_FAILED = 404, 405, 413, 422, 500
+_RETRY_AFTER_S = b"1"
+_MAX_DIGITS = 18
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 
@@ -137,11 +139,12 @@ class Endpoint:
             return _json({"name": self.name, "ready": True})
         return _json(protocol.metadata(self.name, [self.version], self.predictor.signature))
 
-    def refuse(self, call: Call, code: int, message: str) -> Response:
-        """Return and count the response to a call that comes to nothing."""
-        return self._finish(call, _error(code, message), None)
+    def refuse(self, call: Call | None, code: int, message: str) -> Response:
+        """Return the response to what comes to nothing; counted if it was a call."""
+        response = _error(code, message)
+        return response if call is None else self._finish(call, response, None)
 
-    def refuse_large(self, call: Call) -> Response:
+    def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""
         return self.refuse(
             call, _HTTP_TOO_LARGE, f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request"
@@ -237,6 +240,11 @@ class Endpoint:
         return response
 
 
+def parse_length(value: bytes) -> int:
+    """Return the whole number that a header's value spells, -1 if it does not."""
+    return int(value) if value.isdigit() and len(value) < _MAX_DIGITS else -1
+
+
 def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:
     """Concatenate rows; a copy of a single part only if asked for, as a check changes tensors in place."""
     if len(parts) == 1 and not is_copied:
@@ -256,7 +264,11 @@ def _json(content: Any, code: int = HTTP_OK) -> Response:
 
 
 def _error(code: int, message: str) -> Response:
-    return _json({"error": message}, code)
+    """Return the response that says what is wrong."""
+    response = _json({"error": message}, code)
+    if code != HTTP_UNAVAILABLE:
+        return response
+    return Response(code, response.body, (*response.headers, (b"retry-after", _RETRY_AFTER_S)))
 
 
 def _not_found(path: str) -> Response:

@@ -13,6 +13,7 @@ from lepton_ray.serve.endpoint import (
     Limits,
     Meter,
     Response,
+    parse_length,
 )
 
 _Message = MutableMapping[str, Any]
@@ -82,8 +83,3 @@ async def _read(endpoint: Endpoint, call: Call, scope: Mapping[str, Any], receiv
         parts.append(part)
     call.body = b"".join(parts)
     return None
-
-
-def parse_length(value: bytes) -> int:
-    """Return the number of a header, -1 for what is none."""
-    return int(value) if value.isdigit() and len(value) <= 18 else -1  # noqa: PLR2004
