@@ -137,6 +137,7 @@ class Connection(asyncio.Protocol):
         self._is_half_closed = False
         """The client sends no more, and waits."""
         self._incoming = _Incoming()
+        self._is_parsing = self._is_paused = False
         self._unfinished_bytes = 0
 
     # asyncio's side
@@ -152,7 +153,7 @@ class Connection(asyncio.Protocol):
             return
         begun = self._incoming
         try:
-            self._parser.feed_data(data)
+            self._parse(data)
         except httptools.HttpParserCallbackError as failure:
             if not isinstance(failure.__context__, _RefusalError):
                 raise
@@ -162,8 +163,16 @@ class Connection(asyncio.Protocol):
         else:
             if self._incoming is begun and self._receive_by is not None:
                 self._check_unfinished_head(len(data))
-        if len(self._slots) >= _MAX_PIPELINED and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self.flush()
+        if len(self._slots) >= _MAX_PIPELINED:
+            self._pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        self._is_parsing = True
+        try:
+            self._parser.feed_data(data)
+        finally:
+            self._is_parsing = False
 
     def eof_received(self) -> bool:
         """Answer what is under way, then close."""
@@ -188,7 +197,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Take no more requests from a client that does not take its answers."""
         self._send_by = self._owner.now() + self._owner.limits.receive_s
-        self._transport.pause_reading()
+        self._pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
@@ -212,6 +221,7 @@ class Connection(asyncio.Protocol):
             if now >= self._receive_by:
                 rule = f"the request must come within {self._owner.limits.receive_s:g} s"
                 self._end(self._refuse(_HTTP_TIMEOUT, rule))
+                self.flush()
         elif not self._slots and now >= self._idle_since + self._idle_s():
             self._transport.close()
 
@@ -228,8 +238,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def flush(self) -> None:
-        """Send the answers whose turn it is."""
-        if self._transport is None or self._transport.is_closing():
+        """Send the answers whose turn it is; not before all that has come is parsed, as it may hold more requests."""
+        if self._is_parsing or self._transport is None or self._transport.is_closing():
             return
         while self._slots and (response := self._slots[0].response) is not None:
             slot = self._slots.popleft()
@@ -246,9 +256,18 @@ class Connection(asyncio.Protocol):
         is_old = self._owner.now() >= self._opened + self._owner.limits.age_s
         return self._receive_by is None and (is_old or self._owner.is_draining or self._is_ending)
 
+    def _pause_reading(self) -> None:
+        if not self._is_paused and not self._transport.is_closing():
+            self._is_paused = True
+            self._transport.pause_reading()
+
     def _resume_reading(self) -> None:
-        if len(self._slots) < _MAX_PIPELINED and self._send_by is None and not self._transport.is_closing():
+        if self._is_paused and not self._transport.is_closing() and (self._linger_until or self._may_read()):
+            self._is_paused = False
             self._transport.resume_reading()
+
+    def _may_read(self) -> bool:
+        return len(self._slots) < _MAX_PIPELINED and self._send_by is None
 
     # llhttp's side
 
@@ -321,11 +340,9 @@ class Connection(asyncio.Protocol):
         self._incoming = _Incoming()
         self._is_ending = not slot.keep_alive
         self._slots.append(slot)
-        if call is None:
-            self.flush()
-            return
-        call.body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._owner.submit(call, slot, self)
+        if call is not None:
+            call.body = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._owner.submit(call, slot, self)
 
     # the rest
 
@@ -394,7 +411,6 @@ class Connection(asyncio.Protocol):
         self._is_ending = True
         self._receive_by = None
         self._slots.append(Slot(self._incoming.slot.request_id, response=response))
-        self.flush()
 
     def _send(self, slot: Slot, response: Response, must_close: bool) -> None:
         head = [
@@ -423,4 +439,4 @@ class Connection(asyncio.Protocol):
             return
         self._linger_until = self._owner.now() + _LINGER_S
         self._transport.write_eof()
-        self._transport.resume_reading()
+        self._resume_reading()
