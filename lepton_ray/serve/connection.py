@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -163,7 +164,8 @@ class Connection(asyncio.Protocol):
         else:
             if self._incoming is begun and self._receive_by is not None:
                 self._check_unfinished_head(len(data))
-        self.flush()
+        if self._slots and self._slots[0].response is not None:
+            self.flush()
         if len(self._slots) >= _MAX_PIPELINED:
             self._pause_reading()
 
@@ -302,9 +304,9 @@ class Connection(asyncio.Protocol):
         version = self._parser.get_http_version()
         self._check_framing(version)
         method = self._parser.get_method().decode()
-        request_id = headers.get(b"x-request-id", b"")
+        request_id = headers.get(b"x-request-id")
         incoming.slot = Slot(
-            request_id if _REQUEST_ID.fullmatch(request_id) else None,
+            request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None,
             is_head=method == "HEAD",
             is_http_10=version == "1.0",
             keep_alive=self._parser.should_keep_alive(),
@@ -315,9 +317,10 @@ class Connection(asyncio.Protocol):
         else:
             length = headers.get(RAW_HEADER)
             incoming.call = Call(found, json_bytes=None if length is None else parse_length(length))
-        self._check_size(int(headers.get(b"content-length", b"0")))
-        if b"expect" in headers:
-            self._answer_expectation(headers[b"expect"])
+        if (size := headers.get(b"content-length")) is not None:
+            self._check_size(int(size))
+        if (expected := headers.get(b"expect")) is not None:
+            self._answer_expectation(expected)
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""
@@ -366,7 +369,7 @@ class Connection(asyncio.Protocol):
             except httptools.HttpParserInvalidURLError as error:
                 raise self._refusal(HTTP_BAD_REQUEST, "the target must be a path or an http URL") from error
         path: bytes = url.partition(b"?")[0]
-        return (unquote_to_bytes(path) if b"%" in path else path).decode("utf-8", "replace")
+        return unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
 
     def _check_framing(self, version: str) -> None:
         coding, num_hosts = self._incoming.headers.get(b"transfer-encoding"), self._incoming.num_hosts
@@ -374,12 +377,14 @@ class Connection(asyncio.Protocol):
             raise self._refusal(_HTTP_VERSION, f"the version must be HTTP/1.1, got {version}")
         if self._parser.should_upgrade():
             raise self._refusal(_HTTP_NOT_IMPLEMENTED, "the connection must stay HTTP/1.1, got an upgrade")
-        if coding is not None and coding.lower() != b"chunked":
-            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "transfer-encoding must be chunked")
-        if coding is not None and version == "1.0":
-            raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")
-        if num_hosts > 1 or (num_hosts == 0 and version == "1.1"):
+        if num_hosts != 1 and (num_hosts or version == "1.1"):
             raise self._refusal(HTTP_BAD_REQUEST, f"host must be given once, got {num_hosts}")
+        if coding is None:
+            return
+        if coding.lower() != b"chunked":
+            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "transfer-encoding must be chunked")
+        if version == "1.0":
+            raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")
 
     def _check_size(self, size: int) -> None:
         if size > self._owner.endpoint.limits.max_request_bytes:
@@ -414,8 +419,7 @@ class Connection(asyncio.Protocol):
 
     def _send(self, slot: Slot, response: Response, must_close: bool) -> None:
         head = [
-            _STATUS[response.code],
-            *(b"%b: %b\r\n" % header for header in response.headers),
+            _head_of(response.code, response.headers),
             b"content-length: %d\r\nx-request-id: %b\r\ndate: %b\r\n"
             % (len(response.body), slot.request_id or self._owner.next_id(), self._owner.date),
         ]
@@ -440,3 +444,8 @@ class Connection(asyncio.Protocol):
         self._linger_until = self._owner.now() + _LINGER_S
         self._transport.write_eof()
         self._resume_reading()
+
+
+@lru_cache(maxsize=64)
+def _head_of(code: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return b"".join([_STATUS[code], *(b"%b: %b\r\n" % header for header in headers)])

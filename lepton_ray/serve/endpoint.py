@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -108,36 +109,44 @@ class Endpoint:
         found = self.find(method, path)
         return found if isinstance(found, Response) else self.predict([Call(found, body)])[0]
 
+    @cached_property
+    def _calls(self) -> dict[tuple[str, str], ProtocolName]:
+        """The requests that are predictions."""
+        model = f"/v2/models/{self.name}"
+        infer = (f"{model}/infer", f"{model}/versions/{self.version}/infer")
+        return {("POST", "/predict"): "records", **{("POST", path): "oip" for path in infer}}
+
     def find(self, method: str, path: str) -> Response | ProtocolName:
         """Return the protocol of a prediction at a decoded path, or the response to any other request."""
+        return self._calls.get((method, path)) or self._answer_other(method, path)
+
+    def _answer_other(self, method: str, path: str) -> Response:
         match path.split("/"):
             case ["", "predict"]:
-                return _only("POST", method) or "records"
+                return _only("POST", method)
             case ["", "v2"]:
                 about = {"name": "lepton_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
-                return _only("GET", method) or _json(about)
+                return _get(method, about)
             case ["", "v2", "health", "live" | "ready" as what]:
-                return _only("GET", method) or _json({what: True})
+                return _get(method, {what: True})
             case ["", "v2", "models", name, "versions", version, *rest] if len(rest) <= 1:
                 return self._find_model(method, path, name, version, "".join(rest))
             case ["", "v2", "models", name, *rest] if len(rest) <= 1:
                 return self._find_model(method, path, name, None, "".join(rest))
         return _not_found(path)
 
-    def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response | ProtocolName:
+    def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response:
         if what not in ("", "ready", "infer"):
             return _not_found(path)
         if name != self.name:
             return _error(_HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
         if version not in (None, self.version):
             return _error(_HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {version[:200]!r}")
-        if (refusal := _only("POST" if what == "infer" else "GET", method)) is not None:
-            return refusal
         if what == "infer":
-            return "oip"
+            return _only("POST", method)
         if what == "ready":
-            return _json({"name": self.name, "ready": True})
-        return _json(protocol.metadata(self.name, [self.version], self.predictor.signature))
+            return _get(method, {"name": self.name, "ready": True})
+        return _get(method, protocol.metadata(self.name, [self.version], self.predictor.signature))
 
     def refuse(self, call: Call | None, code: int, message: str) -> Response:
         """Return the response to what comes to nothing; counted if it was a call."""
@@ -275,10 +284,11 @@ def _not_found(path: str) -> Response:
     return _error(_HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
 
 
-def _only(allowed: str, method: str) -> Response | None:
-    """Return the refusal of any method but the allowed one; HEAD is GET without the body."""
-    if method == allowed or (method, allowed) == ("HEAD", "GET"):
-        return None
-    listed = "GET, HEAD" if allowed == "GET" else allowed
-    response = _error(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {listed}")
-    return Response(response.code, response.body, (*response.headers, (b"allow", listed.encode())))
+def _get(method: str, content: Any) -> Response:
+    """Answer GET; HEAD is GET without the body, which the server leaves out."""
+    return _json(content) if method in ("GET", "HEAD") else _only("GET, HEAD", method)
+
+
+def _only(allowed: str, method: str) -> Response:
+    response = _error(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {allowed}")
+    return Response(response.code, response.body, (*response.headers, (b"allow", allowed.encode())))
