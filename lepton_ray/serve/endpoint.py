@@ -8,6 +8,7 @@ breaks the signature; 503 too many wait; 500 never on purpose, and without a wor
 """
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from lepton_ray import __version__
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
-from lepton_ray.core.errors import RecordError
+from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -247,6 +248,20 @@ class Endpoint:
     def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
         self.meter.observe(call.protocol_name, response.code, time.perf_counter() - call.start, outputs)
         return response
+
+
+def answer_golden_records(predictor: Predictor) -> None:
+    """Have a package answer its own golden records, uncounted: afterwards all that answers records is warm.
+
+    Raises:
+        ArtifactError: If it cannot.
+    """
+    body = (predictor.package.path / "golden_records.json").read_bytes()
+    endpoint = Endpoint(predictor, predictor.package.name, Limits(len(body), max_rows=sys.maxsize), NoMeter())
+    response = endpoint.ask("POST", "/predict", body)
+    if response.code != HTTP_OK:
+        message = f"{predictor.package.path} must answer its golden records, got status {response.code}"
+        raise ArtifactError(f"{message}: {response.body[:300].decode(errors='replace')}. Export it again")
 
 
 def parse_length(value: bytes) -> int:

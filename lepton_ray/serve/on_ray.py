@@ -31,7 +31,7 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.batching import Batcher, measure
 from lepton_ray.serve.connection import ConnectionLimits
-from lepton_ray.serve.endpoint import Endpoint, Limits, Outputs
+from lepton_ray.serve.endpoint import Endpoint, Limits, Outputs, answer_golden_records
 from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
 from lepton_ray.serve.sockets import SharedSocket, share
@@ -153,7 +153,10 @@ def _counter(metric: Metric) -> Any:
 
 @serve.ingress()
 class ModelReplica:
-    """Holds one package. Ready once it is warm and its listener answers."""
+    """Holds one package. Ready once it is warm, has answered the package's golden records, and listens."""
+
+    _shared: SharedSocket | None = None
+    _flushing: "asyncio.Task[None] | None" = None
 
     def __init__(self, served: Served) -> None:
         package = served.open_model()
@@ -162,9 +165,9 @@ class ModelReplica:
                 f"{package.path} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
             )
         self._listening = served.listening
-        self._shared: SharedSocket | None = None
         self._reason = "it is off"
         predictor = Predictor(package, served.num_threads)
+        answer_golden_records(predictor)
         self._meter = _RayMeter(served.name, package.version)
         self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter)
         self._batcher = Batcher(self._endpoint, measure(predictor), served.max_waiting)
@@ -207,6 +210,8 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         """Leave without a lost request: the other replicas of the node have the same socket."""
+        if self._flushing is None:  # it has never been ready
+            return
         shared, self._shared = self._shared, None
         if shared is not None:
             await self._listener.drain(_DRAIN_S)

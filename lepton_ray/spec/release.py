@@ -131,7 +131,7 @@ class ServeSpec(Section):
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     cpus_per_replica: PositiveFloat = 1.0
     max_ongoing_requests: PositiveInt = 64
-    """Requests that one replica takes at once."""
+    """Requests that Ray Serve's own HTTP gives to one replica at once."""
     max_queued_requests: PositiveInt = 1000
     """Requests that wait, for a replica at Ray Serve's own HTTP, in a replica at the listener, before more are answered with
     503."""

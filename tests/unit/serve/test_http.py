@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.serve.endpoint import Limits, NoMeter
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.serve.endpoint import Limits, NoMeter, answer_golden_records
 from lepton_ray.serve.http import build_http_app
 
 _MODEL = "/v2/models/demo"
@@ -454,6 +455,16 @@ def test_the_meter_is_told_of_every_request(serve: Any, mixed_package: Path, mon
         ("records", 422, None),
         ("records", 500, None),
     ]
+
+
+def test_a_package_that_cannot_answer_its_golden_records_is_refused(
+    mixed_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(open_package(mixed_package))
+    answer_golden_records(predictor)
+    monkeypatch.setattr(Predictor, "run", lambda self, feeds: 1 / 0)
+    with pytest.raises(ArtifactError, match=r"must answer its golden records, got status 500: .*\. Export it again"):
+        answer_golden_records(predictor)
 
 
 def test_a_client_that_goes_away_is_no_failure_of_the_server(
