@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all check format bench bench-data bench-train bench-models docs clean
+.PHONY: help setup demo test test-all check format bench bench-data bench-train bench-serve bench-models docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ bench-train: $(STAMP) ## time the training of a CNN against Keras fit and a bare
 
 bench-models: $(STAMP) ## measure families, frameworks and tasks on real data beside scikit-learn; takes a quarter of an hour
 	$(BIN)/python benchmarks/models.py
+
+bench-serve: $(STAMP) ## time serving a small table against plain Ray Serve; takes five minutes; install wrk for it
+	$(BIN)/python benchmarks/serve/bench.py
 
 docs: $(STAMP) ## check the links and commands of the documents
 	$(BIN)/python -m pytest tests/docs

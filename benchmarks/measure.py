@@ -44,7 +44,7 @@ def run_command(command: list[str], memory: bool = False, env: dict[str, str] | 
     Raises:
         RuntimeError: If the command fails; with the end of what it printed.
     """
-    tree = _Tree()
+    tree = Tree()
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -73,7 +73,7 @@ def run_command(command: list[str], memory: bool = False, env: dict[str, str] | 
 
 
 @dataclass
-class _Tree:
+class Tree:
     """The processes that carry a mark, and what they were seen to take."""
 
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -84,6 +84,7 @@ class _Tree:
 
     @property
     def cpu_seconds(self) -> float:
+        """CPU that the members were seen to take."""
         return sum(self._cpu.values())
 
     def add(self, pid: int) -> None:

@@ -344,6 +344,8 @@ class Deployment(Artifact):
     """A live application."""
 
     url: str
+    through: str = ""
+    """Which way into the replicas the URL is."""
     model: str
     version: str
     parity: float
@@ -355,6 +357,8 @@ class Deployment(Artifact):
     def account(self) -> list[str]:
         """Where it is and how to call it."""
         lines = [f"endpoint: {self.url} (Open Inference Protocol v2 at /v2, records at /predict)"]
+        if self.through:
+            lines.append(f"through: {self.through}")
         if self.metrics_url:
             lines.append(f"metrics: {self.metrics_url}")
         if self.request_file:

@@ -51,13 +51,12 @@ class Predictor:
         if rows == 0:
             return {o.name: np.empty((0, *o.shape[1:]), _TYPES[o.datatype]) for o in self.signature.outputs}
         parts = [self._session.run(self._outputs, dict(part)) for part in _slices(feeds, rows, self._batch_rows)]
-        outputs = {
-            name: np.concatenate(values) for name, values in zip(self._outputs, zip(*parts, strict=True), strict=True)
-        }
+        columns = parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
+        outputs = dict(zip(self._outputs, columns, strict=True))
         name = self._outputs[-1]
-        is_finite = np.isfinite(outputs[name]).reshape(rows, -1).all(axis=1)
+        is_finite = np.isfinite(outputs[name])
         if not is_finite.all():
-            row = int(np.argmin(is_finite))
+            row = int(np.argmin(is_finite.reshape(rows, -1).all(axis=1)))
             raise RecordError(f"records[{row}] must give finite {name}; a number in it is too large for the model")
         return outputs
 

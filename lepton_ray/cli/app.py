@@ -182,7 +182,10 @@ def serve(
     model: Annotated[str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Name of the application; that of the package if not given.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int,
+        typer.Option(help="Port of Ray Serve; its replicas listen on the next; 0 takes free ones.", min=0, max=65535),
+    ] = 8000,
     max_replicas: Annotated[int, typer.Option(help="Most replicas that autoscaling starts.", min=1)] = 2,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")
@@ -196,8 +199,8 @@ def serve(
         package = open_model()
         spec = _serve_spec(host, port, max_replicas)
         with _ray_closed_after(interruptible=True):
-            url, metrics_url = start_application(open_model, package, spec, name or package.name)
-            typer.echo(f"endpoint: {url}\nmetrics: {metrics_url}", err=True)
+            url, through, metrics_url = start_application(open_model, package, spec, name or package.name)
+            typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
             _wait_for_interrupt(url)
 
 

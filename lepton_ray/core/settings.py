@@ -69,6 +69,11 @@ def in_ray_job() -> bool:
     return "RAY_JOB_ID" in os.environ or "RAY_JOB_SUBMISSION_ID" in os.environ
 
 
+def serve_uses_haproxy() -> bool:
+    """Whether Ray Serve is told to put HAProxy in the place of its proxy; Ray's processes read it when they start."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
 def ray_token() -> str | None:
     """The cluster's token, looked up where Ray looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):

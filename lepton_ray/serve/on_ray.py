@@ -1,29 +1,83 @@
-"""The application on Ray Serve: replicas that hold a package and answer through the HTTP application."""
+"""The application on Ray Serve: replicas that hold a package and answer at a listener of their own and at Ray Serve's HTTP.
 
+Ray Serve owns placement, health, lifecycle and scaling; the requests at the listener it does not see, so a replica reports
+them (``record_autoscaling_stats``), probes its listener (``check_health``) and drains it before it ends (``__del__``).
+"""
+
+import asyncio
+import hashlib
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import metrics as serve_metrics
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.artifacts.tables import empty_feeds
 from lepton_ray.core import metrics as catalogue
+from lepton_ray.core import settings
 from lepton_ray.core.errors import ArtifactError, EngineError
 from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
-from lepton_ray.serve.http import Limits, Outputs, build_http_app
+from lepton_ray.serve.batching import Batcher, measure
+from lepton_ray.serve.connection import ConnectionLimits
+from lepton_ray.serve.endpoint import Endpoint, Limits, Outputs, answer_golden_records
+from lepton_ray.serve.http import AsgiApp, asgi_app
+from lepton_ray.serve.listener import Listener
+from lepton_ray.serve.sockets import SharedSocket, share
 from lepton_ray.spec.release import ServeSpec
 
 DEPLOYMENT = "model"
+LISTENER_REQUESTS = "listener_requests"
+"""Name of the statistic: requests under way at a replica's listener, on average."""
+_SHUTDOWN_S, _DRAIN_S = 20.0, 15.0  # Ray Serve waits for its own requests first, for 2 s at least
+_SURGE_PERCENT = 20  # rounded up to whole replicas: the new one is there before the old one leaves
+_ENTRANCE_TIMEOUT_S = 30.0
+_FLUSH_S = 1.0
+_EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
+_LOOPBACK = ("127.", "localhost", "::1")
+_MAX_PORT = 65535
+
+_logger = logging.getLogger("lepton_ray.serve")
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where each replica listens, on its node."""
+
+    host: str
+    port: int
+    limits: ConnectionLimits
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """How a replica can be reached without Ray Serve's HTTP; without an address, why not."""
+
+    address: tuple[str, int] | None
+    node_id: str
+    node_ip: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a running application answers."""
+
+    url: str
+    """The fastest way in that this machine can use."""
+    through: str
+    """Which one that is, and the other one or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -36,40 +90,73 @@ class Served:
     name: str
     num_threads: int
     limits: Limits
+    max_waiting: int
+    listening: Listening | None
 
 
 class _RayMeter:
-    """Exports the catalogue's metrics through Ray."""
+    """Exports the catalogue's metrics through Ray.
+
+    One update of a Ray counter takes as long as a fifth of a request, so counts are kept here until they are flushed.
+    """
 
     def __init__(self, name: str, version: str) -> None:
         self._model = {"model": name, "version": version}
-        self._requests = serve_metrics.Counter(
-            catalogue.REQUESTS.name, catalogue.REQUESTS.description, catalogue.REQUESTS.labels
-        )
-        self._rows = serve_metrics.Counter(catalogue.ROWS.name, catalogue.ROWS.description, catalogue.ROWS.labels)
-        self._predictions = serve_metrics.Counter(
-            catalogue.PREDICTIONS.name, catalogue.PREDICTIONS.description, catalogue.PREDICTIONS.labels
-        )
-        latency: Metric = catalogue.LATENCY
+        self._tags = {protocol: {**self._model, "protocol": protocol} for protocol in ("records", "oip")}
+        self._requests = _counter(catalogue.REQUESTS)
+        self._rows = _counter(catalogue.ROWS)
+        self._predictions = _counter(catalogue.PREDICTIONS)
+        latency = catalogue.LATENCY
         self._latency = serve_metrics.Histogram(
             latency.name, latency.description, list(latency.buckets), latency.labels
         )
+        self._lock = threading.Lock()
+        self._counts = _Counts()
 
     def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
         """Count a request."""
-        tags = {**self._model, "protocol": protocol_name}
-        self._requests.inc(1, {**tags, "code": str(code)})
-        self._latency.observe(seconds * 1000, tags)
-        if outputs is None:
-            return
-        self._rows.inc(len(next(iter(outputs.values()))), self._model)
-        for label, count in Counter(outputs["label"].tolist() if "label" in outputs else ()).items():
+        self._latency.observe(seconds * 1000, self._tags[protocol_name])
+        labels = outputs["label"].tolist() if outputs is not None and "label" in outputs else ()
+        with self._lock:
+            self._counts.requests[protocol_name, code] += 1
+            self._counts.labels.update(labels)
+            self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
+
+    def flush(self) -> None:
+        """Hand the counts to Ray."""
+        with self._lock:
+            counts, self._counts = self._counts, _Counts()
+        for (protocol_name, code), count in counts.requests.items():
+            self._requests.inc(count, {**self._tags[protocol_name], "code": str(code)})
+        for label, count in counts.labels.items():
             self._predictions.inc(count, {**self._model, "label": label})
+        if counts.rows:
+            self._rows.inc(counts.rows, self._model)
+
+    async def flush_for_ever(self) -> None:
+        """Flush now and then."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            self.flush()
+
+
+@dataclass
+class _Counts:
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+
+
+def _counter(metric: Metric) -> Any:
+    return serve_metrics.Counter(metric.name, metric.description, metric.labels)
 
 
 @serve.ingress()
 class ModelReplica:
-    """Holds one package. Ready once it has answered a warm-up batch."""
+    """Holds one package. Ready once it is warm, has answered the package's golden records, and listens."""
+
+    _shared: SharedSocket | None = None
+    _flushing: "asyncio.Task[None] | None" = None
 
     def __init__(self, served: Served) -> None:
         package = served.open_model()
@@ -77,14 +164,92 @@ class ModelReplica:
             raise ArtifactError(
                 f"{package.path} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
             )
-        self._served = served
-        self._predictor = Predictor(package, served.num_threads)
-        self._predictor.run(empty_feeds(package.signature, rows=1))
+        self._listening = served.listening
+        self._reason = "it is off"
+        predictor = Predictor(package, served.num_threads)
+        answer_golden_records(predictor)
+        self._meter = _RayMeter(served.name, package.version)
+        self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter)
+        self._batcher = Batcher(self._endpoint, measure(predictor), served.max_waiting)
 
-    def __serve_build_asgi_app__(self) -> Any:
-        """Build the application in the replica."""
-        meter = _RayMeter(self._served.name, self._predictor.package.version)
-        return build_http_app(self._predictor, self._served.name, self._served.limits, meter)
+    async def __serve_build_asgi_app__(self) -> AsgiApp:
+        """Start the listener and return the application for Ray Serve's HTTP, both in the loop of the replica."""
+        self._flushing = asyncio.create_task(self._meter.flush_for_ever())
+        if self._listening is not None:
+            await self._start_listener(self._listening)
+        return asgi_app(self._endpoint, self._batcher)
+
+    async def _start_listener(self, listening: Listening) -> None:
+        self._listener = Listener(self._endpoint, self._batcher, listening.limits)
+        try:
+            shared = await asyncio.to_thread(share, _meeting_place(listening), listening.host, listening.port)
+        except OSError as error:
+            self._reason = f"{listening.host}:{listening.port} must be free on the replica's node, got: {error}"
+            _logger.warning("no listener: %s", self._reason)
+            return
+        self._listener.start(shared.listening)
+        shared.give_to_others()
+        self._shared = shared
+        _logger.info("listening at %s:%d", listening.host, listening.port)
+
+    async def entrance(self) -> Entrance:
+        """Say where the listener is."""
+        node_id, node_ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        if self._listening is None or self._shared is None:
+            return Entrance(None, node_id, node_ip, self._reason)
+        return Entrance((self._listening.host, self._listening.port), node_id, node_ip)
+
+    async def check_health(self) -> None:
+        """Ask the listener as a client would: it answers in the loop that answers everything else."""
+        if self._shared is not None:
+            await self._listener.probe()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell the controller what it does not see."""
+        return {LISTENER_REQUESTS: 0.0 if self._shared is None else self._listener.mean_under_way()}
+
+    async def __del__(self) -> None:
+        """Leave without a lost request: the other replicas of the node have the same socket."""
+        if self._flushing is None:  # it has never been ready
+            return
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            await self._listener.drain(_DRAIN_S)
+            shared.close()
+        self._batcher.close()
+        self._flushing.cancel()
+        self._meter.flush()
+
+
+def _meeting_place(listening: Listening) -> Path:
+    """Folder in which the replicas of one application on this node find each other."""
+    context = ray.get_runtime_context()
+    key = f"{serve.get_replica_context().app_name} {listening.host} {listening.port}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:8]  # short: the path of a Unix socket has 107 bytes at most
+    return Path(context.get_temp_dir(), context.get_session_name(), f"lr{name}")
+
+
+def follow_requests(context: Any) -> tuple[float, dict[str, Any]]:
+    """Return how many replicas the requests under way need, at the listeners and at Ray Serve's HTTP alike.
+
+    Ray Serve runs this in its controller, pickled by value; it applies bounds and delays itself.
+    """
+    if context.current_num_replicas == 0:
+        return context.target_num_replicas, {}
+    direct = sum((context.aggregated_metrics or {}).get(LISTENER_REQUESTS, {}).values())
+    return (context.total_num_requests + direct) / context.config.get_target_ongoing_requests(), {}
+
+
+def listen_at(spec: ServeSpec) -> Listening | None:
+    """Return where the replicas of an application listen."""
+    listener = spec.listener
+    if listener is None:
+        return None
+    port = listener.port if listener.port is not None else spec.port and spec.port + 1
+    limits = ConnectionLimits(
+        listener.max_connections, listener.receive_timeout_s, listener.idle_timeout_s, listener.connection_age_s
+    )
+    return Listening(listener.host or spec.host, port if 0 < port <= _MAX_PORT else free_port(), limits)
 
 
 def build_application(served: Served, spec: ServeSpec) -> Any:
@@ -96,19 +261,22 @@ def build_application(served: Served, spec: ServeSpec) -> Any:
         ray_actor_options={"num_cpus": spec.cpus_per_replica},
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
+        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        max_surge_percent=_SURGE_PERCENT,
         autoscaling_config=AutoscalingConfig(
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,
             target_ongoing_requests=scaling.target_ongoing_requests,
             upscale_delay_s=scaling.upscale_delay_s,
             downscale_delay_s=scaling.downscale_delay_s,
+            policy=AutoscalingPolicy(policy_function=follow_requests),
         ),
     )
     return deployment.bind(served)
 
 
-def run(application: Any, name: str, spec: ServeSpec) -> str:
-    """Deploy an application in the connected cluster, wait until it is ready and return its URL.
+def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
+    """Deploy an application in the connected cluster, wait until it is ready and return where it answers.
 
     Raises:
         EngineError: If it does not become ready.
@@ -116,7 +284,8 @@ def run(application: Any, name: str, spec: ServeSpec) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port()))
-        serve.run(application, name=name, route_prefix=spec.route_prefix)
+        handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
+        entrance = handle.entrance.remote().result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
         place = f"{spec.host}:{spec.port}"
         raise EngineError(
@@ -125,8 +294,24 @@ def run(application: Any, name: str, spec: ServeSpec) -> str:
             retryable=True,
         ) from error
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
-    host = "127.0.0.1" if options.host in ("0.0.0.0", None) else options.host  # noqa: S104  compared, not bound
-    return f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
+    host = "127.0.0.1" if options.host in (*_EVERY_INTERFACE, None) else options.host
+    standard = f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
+    return choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
+
+
+def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses:
+    """Return the listener's address if the node ``node_id`` can reach it, else that of Ray Serve's HTTP."""
+    own = f"Ray Serve's {'HAProxy' if settings.serve_uses_haproxy() else 'proxy'}"
+    if entrance.address is None:
+        return Addresses(standard, f"{own}; the replicas' listener does not answer: {entrance.reason}")
+    host, port = entrance.address
+    is_here = entrance.node_id == node_id
+    if host in _EVERY_INTERFACE:
+        host = "127.0.0.1" if is_here else entrance.node_ip
+    elif host.startswith(_LOOPBACK) and not is_here:
+        return Addresses(standard, f"{own}; the replicas' listener answers only on its node, at {host}:{port}")
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Addresses(url, f"the replicas' listener; {own} is at {standard}")
 
 
 def is_running(name: str) -> bool:

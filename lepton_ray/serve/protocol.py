@@ -1,10 +1,14 @@
-"""The Open Inference Protocol v2, JSON over HTTP: requests to tensors, tensors to answers.
+"""The Open Inference Protocol v2 over HTTP: requests to tensors, tensors to answers.
 
-Source: https://github.com/open-inference/open-inference-protocol, specification/protocol/inference_rest.md.
-Besides, ``null`` stands for a missing value. Times are FP64 seconds since 1970, texts BYTES.
+Source: https://github.com/open-inference/open-inference-protocol, specification/protocol/inference_rest.md, and for raw
+tensors https://github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md: behind the JSON, whose length
+``Inference-Header-Content-Length`` tells, stand the bytes of the tensors that have ``parameters.binary_data_size``, in their
+order, little-endian and row-major; a text is its length in four bytes and its UTF-8.
+Besides, ``null`` stands for a missing value, raw NaN. Times are FP64 seconds since 1970, texts BYTES.
 """
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +20,17 @@ from lepton_ray.core.text import show
 
 _NUMERIC = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
 _ACCEPTED = {"FP64": _NUMERIC[1:], "BYTES": ("BYTES",), "UINT8": ("UINT8",)}
+_DTYPES = {
+    **{
+        name: np.dtype(f"<u{bits // 8}")
+        for name, bits in (("UINT8", 8), ("UINT16", 16), ("UINT32", 32), ("UINT64", 64))
+    },
+    **{name: np.dtype(f"<i{bits // 8}") for name, bits in (("INT8", 8), ("INT16", 16), ("INT32", 32), ("INT64", 64))},
+    **{name: np.dtype(f"<f{bits // 8}") for name, bits in (("FP16", 16), ("FP32", 32), ("FP64", 64))},
+}
+"""How the numbers of a datatype stand in raw bytes."""
+_LENGTH = struct.Struct("<I")
+_NOTHING = memoryview(b"")
 _MAX_BYTE = 255
 _VALUES: dict[str, tuple[frozenset[type], str]] = {
     "FP64": (frozenset({int, float, type(None)}), "a number"),
@@ -47,8 +62,25 @@ def _describe(tensor: TensorSpec) -> dict[str, Any]:
     return described
 
 
-def parse_infer(body: Any, signature: Signature, max_rows: int) -> tuple[Feeds, list[str]]:
-    """Return input tensors and the names of the outputs that are asked for.
+def split_body(body: bytes, json_bytes: int | None) -> tuple[bytes | memoryview, memoryview]:
+    """Return the JSON and the raw tensors of a body; ``json_bytes`` is its ``Inference-Header-Content-Length``, if given.
+
+    Raises:
+        ProtocolError: If the body is shorter.
+    """
+    if json_bytes is None:
+        return body, _NOTHING
+    if not 0 <= json_bytes <= len(body):
+        rule = f"must be from 0 to the length of the body ({len(body)})"
+        raise ProtocolError(f"inference-header-content-length {rule}, got {show(json_bytes)}")
+    view = memoryview(body)
+    return view[:json_bytes], view[json_bytes:]
+
+
+def parse_infer(body: Any, signature: Signature, max_rows: int, raw: memoryview = _NOTHING) -> tuple[Feeds, list[str]]:
+    """Return input tensors and the names of the outputs that are asked for; ``raw`` is what stands behind the JSON.
+
+    Raw pixels are not copied: their tensor is a read-only view of ``raw``.
 
     Raises:
         ProtocolError: If the request breaks the protocol or does not fit the signature.
@@ -56,23 +88,42 @@ def parse_infer(body: Any, signature: Signature, max_rows: int) -> tuple[Feeds, 
     if not isinstance(body, Mapping) or not isinstance(body.get("inputs"), list):
         raise ProtocolError("the body must be an object with a list 'inputs'. See GET /v2/models/NAME for the tensors")
     given: dict[str, Mapping[str, Any]] = {}
+    parts: dict[str, memoryview] = {}
     for index, item in enumerate(body["inputs"]):
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
             raise ProtocolError(f"inputs[{index}] must be an object with a name")
         if item["name"] in given:
             raise ProtocolError(f"inputs[{index}].name must be given once, got {show(item['name'])} again")
         given[item["name"]] = item
+        if (size := _raw_size(item, len(raw))) is not None:
+            parts[item["name"]], raw = raw[:size], raw[size:]
+    if raw:
+        raise ProtocolError(f"inputs must say the whole body in binary_data_size, got {len(raw)} bytes more")
     wanted = {tensor.name: tensor for tensor in signature.inputs}
     if given.keys() != wanted.keys():
         raise ProtocolError(f"inputs must be {', '.join(wanted)}, got {show(list(given)) if given else 'none'}")
-    feeds = {name: _parse_tensor(given[name], tensor, max_rows) for name, tensor in wanted.items()}
+    feeds = {name: _parse_tensor(given[name], tensor, max_rows, parts.get(name)) for name, tensor in wanted.items()}
     rows = {len(values) for values in feeds.values()}
     if len(rows) != 1:
         raise ProtocolError(f"inputs must have equally many rows, got {', '.join(map(str, sorted(rows)))}")
     return feeds, _parse_outputs(body.get("outputs"), signature)
 
 
-def _parse_tensor(item: Mapping[str, Any], tensor: TensorSpec, max_rows: int) -> NDArray[Any]:
+def _raw_size(item: Mapping[str, Any], left: int) -> int | None:
+    """Bytes of a tensor behind the JSON, or None if its data stand in the JSON."""
+    parameters = item.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, Mapping) else None
+    if size is None:
+        return None
+    place = f"inputs.{show(item['name'])}.parameters.binary_data_size"
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= left:
+        raise ProtocolError(f"{place} must be from 0 to the bytes left behind the JSON ({left}), got {show(size)}")
+    if "data" in item:
+        raise ProtocolError(f"{place} must not stand beside data. Remove one")
+    return size
+
+
+def _parse_tensor(item: Mapping[str, Any], tensor: TensorSpec, max_rows: int, raw: memoryview | None) -> NDArray[Any]:
     place = f"inputs.{tensor.name}"
     datatype, shape, data = item.get("datatype"), item.get("shape"), item.get("data")
     accepted = _ACCEPTED[tensor.datatype]
@@ -86,6 +137,8 @@ def _parse_tensor(item: Mapping[str, Any], tensor: TensorSpec, max_rows: int) ->
         raise ProtocolError(f"{place}.shape must be {list(tensor.shape)} with any first number, got {show(shape)}")
     if not 1 <= shape[0] <= max_rows:
         raise ProtocolError(f"{place}.shape must have 1 to {max_rows} rows, got {shape[0]}. Split the request")
+    if raw is not None:
+        return _from_raw(raw, str(datatype), math.prod(shape), tensor, place).reshape(shape)
     if not isinstance(data, list):
         raise ProtocolError(f"{place}.data must be a list, got {show(data)}")
     values: list[Any] = []
@@ -124,6 +177,36 @@ def _to_array(values: list[Any], tensor: TensorSpec, place: str) -> NDArray[Any]
     return np.array(values, np.uint8)
 
 
+def _from_raw(raw: memoryview, datatype: str, count: int, tensor: TensorSpec, place: str) -> NDArray[Any]:
+    if datatype == "BYTES":
+        return _texts_from_raw(raw, count, place)
+    dtype = _DTYPES[datatype]
+    if len(raw) != count * dtype.itemsize:
+        rule = f"must have {count * dtype.itemsize} bytes for its shape"
+        raise ProtocolError(f"{place} {rule}, got {len(raw)}")
+    values = np.frombuffer(raw, dtype)
+    return values if tensor.datatype == "UINT8" else values.astype(np.float64)
+
+
+def _texts_from_raw(raw: memoryview, count: int, place: str) -> NDArray[np.object_]:
+    texts: list[str] = []
+    start = 0
+    while len(texts) < count and start + _LENGTH.size <= len(raw):
+        end = start + _LENGTH.size + _LENGTH.unpack_from(raw, start)[0]
+        if end > len(raw):
+            break
+        try:
+            texts.append(str(raw[start + _LENGTH.size : end], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"{place}[{len(texts)}] must be UTF-8, got {show(error.object)}") from error
+        start = end
+    if len(texts) != count or start != len(raw):
+        raise ProtocolError(
+            f"{place} must have {count} texts, each with its length, got {len(texts)} in {len(raw)} bytes"
+        )
+    return np.array(texts, object)
+
+
 def _parse_outputs(outputs: Any, signature: Signature) -> list[str]:
     known = [tensor.name for tensor in signature.outputs]
     if outputs is None or outputs == []:
@@ -138,24 +221,38 @@ def _parse_outputs(outputs: Any, signature: Signature) -> list[str]:
     return [name for name in known if name in names]
 
 
+def raw_outputs(body: Mapping[str, Any], wanted: Sequence[str]) -> frozenset[str]:
+    """Which outputs of a parsed request go behind the JSON of its answer."""
+    parameters = body.get("parameters")
+    default = isinstance(parameters, Mapping) and parameters.get("binary_data_output") is True
+    chosen = dict.fromkeys(wanted, default)
+    for item in body.get("outputs") or ():
+        own = item.get("parameters")
+        if isinstance(own, Mapping) and isinstance(own.get("binary_data"), bool):
+            chosen[item["name"]] = own["binary_data"]
+    return frozenset(name for name, is_raw in chosen.items() if is_raw)
+
+
 def infer_answer(
-    name: str,
-    version: str,
-    request_id: Any,
-    outputs: Mapping[str, NDArray[Any]],
-    signature: Signature,
-    wanted: Sequence[str],
-) -> dict[str, Any]:
-    """Return the answer to an inference request."""
+    outputs: Mapping[str, NDArray[Any]], signature: Signature, wanted: Sequence[str], raw: frozenset[str]
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Return the tensors of an answer, and the bytes of those that are named in ``raw``."""
     datatypes = {tensor.name: tensor.datatype for tensor in signature.outputs}
-    tensors = [
-        {
-            "name": key,
-            "datatype": datatypes[key],
-            "shape": list(outputs[key].shape),
-            "data": outputs[key].ravel().tolist(),
-        }
-        for key in wanted
-    ]
-    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
-    return {"id": request_id, **answer} if isinstance(request_id, str) else answer
+    tensors, blobs = [], []
+    for name in wanted:
+        values, datatype = outputs[name], datatypes[name]
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
+        if name in raw:
+            blobs.append(_to_raw(values, datatype))
+            tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            tensor["data"] = values.ravel().tolist() if values.dtype == object else values.ravel()
+        tensors.append(tensor)
+    return tensors, blobs
+
+
+def _to_raw(values: NDArray[Any], datatype: str) -> bytes:
+    if datatype != "BYTES":
+        return values.astype(_DTYPES[datatype], copy=False).tobytes()
+    texts = [text.encode() for text in values.ravel().tolist()]
+    return b"".join(part for text in texts for part in (_LENGTH.pack(len(text)), text))

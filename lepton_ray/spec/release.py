@@ -121,22 +121,43 @@ class AutoscalingSpec(Section):
         return self
 
 
+class ListenerSpec(Section):
+    """A socket of the replicas' own, which answers without Ray Serve's proxy; all replicas of a node share it."""
+
+    host: str | None = None
+    """Address that the replicas listen on, each on its node; None takes ``serve.host``."""
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """0 takes a free one; None takes the one after ``serve.port``, or a free one if that is 0."""
+    max_connections: PositiveInt = 1024
+    """Connections that one replica has open; more wait in the kernel's queue."""
+    receive_timeout_s: PositiveFloat = 30.0
+    """A request must have arrived this long after its first byte, and its answer must be taken; else 408."""
+    idle_timeout_s: PositiveFloat = 75.0
+    """A connection without a request is closed after this."""
+    connection_age_s: PositiveFloat = 60.0
+    """An older connection is closed with its next answer, so that new replicas get their share."""
+
+
 class ServeSpec(Section):
     """The Ray Serve application."""
 
     application: Name | None = None
     """Name of the application; None takes the run's name."""
     host: str = "127.0.0.1"
-    """Address that the proxy listens on; ``0.0.0.0`` for every interface."""
+    """Address of Ray Serve's own HTTP; ``0.0.0.0`` for every interface."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """0 takes a free one."""
+    """Of Ray Serve's own HTTP; 0 takes a free one."""
     route_prefix: Annotated[str, Field(pattern=r"^/[\w/-]*$")] = "/"
+    """Of Ray Serve's own HTTP; the listener has this application alone, at ``/``."""
+    listener: ListenerSpec | None = ListenerSpec()
+    """None leaves Ray Serve's own HTTP as the only way in."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     cpus_per_replica: PositiveFloat = 1.0
     max_ongoing_requests: PositiveInt = 64
-    """Requests that one replica takes at once."""
+    """Requests that Ray Serve's own HTTP gives to one replica at once."""
     max_queued_requests: PositiveInt = 1000
-    """Requests that wait for a replica before more are answered with 503."""
+    """Requests that wait, for a replica at Ray Serve's own HTTP, in a replica at the listener, before more are answered with
+    503."""
     max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 16 << 20
     """Larger bodies are answered with 413."""
     max_rows_per_request: PositiveInt = 4096

@@ -26,7 +26,7 @@ from lepton_ray.spec.base import Section, Uri
 from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.context import RunContext
 
-VERSION = 1
+VERSION = 2
 OpenModel = Callable[[], ModelPackage]
 _FILE_SCHEMES = ("/", "file://", "s3://", "gs://", "hdfs://")
 _REQUEST_TIMEOUT_S = 30.0
@@ -107,7 +107,7 @@ def _open_registered(uri: str, tracking_uri: str) -> ModelPackage:
 def _application(open_model: OpenModel, package: ModelPackage, name: str | None, spec: ServeSpec) -> Any:
     require("ray.serve", "serving")
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
-    from lepton_ray.serve.http import Limits  # noqa: PLC0415
+    from lepton_ray.serve.endpoint import Limits  # noqa: PLC0415
 
     served = on_ray.Served(
         open_model=open_model,
@@ -115,6 +115,8 @@ def _application(open_model: OpenModel, package: ModelPackage, name: str | None,
         name=name or package.name,
         num_threads=max(1, int(spec.cpus_per_replica)),
         limits=Limits(spec.max_request_bytes, spec.max_rows_per_request),
+        max_waiting=spec.max_queued_requests,
+        listening=on_ray.listen_at(spec),
     )
     return on_ray.build_application(served, spec)
 
@@ -133,10 +135,10 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     is_update = on_ray.is_running(name)
-    url = on_ray.run(_application(open_model, opened, None, serve), name, serve)
+    at = on_ray.run(_application(open_model, opened, None, serve), name, serve)
     ctx.update("application ready")
     try:
-        answer = post_json(f"{url}/predict", (opened.path / "golden_records.json").read_bytes())
+        answer = post_json(f"{at.url}/predict", (opened.path / "golden_records.json").read_bytes())
         got = read_answer(answer, opened.signature.classes)
         expected = read_json(opened.path / "golden_outputs.json")
         difference = check_parity("the endpoint", got, expected, export.parity_tolerance)
@@ -145,7 +147,8 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
             on_ray.stop(name)
         raise
     return Deployment(
-        url=url,
+        url=at.url,
+        through=at.through,
         model=opened.name,
         version=opened.version,
         parity=difference,
@@ -157,14 +160,13 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
 
 def start_application(
     open_model: OpenModel, package: ModelPackage, spec: ServeSpec, name: str
-) -> tuple[str, str | None]:
-    """Deploy a package in the connected cluster; returns its URL and that of the node's metrics."""
+) -> tuple[str, str, str | None]:
+    """Deploy a package in the connected cluster; returns its URL, which way in that is, and the URL of the node's metrics."""
     session = connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    return on_ray.run(
-        _application(open_model, package, None, spec), spec.application or name, spec
-    ), session.metrics_url
+    at = on_ray.run(_application(open_model, package, None, spec), spec.application or name, spec)
+    return at.url, at.through, session.metrics_url
 
 
 def post_json(url: str, body: bytes) -> bytes:

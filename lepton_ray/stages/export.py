@@ -24,6 +24,7 @@ from lepton_ray.data.parts import read_parts
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer
 from lepton_ray.export.model_card import write_card
 from lepton_ray.models.catalog import build_model
+from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, NoMeter
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import Framework, Model
 from lepton_ray.spec.release import ExportSpec, ServeSpec
@@ -101,18 +102,14 @@ def _find_threshold(exporter: Any, model: Any, target: Target, inputs: list[NDAr
 
 
 def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
-    """Ask the HTTP application in this process, under the limits it will have: what serves is touched only after that."""
-    require("starlette", "serving")
-    from lepton_ray.serve import http  # noqa: PLC0415  Starlette is optional
-
-    limits = http.Limits(serve.max_request_bytes, serve.max_rows_per_request)
-    app = http.build_http_app(predictor, predictor.package.name, limits, http.NoMeter())
-    status, answer = http.post(app, "/predict", body)
-    if status != http.HTTP_OK:
+    """Ask the endpoint in this process, under the limits it will have: what serves is touched only after that."""
+    limits = Limits(serve.max_request_bytes, serve.max_rows_per_request)
+    response = Endpoint(predictor, predictor.package.name, limits, NoMeter()).ask("POST", "/predict", body)
+    if response.code != HTTP_OK:
         raise QualityGateError(
-            f"the application must answer the golden rows, got status {status}: {answer.decode()[:300]}"
+            f"the application must answer the golden rows, got status {response.code}: {response.body.decode()[:300]}"
         )
-    return read_answer(answer, predictor.signature.classes)
+    return read_answer(response.body, predictor.signature.classes)
 
 
 def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet, target: Target, framework: Framework) -> Any:

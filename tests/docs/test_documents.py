@@ -88,7 +88,7 @@ def server(clone: Path, followed: object) -> Iterator[None]:
         if line.startswith("serving at"):
             break
     assert seen, "the server says where it serves"
-    assert seen[-1].startswith("serving at http://127.0.0.1:8000"), "".join(seen)
+    assert seen[-1].startswith("serving at http://127.0.0.1:8001"), "".join(seen)
     yield
     process.terminate()  # SIGINT is ignored below a shell that runs in the background
     process.communicate(timeout=60)

@@ -59,11 +59,12 @@ def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The application of serve_configs, on a free port."""
+def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The application of serve_configs, on free ports: Ray Serve's address, and that of the listener."""
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     config = yaml.safe_load(Path("serve_configs/medical_diagnosis.yaml").read_text())
-    config["http_options"]["port"] = free_port()
+    ports = config["http_options"]["port"], listener = free_port(), free_port()
+    config["applications"][0]["args"]["serve"]["listener"] = {"port": listener}
     path = tmp_path_factory.mktemp("serve") / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     done = head.run("serve", "deploy", str(path), "--address", head.dashboard)
@@ -75,26 +76,28 @@ def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory
         return "status: RUNNING" in status
 
     wait_until(is_running, "the deployment", 120)
-    yield f"http://127.0.0.1:{config['http_options']['port']}"
+    yield [f"http://127.0.0.1:{port}" for port in ports]
     head.run("serve", "shutdown", "-y", "--address", head.dashboard)
 
 
-def test_deployed_application_answers_as_the_training_code(head: Any, deployed: str) -> None:
+def test_deployed_application_answers_as_the_training_code(head: Any, deployed: list[str]) -> None:
     package = next((head.home / "runs/medical_diagnosis/export").glob("*/package"))
     records = json.loads((package / "golden_records.json").read_text())
     expected = json.loads((package / "golden_outputs.json").read_text())
-    predictions = post(f"{deployed}/predict", records)["predictions"]
-    for prediction, row in zip(predictions, expected["probabilities"], strict=True):
-        assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=1e-5)
-    assert get(f"{deployed}/v2/health/ready") == {"ready": True}
-    assert get(f"{deployed}/v2/models/medical_diagnosis")["inputs"][0]["shape"] == [-1, 30]
+    for url in deployed:
+        predictions = post(f"{url}/predict", records)["predictions"]
+        for prediction, row in zip(predictions, expected["probabilities"], strict=True):
+            assert list(prediction["probabilities"].values()) == pytest.approx(row, abs=1e-5)
+        assert get(f"{url}/v2/health/ready") == {"ready": True}
+        assert get(f"{url}/v2/models/medical_diagnosis")["inputs"][0]["shape"] == [-1, 30]
 
 
-def test_serving_process_has_loaded_no_training_framework(deployed: str) -> None:
+def test_serving_process_has_loaded_no_training_framework(deployed: list[str]) -> None:
     """Read off the replica's memory map: what its modules loaded, whoever imported them."""
     replicas = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"ServeReplica" in _read(path)]
     assert replicas
-    post(f"{deployed}/v2/models/medical_diagnosis/infer", _infer_body())
+    for url in deployed:
+        post(f"{url}/v2/models/medical_diagnosis/infer", _infer_body())
     for replica in replicas:
         loaded = _read(replica / "maps").decode()
         assert "onnxruntime" in loaded

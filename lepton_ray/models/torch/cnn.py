@@ -38,4 +38,5 @@ class Cnn(nn.Module):
 def build(spec: CnnModel, inputs: Sequence[ModelInput], num_outputs: int) -> Cnn:
     """Build the module with fresh weights, which lie with the channels last: so convolutions are computed on CPUs."""
     (image,) = inputs
-    return Cnn(spec, image.shape, num_outputs).to(memory_format=torch.channels_last)
+    cnn: Cnn = Cnn(spec, image.shape, num_outputs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cnn

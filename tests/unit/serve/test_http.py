@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.serve.http import Limits, NoMeter, build_http_app
+from lepton_ray.core.errors import ArtifactError
+from lepton_ray.serve.endpoint import Limits, NoMeter, answer_golden_records
+from lepton_ray.serve.http import build_http_app
 
 _MODEL = "/v2/models/demo"
 _INFER = f"{_MODEL}/infer"
@@ -309,6 +311,131 @@ def test_pictures_go_in_by_both_protocols(serve: Any, picture_package: Path) -> 
         assert client.post(_INFER, json={"inputs": [item]}).status_code == 400
 
 
+def _raw(*parts: bytes, **header: Any) -> dict[str, Any]:
+    text = json.dumps(header).encode()
+    return {"content": b"".join([text, *parts]), "headers": {"Inference-Header-Content-Length": str(len(text))}}
+
+
+def _raw_text(*texts: str) -> bytes:
+    return b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in texts)
+
+
+def _raw_tensor(name: str, datatype: str, shape: list[int], data: bytes, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "datatype": datatype,
+        "shape": shape,
+        "parameters": {"binary_data_size": len(data)},
+        **more,
+    }
+
+
+def test_raw_tensors_are_what_the_same_in_json_is(client: Any) -> None:
+    """Missing is NaN, or an empty text."""
+    wanted = client.post(_INFER, json=_tensors()).json()
+    texts = _raw_text("red", "S", "", "L")
+    categories = _raw_tensor("categories", "BYTES", [2, 2], texts)
+    for dtype, datatype in (("<f8", "FP64"), ("<f4", "FP32"), ("<f2", "FP16")):
+        numbers = np.array([[30, np.nan], [60.5, 1e3]], dtype).tobytes()
+        inputs = [_raw_tensor("numbers", datatype, [2, 2], numbers), categories]
+        answer = client.post(_INFER, **_raw(numbers, texts, inputs=inputs))
+        assert answer.json() == wanted
+        assert answer.headers["content-type"] == "application/json"
+        swapped = client.post(_INFER, **_raw(texts, numbers, inputs=inputs[::-1]))
+        assert swapped.json() == wanted
+    mixed = [_tensors()["inputs"][0], categories]
+    assert client.post(_INFER, **_raw(texts, inputs=mixed)).json() == wanted
+    integers = np.array([[30, 5], [60, 1000]], "<i2").tobytes()
+    inputs = [_raw_tensor("numbers", "INT16", [2, 2], integers), categories]
+    expected = client.post(_INFER, json=_tensors([[30, 5], [60, 1000]])).json()
+    assert client.post(_INFER, **_raw(integers, texts, inputs=inputs)).json() == expected
+
+
+def test_outputs_go_raw_where_that_is_asked_for(client: Any, mixed_package: Path) -> None:
+    _, expected = _run_directly(mixed_package, [[30, math.nan], [60.5, 1e3]], [["red", "S"], ["", "L"]])
+    for more, raw in (
+        ({"parameters": {"binary_data_output": True}}, ["label", "probabilities"]),
+        ({"outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}]}, ["probabilities"]),
+        (
+            {
+                "parameters": {"binary_data_output": True},
+                "outputs": [{"name": "label", "parameters": {"binary_data": False}}, {"name": "probabilities"}],
+            },
+            ["probabilities"],
+        ),
+    ):
+        answer = client.post(_INFER, json={**_tensors(), **more})
+        length = int(answer.headers["inference-header-content-length"])
+        assert answer.headers["content-type"] == "application/octet-stream"
+        rest = answer.content[length:]
+        for tensor in json.loads(answer.content[:length])["outputs"]:
+            assert ("data" in tensor) == (tensor["name"] not in raw)
+            if tensor["name"] in raw:
+                size = tensor["parameters"]["binary_data_size"]
+                part, rest = rest[:size], rest[size:]
+                if tensor["name"] == "label":
+                    assert part == _raw_text(
+                        *_run_directly(mixed_package, [[30, math.nan], [60.5, 1e3]], [["red", "S"], ["", "L"]])[0]
+                    )
+                else:
+                    assert np.abs(np.frombuffer(part, "<f4").reshape(2, 3) - expected).max() < 1e-6
+        assert rest == b""
+
+
+def test_raw_pictures_go_in(serve: Any, picture_package: Path) -> None:
+    client = serve(picture_package)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 2, 3, 1), np.uint8)
+    inputs = [_raw_tensor("image", "UINT8", [5, 2, 3, 1], pixels.tobytes())]
+    listed = {"name": "image", "datatype": "UINT8", "shape": [5, 2, 3, 1], "data": pixels.ravel().tolist()}
+    raw = client.post(_INFER, **_raw(pixels.tobytes(), inputs=inputs)).json()
+    assert raw == client.post(_INFER, json={"inputs": [listed]}).json()
+
+
+_NUMBERS = np.array([[30, 1], [2, 3]], "<f8").tobytes()
+_TEXTS = _raw_text("red", "S", "blue", "L")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "texts", "change", "code", "rule"),
+    [
+        (_NUMBERS[:-1], _TEXTS, {}, 400, "inputs.numbers must have 32 bytes for its shape, got 31"),
+        (_NUMBERS, _TEXTS[:-1], {}, 400, "inputs.categories must have 4 texts, each with its length, got 3 in 24"),
+        (_NUMBERS, _TEXTS + b"\0", {}, 400, "inputs.categories must have 4 texts, each with its length, got 4 in 26"),
+        (_NUMBERS, b"\xff" * 23, {}, 400, "inputs.categories must have 4 texts, each with its length, got 0 in 23"),
+        (_NUMBERS, b"\x01\0\0\0\xff" * 4, {}, 400, "inputs.categories[0] must be UTF-8"),
+        (_NUMBERS, _TEXTS, {"data": [1]}, 400, "inputs.'numbers'.parameters.binary_data_size must not stand beside"),
+        (_NUMBERS, _TEXTS, {"datatype": "BOOL"}, 400, "inputs.numbers.datatype must be FP64"),
+        (_NUMBERS, _TEXTS, {"shape": [2, 3]}, 400, "inputs.numbers.shape must be [-1, 2]"),
+        (_NUMBERS, _TEXTS, {"parameters": {"binary_data_size": 99}}, 400, "inputs.'numbers'.parameters.binary_data_si"),
+        (_NUMBERS, _TEXTS, {"parameters": {"binary_data_size": -1}}, 400, "inputs.'numbers'.parameters.binary_data_si"),
+        (_NUMBERS, _TEXTS, {"parameters": {"binary_data_size": True}}, 400, "inputs.'numbers'.parameters.binary_data"),
+        (_NUMBERS, _TEXTS, {"parameters": {}}, 400, "inputs must say the whole body in binary_data_size, got 32 bytes"),
+        (np.array([[np.inf, 1], [2, 3]]).tobytes(), _TEXTS, {}, 422, "records[0].age must be"),
+        (np.array([[np.nan, 1], [2, 3]]).tobytes(), _TEXTS, {}, 422, "records[0].age must be given"),
+        (np.array([[121.0, 1], [2, 3]]).tobytes(), _TEXTS, {}, 422, "records[0].age must be at most 120"),
+        (_NUMBERS, _raw_text("red", "XL", "", "S"), {}, 422, "records[0].size must be one of S, M, L"),
+    ],
+)
+def test_raw_tensors_that_are_wrong_are_refused(
+    client: Any, numbers: bytes, texts: bytes, change: dict[str, Any], code: int, rule: str
+) -> None:
+    inputs = [
+        {**_raw_tensor("numbers", "FP64", [2, 2], numbers), **change},
+        _raw_tensor("categories", "BYTES", [2, 2], texts),
+    ]
+    answer = client.post(_INFER, **_raw(numbers, texts, inputs=inputs))
+    assert answer.status_code == code
+    assert answer.json()["error"].startswith(rule)
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999999", "9" * 40, "1.0", ""])
+def test_a_wrong_length_of_the_json_is_refused(client: Any, length: str) -> None:
+    body = json.dumps(_tensors()).encode()
+    answer = client.post(_INFER, content=body, headers={"inference-header-content-length": length})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("inference-header-content-length must be from 0 to the length of the body")
+
+
 def test_the_meter_is_told_of_every_request(serve: Any, mixed_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = _Counts()
     client = serve(mixed_package, meter)
@@ -328,6 +455,16 @@ def test_the_meter_is_told_of_every_request(serve: Any, mixed_package: Path, mon
         ("records", 422, None),
         ("records", 500, None),
     ]
+
+
+def test_a_package_that_cannot_answer_its_golden_records_is_refused(
+    mixed_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(open_package(mixed_package))
+    answer_golden_records(predictor)
+    monkeypatch.setattr(Predictor, "run", lambda self, feeds: 1 / 0)
+    with pytest.raises(ArtifactError, match=r"must answer its golden records, got status 500: .*\. Export it again"):
+        answer_golden_records(predictor)
 
 
 def test_a_client_that_goes_away_is_no_failure_of_the_server(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.serve.http import Limits, NoMeter, build_http_app
+from lepton_ray.serve.endpoint import Limits, NoMeter
+from lepton_ray.serve.http import build_http_app
 
 _SCALARS = (
     st.none()

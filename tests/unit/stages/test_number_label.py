@@ -13,7 +13,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline import run
-from lepton_ray.serve.http import Limits, NoMeter, build_http_app, post
+from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.score import score_file
 from lepton_ray.stages.starter import write_starter
@@ -95,15 +95,16 @@ def test_the_package_answers_numbers_everywhere(result: Any, folder: Path, tmp_p
     assert predictor.run({name: array[:0] for name, array in package.signature.encode(records).items()})[
         "value"
     ].shape == (0,)
-    app = build_http_app(predictor, "homes", Limits(), NoMeter())
-    status, body = post(app, "/predict", json.dumps(records).encode())
-    assert (status, [p["value"] for p in json.loads(body)["predictions"]]) == (200, pytest.approx(value.tolist()))
+    endpoint = Endpoint(predictor, "homes", Limits(), NoMeter())
+    answer = endpoint.ask("POST", "/predict", json.dumps(records).encode())
+    predictions = [p["value"] for p in json.loads(answer.body)["predictions"]]
+    assert (answer.code, predictions) == (200, pytest.approx(value.tolist()))
     inputs = [
         {"name": "numbers", "datatype": "FP64", "shape": [1, 1], "data": [100.0]},
         {"name": "categories", "datatype": "BYTES", "shape": [1, 1], "data": ["yes"]},
     ]
-    status, body = post(app, "/v2/models/homes/infer", json.dumps({"inputs": inputs}).encode())
-    (output,) = json.loads(body)["outputs"]
+    answer = endpoint.ask("POST", "/v2/models/homes/infer", json.dumps({"inputs": inputs}).encode())
+    (output,) = json.loads(answer.body)["outputs"]
     assert (output["name"], output["datatype"], output["shape"]) == ("value", "FP64", [1])
     assert output["data"] == pytest.approx(value[:1].tolist())
     new = tmp_path / "new.csv"

@@ -1,0 +1,451 @@
+"""One HTTP/1.1 connection, small and strict: no ASGI, no task for a request.
+
+llhttp (through httptools) parses, and refuses what invites smuggling: two lengths, bad chunk sizes, folded headers, bare line
+feeds. A malformed request is answered and its connection ended, as nobody can know where the next one begins. Requests may be
+pipelined; they are answered in their order.
+"""
+
+import asyncio
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from lepton_ray.serve.endpoint import (
+    HTTP_BAD_REQUEST,
+    HTTP_OK,
+    HTTP_UNAVAILABLE,
+    RAW_HEADER,
+    Call,
+    Endpoint,
+    Response,
+    parse_length,
+)
+
+_MAX_HEAD_BYTES = 16 << 10
+_MAX_HEADERS = 100
+_MAX_PIPELINED = 32
+_BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
+_COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
+_LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
+_IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
+_HTTP_TIMEOUT, _HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 408, 417, 431, 501, 505
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+STATUS_OK = _STATUS[HTTP_OK]
+_HEAD_RULE = f"target and headers must be at most {_MAX_HEAD_BYTES} bytes"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Bounds on the connections of one listener; times in seconds."""
+
+    max_connections: int = 1024
+    """More wait in the kernel's queue."""
+    receive_s: float = 30.0
+    """A request must have come this long after its first byte, and an answer must have been taken."""
+    idle_s: float = 75.0
+    """A connection without a request is closed."""
+    age_s: float = 60.0
+    """An older connection is closed with its next answer, so that its client may come to a newer replica."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """The place of one response in its connection."""
+
+    request_id: bytes | None = None
+    is_head: bool = False
+    is_http_10: bool = False
+    keep_alive: bool = False
+    response: Response | None = None
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """The request that is being received."""
+
+    url: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    num_headers: int = 0
+    num_hosts: int = 0
+    head_bytes: int = 0
+    is_in_head: bool = True
+    slot: Slot = field(default_factory=Slot)
+    call: Call | None = None
+    """Of a prediction."""
+    parts: list[bytes] = field(default_factory=list)
+    body_bytes: int = 0
+
+
+class Owner(Protocol):
+    """What a connection needs of its listener."""
+
+    endpoint: Endpoint
+    limits: ConnectionLimits
+    is_draining: bool
+    date: bytes
+    buffered_bytes: int
+    """Of bodies that are not answered yet, in all connections."""
+
+    def now(self) -> float:
+        """Return the time of the event loop."""
+
+    def next_id(self) -> bytes:
+        """Return an id for a request that brings none."""
+
+    def submit(self, call: Call, slot: Slot, connection: "Connection") -> None:
+        """Have a call answered into its slot, which the connection then flushes."""
+
+    def opened(self, connection: "Connection") -> None:
+        """Know a connection."""
+
+    def closed(self, connection: "Connection") -> None:
+        """Forget a connection."""
+
+
+class _RefusalError(Exception):
+    """A request that ends its connection."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+class Connection(asyncio.Protocol):
+    """One client; at most one of its requests is being received at a time."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._slots: deque[Slot] = deque()
+        self._transport: Any = None
+        self._opened = self._idle_since = owner.now()
+        self._receive_by: float | None = None
+        """Set while a request is being received."""
+        self._send_by: float | None = None
+        """Set while the client is slow to take answers."""
+        self._linger_until: float | None = None
+        """Set once the last answer is sent."""
+        self._is_ending = False
+        """No more requests are taken."""
+        self._is_half_closed = False
+        """The client sends no more, and waits."""
+        self._incoming = _Incoming()
+        self._is_parsing = self._is_paused = False
+        self._unfinished_bytes = 0
+
+    # asyncio's side
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin."""
+        self._transport = transport
+        self._owner.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come."""
+        if self._is_ending:
+            return
+        begun = self._incoming
+        try:
+            self._parse(data)
+        except httptools.HttpParserCallbackError as failure:
+            if not isinstance(failure.__context__, _RefusalError):
+                raise
+            self._end(failure.__context__.response)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as failure:
+            self._end(self._refuse(HTTP_BAD_REQUEST, f"the request must be well-formed HTTP/1.1: {failure}"))
+        else:
+            if self._incoming is begun and self._receive_by is not None:
+                self._check_unfinished_head(len(data))
+        if self._slots and self._slots[0].response is not None:
+            self.flush()
+        if len(self._slots) >= _MAX_PIPELINED:
+            self._pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        self._is_parsing = True
+        try:
+            self._parser.feed_data(data)
+        finally:
+            self._is_parsing = False
+
+    def eof_received(self) -> bool:
+        """Answer what is under way, then close."""
+        self._is_ending = True
+        self._give_up()
+        self._is_half_closed = bool(self._slots) and self._linger_until is None
+        return self._is_half_closed
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End; what runs for this client runs on, for nobody."""
+        self._is_ending = True
+        self._transport = None
+        self._give_up()
+        self._owner.closed(self)
+
+    def _give_up(self) -> None:
+        """Take note that a request that is being received will never be whole."""
+        if self._receive_by is not None:
+            self._refuse(HTTP_BAD_REQUEST, "the body must be complete")
+            self._receive_by = None
+
+    def pause_writing(self) -> None:
+        """Take no more requests from a client that does not take its answers."""
+        self._send_by = self._owner.now() + self._owner.limits.receive_s
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._send_by = None
+        self._resume_reading()
+
+    # the listener's side
+
+    def sweep(self, now: float) -> None:
+        """See to the clocks."""
+        if self._transport is None:
+            return
+        if self._linger_until is not None:
+            is_sending = self._transport.get_write_buffer_size() > 0
+            if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
+                self._transport.abort()
+        elif self._send_by is not None:
+            if now >= self._send_by:
+                self._transport.abort()
+        elif self._receive_by is not None:
+            if now >= self._receive_by:
+                rule = f"the request must come within {self._owner.limits.receive_s:g} s"
+                self._end(self._refuse(_HTTP_TIMEOUT, rule))
+                self.flush()
+        elif not self._slots and now >= self._idle_since + self._idle_s():
+            self._transport.close()
+
+    def _idle_s(self) -> float:
+        return min(_IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s
+
+    def start_draining(self) -> None:
+        """Count the time that an idle connection stays from now."""
+        self._idle_since = self._owner.now()
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def flush(self) -> None:
+        """Send the answers whose turn it is; not before all that has come is parsed, as it may hold more requests."""
+        if self._is_parsing or self._transport is None or self._transport.is_closing():
+            return
+        while self._slots and (response := self._slots[0].response) is not None:
+            slot = self._slots.popleft()
+            must_close = not slot.keep_alive or (not self._slots and self._is_last())
+            self._send(slot, response, must_close)
+            if must_close:
+                self._finish()
+                return
+        self._idle_since = self._owner.now()
+        self._resume_reading()
+
+    def _is_last(self) -> bool:
+        """Whether the connection is to end and no request is on its way."""
+        is_old = self._owner.now() >= self._opened + self._owner.limits.age_s
+        return self._receive_by is None and (is_old or self._owner.is_draining or self._is_ending)
+
+    def _pause_reading(self) -> None:
+        if not self._is_paused and not self._transport.is_closing():
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._is_paused and not self._transport.is_closing() and (self._linger_until or self._may_read()):
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _may_read(self) -> bool:
+        return len(self._slots) < _MAX_PIPELINED and self._send_by is None
+
+    # llhttp's side
+
+    def on_message_begin(self) -> None:
+        """Begin to receive a request."""
+        self._incoming = _Incoming()
+        self._unfinished_bytes = 0
+        self._receive_by = self._owner.now() + self._owner.limits.receive_s
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        self._incoming.url += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer, which means nothing here."""
+        incoming = self._incoming
+        incoming.num_headers += 1
+        if incoming.num_headers > _MAX_HEADERS:
+            raise self._refusal(_HTTP_HEAD_TOO_LARGE, f"at most {_MAX_HEADERS} headers may be sent")
+        self._count_head(len(name) + len(value))
+        if not incoming.is_in_head:
+            return
+        name = name.lower()
+        incoming.num_hosts += name == b"host"
+        incoming.headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        """Find what is asked for, before the body comes."""
+        incoming, headers = self._incoming, self._incoming.headers
+        incoming.is_in_head = False
+        version = self._parser.get_http_version()
+        self._check_framing(version)
+        method = self._parser.get_method().decode()
+        request_id = headers.get(b"x-request-id")
+        incoming.slot = Slot(
+            request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None,
+            is_head=method == "HEAD",
+            is_http_10=version == "1.0",
+            keep_alive=self._parser.should_keep_alive(),
+        )
+        found = self._owner.endpoint.find(method, self._path())
+        if isinstance(found, Response):
+            incoming.slot.response = found
+        else:
+            length = headers.get(RAW_HEADER)
+            incoming.call = Call(found, json_bytes=None if length is None else parse_length(length))
+        if (size := headers.get(b"content-length")) is not None:
+            self._check_size(int(size))
+        if (expected := headers.get(b"expect")) is not None:
+            self._answer_expectation(expected)
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body."""
+        incoming = self._incoming
+        incoming.body_bytes += len(data)
+        self._check_size(incoming.body_bytes)
+        if incoming.call is None:
+            return  # of a request that needs none
+        self._owner.buffered_bytes += len(data)
+        incoming.parts.append(data)
+        if self._owner.buffered_bytes > _BUFFERED_REQUESTS * self._owner.endpoint.limits.max_request_bytes:
+            raise self._refusal(
+                HTTP_UNAVAILABLE, "the bodies that are here must be answered first. Send it again later"
+            )
+
+    def on_message_complete(self) -> None:
+        """Have the request answered."""
+        self._receive_by = None
+        slot, call, parts = self._incoming.slot, self._incoming.call, self._incoming.parts
+        self._incoming = _Incoming()
+        self._is_ending = not slot.keep_alive
+        self._slots.append(slot)
+        if call is not None:
+            call.body = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._owner.submit(call, slot, self)
+
+    # the rest
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._incoming.head_bytes += num_bytes
+        if self._incoming.head_bytes > _MAX_HEAD_BYTES:
+            raise self._refusal(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE)
+
+    def _check_unfinished_head(self, num_bytes: int) -> None:
+        """Bound what the parser keeps of a target or header that does not end."""
+        self._unfinished_bytes += num_bytes if self._incoming.is_in_head else 0
+        if self._unfinished_bytes > _MAX_HEAD_BYTES:
+            self._end(self._refuse(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
+
+    def _path(self) -> str:
+        """Return the decoded path of the target."""
+        url = self._incoming.url
+        if not url.startswith(b"/"):
+            try:
+                url = httptools.parse_url(url).path or b"/"
+            except httptools.HttpParserInvalidURLError as error:
+                raise self._refusal(HTTP_BAD_REQUEST, "the target must be a path or an http URL") from error
+        path: bytes = url.partition(b"?")[0]
+        return unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
+
+    def _check_framing(self, version: str) -> None:
+        coding, num_hosts = self._incoming.headers.get(b"transfer-encoding"), self._incoming.num_hosts
+        if version not in ("1.0", "1.1"):
+            raise self._refusal(_HTTP_VERSION, f"the version must be HTTP/1.1, got {version}")
+        if self._parser.should_upgrade():
+            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "the connection must stay HTTP/1.1, got an upgrade")
+        if num_hosts != 1 and (num_hosts or version == "1.1"):
+            raise self._refusal(HTTP_BAD_REQUEST, f"host must be given once, got {num_hosts}")
+        if coding is None:
+            return
+        if coding.lower() != b"chunked":
+            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "transfer-encoding must be chunked")
+        if version == "1.0":
+            raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")
+
+    def _check_size(self, size: int) -> None:
+        if size > self._owner.endpoint.limits.max_request_bytes:
+            raise _RefusalError(self._owner.endpoint.refuse_large(self._take_call()))
+
+    def _answer_expectation(self, expected: bytes) -> None:
+        if expected.lower() != b"100-continue":
+            raise self._refusal(_HTTP_EXPECTATION, "expect must be 100-continue")
+        if not self._slots:  # else the answers before it would come after
+            self._transport.write(_CONTINUE)
+
+    def _refusal(self, code: int, message: str) -> _RefusalError:
+        return _RefusalError(self._refuse(code, message))
+
+    def _refuse(self, code: int, message: str) -> Response:
+        """Return what refuses the request that is being received, of which nothing is kept."""
+        return self._owner.endpoint.refuse(self._take_call(), code, message)
+
+    def _take_call(self) -> Call | None:
+        call, self._incoming.call = self._incoming.call, None
+        self._owner.buffered_bytes -= sum(map(len, self._incoming.parts))
+        self._incoming.parts = []
+        return call
+
+    def _end(self, response: Response) -> None:
+        """Answer with a refusal, after what is under way, and take nothing more."""
+        if self._is_ending:
+            return
+        self._is_ending = True
+        self._receive_by = None
+        self._slots.append(Slot(self._incoming.slot.request_id, response=response))
+
+    def _send(self, slot: Slot, response: Response, must_close: bool) -> None:
+        head = [
+            _head_of(response.code, response.headers),
+            b"content-length: %d\r\nx-request-id: %b\r\ndate: %b\r\n"
+            % (len(response.body), slot.request_id or self._owner.next_id(), self._owner.date),
+        ]
+        if must_close:
+            head.append(b"connection: close\r\n")
+        elif slot.is_http_10:
+            head.append(b"connection: keep-alive\r\n")
+        head.append(b"\r\n")
+        if slot.is_head:
+            self._transport.write(b"".join(head))
+        elif len(response.body) <= _COPIED_BYTES:
+            self._transport.write(b"".join([*head, response.body]))
+        else:
+            self._transport.writelines([b"".join(head), response.body])
+
+    def _finish(self) -> None:
+        """End after the last answer: a client that still sends must be able to read it, so its bytes are let in for a while."""
+        self._is_ending = True
+        if self._is_half_closed:
+            self._transport.close()
+            return
+        self._linger_until = self._owner.now() + _LINGER_S
+        self._transport.write_eof()
+        self._resume_reading()
+
+
+@lru_cache(maxsize=64)
+def _head_of(code: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return b"".join([_STATUS[code], *(b"%b: %b\r\n" % header for header in headers)])

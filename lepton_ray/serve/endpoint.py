@@ -1,0 +1,309 @@
+"""What a package answers to which request: pure functions from a request to its response, for every server alike.
+
+A server finds what a path is (``find``): either a response, or the protocol of a prediction, for which it makes a ``Call`` of
+the body. Calls are predicted together (``predict``), as many as there are; each gets the response that it would get alone.
+
+Status codes: 400 not JSON or not of the protocol; 404 unknown path, model or version; 413 too large; 422 a record that
+breaks the signature; 503 too many wait; 500 never on purpose, and without a word on the inside.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from lepton_ray import __version__
+from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.core.errors import ArtifactError, RecordError
+from lepton_ray.serve import protocol
+
+_logger = logging.getLogger("lepton_ray.serve")
+
+HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
+_HTTP_NOT_FOUND, _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE, _HTTP_FAILED = 404, 405, 413, 422, 500
+_RETRY_AFTER_S = b"1"
+_MAX_DIGITS = 18
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+RAW_HEADER = b"inference-header-content-length"
+
+Outputs = dict[str, NDArray[Any]]
+ProtocolName = Literal["oip", "records"]
+
+
+class Meter(Protocol):
+    """Receives one call for each prediction request, from any thread."""
+
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
+        """Count a request; ``outputs`` are the predictor's, None when it failed."""
+
+
+class NoMeter:
+    """Counts nothing."""
+
+    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one request."""
+
+    max_request_bytes: int = 16 << 20
+    max_rows: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Status, body and headers besides ``content-length``; names are lower case."""
+
+    code: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    feeds: Feeds
+    wanted: list[str]
+    raw: frozenset[str]
+    id: Any
+
+
+@dataclass(slots=True)
+class Call:
+    """A prediction request; ``json_bytes`` is its ``Inference-Header-Content-Length``, if it has one."""
+
+    protocol_name: ProtocolName
+    body: bytes = b""
+    json_bytes: int | None = None
+    start: float = field(default_factory=time.perf_counter)
+    rows: int = 0
+    """At least 1 once it is parsed: then there are either records or tensors."""
+    records: list[Any] | None = None
+    tensors: _Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A package as the model ``name``. Thread-safe."""
+
+    predictor: Predictor
+    name: str
+    limits: Limits
+    meter: Meter
+
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return self.predictor.package.version
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Answer one request at once."""
+        found = self.find(method, path)
+        return found if isinstance(found, Response) else self.predict([Call(found, body)])[0]
+
+    @cached_property
+    def _calls(self) -> dict[tuple[str, str], ProtocolName]:
+        """The requests that are predictions."""
+        model = f"/v2/models/{self.name}"
+        infer = (f"{model}/infer", f"{model}/versions/{self.version}/infer")
+        return {("POST", "/predict"): "records", **{("POST", path): "oip" for path in infer}}
+
+    def find(self, method: str, path: str) -> Response | ProtocolName:
+        """Return the protocol of a prediction at a decoded path, or the response to any other request."""
+        return self._calls.get((method, path)) or self._answer_other(method, path)
+
+    def _answer_other(self, method: str, path: str) -> Response:
+        match path.split("/"):
+            case ["", "predict"]:
+                return _only("POST", method)
+            case ["", "v2"]:
+                about = {"name": "lepton_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
+                return _get(method, about)
+            case ["", "v2", "health", "live" | "ready" as what]:
+                return _get(method, {what: True})
+            case ["", "v2", "models", name, "versions", version, *rest] if len(rest) <= 1:
+                return self._find_model(method, path, name, version, "".join(rest))
+            case ["", "v2", "models", name, *rest] if len(rest) <= 1:
+                return self._find_model(method, path, name, None, "".join(rest))
+        return _not_found(path)
+
+    def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response:
+        if what not in ("", "ready", "infer"):
+            return _not_found(path)
+        if name != self.name:
+            return _error(_HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
+        if version not in (None, self.version):
+            return _error(_HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {version[:200]!r}")
+        if what == "infer":
+            return _only("POST", method)
+        if what == "ready":
+            return _get(method, {"name": self.name, "ready": True})
+        return _get(method, protocol.metadata(self.name, [self.version], self.predictor.signature))
+
+    def refuse(self, call: Call | None, code: int, message: str) -> Response:
+        """Return the response to what comes to nothing; counted if it was a call."""
+        response = _error(code, message)
+        return response if call is None else self._finish(call, response, None)
+
+    def refuse_large(self, call: Call | None) -> Response:
+        """Return and count the response to a body beyond the limit."""
+        return self.refuse(
+            call, _HTTP_TOO_LARGE, f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request"
+        )
+
+    def parse(self, call: Call) -> Response | None:
+        """Read the body of a call, or return the response that refuses it."""
+        try:
+            text, raw = protocol.split_body(call.body, call.json_bytes)
+            body = _parse_json(text)
+            if call.protocol_name == "records":
+                call.records = self._parse_records(body)
+                call.rows = len(call.records)
+            else:
+                call.tensors = self._parse_tensors(body, raw)
+                call.rows = len(next(iter(call.tensors.feeds.values())))
+        except protocol.ProtocolError as error:
+            return self.refuse(call, HTTP_BAD_REQUEST, str(error))
+        return None
+
+    def _parse_records(self, body: Any) -> list[Any]:
+        records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+        if not isinstance(records, list):
+            raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
+        if not 1 <= len(records) <= self.limits.max_rows:
+            raise protocol.ProtocolError(
+                f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request"
+            )
+        return records
+
+    def _parse_tensors(self, body: Any, raw: memoryview) -> _Tensors:
+        feeds, wanted = protocol.parse_infer(body, self.predictor.signature, self.limits.max_rows, raw)
+        return _Tensors(feeds, wanted, protocol.raw_outputs(body, wanted), body.get("id"))
+
+    def predict(self, calls: Sequence[Call]) -> list[Response]:
+        """Answer calls together, each as it would be answered alone; those that are not parsed yet are."""
+        refusals = [None if call.rows else self.parse(call) for call in calls]
+        answers = iter(self._answer([call for call, refusal in zip(calls, refusals, strict=True) if refusal is None]))
+        return [refusal or next(answers) for refusal in refusals]
+
+    def _answer(self, calls: list[Call]) -> list[Response]:
+        if not calls:
+            return []
+        try:
+            outputs = self._run(calls)
+            return [self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)]
+        except RecordError as error:
+            code, message = _HTTP_UNPROCESSABLE, str(error)
+        except Exception:
+            _logger.exception("a run for %d requests failed", len(calls))
+            code, message = _HTTP_FAILED, "the server failed; its log has the reason"
+        if len(calls) == 1:
+            return [self.refuse(calls[0], code, message)]
+        return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay
+
+    def _run(self, calls: list[Call]) -> list[Outputs]:
+        """Return the outputs of each call, of one run for all."""
+        parts: list[Feeds] = []
+        of_records = [call for call in calls if call.tensors is None]
+        if of_records:
+            records = [record for call in of_records for record in call.records or ()]
+            parts.append(self.predictor.signature.encode(records))
+        if tensors := [call.tensors.feeds for call in calls if call.tensors is not None]:
+            feeds = _join(tensors, is_copied=len(calls) > 1)
+            self.predictor.signature.check(feeds)
+            parts.append(feeds)
+        outputs = self.predictor.run(_join(parts))
+        if len(calls) == 1:
+            return [outputs]
+        by_call: dict[int, Outputs] = {}
+        end = 0
+        for call in [*of_records, *(call for call in calls if call.tensors is not None)]:
+            start, end = end, end + call.rows
+            by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
+        return [by_call[id(call)] for call in calls]
+
+    def _respond(self, call: Call, outputs: Outputs) -> Response:
+        signature, tensors = self.predictor.signature, call.tensors
+        if tensors is None:
+            predictions = to_predictions(outputs, signature.classes)
+            return _json({"model": self.name, "version": self.version, "predictions": predictions})
+        given, blobs = protocol.infer_answer(outputs, signature, tensors.wanted, tensors.raw)
+        answer = {"model_name": self.name, "model_version": self.version, "outputs": given}
+        response = _json({"id": tensors.id, **answer} if isinstance(tensors.id, str) else answer)
+        if not tensors.raw:
+            return response
+        length = str(len(response.body)).encode()
+        headers = ((b"content-type", b"application/octet-stream"), (RAW_HEADER, length))
+        return Response(HTTP_OK, b"".join([response.body, *blobs]), headers)
+
+    def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
+        self.meter.observe(call.protocol_name, response.code, time.perf_counter() - call.start, outputs)
+        return response
+
+
+def answer_golden_records(predictor: Predictor) -> None:
+    """Have a package answer its own golden records, uncounted: afterwards all that answers records is warm.
+
+    Raises:
+        ArtifactError: If it cannot.
+    """
+    body = (predictor.package.path / "golden_records.json").read_bytes()
+    endpoint = Endpoint(predictor, predictor.package.name, Limits(len(body), max_rows=sys.maxsize), NoMeter())
+    response = endpoint.ask("POST", "/predict", body)
+    if response.code != HTTP_OK:
+        message = f"{predictor.package.path} must answer its golden records, got status {response.code}"
+        raise ArtifactError(f"{message}: {response.body[:300].decode(errors='replace')}. Export it again")
+
+
+def parse_length(value: bytes) -> int:
+    """Return the whole number that a header's value spells, -1 if it does not."""
+    return int(value) if value.isdigit() and len(value) < _MAX_DIGITS else -1
+
+
+def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:
+    """Concatenate rows; a copy of a single part only if asked for, as a check changes tensors in place."""
+    if len(parts) == 1 and not is_copied:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _parse_json(text: bytes | memoryview) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise protocol.ProtocolError(f"the body must be JSON: {error.args[0]}") from error
+
+
+def _json(content: Any, code: int = HTTP_OK) -> Response:
+    return Response(code, orjson.dumps(content, option=_OPTIONS))
+
+
+def _error(code: int, message: str) -> Response:
+    """Return the response that says what is wrong."""
+    response = _json({"error": message}, code)
+    if code != HTTP_UNAVAILABLE:
+        return response
+    return Response(code, response.body, (*response.headers, (b"retry-after", _RETRY_AFTER_S)))
+
+
+def _not_found(path: str) -> Response:
+    return _error(_HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
+
+
+def _get(method: str, content: Any) -> Response:
+    """Answer GET; HEAD is GET without the body, which the server leaves out."""
+    return _json(content) if method in ("GET", "HEAD") else _only("GET, HEAD", method)
+
+
+def _only(allowed: str, method: str) -> Response:
+    response = _error(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {allowed}")
+    return Response(response.code, response.body, (*response.headers, (b"allow", allowed.encode())))

@@ -1,0 +1,176 @@
+"""A listener of the replica's own: it accepts connections, keeps their clocks and counts what is under way.
+
+It belongs to one event loop. The listening socket may be shared with the other replicas of the node (``sockets``): whoever is
+idle takes the next connection.
+"""
+
+import asyncio
+import itertools
+import secrets
+import socket
+import time
+from email.utils import formatdate
+from typing import Any
+
+from lepton_ray.serve.batching import Batcher
+from lepton_ray.serve.connection import STATUS_OK, Connection, ConnectionLimits, Slot
+from lepton_ray.serve.endpoint import Call, Endpoint, Response
+
+_SWEEP_S = 1.0
+_DRAIN_POLL_S = 0.05
+_PROBE_TIMEOUT_S = 5.0
+_PROBE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+
+
+class Listener:
+    """Answers the calls of an endpoint over HTTP."""
+
+    def __init__(self, endpoint: Endpoint, batcher: Batcher, limits: ConnectionLimits) -> None:
+        self.endpoint = endpoint
+        self.limits = limits
+        self.is_draining = False
+        self.date = b""
+        self.buffered_bytes = 0
+        self._batcher = batcher
+        self._connections: set[Connection] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._id_prefix = secrets.token_hex(8)
+        self._ids = itertools.count()
+        self._is_accepting = False
+        self._under_way = 0
+        self._under_way_s = 0.0
+        self._changed = self._asked = time.perf_counter()
+
+    def start(self, listening: socket.socket) -> None:
+        """Accept from a listening socket, which must not block and stays the caller's."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = listening
+        self._sweep()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, answer what is there, let the clients go; what is left after ``timeout_s`` is cut off."""
+        while self._accept():  # what the kernel has already taken for us
+            pass
+        self.is_draining = True
+        self._stop_accepting()
+        deadline = self._loop.time() + timeout_s
+        for connection in self._connections:
+            connection.start_draining()
+        while (self._connections or self._opening) and self._loop.time() < deadline:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        for connection in list(self._connections):
+            connection.abort()
+        self._sweeper.cancel()
+
+    async def probe(self) -> None:
+        """Ask the listener whether it lives, as a client would.
+
+        Raises:
+            RuntimeError: If it gives no answer.
+        """
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            await self._open(theirs)
+            try:
+                await self._loop.sock_sendall(ours, _PROBE)
+                answer = await asyncio.wait_for(self._loop.sock_recv(ours, 1024), _PROBE_TIMEOUT_S)
+            except (TimeoutError, OSError) as failure:
+                raise RuntimeError(
+                    f"the listener must answer within {_PROBE_TIMEOUT_S} s, got {failure!r}"
+                ) from failure
+        if not answer.startswith(STATUS_OK):
+            raise RuntimeError(f"the listener must answer {STATUS_OK!r}, got {answer[:100]!r}")
+
+    def mean_under_way(self) -> float:
+        """Requests under way since this was last asked, on average over the time.
+
+        A count at one moment would say little: batches of short calls begin and end between two moments of the loop.
+        """
+        self._count(0)
+        seconds, total = self._changed - self._asked, self._under_way_s
+        self._asked, self._under_way_s = self._changed, 0.0
+        return total / seconds if seconds > 0 else 0.0
+
+    # the connections' side
+
+    def now(self) -> float:
+        """Return the time of the event loop."""
+        return self._loop.time()
+
+    def next_id(self) -> bytes:
+        """Return an id for a request that brings none."""
+        return b"%b-%x" % (self._id_prefix.encode(), next(self._ids))
+
+    def submit(self, call: Call, slot: Slot, connection: Connection) -> None:
+        """Have a call answered into its slot, which the connection then flushes."""
+        self._count(1)
+
+        def done(response: Response) -> None:
+            self._count(-1)
+            self.buffered_bytes -= len(call.body)
+            slot.response = response
+            connection.flush()
+
+        self._batcher.submit(call, done)
+
+    def opened(self, connection: Connection) -> None:
+        """Know a connection."""
+        self._connections.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        self._resume_accepting()
+
+    def _count(self, change: int) -> None:
+        now = time.perf_counter()
+        self._under_way_s += self._under_way * (now - self._changed)
+        self._changed = now
+        self._under_way += change
+
+    def _resume_accepting(self) -> None:
+        if not self._is_accepting and not self.is_draining and not self._is_full():
+            self._loop.add_reader(self._socket.fileno(), self._accept)
+            self._is_accepting = True
+
+    def _stop_accepting(self) -> None:
+        if self._is_accepting:
+            self._loop.remove_reader(self._socket.fileno())
+            self._is_accepting = False
+
+    def _is_full(self) -> bool:
+        return len(self._connections) + len(self._opening) >= self.limits.max_connections
+
+    def _accept(self) -> bool:
+        """Take one connection: the next may go to another replica."""
+        try:
+            accepted, _ = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError:  # no file descriptors left: the next sweep tries again
+            self._stop_accepting()
+            return False
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = self._loop.create_task(self._open(accepted))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        if self._is_full():
+            self._stop_accepting()
+        return True
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: Connection(self), accepted)
+        except OSError:  # it has gone already
+            accepted.close()
+
+    def _sweep(self) -> None:
+        """See to the clocks of all connections."""
+        self.date = formatdate(usegmt=True).encode()
+        for connection in list(self._connections):
+            connection.sweep(self.now())
+        self._resume_accepting()
+        self._sweeper: Any = self._loop.call_later(_SWEEP_S, self._sweep)

@@ -1,0 +1,262 @@
+"""The listener of real replicas: beside Ray Serve's HTTP, through updates and scaling under load, and where it cannot listen."""
+
+import http.client
+import json
+import random
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from lepton_ray.engine.session import free_port
+from lepton_ray.pipeline import run as run_pipeline
+from lepton_ray.spec import load_spec
+from lepton_ray.spec.release import AutoscalingSpec, ListenerSpec, ServeSpec
+
+from .conftest import wait_until
+
+_RECORDS = json.dumps([{"size": 10.0, "kind": "a"}, {"size": 90.0, "kind": "b"}]).encode()
+_INFER = {
+    "inputs": [
+        {"name": "numbers", "datatype": "FP64", "shape": [1, 1], "data": [10.0]},
+        {"name": "categories", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A package of a number and a category."""
+    folder = tmp_path_factory.mktemp("package")
+    rng = random.Random(1)
+    rows = [(size, rng.choice("ab")) for size in (rng.uniform(0, 100) for _ in range(300))]
+    lines = [f"{size:.2f},{kind},{'large' if size > 50 else 'small'}\n" for size, kind in rows]
+    (folder / "rows.csv").write_text("size,kind,is\n" + "".join(lines))
+    (folder / "spec.yaml").write_text(
+        f"name: sizes\nstorage: {folder}/runs\nseed: 1\n"
+        f"data: {{source: {{kind: csv, uri: {folder}/rows.csv}}, label: is,\n"
+        "  columns: {size: number, kind: category, is: category}}\n"
+        "model: {kind: mlp, hidden: []}\ntrain: {epochs: 2}\n"
+    )
+    return str(run_pipeline(load_spec(str(folder / "spec.yaml"), []))["export"].path)
+
+
+@dataclass
+class Application:
+    """One application on the cluster, taken down at the end."""
+
+    package: str
+    name: str = "sizes"
+    changes: int = 0
+
+    def deploy(self, **spec: Any) -> Any:
+        """Deploy, or update, with a spec; returns where it answers."""
+        from lepton_ray.artifacts.package import open_package
+        from lepton_ray.serve import on_ray
+        from lepton_ray.stages.deploy import _application, open_stored
+
+        served = ServeSpec(**{"port": 0, "cpus_per_replica": 0.5, **spec})
+        opened = open_package(Path(self.package))
+        return on_ray.run(_application(partial(open_stored, self.package), opened, None, served), self.name, served)
+
+
+@pytest.fixture
+def application(cluster: None, package: str) -> Iterator[Application]:
+    from lepton_ray.serve import on_ray
+
+    made = Application(package)
+    yield made
+    on_ray.stop(made.name)
+
+
+@dataclass
+class Load:
+    """Clients that ask without a pause, each on one connection as long as the server keeps it."""
+
+    url: str
+    body: bytes = _RECORDS
+    answered: int = 0
+    failures: list[str] = field(default_factory=list)
+    replicas: set[str] = field(default_factory=set)
+    """Told by the ids that they give."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(6)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask_on(self) -> None:
+        at = urlsplit(self.url)
+        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", "/predict", self.body)
+                response = connection.getresponse()
+                labels = [one["label"] for one in json.loads(response.read())["predictions"]]
+                assert response.status == 200
+                assert set(labels) <= {"small", "large"}
+                self.replicas.add(response.headers["x-request-id"].partition("-")[0])
+                self.answered += 1
+            except (OSError, http.client.HTTPException, ValueError, LookupError, AssertionError) as error:
+                self.failures.append(repr(error))
+                return
+        connection.close()
+
+    def sees(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for a condition as long as all is well, and then for many more answers."""
+        wait_until(lambda: bool(self.failures) or condition(), what, 90)
+        enough = self.answered + 200
+        wait_until(lambda: bool(self.failures) or self.answered > enough, "more answers")
+
+
+def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[Any, Any]:
+    request = urllib.request.Request(url, body, headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read()), response.headers
+
+
+def replicas_of(url: str) -> set[str]:
+    """The replicas that new connections come to."""
+    return {ask(f"{url}/v2")[1]["x-request-id"].partition("-")[0] for _ in range(20)}
+
+
+def test_both_ways_in_answer_alike(application: Application) -> None:
+    at = application.deploy()
+    assert at.through.startswith("the replicas' listener; Ray Serve's proxy is at http://127.0.0.1:")
+    standard = at.through.rpartition(" ")[2]
+    assert standard != at.url
+    for path, body in (("/predict", _RECORDS), ("/v2/models/sizes/infer", json.dumps(_INFER).encode())):
+        assert ask(at.url + path, body)[0] == ask(standard + path, body)[0]
+    for path in ("/v2", "/v2/models/sizes", "/v2/health/ready"):
+        assert ask(at.url + path)[0] == ask(standard + path)[0]
+    assert ask(at.url + "/v2", **{"x-request-id": "mine"})[1]["x-request-id"] == "mine"
+
+
+def test_an_update_under_load_loses_no_request(application: Application) -> None:
+    port = free_port()
+    at = application.deploy(listener=ListenerSpec(port=port), max_rows_per_request=100)
+    with Load(at.url) as load:
+        load.sees(lambda: load.answered > 100, "answers")
+        (before,) = load.replicas
+        application.deploy(listener=ListenerSpec(port=port), max_rows_per_request=50)
+        load.sees(lambda: len(load.replicas) == 2, "an answer of the new replica")
+        wait_until(lambda: bool(load.failures) or before not in replicas_of(at.url), "the end of the old replica", 60)
+        load.sees(lambda: True, "answers")
+    assert load.failures == []
+
+
+def test_going_from_two_replicas_to_one_under_load_loses_no_request(application: Application) -> None:
+    port = free_port()
+    two = AutoscalingSpec(min_replicas=2, max_replicas=2)
+    listener = ListenerSpec(port=port, connection_age_s=0.5)
+    at = application.deploy(listener=listener, autoscaling=two)
+    with Load(at.url) as load:
+        load.sees(lambda: len(load.replicas) == 2, "answers of both replicas")
+        application.deploy(listener=listener, autoscaling=AutoscalingSpec(min_replicas=1, max_replicas=1))
+        wait_until(lambda: bool(load.failures) or len(replicas_of(at.url)) == 1, "the end of a replica", 60)
+        load.sees(lambda: True, "answers")
+    assert load.failures == []
+
+
+def test_requests_at_the_listener_bring_more_replicas(application: Application) -> None:
+    """Ray Serve sees none of them: without the statistic, one replica stays alone."""
+    scaling = AutoscalingSpec(min_replicas=1, max_replicas=2, target_ongoing_requests=1.5, upscale_delay_s=0.1)
+    at = application.deploy(autoscaling=scaling, listener=ListenerSpec(connection_age_s=0.5))
+    many = json.dumps([{"size": 10.0, "kind": "a"}] * 2000).encode()  # takes a while: several are there at a time
+    with Load(at.url, many) as load:
+        load.sees(lambda: len(load.replicas) == 2, "a second replica")
+    assert load.failures == []
+
+
+def test_a_taken_port_is_told_and_the_standard_address_serves(application: Application) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        at = application.deploy(listener=ListenerSpec(port=port))
+        assert at.through.startswith(
+            f"Ray Serve's proxy; the replicas' listener does not answer: 127.0.0.1:{port} must be free"
+        )
+        assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
+
+
+def test_without_a_listener_the_standard_address_serves(application: Application) -> None:
+    at = application.deploy(listener=None)
+    assert at.through == "Ray Serve's proxy; the replicas' listener does not answer: it is off"
+    assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("serve", "host", "port"),
+    [
+        ({}, "127.0.0.1", 8001),
+        ({"port": 9000, "host": "0.0.0.0"}, "0.0.0.0", 9001),
+        ({"listener": {"host": "::1", "port": 7000}}, "::1", 7000),
+        ({"listener": {"port": 0}}, "127.0.0.1", None),
+        ({"port": 0}, "127.0.0.1", None),
+        ({"port": 65535}, "127.0.0.1", None),
+    ],
+)
+def test_the_listener_takes_the_port_that_is_asked_for_the_next_or_a_free_one(
+    serve: dict[str, Any], host: str, port: int | None
+) -> None:
+    from lepton_ray.serve.on_ray import listen_at
+
+    listening = listen_at(ServeSpec.model_validate(serve))
+    assert listening is not None
+    assert listening.host == host
+    assert listening.port == port or (port is None and 20000 <= listening.port < 32768)
+
+
+def test_the_address_is_one_that_can_be_reached() -> None:
+    from lepton_ray.serve.on_ray import Entrance, choose_address
+
+    def choose(host: str, node: str) -> str:
+        return choose_address(Entrance((host, 81), node, "10.0.0.7"), "http://127.0.0.1:80", "here").url
+
+    assert choose("127.0.0.1", "here") == "http://127.0.0.1:81"
+    assert choose("127.0.0.1", "there") == "http://127.0.0.1:80"
+    assert choose("0.0.0.0", "here") == "http://127.0.0.1:81"
+    assert choose("0.0.0.0", "there") == "http://10.0.0.7:81"
+    assert choose("10.0.0.7", "there") == "http://10.0.0.7:81"
+    assert choose("::1", "here") == "http://[::1]:81"
+
+
+@dataclass
+class _Config:
+    target: float
+
+    def get_target_ongoing_requests(self) -> float:
+        return self.target
+
+
+@dataclass
+class _Context:
+    current_num_replicas: int
+    total_num_requests: float
+    aggregated_metrics: Any
+    config: _Config
+    target_num_replicas: int = 3
+
+
+def test_the_policy_adds_what_comes_both_ways() -> None:
+    from lepton_ray.serve.on_ray import LISTENER_REQUESTS, follow_requests
+
+    direct = {LISTENER_REQUESTS: {"a": 10.0, "b": 4.0}}
+    assert follow_requests(_Context(2, 2.0, direct, _Config(8))) == (2.0, {})
+    assert follow_requests(_Context(2, 2.0, {}, _Config(8))) == (0.25, {})
+    assert follow_requests(_Context(2, 2.0, None, _Config(8))) == (0.25, {})
+    assert follow_requests(_Context(0, 0.0, None, _Config(8))) == (3, {})

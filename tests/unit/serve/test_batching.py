@@ -1,0 +1,157 @@
+"""Calls in one batch get the answers that they get alone."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_ray.artifacts.package import open_package
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve.batching import Batcher, Cost, measure
+from lepton_ray.serve.endpoint import Call, Endpoint, Limits, NoMeter, Response
+
+_RECORD = st.fixed_dictionaries(
+    {"age": st.floats(0, 120) | st.sampled_from([-1, None, "40"]), "size": st.sampled_from(["S", "M", "L", "XL"])},
+    optional={"income": st.none() | st.floats(-1e6, 1e6), "colour": st.sampled_from(["red", " blue", "NA", None, 3])},
+)
+_GOOD = st.fixed_dictionaries(
+    {"age": st.floats(0, 120), "size": st.sampled_from(["S", "M", "L"])},
+    optional={"income": st.none() | st.floats(-1e6, 1e6), "colour": st.sampled_from(["red", " blue", "NA", None])},
+)
+
+
+def _tensors(records: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = len(records)
+    numbers = [[record["age"], record.get("income")] for record in records]
+    texts = [[record.get("colour"), record["size"]] for record in records]
+    return {
+        "id": "a",
+        "inputs": [
+            {"name": "numbers", "datatype": "FP64", "shape": [rows, 2], "data": numbers},
+            {"name": "categories", "datatype": "BYTES", "shape": [rows, 2], "data": texts},
+        ],
+    }
+
+
+_RECORDS = st.lists(_GOOD, min_size=1, max_size=3) | st.lists(_RECORD, min_size=1, max_size=2)
+_CALL = st.tuples(st.sampled_from(["records", "oip"]), _RECORDS) | st.just(("records", {"x": 1}))
+_COST = st.sampled_from([Cost(0, 0), Cost(0, 4e-4), Cost(0, 0.02), Cost(1, 1)])
+
+
+@pytest.fixture(scope="module")
+def endpoint(_sealed: Path) -> Endpoint:
+    return Endpoint(Predictor(open_package(_sealed / "mixed")), "demo", Limits(), NoMeter())
+
+
+def _call(protocol_name: Any, content: Any) -> Call:
+    return Call(protocol_name, json.dumps(_tensors(content) if protocol_name == "oip" else content).encode())
+
+
+def _flatten(content: Any) -> Any:
+    """Numbers and the rest apart: a number may differ in its last bits, as a matrix product depends on the rows."""
+    numbers: list[float] = []
+    rest: list[Any] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                rest.append(key)
+                walk(inner)
+        elif isinstance(value, list):
+            rest.append(len(value))
+            for inner in value:
+                walk(inner)
+        else:
+            (numbers if isinstance(value, float) else rest).append(value)
+
+    walk(content)
+    return rest, numbers
+
+
+def _check_equal(together: Response, alone: Response) -> None:
+    assert (together.code, together.headers) == (alone.code, alone.headers)
+    rest, numbers = _flatten(json.loads(together.body))
+    expected_rest, expected_numbers = _flatten(json.loads(alone.body))
+    assert rest == expected_rest
+    assert numbers == pytest.approx(expected_numbers, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(st.lists(_CALL, min_size=1, max_size=8), _COST)
+def test_any_batching_gives_the_answers_of_single_calls(
+    endpoint: Endpoint, contents: list[tuple[str, Any]], cost: Cost
+) -> None:
+    alone = [endpoint.predict([_call(*content)])[0] for content in contents]
+    batcher = Batcher(endpoint, cost, 100)
+
+    async def ask() -> list[Response]:
+        return await asyncio.gather(*(batcher.answer(_call(*content)) for content in contents))
+
+    for answers in (endpoint.predict([_call(*content) for content in contents]), asyncio.run(ask())):
+        for answer, expected in zip(answers, alone, strict=True):
+            _check_equal(answer, expected)
+    batcher.close()
+
+
+def test_one_run_serves_a_batch_of_both_protocols(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    run = Predictor.run
+    monkeypatch.setattr(Predictor, "run", lambda self, feeds: rows.append(len(feeds["numbers"])) or run(self, feeds))
+    good = [{"age": 3, "size": "S"}, {"age": 4, "size": "M"}]
+    answers = endpoint.predict([_call("oip", good), _call("records", good[:1]), _call("records", good)])
+    assert [answer.code for answer in answers] == [200] * 3
+    assert rows == [5]
+
+
+def test_one_that_fails_costs_the_others_nothing(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Predictor.run
+
+    def fail_on_seven(self: Predictor, feeds: Any) -> Any:
+        if (feeds["numbers"][:, 0] == 7).any():
+            raise RuntimeError("inside")
+        return run(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", fail_on_seven)
+    ages = [1, 7, 2]
+    answers = endpoint.predict([_call("records", [{"age": age, "size": "S"}]) for age in ages])
+    assert [answer.code for answer in answers] == [200, 500, 200]
+
+
+def test_the_body_of_a_waiting_call_may_be_large(endpoint: Endpoint) -> None:
+    """It is parsed in the thread, and refused there too."""
+    batcher = Batcher(endpoint, Cost(0, 0), 10)
+    padding = b" " * (70 << 10)
+
+    async def ask() -> list[int]:
+        calls = [Call("records", b'[{"age": 3, "size": "S"}]' + padding), Call("records", b"{" + padding)]
+        return [answer.code for answer in await asyncio.gather(*map(batcher.answer, calls))]
+
+    assert asyncio.run(ask()) == [200, 400]
+    batcher.close()
+
+
+def test_a_cancelled_caller_leaves_the_batch_as_it_is(endpoint: Endpoint) -> None:
+    batcher = Batcher(endpoint, Cost(1, 1), 10)
+
+    async def ask() -> int:
+        gone = asyncio.ensure_future(batcher.answer(_call("records", [{"age": 3, "size": "S"}])))
+        stays = asyncio.ensure_future(batcher.answer(_call("records", [{"age": 3, "size": "S"}])))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return (await stays).code
+
+    assert asyncio.run(ask()) == 200
+    batcher.close()
+
+
+def test_the_cost_of_a_package_is_measured(endpoint: Endpoint) -> None:
+    cost = measure(endpoint.predictor)
+    assert 0 <= cost.run_s < 1
+    assert 0 <= cost.row_s < 1
+    assert cost.of(10) == pytest.approx(cost.run_s + 10 * cost.row_s)
+    assert np.isfinite(cost.of(1))

@@ -1,0 +1,480 @@
+"""The listener over real sockets: what it answers, what it refuses, what it survives."""
+
+import asyncio
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve.batching import Cost
+from lepton_ray.serve.connection import ConnectionLimits
+from lepton_ray.serve.endpoint import Limits
+
+from .conftest import LONG, SHORT, Running
+
+_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
+_SMUGGLED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]"
+_CHUNKED = b"Host: x\r\nTransfer-Encoding: chunked\r\n"
+
+
+def post(body: Any, *headers: bytes, path: bytes = b"/predict") -> bytes:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [b"POST %b HTTP/1.1" % path, b"Host: x", b"Content-Length: %d" % len(raw), *headers]
+    return b"\r\n".join([*lines, b"", raw])
+
+
+def get(path: bytes, *headers: bytes) -> bytes:
+    return b"\r\n".join([b"GET %b HTTP/1.1" % path, b"Host: x", *headers, b"", b""])
+
+
+def test_answers_are_those_of_the_endpoint(listen: Any) -> None:
+    running = listen()
+    client = running.connect()
+    tensors = {
+        "inputs": [
+            {"name": "numbers", "datatype": "FP64", "shape": [1, 2], "data": [30, None]},
+            {"name": "categories", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "S"]},
+        ]
+    }
+    for path, body in ((b"/predict", [_RECORD]), (b"/v2/models/demo/infer", tensors), (b"/predict", {"x": 1})):
+        expected = running.endpoint.ask("POST", path.decode(), json.dumps(body).encode())
+        answer = client.ask(post(body, path=path))
+        assert (answer.code, answer.body) == (expected.code, expected.body)
+        assert answer.headers["content-type"] == "application/json"
+        assert "connection" not in answer.headers
+    for path in ("/v2", "/v2/models/demo", "/v2/models/d%65mo/ready", "/v2/health/ready?a=b", "/nothing"):
+        answer = client.ask(get(path.encode()))
+        expected = running.endpoint.ask("GET", path.partition("?")[0].replace("%65", "e"))
+        assert (answer.code, answer.body) == (expected.code, expected.body)
+    assert client.ask(get(b"/predict")).headers["allow"] == "POST"
+    assert client.ask(get(b"http://x/v2/health/live?a")).body == b'{"live":true}'
+    client.send(b"HEAD /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = client.read("HEAD")
+    assert (answer.code, answer.body) == (200, b"")
+    assert int(answer.headers["content-length"]) > 10
+    assert client.ask(get(b"/v2/health/live")).code == 200
+
+
+def test_request_ids_come_back_or_are_given(listen: Any) -> None:
+    client = listen().connect()
+    assert client.ask(get(b"/v2", b"X-Request-Id: job-7/a")).headers["x-request-id"] == "job-7/a"
+    given = [client.ask(get(b"/v2", *more)).headers["x-request-id"] for more in ([], [b"X-Request-Id: a b"])]
+    given.append(client.ask(get(b"/v2", b"X-Request-Id: " + b"x" * 129)).headers["x-request-id"])
+    assert len(set(given)) == 3
+    assert all(len(one) < 40 and " " not in one for one in given)
+    assert client.ask(post(b"{", b"x-request-id: 5")).headers["x-request-id"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2, 2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: +2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0x2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n 2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length : 2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length\t: 2\r\n\r\n[]", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n[]", 501),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\nzz\r\n[]\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n-2\r\n[]\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n0x2\r\n[]\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\nfffffffffffffffff\r\n[]\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\n[]\n0\n\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\r\n[]]\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2 \r\n[]\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2;a\nb\r\n[]\r\n0\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX(: a\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\nHost: x\n\n", 400),
+        (b"GET /v2 HTTP/1.1\rHost: x\r\r", 400),
+        (b"GET /v2 HTTP/1.1\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.2\r\nHost: x\r\n\r\n", 400),
+        (b"GET /v2 HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET /v2\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"get /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"NOTHING /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET\t/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /v\x012 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /v\xff2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 501),
+        (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: a miracle\r\n\r\n[]", 417),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"\0" * 100, 400),
+    ],
+)
+def test_malformed_requests_end_the_connection(listen: Any, raw: bytes, code: int) -> None:
+    """And what stands behind them, which a proxy might take for another request, is not looked at."""
+    running = listen()
+    client = running.connect()
+    answer = client.ask(raw + _SMUGGLED)
+    assert answer.code == code
+    assert answer.headers["connection"] == "close"
+    assert list(json.loads(answer.body)) == ["error"]
+    assert len(answer.body) < 300
+    assert client.is_closed()
+    assert [call for call in running.meter.calls if call[1] == 200] == []
+    assert len(running.meter.calls) <= 1
+    assert running.ask(get(b"/v2/health/live")).code == 200
+
+
+def test_nothing_is_taken_after_connection_close(listen: Any) -> None:
+    running = listen()
+    client = running.connect()
+    answer = client.ask(post([_RECORD], b"Connection: close") + _SMUGGLED)
+    assert (answer.code, answer.headers["connection"]) == (200, "close")
+    assert client.is_closed()
+    assert running.meter.calls == [("records", 200)]
+
+
+def test_old_clients_are_answered(listen: Any) -> None:
+    client = listen().connect()
+    kept = client.ask(b"GET /v2/health/live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    assert kept.headers["connection"] == "keep-alive"
+    assert client.ask(b"GET /v2/health/live HTTP/1.0\r\n\r\n").headers["connection"] == "close"
+    assert client.is_closed()
+
+
+def test_chunks_extensions_and_trailers_make_no_difference(listen: Any) -> None:
+    running = listen()
+    body = json.dumps([_RECORD]).encode()
+    chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
+    raw = b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n" + chunks + b"0\r\nHost: y\r\nX: y\r\n\r\n"
+    client = running.connect()
+    assert client.ask(raw).body == running.endpoint.ask("POST", "/predict", body).body
+    assert client.ask(get(b"/v2/health/live")).code == 200
+
+
+_PIPELINE = [
+    (post([_RECORD]), 200),
+    (get(b"/v2/models/demo"), 200),
+    (post([{"age": -1, "size": "S"}]), 422),
+    (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\r\n[]\r\n0\r\n\r\n", 400),
+    (get(b"/nothing"), 404),
+    (post([_RECORD] * 3), 200),
+]
+
+
+@pytest.fixture(scope="module")
+def both_lanes(_sealed: Path) -> Any:
+    """Listeners that run everything on the loop, and everything in the thread."""
+    listeners = [Running(_sealed / "mixed", asyncio.new_event_loop(), cost=cost) for cost in (SHORT, LONG)]
+    yield listeners
+    for running in listeners:
+        running.stop()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(_PIPELINE), min_size=1, max_size=8), st.lists(st.integers(1, 200), max_size=12))
+def test_pipelined_requests_are_answered_in_order_however_they_are_cut(
+    both_lanes: list[Running], requests: list[tuple[bytes, int]], cuts: list[int]
+) -> None:
+    raw = b"".join(request for request, _ in requests)
+    for running in both_lanes:
+        client = running.connect()
+        rest = raw
+        for cut in cuts:
+            client.send(rest[:cut])
+            rest = rest[cut:]
+        client.send(rest)
+        answers = [client.read() for _ in requests]
+        assert [answer.code for answer in answers] == [code for _, code in requests]
+        assert "connection" not in answers[-1].headers
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        get(b"/" + b"a" * (17 << 10)),
+        get(b"/v2", b"X: " + b"a" * (17 << 10)),
+        get(b"/v2", *[b"X%d: a" % number for number in range(101)]),
+        get(b"/v2", *[b"X%d: %b" % (number, b"a" * 500) for number in range(40)]),
+        b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\r\n[]\r\n0\r\n" + b"X: abc\r\n" * 200 + b"\r\n",
+    ],
+)
+def test_heads_are_bounded(listen: Any, raw: bytes) -> None:
+    client = listen().connect()
+    answer = client.ask(raw)
+    assert (answer.code, answer.headers["connection"]) == (431, "close")
+    assert client.is_closed()
+
+
+def test_a_head_without_an_end_is_refused_before_its_time_is_up(listen: Any) -> None:
+    client = listen().connect()
+    client.send(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: ")
+    for _ in range(40):
+        client.send(b"a" * 1024)
+    assert client.read().code == 431
+    assert client.is_closed()
+
+
+def test_large_bodies_are_refused_and_the_refusal_can_be_read(listen: Any) -> None:
+    running = listen(limits=Limits(max_request_bytes=1000))
+    body = b"[" + b" " * 3_000_000
+    by_length = running.connect()
+    by_length.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3000001\r\n\r\n")
+    by_chunks = running.connect()
+    by_chunks.send(b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n" + b"%x\r\n" % len(body))
+    for client in (by_length, by_chunks):
+        client.send(body)  # all of it, before reading
+        answer = client.read()
+        assert (answer.code, json.loads(answer.body)["error"][:38]) == (413, "the body must be at most 1000 bytes. S")
+        assert client.is_closed()
+    assert running.meter.calls == [("records", 413)] * 2
+    assert running.ask(post(b" " * 1001, path=b"/v2")).code == 413
+    assert len(running.meter.calls) == 2
+    assert running.listener.buffered_bytes == 0
+
+
+def test_bodies_of_all_connections_together_are_bounded(listen: Any) -> None:
+    running = listen(limits=Limits(max_request_bytes=1000))
+    clients = [running.connect() for _ in range(17)]
+    for client in clients[:-1]:
+        client.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b" " * 999)
+    assert clients[-1].ask(get(b"/v2/health/live")).code == 200  # by now the others have been read
+    answer = clients[-1].ask(post(b" " * 999))
+    assert (answer.code, answer.headers["retry-after"]) == (503, "1")
+    for client in clients[:-1]:
+        client.send(b" ")
+        assert client.read().code == 400
+    assert running.listener.buffered_bytes == 0
+    assert running.ask(post([_RECORD])).code == 200
+
+
+def test_a_body_is_asked_for_only_when_it_is_wanted(listen: Any) -> None:
+    running = listen(limits=Limits(max_request_bytes=1000))
+    client = running.connect()
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n"
+    client.send(head % 2)
+    assert client.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert client.ask(b"[]").code == 400
+    assert client.ask(head % 2000).code == 413
+
+
+def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
+    running = listen(connections=ConnectionLimits(receive_s=0.2, idle_s=0.2))
+    slow_head, slow_body, idle = (running.connect() for _ in range(3))
+    slow_head.send(b"GET /v2 HTTP/1.1\r\nHo")
+    slow_body.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n[")
+    for client in (slow_head, slow_body):
+        assert client.read().code == 408
+        assert client.is_closed()
+    assert idle.is_closed()
+    assert running.meter.calls == [("records", 408)]
+    assert running.listener.buffered_bytes == 0
+
+
+def _send_for_ever(client: Any, raw: bytes) -> None:
+    while True:
+        client.send(raw)
+
+
+def test_a_client_that_reads_nothing_is_cut_off(listen: Any) -> None:
+    running = listen(connections=ConnectionLimits(receive_s=0.2))
+    client = running.connect()
+    with pytest.raises(OSError, match=r"reset|Broken pipe"):
+        _send_for_ever(client, get(b"/v2/models/demo") * 1000)
+    assert running.ask(get(b"/v2/health/live")).code == 200
+
+
+def test_a_client_that_has_said_all_is_still_answered(listen: Any) -> None:
+    running = listen(cost=LONG)
+    client = running.connect()
+    client.send(post([_RECORD]))
+    client.socket.shutdown(socket.SHUT_WR)
+    assert client.read().code == 200
+    assert client.is_closed()
+
+
+def test_a_client_that_goes_away_in_its_body_is_counted_and_forgotten(listen: Any) -> None:
+    running = listen()
+    client = running.connect()
+    client.send(post([_RECORD])[:-5])
+    client.close()
+    while not running.meter.calls:
+        running.call(asyncio.sleep(0))
+    assert running.meter.calls == [("records", 400)]
+    assert running.listener.buffered_bytes == 0
+
+
+def test_connections_beyond_the_bound_wait_for_their_turn(listen: Any) -> None:
+    running = listen(connections=ConnectionLimits(max_connections=2))
+    first, second, third = (running.connect() for _ in range(3))
+    assert first.ask(get(b"/v2")).code == second.ask(get(b"/v2")).code == 200
+    third.send(get(b"/v2"))
+    third.socket.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        third.read()
+    first.close()
+    third.socket.settimeout(20)
+    assert third.read().code == 200
+
+
+def test_old_connections_close_with_an_answer(listen: Any) -> None:
+    client = listen(connections=ConnectionLimits(age_s=0.0)).connect()
+    answers = [client.ask(get(b"/v2") * 3), client.read(), client.read()]
+    assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
+    assert client.is_closed()
+
+
+class _Gate:
+    """Holds the runs in the thread until it is opened; ``entered`` tells that one has begun."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.opened = threading.Event(), threading.Event()
+        self.rows: list[int] = []
+        run = Predictor.run
+
+        def wait(predictor: Predictor, feeds: Any) -> Any:
+            if threading.current_thread().name.startswith("lepton-batch"):
+                self.rows.append(len(next(iter(feeds.values()))))
+                self.entered.set()
+                assert self.opened.wait(20)
+            return run(predictor, feeds)
+
+        monkeypatch.setattr(Predictor, "run", wait)
+
+
+def test_what_arrives_during_a_run_is_the_next_batch(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen(cost=LONG)
+    gate = _Gate(monkeypatch)
+    clients = [running.connect() for _ in range(6)]
+    clients[0].send(post([_RECORD]))
+    assert gate.entered.wait(20)
+    monkeypatch.setattr(running.batcher, "_cost", Cost(2e-3, 0.0))  # now all fit into one batch
+    for client in clients[1:]:
+        client.send(post([_RECORD]))
+    assert running.ask(get(b"/v2/health/live")).code == 200  # the loop is free
+    while len(running.batcher._long) < 5:
+        running.call(asyncio.sleep(0))
+    gate.opened.set()
+    assert [client.read().code for client in clients] == [200] * 6
+    assert gate.rows == [1, 5]
+
+
+def test_more_than_may_wait_are_refused(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen(cost=LONG, max_waiting=2)
+    gate = _Gate(monkeypatch)
+    clients = [running.connect() for _ in range(3)]
+    clients[0].send(post([_RECORD]))
+    assert gate.entered.wait(20)
+    for client in clients[1:]:
+        client.send(post([_RECORD]))
+    while len(running.batcher._long) < 2:
+        running.call(asyncio.sleep(0))
+    refused = running.ask(post([_RECORD]))
+    assert (refused.code, refused.headers["retry-after"]) == (503, "1")
+    assert running.listener.mean_under_way() > 0
+    gate.opened.set()
+    assert [client.read().code for client in clients] == [200] * 3
+    assert sorted(running.meter.calls) == [("records", 200)] * 3 + [("records", 503)]
+
+
+def test_a_long_call_keeps_no_short_one_waiting(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen()
+    gate = _Gate(monkeypatch)
+    large = running.connect()
+    large.send(post(json.dumps([_RECORD]).encode() + b" " * (65 << 10)))  # too much to parse on the loop
+    assert gate.entered.wait(20)
+    assert running.ask(post([_RECORD])).code == 200
+    gate.opened.set()
+    assert large.read().code == 200
+
+
+def test_draining_loses_nothing(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen(cost=LONG)
+    gate = _Gate(monkeypatch)
+    busy, half, idle, late = (running.connect() for _ in range(4))
+    busy.send(post([_RECORD]))
+    half.send(post([_RECORD])[:-5])
+    assert idle.ask(get(b"/v2")).code == late.ask(get(b"/v2")).code == 200
+    assert gate.entered.wait(20)
+    draining = asyncio.run_coroutine_threadsafe(running.listener.drain(20), running.loop)
+    while not running.listener.is_draining:
+        running.call(asyncio.sleep(0))
+    late.send(post([_RECORD]))
+    half.send(post([_RECORD])[-5:])
+    gate.opened.set()
+    for client in (busy, half, late):
+        answer = client.read()
+        assert (answer.code, answer.headers["connection"]) == (200, "close")
+        assert client.is_closed()
+        client.close()
+    assert idle.is_closed()
+    draining.result(20)
+
+
+def test_draining_answers_whom_the_kernel_has_let_in(listen: Any) -> None:
+    running = listen(connections=ConnectionLimits(max_connections=1))
+    first, waiting = running.connect(), running.connect()
+    assert first.ask(get(b"/v2")).code == 200
+    waiting.send(post([_RECORD]))
+    draining = asyncio.run_coroutine_threadsafe(running.listener.drain(20), running.loop)
+    answer = waiting.read()
+    assert (answer.code, answer.headers["connection"]) == (200, "close")
+    for client in (first, waiting):
+        client.close()
+    draining.result(20)
+
+
+def test_the_probe_is_answered_and_tells_of_what_is_not(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen()
+    running.call(running.listener.probe())
+    monkeypatch.setattr(running.endpoint.__class__, "find", lambda self, method, path: 1 / 0)
+    running.loop.set_exception_handler(lambda loop, context: None)
+    with pytest.raises(RuntimeError, match="the listener must answer"):
+        running.call(running.listener.probe())
+    monkeypatch.undo()
+
+
+def test_requests_under_way_are_told_as_an_average(listen: Any) -> None:
+    running = listen()
+    assert running.listener.mean_under_way() == 0
+    client = running.connect()
+    for _ in range(20):
+        client.ask(post([_RECORD]))
+    assert 0 < running.listener.mean_under_way() < 1
+    assert running.listener.mean_under_way() == 0
+
+
+def test_any_bytes_are_survived(both_lanes: list[Running]) -> None:
+    rng = np.random.default_rng(5)
+    base = post([_RECORD])
+    for _ in range(300):
+        raw = bytearray(base)
+        for _ in range(rng.integers(1, 6)):
+            raw[rng.integers(len(raw))] = rng.integers(256)
+        client = both_lanes[0].connect()
+        client.send(bytes(raw))
+        client.socket.shutdown(socket.SHUT_WR)
+        while client.socket.recv(4096):
+            pass
+        client.close()
+    assert both_lanes[0].ask(get(b"/v2/health/live")).code == 200
+    assert both_lanes[0].listener.buffered_bytes == 0
