@@ -262,7 +262,7 @@ class TrainSpec(Section):
     """What becomes of the learning rate then: it stays, or falls to 0 evenly, or along half a cosine (Loshchilov and Hutter,
     2017). The fall ends with the last of ``epochs``, whether early stopping comes before or not."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    """Weights (not biases, nor what scales a normalisation) are drawn to 0: an L2 penalty of half of it times their squares
+    """Weights (not biases but those of ids, nor what scales a normalisation) are drawn to 0: an L2 penalty of half of it times their squares
     for ``adam`` and ``sgd``, apart from the gradient for ``adamw``."""
     clip_norm: PositiveFloat | None = None
     """Gradients whose joint Euclidean norm is greater are scaled down to it (Pascanu et al., 2013)."""

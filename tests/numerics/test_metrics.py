@@ -264,6 +264,9 @@ def test_the_baseline_counts_tokens_and_flattens_values() -> None:
     assert to_matrix(inputs[1:2], arrays).toarray().tolist() == [row[1:6] for row in wanted]
     assert to_matrix([inputs[0], inputs[2]], arrays).tolist() == [[row[0], *row[6:]] for row in wanted]
     assert to_matrix(inputs[2:], arrays).tolist() == [row[6:] for row in wanted]
+    ids = ModelInput(name="ids", shape=(2,), num_ids=5, columns=("user", "item"), column_ids=(3, 2))
+    one_hot = to_matrix([ids], {"ids": np.array([[0, 4], [2, 3]])})
+    assert one_hot.toarray().tolist() == [[1, 0, 0, 0, 1], [0, 0, 1, 1, 0]]
     labels = np.array([0, 1])
     probabilities = _baseline(to_matrix(inputs, arrays), labels, to_matrix(inputs, arrays), 3)
     assert probabilities.argmax(1).tolist() == [0, 1]

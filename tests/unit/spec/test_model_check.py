@@ -9,6 +9,7 @@ from lepton_ray.spec.tune import apply_values
 
 _COLUMNS = {
     "features": "age: number",
+    "ids": "user: category, item: category",
     "tokens": "note: text",
     "steps": "load: {kind: series, length: 5}",
     "pixels": "photo: {kind: image, height: 9, width: 12, channels: 3}",
@@ -21,7 +22,7 @@ def _spec(names: list[str], model: str, *overrides: str) -> RunSpec:
     text = (
         "name: x\n"
         f"data: {{source: {{kind: parquet, uri: a}}, label: y, columns: {{{columns}, y: category}}}}\n"
-        "features: {texts: {encode: ids}, series: {encode: steps}}\n"
+        "features: {categories: {encode: ids}, texts: {encode: ids}, series: {encode: steps}}\n"
         f"model: {model}\n"
     )
     return parse_spec(text, overrides)
@@ -46,6 +47,13 @@ def _problems(names: list[str], model: str, *overrides: str) -> tuple[str, ...]:
         (["steps"], "{kind: mlp}"),
         (["features", "steps"], "{kind: fusion, encoders: {features: {kind: mlp}, steps: {kind: rnn, cell: gru}}}"),
         (["tokens"], "{kind: fusion, encoders: {tokens: {kind: rnn}}}"),
+        (["ids"], "{kind: factorization}"),
+        (["ids"], "{kind: two_towers, user: [user], item: [item], hidden: []}"),
+        (["ids"], "{kind: custom, module: a.b:c}"),
+        (
+            ["features", "ids"],
+            "{kind: fusion, encoders: {features: {kind: mlp}, ids: {kind: two_towers, user: [item], item: [user]}}}",
+        ),
         (["pixels"], "{kind: linear}"),
         (["pixels"], "{kind: resnet, channels: [4, 4, 4, 4, 4, 4]}"),
         (["pixels"], "{kind: cnn, channels: [4, 4, 4]}"),
@@ -108,6 +116,28 @@ def test_a_model_that_fits_its_inputs(names: list[str], model: str) -> None:
             "model.channels must have at most 1 entries for images of side 9, got 3",
         ),
         (["tokens"], "{kind: transformer, width: 10, heads: 4}", "width must be a multiple of heads (4), got 10"),
+        (
+            ["ids"],
+            "{kind: mlp}",
+            "one of 'factorization', 'two_towers', 'custom' for ids (categories with encode: ids)",
+        ),
+        (["features"], "{kind: factorization}", "got 'factorization', which takes ids (categories with encode: ids)"),
+        (
+            ["ids"],
+            "{kind: two_towers, user: [user, age], item: [item]}",
+            "model.user must name columns with encode: ids (user, item), got 'age'. Name one of them",
+        ),
+        (
+            ["ids"],
+            "{kind: two_towers, user: [user], item: [item, user]}",
+            "model.user and item must name each column once, got 'user' twice. Remove one",
+        ),
+        (
+            ["ids"],
+            "{kind: fusion, encoders: {ids: {kind: two_towers, user: [item], item: [user, item]}}}",
+            "model.encoders.ids.user and item must name each column once, got 'item' twice",
+        ),
+        (["ids"], "{kind: two_towers, user: [user], item: []}", "model.item must have at least 1 item"),
         (["features"], "{kind: custom, module: a.b}", "model.module must match pattern"),
         (["features"], "{kind: fusion, encoders: {}}", "model.encoders must have at least 1 item"),
         (
@@ -126,6 +156,18 @@ def test_a_model_that_does_not_fit_is_named(names: list[str], model: str, rule: 
     (problem,) = _problems(names, model)
     assert rule in problem
     assert problem.startswith("line 4: model.")
+
+
+def test_every_column_of_ids_is_on_one_side() -> None:
+    model = "{kind: two_towers, user: [user], item: [item]}"
+    more = "data.columns={user: category, item: category, shop: category, y: category}"
+    (problem,) = _problems(["ids"], model, more)
+    assert "model.user or item must name every column with encode: ids, got 'shop' in neither. Add it" in problem
+
+
+def test_one_column_of_ids_has_no_pairs() -> None:
+    (problem,) = _problems(["ids"], "{kind: factorization}", "data.columns={user: category, y: category}")
+    assert "model.kind must not be 'factorization' for one column of ids, got user. Encode another as ids" in problem
 
 
 def test_the_image_is_measured_as_the_features_leave_it() -> None:

