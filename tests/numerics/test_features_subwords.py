@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.core.errors import SpecError
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features
 from lepton_ray.spec.tokenizer_file import read_tokenizer
+from lepton_ray.stages.featurize import fingerprint
 
 from .feature_case import fit
 
@@ -178,6 +180,21 @@ def test_accents_are_stripped_where_bert_does(tmp_path, normalizer, wanted):
     """As BertNormalizer has it: left open, accents go where letters become lower case."""
     path = write(tmp_path / "t.json", normalizer={"type": "BertNormalizer", **normalizer})
     assert read_tokenizer(path).normalise == wanted
+
+
+def test_a_file_that_is_still_to_be_written_is_looked_at_by_the_run(tmp_path):
+    """``prepare`` of a source may write it; without one it must be there at once."""
+    path = str(tmp_path / "later.json")
+    features = FeaturesSpec.model_validate(
+        {"texts": {"tokens": {"kind": "subwords", "tokenizer_file": path}, "encode": "ids"}}
+    )
+    data = {"source": {"kind": "csv", "uri": "x"}, "columns": {"t": "text", "y": "category"}, "label": "y"}
+    (problem,) = check_features(features, DataSpec.model_validate(data))
+    assert "must be a readable file" in problem
+    waiting = DataSpec.model_validate({**data, "source": {"kind": "csv", "uri": "x", "prepare": "a.b:c"}})
+    assert check_features(features, waiting) == []
+    with pytest.raises(SpecError, match=r"tokenizer_file must be a file, got .*later.json', which is not there"):
+        fingerprint(waiting, features)
 
 
 def test_sub_words_come_as_ids_only():

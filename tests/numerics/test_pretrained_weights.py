@@ -79,7 +79,7 @@ def test_sentences_are_encoded_as_their_publisher_does(minilm: Path) -> None:
     wanted_NW: Any = reference.encode(_TEXTS, normalize_embeddings=True)
     assert np.abs(got - wanted_NW).max() < 1e-5
     assert got[0] @ got[1] == pytest.approx(0.757, abs=5e-3)  # as published for this pair
-    assert abs(got[0] @ got[2]) < 0.1
+    assert abs(got[0] @ got[2]) < 0.2  # unrelated
 
 
 def test_images_are_encoded_as_their_publisher_does(lite0: Path) -> None:

