@@ -194,7 +194,16 @@ def load(url: str, body: str, connections: int, seconds: float, tree: Tree) -> P
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             script.write(_LUA.format(body=body))
             script.flush()
-            options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script.name]
+            options = [
+                "-t1",
+                f"-c{connections}",
+                f"-d{max(1, round(seconds))}s",
+                "--timeout",
+                "30s",
+                "--latency",
+                "-s",
+                script.name,
+            ]
             done = subprocess.run(["wrk", *options, f"{url}/predict"], capture_output=True, text=True, check=True)
         point = read_wrk(done.stdout)
         requests = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
@@ -233,14 +242,15 @@ def describe(arguments: argparse.Namespace, found: dict[str, dict[int, list[Poin
     rows = [f"| {LIMIT} | {rates[LIMIT][1]:.0f} | | | |"]
     for name in arguments.only:
         points = found[name][16]
+        cpus = " / ".join(f"{median(point.cpu_ms for point in found[name][n]):.3f}" for n in CONNECTIONS)
         per_s = " / ".join(f"{rates[name][connections]:.0f}" for connections in CONNECTIONS)
         times = (
             " / ".join(f"{rates[name][connections] / rates[PEER][connections]:.1f}" for connections in CONNECTIONS)
             if PEER in rates
             else "-"
         )
-        p50, p99, cpu = (median(getattr(point, kind) for point in points) for kind in ("p50_ms", "p99_ms", "cpu_ms"))
-        rows.append(f"| {name} | {per_s} | {times} | {p50:.2f} / {p99:.2f} | {cpu:.3f} |")
+        p50, p99 = (median(getattr(point, kind) for point in points) for kind in ("p50_ms", "p99_ms"))
+        rows.append(f"| {name} | {per_s} | {times} | {p50:.2f} / {p99:.2f} | {cpus} |")
     generator = "wrk, one thread" if shutil.which("wrk") else "benchmarks/serve/load.py"
     return "\n".join(
         [
@@ -252,7 +262,7 @@ def describe(arguments: argparse.Namespace, found: dict[str, dict[int, list[Poin
             "row at a time, nothing checked. CPU: of all processes of the server, Ray's with them, which idle at some percent.",
             describe_machine("ray", "onnxruntime", "uvloop", "httptools", "orjson"),
             "",
-            "| server | requests/s at 1 / 16 / 64 connections | times plain Ray Serve | p50 / p99 ms at 16 | CPU ms a request at 16 |",
+            "| server | requests/s at 1 / 16 / 64 connections | times plain Ray Serve | p50 / p99 ms at 16 | CPU ms a request at 1 / 16 / 64 |",
             "|---|---|---|---|---|",
             *rows,
         ]

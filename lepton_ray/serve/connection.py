@@ -80,7 +80,8 @@ class _Incoming:
     slot: Slot = field(default_factory=Slot)
     call: Call | None = None
     """Of a prediction."""
-    parts: list[bytes] = field(default_factory=list)
+    body: bytes | bytearray = b""
+    """Of a prediction; most come in one piece, which is then not copied."""
     body_bytes: int = 0
 
 
@@ -330,7 +331,12 @@ class Connection(asyncio.Protocol):
         if incoming.call is None:
             return  # of a request that needs none
         self._owner.buffered_bytes += len(data)
-        incoming.parts.append(data)
+        if not incoming.body:
+            incoming.body = data
+        else:
+            if isinstance(incoming.body, bytes):
+                incoming.body = bytearray(incoming.body)
+            incoming.body += data
         if self._owner.buffered_bytes > _BUFFERED_REQUESTS * self._owner.endpoint.limits.max_request_bytes:
             raise self._refusal(
                 HTTP_UNAVAILABLE, "the bodies that are here must be answered first. Send it again later"
@@ -339,12 +345,12 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Have the request answered."""
         self._receive_by = None
-        slot, call, parts = self._incoming.slot, self._incoming.call, self._incoming.parts
+        slot, call, body = self._incoming.slot, self._incoming.call, self._incoming.body
         self._incoming = _Incoming()
         self._is_ending = not slot.keep_alive
         self._slots.append(slot)
         if call is not None:
-            call.body = parts[0] if len(parts) == 1 else b"".join(parts)
+            call.body = body
             self._owner.submit(call, slot, self)
 
     # the rest
@@ -405,8 +411,8 @@ class Connection(asyncio.Protocol):
 
     def _take_call(self) -> Call | None:
         call, self._incoming.call = self._incoming.call, None
-        self._owner.buffered_bytes -= sum(map(len, self._incoming.parts))
-        self._incoming.parts = []
+        self._owner.buffered_bytes -= len(self._incoming.body)
+        self._incoming.body = b""
         return call
 
     def _end(self, response: Response) -> None:

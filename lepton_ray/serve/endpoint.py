@@ -82,7 +82,7 @@ class Call:
     """A prediction request; ``json_bytes`` is its ``Inference-Header-Content-Length``, if it has one."""
 
     protocol_name: ProtocolName
-    body: bytes = b""
+    body: bytes | bytearray = b""
     json_bytes: int | None = None
     start: float = field(default_factory=time.perf_counter)
     rows: int = 0
@@ -276,7 +276,7 @@ def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _parse_json(text: bytes | memoryview) -> Any:
+def _parse_json(text: bytes | bytearray | memoryview) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -62,7 +62,7 @@ def _describe(tensor: TensorSpec) -> dict[str, Any]:
     return described
 
 
-def split_body(body: bytes, json_bytes: int | None) -> tuple[bytes | memoryview, memoryview]:
+def split_body(body: bytes | bytearray, json_bytes: int | None) -> tuple[bytes | bytearray | memoryview, memoryview]:
     """Return the JSON and the raw tensors of a body; ``json_bytes`` is its ``Inference-Header-Content-Length``, if given.
 
     Raises:

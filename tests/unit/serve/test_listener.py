@@ -62,6 +62,30 @@ def test_answers_are_those_of_the_endpoint(listen: Any) -> None:
     assert client.ask(get(b"/v2/health/live")).code == 200
 
 
+def test_raw_tensors_come_through_in_pieces(listen: Any) -> None:
+    running = listen()
+    rows = 3000
+    numbers = np.tile(np.array([[30, np.nan], [60.5, 1e3]]), (rows // 2, 1)).tobytes()
+    texts = b"".join(len(text).to_bytes(4, "little") + text for text in (b"red", b"S", b"", b"L")) * (rows // 2)
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": [rows, 2], "parameters": {"binary_data_size": len(data)}}
+        for name, datatype, data in (("numbers", "FP64", numbers), ("categories", "BYTES", texts))
+    ]
+    text = json.dumps({"inputs": inputs, "outputs": [{"name": "label"}]}).encode()
+    raw = post(
+        text + numbers + texts, b"Inference-Header-Content-Length: %d" % len(text), path=b"/v2/models/demo/infer"
+    )
+    client = running.connect()
+    for start in range(0, len(raw), 10_000):
+        client.send(raw[start : start + 10_000])
+    answer = client.read()
+    pair = [{"age": 30, "colour": "red", "size": "S"}, {"age": 60.5, "income": 1e3, "size": "L"}]
+    expected = json.loads(running.endpoint.ask("POST", "/predict", json.dumps(pair).encode()).body)["predictions"]
+    labels = [prediction["label"] for prediction in expected]
+    assert json.loads(answer.body)["outputs"][0]["data"] == labels * (rows // 2)
+    assert running.listener.buffered_bytes == 0
+
+
 def test_request_ids_come_back_or_are_given(listen: Any) -> None:
     client = listen().connect()
     assert client.ask(get(b"/v2", b"X-Request-Id: job-7/a")).headers["x-request-id"] == "job-7/a"
