@@ -102,7 +102,7 @@ def check_augment(
         has_image: Whether the model's input has an image.
         has_tokens: Whether it has token ids.
         has_table: Whether it has columns of numbers.
-        has_classes: Whether the label is a category.
+        has_classes: Whether the label is a category: each row of one class.
         image_shape: Channels, height and width of the image as the model sees it, where they are known.
         number_columns: Names of the columns that are numbers for the model, where they are known.
     """
@@ -117,7 +117,7 @@ def check_augment(
     ]
     if spec.balance is not None and not has_classes:
         problems.append(
-            f"train.augment.balance must be left out for a label that is a number, got {spec.balance!r}. Remove it"
+            f"train.augment.balance must be left out for a label that is a number or tags, got {spec.balance!r}. Remove it"
         )
     if spec.mixup_alpha and has_tokens:
         problems.append(
