@@ -86,7 +86,9 @@ class Dataset(Artifact):
     """Arrow type of each column, in order."""
     classes: Names
     class_rows: dict[str, dict[str, int]]
-    """Rows by split and class; empty without classes."""
+    """Rows by split and class; empty without classes. A row counts for each of its tags."""
+    left_out: dict[str, int] = {}
+    """Rows of the tags that are too rare to be classes."""
 
     @property
     def split_rows(self) -> dict[str, int]:
@@ -100,7 +102,8 @@ class Dataset(Artifact):
     def account(self) -> list[str]:
         """Rows in and out, splits."""
         splits = ", ".join(f"{name} {count}" for name, count in self.split_rows.items())
-        return [str(self.ledger), f"split: {splits}"]
+        rare = ", ".join(f"{name!r} {count}" for name, count in self.left_out.items())
+        return [str(self.ledger), f"split: {splits}", *([f"tags left out: {rare}"] if rare else [])]
 
 
 _KINDS: dict[int, Literal["table", "image", "steps"]] = {1: "table", 2: "steps", 3: "image"}
@@ -193,7 +196,8 @@ class Target(BaseModel):
 class FeatureSet(Artifact):
     """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and the model input of each split.
 
-    ``train/*.parquet`` and so on hold a column for each feature, and ``_label``, the class index (int64).
+    ``train/*.parquet`` and so on hold a column for each feature, and ``_label``: the class index (int64), the number
+    (float64), or 0 and 1 for each class that is a tag (list of float32).
     """
 
     splits: dict[str, Parts]

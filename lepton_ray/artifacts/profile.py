@@ -136,10 +136,7 @@ class NumberProfile(_ColumnFacts):
     negative: int
 
 
-class CategoryProfile(_ColumnFacts):
-    """Facts of a column of categories."""
-
-    kind: Literal["category"] = "category"
+class _CountedFacts(_ColumnFacts):
     top: Counts
     """Most frequent values first, equally frequent ones by code point; all values while they are few."""
 
@@ -147,6 +144,20 @@ class CategoryProfile(_ColumnFacts):
     def is_complete(self) -> bool:
         """Whether ``top`` has all values."""
         return len(self.top) == self.distinct
+
+
+class CategoryProfile(_CountedFacts):
+    """Facts of a column of categories."""
+
+    kind: Literal["category"] = "category"
+
+
+class TagsProfile(_CountedFacts):
+    """Facts of a column of tags: ``distinct`` and ``top`` are about single tags, each counted in the rows that have it."""
+
+    kind: Literal["tags"] = "tags"
+    sizes: NumberSummary | None
+    """Tags of a row."""
 
 
 class TextProfile(_ColumnFacts):
@@ -210,7 +221,14 @@ class IgnoredProfile(_ColumnFacts):
 
 
 ColumnProfile = Annotated[
-    NumberProfile | CategoryProfile | TextProfile | TimeProfile | SeriesProfile | ImageProfile | IgnoredProfile,
+    NumberProfile
+    | CategoryProfile
+    | TagsProfile
+    | TextProfile
+    | TimeProfile
+    | SeriesProfile
+    | ImageProfile
+    | IgnoredProfile,
     Field(discriminator="kind"),
 ]
 
@@ -261,7 +279,7 @@ class Profile(Facts):
 
 
 def summary_of(column: ColumnProfile) -> NumberSummary | None:
-    """The numbers that stand for a column's shape: its values, seconds, lengths, elements or brightness."""
+    """The numbers that stand for a column's shape: its values, seconds, lengths, tags a row, elements or brightness."""
     match column:
         case NumberProfile():
             return column.numbers
@@ -269,6 +287,8 @@ def summary_of(column: ColumnProfile) -> NumberSummary | None:
             return column.seconds
         case TextProfile():
             return column.lengths
+        case TagsProfile():
+            return column.sizes
         case SeriesProfile():
             return column.elements
         case ImageProfile():

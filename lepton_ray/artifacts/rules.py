@@ -36,6 +36,7 @@ from lepton_ray.spec.data import (
     Column,
     NumberColumn,
     SeriesColumn,
+    TagsColumn,
     TextColumn,
     TimeColumn,
     parse_iso,
@@ -66,6 +67,8 @@ def type_rule(column: Column) -> str:
         return "must be a number"
     if isinstance(column, SeriesColumn):
         return f"must be a list of {column.length} numbers"
+    if isinstance(column, TagsColumn):
+        return "must be a list of texts, or a text"
     if not isinstance(column, TimeColumn):
         return "must be a text"
     if column.format == "iso":
@@ -102,8 +105,8 @@ def time_breaches(column: TimeColumn, times_N: NDArray[np.float64] | pa.Array) -
     yield from _any("out_of_range", f"must be at most {column.max}", seconds_N > high)
 
 
-def category_breaches(column: CategoryColumn, values_N: Texts) -> Iterator[Breach]:
-    """Yield the rules that categories break, each with the rows that break it."""
+def category_breaches(column: CategoryColumn | TagsColumn, values_N: Texts) -> Iterator[Breach]:
+    """Yield the rules that categories, or single tags, break, each with the rows that break it."""
     yield from _textual_breaches(column, values_N)
     if column.allowed is not None:
         is_wrong = ~_is_in(values_N, column.allowed) & ~_is_missing(values_N)
@@ -217,7 +220,7 @@ class NumberRules:
         return bool((np.isnan(values_NK) | ~self._is_whole_K | (np.floor(values_NK) == values_NK)).all())
 
 
-def _textual_breaches(column: CategoryColumn | TextColumn, values_N: Texts) -> Iterator[Breach]:
+def _textual_breaches(column: CategoryColumn | TagsColumn | TextColumn, values_N: Texts) -> Iterator[Breach]:
     if column.required:
         yield from _any("missing_required", _GIVEN, _is_missing(values_N))
     if column.pattern is not None:

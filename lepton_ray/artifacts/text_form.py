@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton_ray.artifacts.markup import read_markup
-from lepton_ray.spec.data import CategoryColumn, TextColumn, TextStep
+from lepton_ray.spec.data import CategoryColumn, TagsColumn, TextColumn, TextStep
 
 # White space as str.strip, str.split and Arrow's utf8_trim_whitespace have it.
 _OTHER_SPACE = "\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -123,7 +123,7 @@ class TextForm:
         return next((text for text in raw if self.apply(text) == value), value)
 
 
-def form(column: CategoryColumn | TextColumn) -> TextForm:
+def form(column: CategoryColumn | TagsColumn | TextColumn) -> TextForm:
     """Return what a column says of its texts, ready to use.
 
     ``replace`` and ``allowed`` hold however they are spelled: where texts become lower case, ``{NYC: New York}`` takes nyc, and

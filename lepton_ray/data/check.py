@@ -1,7 +1,7 @@
 """Type the cells of a raw block and take out the rows that break a rule of their columns.
 
 Looks at one row at a time and needs nothing else, so it runs on any block anywhere. What is typed is what every later stage
-sees: numbers float64, categories dictionary-encoded text, texts, times UTC to the microsecond, images bytes; null where a
+sees: numbers float64, categories and sets of tags dictionary-encoded text, texts, times UTC to the microsecond, images bytes; null where a
 value is missing.
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts import rules
 from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers
+from lepton_ray.artifacts.tags import parse_tags
 from lepton_ray.artifacts.text_form import form
 from lepton_ray.core.text import show
 from lepton_ray.data.block import FATE_SCHEMA, LINE, SOURCE, RawBlock, to_json, to_python, value_of
@@ -27,6 +28,7 @@ from lepton_ray.spec.data import (
     ImageColumn,
     NumberColumn,
     SeriesColumn,
+    TagsColumn,
     TextColumn,
     TimeColumn,
 )
@@ -50,7 +52,13 @@ def typed_type(column: Column) -> pa.DataType:
     """Return the Arrow type of a column's values."""
     if isinstance(column, SeriesColumn):
         return pa.list_(pa.float64(), column.length)
-    kinds = {"number": pa.float64(), "category": CATEGORY_TYPE, "time": TIME_TYPE, "image": pa.binary()}
+    kinds = {
+        "number": pa.float64(),
+        "category": CATEGORY_TYPE,
+        "tags": CATEGORY_TYPE,
+        "time": TIME_TYPE,
+        "image": pa.binary(),
+    }
     return kinds.get(column.kind, pa.string())
 
 
@@ -188,6 +196,8 @@ def _type_column(name: str, column: Column, cells: pa.Array, data: DataSpec, ver
         return _type_times(name, column, cells, data, verdict)
     if isinstance(column, SeriesColumn):
         return _type_series(name, column, cells, data, verdict)
+    if isinstance(column, TagsColumn):
+        return _type_tags(name, column, cells, data, verdict)
     if isinstance(column, ImageColumn):
         return cells.cast(pa.binary())
     return _as_they_are(cells)
@@ -230,8 +240,7 @@ def to_numbers(values: NDArray[np.float64]) -> pa.Array:
 def _type_categories(name: str, column: CategoryColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
     """Done for each distinct text once."""
     cells = _single_values(name, column, cells, verdict)
-    texts = to_text(cells)
-    encoded = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
+    encoded = _encoded(to_text(cells))
     values = _formed(column, encoded.dictionary, data).dictionary_encode()
     codes = values.indices.cast(pa.int32()).take(encoded.indices)
     array = pa.DictionaryArray.from_arrays(codes, values.dictionary)
@@ -286,6 +295,14 @@ def _type_series(name: str, column: SeriesColumn, cells: pa.Array, data: DataSpe
     return values
 
 
+def _type_tags(name: str, column: TagsColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+    given = cells if pa.types.is_nested(cells.type) else _encoded(to_text(cells))
+    sets, breaches = parse_tags(column, given, data.missing_words)
+    for breach in breaches:
+        verdict.remove(name, breach, _value_in(cells))
+    return sets
+
+
 def _is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
@@ -319,6 +336,10 @@ def to_text(cells: pa.Array) -> pa.Array:
 
 def _plain(texts: pa.Array) -> pa.Array:
     return texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
+
+
+def _encoded(texts: pa.Array) -> pa.DictionaryArray:
+    return texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
 
 
 def _value_in(cells: Any) -> Callable[[int], object]:

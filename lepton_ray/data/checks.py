@@ -3,25 +3,28 @@
 A check removes no row. It finds, and ``clean.checks.action`` says whether that is a warning or the end of the run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.tags import count_tags, encode_tags
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.hashing import hash_columns, to_keys
 from lepton_ray.data.rules import decode
 from lepton_ray.spec.clean import ChecksSpec, ImbalanceSpec, LeakageSpec
-from lepton_ray.spec.data import CategoryColumn, DataSpec, NumberColumn, TimeColumn
+from lepton_ray.spec.data import CategoryColumn, DataSpec, FeatureColumn, NumberColumn, TimeColumn
 
 MIN_ROWS = 50
 """Fewer rows show too little to speak of leaks and identifiers."""
 MAX_ROWS = 100_000
 """Leaks are looked for in at most so many rows: those with the least hash, whatever their order."""
 _ID_FRACTION = 0.95  # of the values are distinct
+_MAX_TAGS = 20  # whose presence a column may give away
 
 Codes = NDArray[np.int64]
 
@@ -38,7 +41,13 @@ class Finding:
     """Place, rule, value and next action."""
 
 
-def check_sample(table: pa.Table, data: DataSpec, checks: ChecksSpec, num_rows: int | None = None) -> list[Finding]:
+def check_sample(
+    table: pa.Table,
+    data: DataSpec,
+    checks: ChecksSpec,
+    num_rows: int | None = None,
+    left_out: Collection[str] = (),
+) -> list[Finding]:
     """Return what the checks find.
 
     Args:
@@ -46,6 +55,7 @@ def check_sample(table: pa.Table, data: DataSpec, checks: ChecksSpec, num_rows: 
         data: Which columns are features, which is the label.
         checks: What to look at.
         num_rows: Number of all training rows; those of the sample by default.
+        left_out: Tags that are no classes.
     """
     findings: list[Finding] = []
     if checks.constant_columns and table.num_rows > 1:
@@ -54,10 +64,12 @@ def check_sample(table: pa.Table, data: DataSpec, checks: ChecksSpec, num_rows: 
         findings += _find_identifiers(table, data, num_rows or table.num_rows)
     if data.label is None or not table.num_rows:
         return findings
-    if checks.imbalance and data.task == "classification":
-        findings += _find_imbalance(table.column(data.label), data.label, checks.imbalance)
-    is_flat = not pa.types.is_nested(table.column(data.label).type)
-    if checks.leakage and is_flat and data.task != "anomaly_detection" and table.num_rows >= MIN_ROWS:
+    if checks.imbalance and data.task in ("classification", "multi_label"):
+        labels = decode(table.column(data.label)).drop_null()
+        counts = {name: count for name, count in _count_classes(labels, data).items() if name not in left_out}
+        findings += _find_imbalance(counts, len(labels), data.label, checks.imbalance)
+    is_series = pa.types.is_fixed_size_list(table.column(data.label).type)
+    if checks.leakage and not is_series and data.task != "anomaly_detection" and table.num_rows >= MIN_ROWS:
         findings += _find_leaks(_take_some(table), data, data.label, checks.leakage)
     return findings
 
@@ -138,9 +150,13 @@ def _is_number_identifier(values: pa.ChunkedArray, num_rows: int) -> bool:
     return bool(np.bincount((numbers - low).astype(np.int64)).max() == 1)
 
 
-def _find_imbalance(labels: pa.ChunkedArray, label: str, limits: ImbalanceSpec) -> Iterator[Finding]:
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(decode(labels).drop_null()).to_pylist()}
-    total = sum(counts.values())
+def _count_classes(labels: pa.ChunkedArray, data: DataSpec) -> dict[str, int]:
+    if data.tags_label is not None:
+        return count_tags(labels, data.tags_label)
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
+
+
+def _find_imbalance(counts: dict[str, int], total: int, label: str, limits: ImbalanceSpec) -> Iterator[Finding]:
     rare = {name: count / total for name, count in counts.items() if count < limits.min_class_fraction * total}
     if rare:
         shown = ", ".join(f"{name!r} {share:.2%}" for name, share in sorted(rare.items()))
@@ -159,18 +175,14 @@ def _find_imbalance(labels: pa.ChunkedArray, label: str, limits: ImbalanceSpec) 
 
 
 def _find_leaks(table: pa.Table, data: DataSpec, label: str, limits: LeakageSpec) -> Iterator[Finding]:
-    labels = decode(table.column(label))
-    classes = _to_codes(labels) if data.class_label is not None else _to_deciles(labels)
+    truths = _truths(decode(table.column(label)), data)
     for name, column in data.features.items():
         values = decode(table.column(name))
-        if isinstance(column, NumberColumn | TimeColumn):
-            found = association_in_order(_to_ranks(values), classes)
-        elif isinstance(column, CategoryColumn):
-            found = association_by_value(_to_codes(values), classes)
-        else:
+        associate = _association_of(column, values)
+        if associate is None:
             continue
         is_missing = values.is_null().to_numpy().astype(np.int64)
-        found = max(found, association_by_value(is_missing, classes))
+        found = max((max(associate(truth), association_by_value(is_missing, truth)) for truth in truths), default=0.0)
         if found > limits.max_association:
             place = f"data.columns.{name}"
             message = (
@@ -178,6 +190,23 @@ def _find_leaks(table: pa.Table, data: DataSpec, label: str, limits: LeakageSpec
                 f"got an association of {found:.4g}. Make it ignored if it is not known when predicting, or raise the limit."
             )
             yield Finding("leakage", place, message)
+
+
+def _association_of(column: FeatureColumn, values: pa.ChunkedArray) -> Callable[[Codes], float] | None:
+    """Return what tells how much a column's values tell of a class; None for kinds that are not looked at."""
+    if isinstance(column, NumberColumn | TimeColumn):
+        return partial(association_in_order, _to_ranks(values))
+    return partial(association_by_value, _to_codes(values)) if isinstance(column, CategoryColumn) else None
+
+
+def _truths(labels: pa.ChunkedArray, data: DataSpec) -> list[Codes]:
+    """Return each row's class; of tags, for each of the most frequent ones, whether the row has it."""
+    if data.tags_label is None:
+        return [_to_codes(labels) if data.class_label is not None else _to_deciles(labels)]
+    counts = count_tags(labels, data.tags_label)
+    tags = sorted(counts, key=lambda tag: (-counts[tag], tag))[:_MAX_TAGS]
+    is_given_NC = encode_tags(labels, data.tags_label, tags) == 1
+    return [is_given.astype(np.int64) for is_given in is_given_NC.T]
 
 
 def _to_codes(values: pa.ChunkedArray) -> Codes:

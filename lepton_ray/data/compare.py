@@ -16,6 +16,7 @@ from lepton_ray.artifacts.profile import (
     ColumnProfile,
     Distribution,
     Profile,
+    TagsProfile,
     summary_of,
 )
 from lepton_ray.data.snapshots import NOT_SPLIT, Snapshot
@@ -49,9 +50,9 @@ class ColumnDifference(_Facts):
     change: Change
     kind_before: str | None
     kind_after: str | None
-    measure: Literal["ks", "total_variation"] | None = None
+    measure: Literal["ks", "total_variation", "greatest_share"] | None = None
     """Kolmogorov and Smirnov's statistic of numbers, times, lengths of texts, elements of series, brightness of images; half
-    the sum of the differences of the shares of categories."""
+    the sum of the differences of the shares of categories; the greatest difference of the shares of rows that have a tag."""
     distance: float | None = None
     """0: the same, 1: nothing in common."""
     psi: float | None = None
@@ -62,7 +63,7 @@ class ColumnDifference(_Facts):
     mean_before: float | None = None
     mean_after: float | None = None
     unseen: Names = ()
-    """Categories of ``after`` that ``before`` has not, most frequent first; at most 20."""
+    """Categories or tags of ``after`` that ``before`` has not, most frequent first; at most 20."""
     unseen_fraction: float | None = None
     """Share of the values of ``after`` that ``before`` has not; None where ``before`` has too many to know."""
 
@@ -174,6 +175,8 @@ def _compare_column(name: str, before: ColumnProfile | None, after: ColumnProfil
         return ColumnDifference.model_validate({**facts, "change": "kind"})
     if isinstance(before, CategoryProfile) and isinstance(after, CategoryProfile):
         return ColumnDifference.model_validate({**facts, "change": "none", **_compare_categories(before, after)})
+    if isinstance(before, TagsProfile) and isinstance(after, TagsProfile):
+        return ColumnDifference.model_validate({**facts, "change": "none", **_compare_tags(before, after)})
     return ColumnDifference.model_validate({**facts, "change": "none", **_compare_numbers(before, after)})
 
 
@@ -228,4 +231,17 @@ def _compare_categories(before: CategoryProfile, after: CategoryProfile) -> dict
         "psi": psi(old_share, new_share),
         "unseen": tuple(item.value for item in unseen[:_MAX_UNSEEN_SHOWN]),
         "unseen_fraction": 1 - known / after.count if before.is_complete else None,
+    }
+
+
+def _compare_tags(before: TagsProfile, after: TagsProfile) -> dict[str, object]:
+    """Compare the shares of rows that have each tag; a tag that a profile does not name counts as 0."""
+    if not before.count or not after.count:
+        return {} if before.count == after.count else {"measure": "greatest_share", "distance": 1.0}
+    old, new = ({item.value: item.count / side.count for item in side.top} for side in (before, after))
+    unseen = [value for value in new if value not in old] if before.is_complete else []
+    return {
+        "measure": "greatest_share",
+        "distance": max((abs(old.get(tag, 0.0) - new.get(tag, 0.0)) for tag in {*old, *new}), default=0.0),
+        "unseen": tuple(unseen[:_MAX_UNSEEN_SHOWN]),
     }

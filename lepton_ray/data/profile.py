@@ -24,6 +24,7 @@ from lepton_ray.data.summaries import (
     profile_images,
     profile_numbers,
     profile_series,
+    profile_tags,
     profile_texts,
     profile_times,
     to_floats,
@@ -34,6 +35,7 @@ from lepton_ray.spec.data import (
     ImageColumn,
     NumberColumn,
     SeriesColumn,
+    TagsColumn,
     TextColumn,
     TimeColumn,
 )
@@ -116,6 +118,8 @@ def _profile_other(column: pa.ChunkedArray, kind: Column, max_values: int) -> Co
     match kind:
         case NumberColumn():
             return profile_numbers(column, max_values)
+        case TagsColumn():
+            return profile_tags(column, kind, max_values)
         case TextColumn():
             return profile_texts(column, max_values)
         case TimeColumn():

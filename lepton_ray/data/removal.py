@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import PartFile
+from lepton_ray.artifacts.tags import count_tags
 from lepton_ray.data.block import CELLS, DETAIL, LINE, REASON, SOURCE, TEXT
 from lepton_ray.data.check import NUM_MISSING, ROW_HASH, keep_rows, quarantine_schema
 from lepton_ray.data.keys import References
@@ -92,13 +93,12 @@ class Writer:
         removed = pa.concat_tables([self._decided(codes), *judged, *item.details, *self._outliers(table, codes)])
         codes = codes.copy()
         codes[removed.column(POSITION).to_numpy()] = FIRST_REASON
-        label = self.data.class_label
         facts: dict[str, Any] = {"removed": count_values(removed.column(REASON)), "classes": {}}
         for split, name in enumerate(SPLITS):
             rows = self._rows_of(table, codes == split)
             if rows.num_rows:
                 facts[name] = self.target.write_parquet(f"{name}/{part_name(index, 'parquet')}", rows).model_dump()
-                facts["classes"][name] = count_values(rows.column(label)) if label else {}
+                facts["classes"][name] = count_classes(rows, self.data)
         if removed.num_rows:
             name = f"quarantine/{part_name(index, 'parquet')}"
             facts["quarantine"] = self.target.write_parquet(name, self._to_quarantine(table, removed)).model_dump()
@@ -162,6 +162,13 @@ def take_sample(
 
 def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def count_classes(rows: pa.Table, data: DataSpec) -> dict[str, int]:
+    """Return the rows of each class, or that have each tag; empty where the label is neither a category nor tags."""
+    if data.label is not None and data.tags_label is not None:
+        return count_tags(rows.column(data.label), data.tags_label)
+    return count_values(rows.column(data.class_label)) if data.class_label is not None else {}
 
 
 def count_values(values: pa.ChunkedArray) -> dict[str, int]:

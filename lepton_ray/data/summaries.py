@@ -21,11 +21,14 @@ from lepton_ray.artifacts.profile import (
     NumberProfile,
     NumberSummary,
     SeriesProfile,
+    TagsProfile,
     TextProfile,
     TimeProfile,
     ValueCount,
 )
+from lepton_ray.artifacts.tags import count_tags, split_tags
 from lepton_ray.data.hashing import hash_columns, to_words
+from lepton_ray.spec.data import TagsColumn
 
 Numbers = NDArray[np.float64]
 
@@ -184,6 +187,21 @@ def profile_categories(codes: NDArray[np.int32], values: pa.Array, max_values: i
         missing=missing,
         distinct=int(np.count_nonzero(counts)),
         top=most_frequent(values, counts, max_values),
+    )
+
+
+def profile_tags(column: pa.ChunkedArray, kind: TagsColumn, max_values: int) -> TagsProfile:
+    """Look at sets of tags."""
+    codes, values = encode(column)
+    present = codes[codes >= 0]
+    counts = count_tags(column.drop_null(), kind)
+    sizes_D = np.array([len(split_tags(text, kind)) for text in values.to_pylist()], np.float64)
+    return TagsProfile(
+        count=len(present),
+        missing=len(codes) - len(present),
+        distinct=len(counts),
+        top=most_frequent(pa.array(counts, pa.string()), np.array([*counts.values()], np.int64), max_values),
+        sizes=summarise(np.sort(sizes_D[present]), max_values),
     )
 
 

@@ -10,6 +10,7 @@ from lepton_ray.artifacts.profile import (
     ColumnProfile,
     ImageProfile,
     SeriesProfile,
+    TagsProfile,
     TextProfile,
     TimeProfile,
     ValueCount,
@@ -24,6 +25,7 @@ _MAX_VALUE_CHARACTERS = 60
 _WHAT = {"text": "characters of a text", "series": "elements", "image": "brightness (0 to 255)", "time": "times"}
 
 Fact = tuple[str, Any]
+_Counted = CategoryProfile | TagsProfile
 
 
 def card(name: str, before: ColumnProfile | None, after: ColumnProfile | None, mark: str = "") -> str:
@@ -49,10 +51,10 @@ def card(name: str, before: ColumnProfile | None, after: ColumnProfile | None, m
 
 def _chart(name: str, before: ColumnProfile | None, after: ColumnProfile | None) -> str:
     shown = after or before
-    if isinstance(shown, CategoryProfile):
+    if isinstance(shown, _Counted):
         return _category_bars(
-            before if isinstance(before, CategoryProfile) else None,
-            after if isinstance(after, CategoryProfile) else None,
+            before if isinstance(before, _Counted) else None,
+            after if isinstance(after, _Counted) else None,
         )
     summaries = [None if side is None else summary_of(side) for side in (before, after)]
     if shown is None or summaries == [None, None]:
@@ -65,7 +67,7 @@ def _show_seconds(seconds: float) -> str:
     return _short_time(str(np.datetime64(int(seconds), "s")))
 
 
-def _category_bars(before: CategoryProfile | None, after: CategoryProfile | None) -> str:
+def _category_bars(before: _Counted | None, after: _Counted | None) -> str:
     first = after or before
     if first is None or not first.top:
         return '<p class="soft">No values.</p>'
@@ -76,7 +78,8 @@ def _category_bars(before: CategoryProfile | None, after: CategoryProfile | None
     others = first.distinct - len(rows)
     if others > 0:
         rest = first.count - sum(item.count for item in first.top[:_MAX_BARS])
-        rows.append(Bar(f"{others:,} more", None, None, percent(rest / first.count)))
+        share = percent(rest / first.count) if isinstance(first, CategoryProfile) else ""  # a row may have several tags
+        rows.append(Bar(f"{others:,} more", None, None, share))
     return bars(rows)
 
 
@@ -109,6 +112,8 @@ def _facts_of(column: ColumnProfile) -> list[Fact]:
         case TimeProfile(first=first, last=last):
             gap = "–" if column.longest_gap_s is None else duration(column.longest_gap_s)
             return [*facts, ("first", _short_time(first)), ("last", _short_time(last)), ("longest gap", gap)]
+        case TagsProfile():
+            return [*facts, *_summary_facts(column, "tags a row: ")]
         case TextProfile():
             return [*facts, *_summary_facts(column, "length "), ("blank", number(column.empty))]
         case SeriesProfile():

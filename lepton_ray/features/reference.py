@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from lepton_ray.artifacts import statistics
 from lepton_ray.artifacts.statistics import Values
+from lepton_ray.artifacts.tags import count_tags
 from lepton_ray.features.columns import Codes, codes_of, numbers_of, seconds_of, series_of
-from lepton_ray.spec.data import DataSpec, FeatureColumn, SeriesColumn
+from lepton_ray.spec.data import DataSpec, FeatureColumn, SeriesColumn, TagsColumn
 
 _NUM_BINS = 10
 _MAX_REFERENCE_CATEGORIES = 100
@@ -86,6 +87,18 @@ def _sketch_category(column: pa.ChunkedArray, _: Any) -> dict[str, Any]:
     }
 
 
+def _sketch_tags(column: pa.ChunkedArray, spec: TagsColumn) -> dict[str, Any]:
+    """Fractions are of the rows that have a tag; they may sum up to more or less than 1."""
+    total = max(len(column), 1)
+    counts = count_tags(column, spec)
+    top = sorted(counts, key=lambda tag: (-counts[tag], tag))[:_MAX_REFERENCE_CATEGORIES]
+    return {
+        "kind": "tags",
+        "missing_fraction": column.null_count / total,
+        "fractions": {tag: counts[tag] / total for tag in top},
+    }
+
+
 def _counts(codes: Codes) -> dict[str, int]:
     counted = zip(codes.values, codes.counts().tolist(), strict=True)
     return {value: count for value, count in counted if count}
@@ -97,4 +110,5 @@ _SKETCHES: dict[str, Callable[[pa.ChunkedArray, Any], dict[str, Any]]] = {
     "time": _sketch_time,
     "series": _sketch_series,
     "text": _sketch_text,
+    "tags": _sketch_tags,
 }

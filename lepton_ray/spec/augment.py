@@ -104,7 +104,7 @@ def check_augment(
         has_tokens: Whether it has token ids.
         has_table: Whether it has columns of numbers.
         has_ids: Whether it has ids of categories.
-        has_classes: Whether the label is a category.
+        has_classes: Whether the label is a category: each row of one class.
         image_shape: Channels, height and width of the image as the model sees it, where they are known.
         number_columns: Names of the columns that are numbers for the model, where they are known.
     """
@@ -119,7 +119,7 @@ def check_augment(
     ]
     if spec.balance is not None and not has_classes:
         problems.append(
-            f"train.augment.balance must be left out for a label that is a number, got {spec.balance!r}. Remove it"
+            f"train.augment.balance must be left out for a label that is a number or tags, got {spec.balance!r}. Remove it"
         )
     if spec.mixup_alpha and (has_tokens or has_ids):
         problems.append(

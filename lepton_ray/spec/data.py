@@ -72,10 +72,7 @@ class _TextualColumn(Section):
         return self
 
 
-class CategoryColumn(_TextualColumn):
-    """A text out of few."""
-
-    kind: Literal["category"]
+class _ChoiceColumn(_TextualColumn):
     replace: dict[str, str] = Field(default_factory=dict)
     """Spellings and what they stand for: ``{NYC: New York}``. Both sides may be spelled in any way that ``normalise`` makes
     equal."""
@@ -93,6 +90,41 @@ class CategoryColumn(_TextualColumn):
                 raise ValueError(f"allowed must match pattern {self.pattern!r}, got {wrong[0]!r}. No row could have it")
             if lost := [value for value in self.replace.values() if value not in self.allowed]:
                 raise ValueError(f"every value of replace must be one of allowed, got {lost[0]!r}. Add it to allowed")
+        return self
+
+
+class CategoryColumn(_ChoiceColumn):
+    """A text out of few."""
+
+    kind: Literal["category"]
+
+
+class TagsColumn(_ChoiceColumn):
+    """A set of texts out of few, any number of which belong to a row: what a multi-label model predicts.
+
+    A source gives it as a list of texts, or as one text: ``Action|Crime``, or a JSON list. Order and repeats mean nothing.
+    ``normalise``, ``pattern``, ``replace`` and ``allowed`` are about each tag.
+    """
+
+    kind: Literal["tags"]
+    separator: Annotated[str, Field(min_length=1, max_length=8)] = "|"
+    """What stands between the tags of a text; no tag may hold it."""
+    required: bool = False
+    """Whether a row to which no tag belongs is bad."""
+    none_words: StrTuple = ()
+    """Texts that are no tags but say that none belongs to the row, such as ``(no genres listed)``. With an empty text among
+    them a cell that is empty or null says so too; else it is missing. An empty list always says so."""
+    rare: Literal["stop", "leave_out"] = "stop"
+    """What is done about tags that fewer than ``clean.min_rows_per_class`` rows have: the run stops and names them, or they
+    are left out of their rows, which stay."""
+
+    @model_validator(mode="after")
+    def _check_separator(self) -> Self:
+        for name, texts in (("allowed", self.allowed or ()), ("replace", self.replace.values())):
+            if wrong := [text for text in texts if self.separator in text]:
+                raise ValueError(
+                    f"{name} must hold tags without the separator {self.separator!r}, got {wrong[0]!r}. Change one of them"
+                )
         return self
 
 
@@ -200,10 +232,13 @@ def _expand_short_form(value: Any) -> Any:
 
 FeatureColumn = NumberColumn | CategoryColumn | TextColumn | TimeColumn | SeriesColumn | ImageColumn
 Column = Annotated[
-    Annotated[FeatureColumn | IgnoredColumn, Field(discriminator="kind")],
+    Annotated[FeatureColumn | TagsColumn | IgnoredColumn, Field(discriminator="kind")],
     BeforeValidator(
         _expand_short_form,
-        json_schema_input_type=Literal["number", "category", "text", "time", "ignored"] | FeatureColumn | IgnoredColumn,
+        json_schema_input_type=Literal["number", "category", "text", "time", "tags", "ignored"]
+        | FeatureColumn
+        | TagsColumn
+        | IgnoredColumn,
     ),
 ]
 ColumnName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^_].*$")]
@@ -246,8 +281,8 @@ class DataSpec(Section):
     windows: dict[ColumnName, WindowSpec] = Field(default_factory=dict)
     """Series columns that are made from earlier rows, by name; a record for prediction brings its own series."""
     label: str | None = None
-    """The column to predict: a category, a number, or a series, which may be a window that looks ahead (regression). None for a run
-    that ends with the features, or for anomalies that nobody has marked."""
+    """The column to predict: a category, a number, tags (several labels a row), or a series, which may be a window that looks ahead
+    (regression). None for a run that ends with the features, or for anomalies that nobody has marked."""
     anomalies: AnomalySpec | None = None
     """Makes the task anomaly detection."""
     missing_words: StrTuple = MISSING_WORDS
@@ -272,7 +307,7 @@ class DataSpec(Section):
         return {
             name: column
             for name, column in self.all_columns.items()
-            if name != self.label and not isinstance(column, IgnoredColumn)
+            if name != self.label and not isinstance(column, IgnoredColumn | TagsColumn)
         }
 
     @property
@@ -281,12 +316,25 @@ class DataSpec(Section):
         return self.label if self.label and isinstance(self.all_columns[self.label], CategoryColumn) else None
 
     @property
+    def tags_label(self) -> TagsColumn | None:
+        """The label's column if its values are tags, each of which is a class."""
+        column = self.all_columns[self.label] if self.label else None
+        return column if isinstance(column, TagsColumn) else None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the label is a category or tags."""
+        return self.class_label is not None or self.tags_label is not None
+
+    @property
     def task(self) -> Task | None:
         """What a model of this data is for; None for a run that ends with the features."""
         if self.anomalies is not None:
             return "anomaly_detection"
         if self.label is None:
             return None
+        if self.tags_label is not None:
+            return "multi_label"
         return "regression" if self.class_label is None else "classification"
 
     @property
@@ -297,12 +345,18 @@ class DataSpec(Section):
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
         label = self.all_columns.get(self.label) if self.label is not None else None
-        if self.label is not None and not isinstance(label, CategoryColumn | NumberColumn | SeriesColumn):
+        if self.label is not None and not isinstance(label, CategoryColumn | NumberColumn | SeriesColumn | TagsColumn):
             found = "no such column" if label is None else f"one of kind {label.kind!r}"
             raise ValueError(
-                f"label must name a column of kind 'category', 'number' or 'series', got {self.label!r} ({found}). "
+                f"label must name a column of kind 'category', 'number', 'tags' or 'series', got {self.label!r} ({found}). "
                 "Add it to columns"
             )
+        for name, column in self.columns.items():
+            if isinstance(column, TagsColumn) and name != self.label:
+                raise ValueError(
+                    f"columns.{name} must be the label to be of kind 'tags': tags are no features yet, got label "
+                    f"{self.label!r}. Make it ignored, or a text"
+                )
         self._check_anomalies()
         if not self.read_features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
@@ -312,9 +366,9 @@ class DataSpec(Section):
         if len(images) > 1:
             raise ValueError(f"columns must hold at most one image, got {', '.join(images)}. Ignore the others")
         is_image_source = isinstance(self.source, ImageFolderSource)
-        if is_image_source and self.label != self.class_label:
+        if is_image_source and label is not None and self.class_label is None:
             raise ValueError(
-                f"label must be a category for an image_folder, got the number {self.label!r}. Change its kind"
+                f"label must be a category for an image_folder, got the {label.kind} {self.label!r}. Change its kind"
             )
         if is_image_source and (len(images) != 1 or len(self.features) != 1):
             raise ValueError(f"columns must hold one image and the label for an image_folder, got {list(self.columns)}")

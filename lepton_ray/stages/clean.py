@@ -59,7 +59,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     _remove_repeats(verdicts, clean)
     alike = remove_near_duplicates(verdicts, clean.near_duplicates, mapper) if clean.near_duplicates else None
     windows = add_windows(verdicts, data.windows, data.label, ctx) if data.windows else [None] * len(raw.rows)
-    class_rows = _count_classes(verdicts, data)
+    class_rows, left_out = _split_rare(_count_classes(verdicts, data), data, clean)
     problem = _find_class_problem(class_rows, data, clean)
     outliers: tuple[FittedOutliers, ...] = ()
     if problem is None:
@@ -71,7 +71,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
         removal.ToWrite(part, codes.copy(), fact, windows[index], () if alike is None else (alike[index],))
         for index, ((part, codes), fact) in enumerate(zip(verdicts.of_parts(), judged, strict=True))
     ]
-    dataset = _to_dataset(mapper.map_resumable("writing", write, items), data, list(class_rows), raw)
+    dataset = _to_dataset(mapper.map_resumable("writing", write, items), data, list(class_rows), left_out, raw)
     if problem := problem or _find_loss(dataset.ledger, clean) or _find_empty(dataset, data):
         raise DataError(f"{problem} {dataset.ledger}. See {ctx.location}/quarantine")
     return dataset
@@ -124,27 +124,35 @@ def _remove_repeats(verdicts: Verdicts, clean: CleanSpec) -> None:
 
 def _count_classes(verdicts: Verdicts, data: DataSpec) -> dict[str, int]:
     """Return the kept rows of each class, in the order of the classes; empty without any."""
-    if data.class_label is None:
+    if data.label is None or not data.has_classes:
         return {}
     counts: Counter[str] = Counter()
     for part, codes in verdicts.of_parts():
-        labels = read_arrow(verdicts.folder, part, [data.class_label]).column(0)
-        kept = labels.filter(pa.array(codes < FIRST_REASON))
-        counts.update(removal.count_values(kept))
+        labels = read_arrow(verdicts.folder, part, [data.label])
+        counts.update(removal.count_classes(labels.filter(pa.array(codes < FIRST_REASON)), data))
     return dict(sorted(counts.items()))
 
 
+def _split_rare(class_rows: dict[str, int], data: DataSpec, clean: CleanSpec) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the rows of the classes, and of the tags that are too rare to be one and may be left out."""
+    if data.tags_label is None or data.tags_label.rare == "stop":
+        return class_rows, {}
+    left_out = {name: count for name, count in class_rows.items() if count < clean.min_rows_per_class}
+    return {name: count for name, count in class_rows.items() if name not in left_out}, left_out
+
+
 def _find_class_problem(class_rows: dict[str, int], data: DataSpec, clean: CleanSpec) -> str | None:
-    if data.class_label is None:
+    if not data.has_classes:
         return None
     if len(class_rows) < _MIN_CLASSES:
         return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(class_rows)}."
     rare = [f"{name!r} {count}" for name, count in class_rows.items() if count < clean.min_rows_per_class]
     if not rare:
         return None
+    way_out = f", or set data.columns.{data.label}.rare to leave_out" if data.tags_label is not None else ""
     return (
         f"each class of data.label ({data.label}) must have at least {clean.min_rows_per_class} rows, "
-        f"got {', '.join(rare)}. Add rows, or lower clean.min_rows_per_class."
+        f"got {', '.join(rare)}. Add rows, or lower clean.min_rows_per_class{way_out}."
     )
 
 
@@ -178,13 +186,12 @@ def _write_profile(verdicts: Verdicts, data: DataSpec, mapper: Mapper) -> None:
     (mapper.ctx.folder / PROFILE).write_text(described.model_dump_json(), encoding="utf-8")
 
 
-def _to_dataset(facts: list[dict[str, Any]], data: DataSpec, classes: list[str], raw: RawDataset) -> Dataset:
+def _to_dataset(
+    facts: list[dict[str, Any]], data: DataSpec, classes: list[str], left_out: dict[str, int], raw: RawDataset
+) -> Dataset:
     removed = sum((Counter(fact["removed"]) for fact in facts), Counter())
-    class_rows = {
-        split: dict.fromkeys(classes, 0)
-        | dict(sum((Counter(fact["classes"].get(split, {})) for fact in facts), Counter()))
-        for split in SPLITS
-    }
+    counts = {split: sum((Counter(fact["classes"].get(split, {})) for fact in facts), Counter()) for split in SPLITS}
+    class_rows = {split: {name: counts[split][name] for name in classes} for split in SPLITS}
     schema = {field.name: str(field.type) for field in typed_schema(data.all_columns)}
     return Dataset(
         splits={split: _part_files(facts, split) for split in SPLITS},
@@ -193,6 +200,7 @@ def _to_dataset(facts: list[dict[str, Any]], data: DataSpec, classes: list[str],
         columns={**schema, SOURCE: str(CATEGORY_TYPE), LINE: "int64"},
         classes=tuple(classes),
         class_rows=class_rows if classes else {},
+        left_out=left_out,
     )
 
 

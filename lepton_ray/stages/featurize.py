@@ -4,6 +4,7 @@ The training rows are gathered once: all that fit into memory, or else a uniform
 table, however many transforms there are, and the profile is taken from it too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile, Target
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.artifacts.tags import encode_tags
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import sha256_file, write_json
 from lepton_ray.data.check import typed_schema
@@ -132,23 +134,23 @@ def _target_of(sample: pa.Table, data: DataSpec, dataset: Dataset) -> Target | N
         return Target(task=data.task, classes=dataset.classes, normal_class=normal, quantile=quantile)
     if data.task != "regression":
         return Target(task=data.task, classes=dataset.classes)
-    numbers = _to_numbers(sample.column(data.label))
+    numbers = _to_labels(sample.column(data.label))
     num_values = numbers.shape[1] if numbers.ndim > 1 else None
     mean, std = float(numbers.mean()), float(numbers.std()) or 1.0
     return Target(task="regression", num_values=num_values, mean=mean, std=std)
 
 
-def _to_numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Return numbers (N,), or series (N, length)."""
-    is_series = pa.types.is_fixed_size_list(column.type)
-    numbers: NDArray[np.float64] = (column.combine_chunks().flatten() if is_series else column).to_numpy()
-    return numbers.reshape(len(column), -1) if is_series else numbers
+def _to_labels(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return values (N,), or those of lists of one length (N, length)."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.to_numpy())
+    return np.asarray(column.combine_chunks().flatten().to_numpy()).reshape(-1, column.type.list_size)
 
 
 def _look_at(sample: pa.Table, data: DataSpec, clean: CleanSpec, dataset: Dataset, ctx: RunContext) -> list[Finding]:
     """Write the profile of the training rows and the data report, and return what the checks find."""
     rows = dataset.split_rows["train"]
-    findings = check_sample(sample, data, clean.checks, rows) if data.label is not None else []
+    findings = check_sample(sample, data, clean.checks, rows, dataset.left_out) if data.label is not None else []
     if data.profile:
         columns = {name: data.all_columns[name] for name in sample.column_names}
         described = profile(sample, columns, rows)
@@ -208,11 +210,16 @@ def write_prepared(
     if is_training and preparer.is_folded:
         table = table.append_column(FOLD_KEY, pa.array(fold_keys(table, fitted.data)))
     prepared = preparer(table, is_training)
-    if (label := fitted.data.class_label) is not None:
-        prepared = prepared.append_column(LABEL, pa.array(encode_labels(table, label, fitted.classes)))
-    elif fitted.data.label is not None:
-        prepared = prepared.append_column(LABEL, table.column(fitted.data.label))
+    if fitted.data.label is not None:
+        prepared = prepared.append_column(LABEL, _encode_label(table, fitted.data, fitted.data.label, fitted.classes))
     return target.write_parquet(f"{split}/{part_name(index, 'parquet')}", prepared).model_dump()
+
+
+def _encode_label(table: pa.Table, data: DataSpec, label: str, classes: Sequence[str]) -> pa.Array | pa.ChunkedArray:
+    if data.tags_label is not None:
+        labels_NC = encode_tags(table.column(label), data.tags_label, classes)
+        return pa.FixedSizeListArray.from_arrays(pa.array(labels_NC.ravel()), len(classes))
+    return pa.array(encode_labels(table, label, classes)) if data.class_label is not None else table.column(label)
 
 
 @lru_cache(maxsize=4)
@@ -236,13 +243,13 @@ def inputs_of(state: FeatureState) -> tuple[ModelInput, ...]:
 
 Split = tuple[dict[str, NDArray[Any]], NDArray[Any]]
 """The model inputs of a split by name, rows first, in the order of ``FeatureSet.inputs``, and of each row the class index (int64),
-the number or the series (float64); zeros without a label."""
+the number or the series (float64), or 0 and 1 for each class that is a tag (float32); zeros without a label."""
 
 
 def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:
     """Read a split into memory."""
     table = read_parts(folder_of(feature_set, ctx), feature_set.splits[split])
-    y = _to_numbers(table.column(LABEL)) if LABEL in table.column_names else np.zeros(table.num_rows, np.int64)
+    y = _to_labels(table.column(LABEL)) if LABEL in table.column_names else np.zeros(table.num_rows, np.int64)
     return to_arrays(table, load_state(feature_set)), y
 
 

@@ -24,6 +24,7 @@ _IMPOSSIBLE = {
     "number": (*_NESTED, *BYTES, *_CLOCKS, *DATES, "bool"),
     "category": _NESTED,
     "text": _NESTED,
+    "tags": ("struct<", "map<", *_CLOCKS, *DATES),
     "time": (*_NESTED, *BYTES, *_CLOCKS, "bool"),
     "series": ("struct<", "map<", *BYTES, *_CLOCKS, *DATES, *_NUMBERS),
     "image": ("map<", "string", "large_string", *_CLOCKS, *DATES, *_NUMBERS),

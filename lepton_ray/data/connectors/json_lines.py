@@ -13,8 +13,8 @@ import pyarrow.json as pajson
 from lepton_ray.data.block import Positions, RawBlock
 from lepton_ray.data.connectors.files import Span
 from lepton_ray.data.connectors.lines import Chunk, LinesConnector, line_bounds
-from lepton_ray.data.connectors.records import SERIES, gather, parse, strip
-from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn
+from lepton_ray.data.connectors.records import SERIES, TAGS, gather, parse, strip
+from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn, TagsColumn
 
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_LINES = 1000
@@ -140,6 +140,8 @@ def _type(values: list[Any], column: Column) -> pa.DataType | None:
     kinds = {type(value) for value in values if value is not None}
     if isinstance(column, SeriesColumn):
         return SERIES if kinds <= {list} else None
+    if isinstance(column, TagsColumn) and kinds == {list}:
+        return TAGS
     if isinstance(column, NumberColumn) and kinds <= {int, float}:
         return pa.float64()
     if kinds == {int}:

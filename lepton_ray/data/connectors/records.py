@@ -1,7 +1,7 @@
 """JSON objects to cells: what JSON lines, HTTP answers, Kafka messages and samples share.
 
 A value keeps its meaning: text stays text, a number of a number column stays a number, any other single value becomes the
-text that it is in a CSV file. A list is a series where the column is one; else a nested value makes the record bad.
+text that it is in a CSV file. A list is a series, or tags, where the column says so; else a nested value makes the record bad.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ import pyarrow as pa
 from lepton_ray.artifacts.rules import category_text
 from lepton_ray.core.text import show
 from lepton_ray.data.block import BadRecord, RawBlock
-from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn
+from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn, TagsColumn
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -94,18 +94,22 @@ def fault_of(record: Any, columns: Mapping[str, Column]) -> Fault | None:
         return "invalid_json", f"the line must be a JSON object, got {type(record).__name__}"
     for name, column in columns.items():
         value = record.get(name)
-        if isinstance(value, dict | list) and not _is_series(value, column):
-            rule = "a list of numbers" if isinstance(column, SeriesColumn) else "a single value"
+        if isinstance(value, dict | list) and not _is_list(value, column):
+            rule = _LISTS.get(type(column), "a single value")
             return "type_error", f"{name} must be {rule}, got {show(value)}"
     return None
 
 
-def _is_series(value: Any, column: Column) -> bool:
-    return (
-        isinstance(column, SeriesColumn)
-        and isinstance(value, list)
-        and all(item is None or (isinstance(item, int | float) and not isinstance(item, bool)) for item in value)
-    )
+_LISTS: dict[type[Column], str] = {SeriesColumn: "a list of numbers", TagsColumn: "a list of texts"}
+
+
+def _is_list(value: Any, column: Column) -> bool:
+    """Whether a value is the list that a column of series or tags asks for."""
+    if not isinstance(value, list):
+        return False
+    if isinstance(column, TagsColumn):
+        return all(item is None or isinstance(item, str | int | float) for item in value)
+    return isinstance(column, SeriesColumn) and all(item is None or _is_number(item) for item in value)
 
 
 def to_cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pa.Table:
@@ -118,6 +122,8 @@ def to_cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -
 def _cells(values: list[Any], column: Column) -> pa.Array:
     if isinstance(column, SeriesColumn) and all(value is None or isinstance(value, list) for value in values):
         return pa.array([value and [None if v is None else float(v) for v in value] for value in values], SERIES)
+    if isinstance(column, TagsColumn) and all(value is None or isinstance(value, list) for value in values):
+        return pa.array([value and [cell_text(v) for v in value] for value in values], TAGS)
     if isinstance(column, NumberColumn) and all(value is None or _is_number(value) for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     decimal = column.decimal if isinstance(column, NumberColumn) else "."
@@ -131,6 +137,7 @@ def _spelled(value: Any, decimal: str) -> str | None:
 
 
 SERIES = pa.list_(pa.float64())
+TAGS = pa.list_(pa.string())
 
 
 def _is_number(value: Any) -> bool:

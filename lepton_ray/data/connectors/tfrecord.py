@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from lepton_ray.core.errors import DataError
@@ -19,7 +20,7 @@ from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Piece, Span
 from lepton_ray.data.connectors.filesystems import SourceFile
 from lepton_ray.data.connectors.records import SERIES, cell_text
-from lepton_ray.spec.data import Column, ImageColumn, NumberColumn, SeriesColumn
+from lepton_ray.spec.data import Column, ImageColumn, NumberColumn, SeriesColumn, TagsColumn
 
 _HEAD = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
@@ -145,7 +146,7 @@ def _row(record: _Record, columns: Mapping[str, Column]) -> tuple[dict[str, Any]
     features = example.features.feature
     row = {name: _value(features[name]) if name in features else None for name in columns}
     for name, value in row.items():
-        if isinstance(value, list) and not isinstance(columns[name], SeriesColumn):
+        if isinstance(value, list) and not isinstance(columns[name], SeriesColumn | TagsColumn):
             return {}, ("type_error", f"{name} must be a single value, got {len(value)} of them")
     return row, None
 
@@ -164,6 +165,8 @@ def _array(values: list[Any], column: Column) -> pa.Array:
         if all(value is None or not isinstance(value[0], bytes) for value in lists):
             return pa.array(lists, SERIES)
         return pa.array([None if value is None else repr(value) for value in lists], pa.string())
+    if isinstance(column, TagsColumn):
+        values = [_tags_text(value) if isinstance(value, list) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bytes} or isinstance(column, ImageColumn):
         return pa.array(values, pa.binary())
@@ -171,6 +174,11 @@ def _array(values: list[Any], column: Column) -> pa.Array:
         return pa.array(values)
     texts = [value if isinstance(value, bytes) or value is None else str(cell_text(value)).encode() for value in values]
     return pa.array(texts, pa.binary())
+
+
+def _tags_text(values: list[Any]) -> bytes:
+    """Return several values as a JSON list of texts."""
+    return orjson.dumps([v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else v for v in values])
 
 
 @cache

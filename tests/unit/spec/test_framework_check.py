@@ -56,7 +56,7 @@ def test_a_family_that_keras_lacks_is_refused() -> None:
         kind: Any = "other"
 
     (problem,) = check_framework(Other(), TrainSpec(framework="keras"), ExportSpec())
-    assert problem.startswith("model.kind must be one that Keras has (linear, mlp, cnn), got 'other'")
+    assert problem.startswith("model.kind must be one that Keras has (linear, mlp, cnn, autoencoder), got 'other'")
 
 
 @pytest.mark.parametrize("setting", [{"max_rows_per_pass": 8}, {"precision": "bfloat16"}, {"average_decay": 0.9}])

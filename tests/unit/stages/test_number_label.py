@@ -159,10 +159,12 @@ def test_gates_of_numbers_are_refused_for_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "time", "ignored"])
-def test_a_label_is_a_category_or_a_number(tmp_path: Path, kind: str) -> None:
+def test_a_label_is_a_category_a_number_or_tags(tmp_path: Path, kind: str) -> None:
     spec = _spec(tmp_path)
     spec["data"]["columns"]["price"] = kind
-    with pytest.raises(SpecError, match=rf"label must name a column of kind 'category' or 'number', .*'{kind}'"):
+    with pytest.raises(
+        SpecError, match=rf"label must name a column of kind 'category', 'number' or 'tags', .*'{kind}'"
+    ):
         _parsed(spec)
 
 
