@@ -65,11 +65,20 @@ def is_any(flag: bool, group: Group) -> bool:
     return bool(said.item())
 
 
-def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int, device: str = "cpu") -> TrainState:
-    """Return the state before the first epoch; equal on all workers."""
+def start_state(
+    build_model: Callable[[], nn.Module],
+    spec: TrainSpec,
+    seed: int,
+    device: str = "cpu",
+    split: Callable[[nn.Module], None] = lambda model: None,
+) -> TrainState:
+    """Return the state before the first epoch; equal on all workers, each with its part of what ``split`` leaves them."""
     torch.manual_seed(seed)
     model = build_model().to(device)
     averaged = copy.deepcopy(model) if spec.average_decay is not None else None
+    for module in (model, averaged):
+        if module is not None:
+            split(module)
     return TrainState(model, _build_optimizer(model, spec), averaged)
 
 
@@ -180,10 +189,14 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> dict[str, floa
     totals = torch.zeros(2, dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
     size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // sum(map(_row_bytes, data.x_val.values()))))
-    for start in range(0, len(share), size):
+    for start in range(
+        0, -(-len(data.y_val) // group.world_size), size
+    ):  # as often on all workers: fsdp gathers in each
         rows = share[start : start + size]
+        is_idle = not len(rows)
+        rows = np.zeros(1, np.int64) if is_idle else rows
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
         outputs_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
-        totals += _sums(outputs_NC, y).double().cpu()
+        totals += _sums(outputs_NC, y).double().cpu() * (0.0 if is_idle else 1.0)
     group.add_up(totals)
     return _name(totals / len(data.y_val), data.has_classes)
