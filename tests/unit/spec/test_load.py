@@ -261,6 +261,16 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
             ["train.num_workers=2", "tune.space={train.global_batch_size: {kind: integer, low: 16, high: 64}}"],
             "got 17",
         ),
+        (
+            _TABLE,
+            ["tune={workers_per_trial: 3, space: {train.lr: {kind: uniform, low: 0.1, high: 1}}}"],
+            "tune.workers_per_trial must fit train",
+        ),
+        (
+            _TABLE,
+            ["tune={workers_per_trial: 2, space: {train.global_batch_size: {kind: integer, low: 8, high: 12}}}"],
+            "got 9",
+        ),
         (_TABLE, ["evaluate={baseline: none, gates: {baseline_accuracy: {min: 0.1}}}"], "baseline must not be 'none'"),
         (
             _TABLE,

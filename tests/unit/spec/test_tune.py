@@ -66,14 +66,6 @@ def _problems(text: str) -> list[str]:
             f"workers_per_trial: 2, scheduler: none, searcher: {{kind: optuna, also_minimise: {{what: epoch_s}}}}, space: {{{_LR}}}",
             "tune.searcher.also_minimise.what must be num_parameters for trials of several workers",
         ),
-        (
-            f"workers_per_trial: 3, space: {{{_LR}}}",
-            "tune.workers_per_trial must fit train (Value error, global_batch_size must be a multiple of num_workers (3), got 64.",
-        ),
-        (
-            "workers_per_trial: 2, space: {train.global_batch_size: {kind: integer, low: 8, high: 12}}",
-            "tune.space.train.global_batch_size must only hold values that train.global_batch_size takes, got 9",
-        ),
         (f"scheduler: pbt, searcher: random, space: {{{_HIDDEN}}}", "tune.space.model.hidden must be left out for pbt"),
         (
             f"scheduler: pbt, searcher: random, num_trials: 1, space: {{{_LR}}}",
