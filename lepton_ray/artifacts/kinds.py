@@ -257,6 +257,7 @@ class Checkpoint(Artifact):
     history: History
     """Train and validation loss of each epoch, and the share of right labels or the mean absolute error."""
     num_workers: int
+    """With ``train.min_workers`` the most that there may have been."""
 
     def account(self) -> list[str]:
         """Best epoch and its metrics."""

@@ -11,8 +11,9 @@ _OF_TORCH = (
     "average_decay",
     "precision",
     "max_rows_per_pass",
+    "parallelism",
 )
-"""Settings of a step that Keras does not have yet."""
+"""Settings that Keras does not have yet."""
 
 
 def check_framework(model: Section | None, train: TrainSpec, export: ExportSpec) -> list[str]:

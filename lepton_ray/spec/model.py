@@ -247,6 +247,12 @@ class TrainSpec(Section):
     """PyTorch, or Keras on TensorFlow: the same families, settings and packages."""
     num_workers: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Processes; 1 without a GPU and on local storage trains in the driver, with no worker group to start."""
+    min_workers: PositiveInt | None = None
+    """Start with as few, if the cluster has not room for all ``num_workers``; it grows to them from the last checkpoint when it
+    has, looked at once a minute, and goes on with fewer when a machine is lost. None always takes ``num_workers``."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """Of several workers: ``ddp`` holds the whole model in each; ``fsdp`` leaves each a part of weights, gradients and optimizer,
+    and gathers a layer when it is computed (PyTorch FSDP2; Zhao et al., 2023). The step and the checkpoints are the same."""
     cpus_per_worker: PositiveFloat = 1.0
     use_gpu: bool = False
     """One GPU for each worker."""
@@ -286,6 +292,12 @@ class TrainSpec(Section):
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
+        if self.min_workers is not None:
+            if self.min_workers > self.num_workers:
+                raise ValueError(
+                    f"min_workers must be at most num_workers ({self.num_workers}), got {self.min_workers}. Lower it"
+                )
+            return self  # shares of a batch are unequal anyway with some number of workers
         if self.global_batch_size % self.num_workers:
             lower = max(1, self.global_batch_size // self.num_workers) * self.num_workers
             raise ValueError(

@@ -135,11 +135,21 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _check_search_space(self) -> Self:
+        if self.tune is None:
+            return self
+        trial = self
+        if self.tune.workers_per_trial > 1:
+            try:
+                trial = self.with_value("train.min_workers", None)
+                trial = trial.with_value("train.num_workers", self.tune.workers_per_trial)
+            except ValidationError as error:
+                raise ValueError(f"tune.workers_per_trial must fit train ({_reason(error)})") from error
         problems = []
-        for path, domain in (self.tune.space if self.tune else {}).items():
+        for path, domain in self.tune.space.items():
             for value in _extremes(domain):
                 try:
                     self.with_value(path, value)
+                    trial.with_value(path, value)
                 except (ValidationError, KeyError) as error:
                     problems.append(
                         f"tune.space.{path} must only hold values that {path} takes, got {value!r} ({_reason(error)})"

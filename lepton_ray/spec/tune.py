@@ -241,10 +241,7 @@ _CHANGEABLE = ("train.lr", "train.weight_decay", "train.global_batch_size", "mod
 
 
 class TuneSpec(Section):
-    """Search through Ray Tune; minimises the validation loss.
-
-    Trials run on one CPU process each, also where the training that follows uses GPUs.
-    """
+    """Search through Ray Tune; minimises the validation loss."""
 
     num_trials: Annotated[int, Field(ge=1, le=_MAX_TRIALS)] | None = None
     """None takes 8, or as many as the space has settings if these are fewer; with the grid all of them."""
@@ -257,7 +254,11 @@ class TuneSpec(Section):
     """What stops the poor ones early."""
     epochs: PositiveInt = 10
     """Epochs of a trial that is not stopped early."""
+    workers_per_trial: PositiveInt = 1
+    """1: a trial is one process on CPUs, also where the training that follows has workers and GPUs. More: each trial is a run of
+    Ray Train on so many workers, with ``train.cpus_per_worker`` and ``train.use_gpu``; it takes about 10 s longer to start."""
     cpus_per_trial: PositiveFloat = 1.0
+    """Of the one process."""
     max_concurrent_trials: PositiveInt | None = None
     """At most this many at once; None takes what the cluster holds."""
     max_seconds: PositiveFloat | None = None
@@ -290,7 +291,7 @@ class TuneSpec(Section):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        problems = [*self._grid_problems(), *self._pbt_problems()]
+        problems = [*self._grid_problems(), *self._pbt_problems(), *self._worker_problems()]
         if self.second_objective and not isinstance(self.scheduler, NoScheduler):
             problems.append(
                 f"tune.scheduler must be none for tune.searcher.also_minimise, got {self.scheduler.kind!r}, which compares "
@@ -342,6 +343,23 @@ class TuneSpec(Section):
             yield (
                 f"tune.max_concurrent_trials must be left out for pbt, whose trials take turns, "
                 f"got {self.max_concurrent_trials}. Remove it, or raise tune.cpus_per_trial"
+            )
+
+    def _worker_problems(self) -> Iterator[str]:
+        if self.workers_per_trial == 1:
+            return
+        way_out = "or set tune.workers_per_trial to 1"
+        if self.cpus_per_trial != type(self).model_fields["cpus_per_trial"].default:
+            yield (
+                f"tune.cpus_per_trial must be left out for trials of several workers, got {self.cpus_per_trial:g}. "
+                f"Set train.cpus_per_worker, {way_out}"
+            )
+        if isinstance(self.scheduler, PbtScheduler):
+            yield f"tune.scheduler must not be pbt for trials of several workers, which cannot pause. Use another, {way_out}"
+        if self.second_objective and self.second_objective.what == "epoch_s":
+            yield (
+                "tune.searcher.also_minimise.what must be num_parameters for trials of several workers, whose epochs are not "
+                f"told one by one, got 'epoch_s'. Change it, {way_out}"
             )
 
 

@@ -1,7 +1,9 @@
 """tune: features -> the settings with the least validation loss, and all trials."""
 
 import json
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,8 @@ from lepton_ray.train.frameworks import load_training
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
-    from lepton_ray.tune.on_ray import Epoch
+    from lepton_ray.train.on_ray import Storage
+    from lepton_ray.tune.on_ray import Epoch, Place
 
 VERSION = 2
 
@@ -50,14 +53,9 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
         framework=train.framework,
     )
     build(model)  # what cannot be built fails here, not in a trial
-    found = on_ray.search(
-        tune,
-        partial(start_trial, *apply_values(model, train, {"train.epochs": tune.epochs}), build, ctx.seed),
-        load_data(feature_set, ctx),
-        ctx.seed,
-        Journal(ctx.filesystem, f"{ctx.work_path}/trials"),
-        ctx.update,
-    )
+    start, data, place = _trials(model, train, tune, build, feature_set, ctx)
+    journal = Journal(ctx.filesystem, f"{ctx.work_path}/trials")
+    found = on_ray.search(tune, start, data, ctx.seed, journal, ctx.update, place)
     lines = [
         json.dumps({**asdict(trial), "taken": trial is found.best, "on_front": trial in found.front}, allow_nan=False)
         for trial in found.trials
@@ -72,6 +70,30 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     )
 
 
+def _trials(
+    model: Model,
+    train: TrainSpec,
+    tune: TuneSpec,
+    build: Callable[[Model], Any],
+    feature_set: FeatureSet,
+    ctx: RunContext,
+) -> tuple[Any, Any, "Place | None"]:
+    """Return what starts a trial, the data that it is given, and what it asks the cluster for."""
+    from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
+    from lepton_ray.tune.on_ray import Place  # noqa: PLC0415
+
+    data = load_data(feature_set, ctx)
+    settings = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
+    sections = apply_values(model, train, {f"train.{name}": value for name, value in settings.items()})
+    if tune.workers_per_trial == 1:
+        return partial(start_trial, *sections, build, ctx.seed), data, None
+    storage = on_ray.Storage(ctx.filesystem, f"{ctx.work_path}/runs")
+    storage.remove()  # a killed search's
+    start = partial(start_nested_trial, *sections, build, ctx.seed, storage)
+    place = Place(on_ray.worker_resources(train), tune.workers_per_trial, "tune.workers_per_trial", is_nested=True)
+    return start, on_ray.share(data), place
+
+
 def start_trial(
     model: Model,
     train: TrainSpec,
@@ -80,7 +102,7 @@ def start_trial(
     values: dict[str, Any],
     data: "TrainData",
     folder: Path | None,
-) -> "Iterator[Epoch]":
+) -> "Generator[Epoch, None, None]":
     """Start training one trial in this process; from ``folder`` with the weights there, but its own settings."""
     from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415  Ray is there in a worker
 
@@ -94,3 +116,28 @@ def start_trial(
         Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now), num_parameters)
         for state_now in loop.train_epochs(state, data, train, seed)
     )
+
+
+def start_nested_trial(
+    model: Model,
+    train: TrainSpec,
+    build: Callable[[Model], Any],
+    seed: int,
+    storage: "Storage",
+    values: dict[str, Any],
+    shared_data: Any,
+    folder: Path | None,
+) -> "Generator[Epoch, None, None]":
+    """Train one trial on ``train.num_workers`` workers, which are started with the first epoch; always anew."""
+    from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is there in a worker
+    from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415
+
+    model, train = apply_values(model, train, values)
+    num_parameters = load_training(train.framework).loop.num_parameters(build(model))
+    own = on_ray.Storage(storage.filesystem, f"{storage.path}/{uuid.uuid4().hex}")
+    try:
+        with closing(on_ray.stream(partial(build, model), shared_data, train, seed, own)) as epochs:
+            for metrics in epochs:
+                yield Epoch(metrics["val_loss"], num_parameters=num_parameters)
+    finally:
+        own.remove()

@@ -13,23 +13,33 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import read_json, write_json
 from lepton_ray.train.torch_loop import TrainState
 
 
-def save(state: TrainState, folder: Path) -> None:
-    """Write a checkpoint to an existing folder."""
-    save_file(_contiguous(state.model.state_dict()), folder / "model.safetensors")
-    if state.averaged is not None:
-        save_file(_contiguous(state.averaged.state_dict()), folder / "average.safetensors")
-    save_file(_contiguous(state.best_weights), folder / "best.safetensors")
+def save(state: TrainState, folder: Path | None) -> None:
+    """Write a checkpoint to an existing folder.
+
+    Where workers hold parts of the state, all of them call it; without a folder a worker gives its parts alone.
+    """
     optimizer = state.optimizer.state_dict()
-    tensors = {f"{index}.{name}": value for index, slots in optimizer["state"].items() for name, value in slots.items()}
-    save_file(
-        _contiguous({name: torch.as_tensor(value) for name, value in tensors.items()}), folder / "optimizer.safetensors"
-    )
+    slots = {f"{index}.{name}": value for index, slots in optimizer["state"].items() for name, value in slots.items()}
+    files = {
+        "model.safetensors": state.model.state_dict(),
+        **({} if state.averaged is None else {"average.safetensors": state.averaged.state_dict()}),
+        "best.safetensors": state.best_weights,
+        "optimizer.safetensors": {name: torch.as_tensor(value) for name, value in slots.items()},
+    }
+    for name, tensors in files.items():
+        if folder is None:
+            _gather(tensors)
+        else:
+            save_file(_contiguous(tensors), folder / name)
+    if folder is None:
+        return
     facts = {"history": state.history, "best_epoch": state.best_epoch, "optimizer_groups": optimizer["param_groups"]}
     write_json(folder / "state.json", facts)
 
@@ -42,19 +52,21 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
     """
     try:
         facts = read_json(folder / "state.json")
-        state.model.load_state_dict(load_file(folder / "model.safetensors"))
+        load_weights(state.model, folder / "model.safetensors")
         if state.averaged is not None:
-            state.averaged.load_state_dict(load_file(folder / "average.safetensors"))
+            load_weights(state.averaged, folder / "average.safetensors")
+        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
         for name, value in load_file(folder / "optimizer.safetensors").items():
             index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
+            slots.setdefault(int(index), {})[slot] = _part(value, parameters[int(index)])
         groups = facts["optimizer_groups"] if with_settings else state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         _lay_out(state.optimizer)
         state.history, state.best_epoch = facts["history"], facts["best_epoch"]
-        best = load_file(folder / "best.safetensors")
-    except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        kept = state.evaluated.state_dict()
+        best = {name: _part(value, kept[name]) for name, value in load_file(folder / "best.safetensors").items()}
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder} must be a checkpoint of this model ({type(error).__name__}). Run with --from train"
         ) from error
@@ -77,9 +89,31 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Give a model the weights of a file."""
-    model.load_state_dict(load_file(path))
+    there = model.state_dict()
+    weights = load_file(path)
+    model.load_state_dict({name: _part(value, there.get(name)) for name, value in weights.items()})
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies: safetensors refuses tensors that share memory, as tied weights do."""
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    return {
+        name: _whole(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+
+
+def _gather(tensors: dict[str, torch.Tensor]) -> None:
+    for value in tensors.values():
+        _whole(value)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with the parts of all workers, which all call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _part(value: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    """Return this worker's part of a whole tensor, where ``like`` is one of its shape."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -9,8 +9,10 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import pyarrow.fs as pafs
 import ray
 import ray.train
 from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.core.extras import require
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
@@ -30,6 +34,7 @@ from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import Progress, has_stalled
 
 _NAME = "train"
+_SHARDS = "lepton_ray.train.torch_shards"
 _PROGRESS = "progress.json"
 _OWNER = "owner"
 _POLL_S = 0.5
@@ -56,11 +61,32 @@ class Storage:
         """Check that nobody took over: workers outlive a killed driver for a while, and must not write beside the next.
 
         Raises:
-            EngineError: If somebody did.
+            EngineError: If somebody did, or the folder is gone.
         """
-        with self.filesystem.open_input_stream(f"{self.path}/{_OWNER}") as stream:
-            if stream.read().decode() != mark:
-                raise EngineError(f"{self.path} must have one training at a time, and a later run has taken over")
+        with contextlib.suppress(FileNotFoundError), self.filesystem.open_input_stream(f"{self.path}/{_OWNER}") as file:
+            if file.read().decode() == mark:
+                return
+        raise EngineError(f"{self.path} must have one training at a time, and a later run has taken over")
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it, if it is there; whoever trains in it ends."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.path)
+
+    def read_progress(self) -> dict[str, Any] | None:
+        """Return the last report, None before the first or while it is written."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            with self.filesystem.open_input_stream(f"{self.path}/{_PROGRESS}") as stream:
+                report: dict[str, Any] = json.loads(stream.read())
+            return report
+        return None
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """Data in Ray's object store."""
+
+    reference: Any
 
 
 def fit(
@@ -80,23 +106,75 @@ def fit(
     """
     loop, checkpoint = load_training(spec.framework)
     state = loop.start_state(build_model, spec, seed)  # first: a model that cannot be built is no failure of a worker
-    per_worker = {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
-    wait_for_capacity(
-        per_worker, spec.num_workers, f"train.num_workers ({spec.num_workers})", spec.start_timeout_s, update
-    )
+    name = "num_workers" if spec.min_workers is None else "min_workers"
+    count = spec.min_workers or spec.num_workers
+    wait_for_capacity(worker_resources(spec), count, f"train.{name} ({count})", spec.start_timeout_s, update)
+    mark = storage.take_over()
+    trainer = _build_trainer(build_model, share(data), spec, seed, storage, mark)
+    with _show_progress(storage, Pace(spec.epochs, len(data.y_train)), update):
+        result = _supervise(trainer, spec.max_failures, partial(storage.check_owner, mark), update)
+    with result.checkpoint.as_directory() as folder:
+        checkpoint.restore(state, Path(folder))
+    return state
+
+
+def share(data: TrainData) -> SharedData:
+    """Put the data where workers on every machine read it, once."""
+    return SharedData(ray.put(data))
+
+
+def stream(
+    build_model: Callable[[], Any], shared_data: SharedData, spec: TrainSpec, seed: int, storage: Storage
+) -> Generator[dict[str, float], None, None]:
+    """Train on workers that are started with the first epoch asked for, yielding the metrics of each finished epoch.
+
+    Several epochs may come at once: workers do not wait for whoever reads. Closed early, it ends the workers and returns when
+    their resources are free.
+
+    Raises:
+        EngineError: If workers died more often than ``spec.max_failures``.
+    """
+    mark = storage.take_over()
+    trainer = _build_trainer(build_model, shared_data, spec, seed, storage, mark)
+    with ThreadPoolExecutor(1, "lepton-ray-stream") as pool:
+        run = pool.submit(_supervise, trainer, spec.max_failures, partial(storage.check_owner, mark), lambda text: None)
+        try:
+            num_told, is_over = 0, False
+            while not is_over:
+                is_over = bool(wait([run], _POLL_S).done)
+                report = storage.read_progress()
+                history = report["history"] if report else []
+                yield from history[num_told:]
+                num_told = max(num_told, len(history))
+            run.result()
+        finally:
+            if not run.done():
+                storage.take_over()
+
+
+def worker_resources(spec: TrainSpec) -> dict[str, float]:
+    """Return what a worker asks the cluster for."""
+    return {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
+
+
+def _build_trainer(
+    build_model: Callable[[], Any], shared_data: SharedData, spec: TrainSpec, seed: int, storage: Storage, mark: str
+) -> Any:
     config = {
         "build_model": ray.put(build_model),
-        "data": ray.put(data),
+        "data": shared_data.reference,
         "spec": spec,
         "seed": seed,
         "storage": storage,
-        "mark": storage.take_over(),
+        "mark": mark,
     }
-    trainer = _trainer_class(spec)(
+    return _trainer_class(spec)(
         _work,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=spec.num_workers, use_gpu=spec.use_gpu, resources_per_worker=per_worker
+            num_workers=spec.num_workers if spec.min_workers is None else (spec.min_workers, spec.num_workers),
+            use_gpu=spec.use_gpu,
+            resources_per_worker=worker_resources(spec),
         ),
         run_config=ray.train.RunConfig(
             name=_NAME,
@@ -107,18 +185,14 @@ def fit(
             callbacks=[_WriteProgress(storage)],
         ),
     )
-    with _show_progress(storage, Pace(spec.epochs, len(data.y_train)), update):
-        result = _supervise(trainer, spec.max_failures, update)
-    with result.checkpoint.as_directory() as folder:
-        checkpoint.restore(state, Path(folder))
-    return state
 
 
-def _supervise(trainer: Any, max_failures: int, update: Callable[[str], None]) -> Any:
+def _supervise(trainer: Any, max_failures: int, check_owner: Callable[[], None], update: Callable[[str], None]) -> Any:
     for attempt in range(max_failures + 1):
         try:
             return trainer.fit()
         except ActorDiedError as error:
+            check_owner()
             if attempt == max_failures:
                 raise EngineError("Ray Train's controller died too often. See the Ray logs", retryable=True) from error
             update("Ray Train's controller died: starting it again")
@@ -147,8 +221,12 @@ def _trainer_class(spec: TrainSpec) -> Any:
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
     spec: TrainSpec = config["spec"]
+    check_owner = partial(config["storage"].check_owner, config["mark"])
+    if ray.train.get_context().get_world_rank() == 0:
+        threading.Thread(target=_end_without_owner, args=(check_owner,), daemon=True, name="lepton-ray-owner").start()
     loop, checkpoint = load_training(spec.framework)
-    group, placement = _join_keras(loop) if spec.framework == "keras" else _join_torch(loop)
+    group, placement = _join_keras(loop) if spec.framework == "keras" else _join_torch(loop, spec)
+    gives_parts = spec.parallelism == "fsdp"
     state = loop.start_state(ray.get(config["build_model"]), spec, config["seed"], *placement)
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
@@ -157,9 +235,21 @@ def _work(config: dict[str, Any]) -> None:
     for state_now in loop.train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
         is_last = state_now.epoch == spec.epochs or has_stalled(state_now, spec)
         if is_last or _is_due(loop, group, reported_s):
-            config["storage"].check_owner(config["mark"])
-            _report(checkpoint.save if group.rank == 0 else None, state_now)
+            check_owner()
+            _report(checkpoint.save, state_now, group.rank, gives_parts)
             reported_s = time.monotonic()
+
+
+def _end_without_owner(check_owner: Callable[[], None]) -> None:
+    """End the whole run, in the middle of an epoch if need be, when another takes over."""
+    controller = get_train_context().controller_actor
+    while True:
+        try:
+            check_owner()
+        except EngineError:
+            controller.abort.remote()  # frees the workers' resources; Ray does so itself only where its dashboard answers
+            return
+        time.sleep(_POLL_S)
 
 
 def _join_keras(loop: Any) -> tuple[Any, tuple[()]]:
@@ -167,8 +257,8 @@ def _join_keras(loop: Any) -> tuple[Any, tuple[()]]:
     return loop.join_workers(context.get_world_rank(), context.get_world_size()), ()
 
 
-def _join_torch(loop: Any) -> tuple[Any, tuple[str]]:
-    """Return the group, and the device for the model."""
+def _join_torch(loop: Any, spec: TrainSpec) -> tuple[Any, tuple[Any, ...]]:
+    """Return the group, the device for the model and, where workers hold parts of it, what splits it."""
     import ray.train.torch  # noqa: PLC0415  torch is optional
     import torch  # noqa: PLC0415  torch is optional
 
@@ -180,6 +270,8 @@ def _join_torch(loop: Any) -> tuple[Any, tuple[str]]:
         values.copy_(on_device)
 
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    if spec.parallelism == "fsdp":
+        return loop.Group(rank, world_size, str(device), add_up), (str(device), require(_SHARDS, "training").split)
     return loop.Group(rank, world_size, str(device), add_up, ray.train.torch.prepare_model), (str(device),)
 
 
@@ -188,10 +280,12 @@ def _is_due(loop: Any, group: Any, reported_s: float) -> bool:
     return bool(loop.is_any(group.rank == 0 and time.monotonic() - reported_s >= _REPORT_EVERY_S, group))
 
 
-def _report(write: Callable[[Any, Path], None] | None, state: Progress) -> None:
-    """Report an epoch, with a checkpoint from the worker that writes it."""
-    metrics = {"epoch": state.epoch, **state.history[-1]}
-    if write is None:
+def _report(write: Callable[[Any, Path | None], None], state: Progress, rank: int, gives_parts: bool) -> None:
+    """Report an epoch, with a checkpoint from the first worker, to which the others may have to give their parts."""
+    metrics = {"epoch": state.epoch, "history": state.history}
+    if rank > 0:
+        if gives_parts:
+            write(state, None)
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -218,12 +312,10 @@ def _show_progress(storage: Storage, pace: Pace, update: Callable[[str], None]) 
     def watch() -> None:
         shown = 0
         while not stop.wait(_POLL_S):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # not written yet, or half of it
-                with storage.filesystem.open_input_stream(f"{storage.path}/{_PROGRESS}") as stream:
-                    m = json.loads(stream.read())
-                if m["epoch"] != shown:
-                    shown = m["epoch"]
-                    update(pace.words(shown, m["val_loss"]))
+            report = storage.read_progress()
+            if report and report["epoch"] != shown:
+                shown = report["epoch"]
+                update(pace.words(shown, report["history"][-1]["val_loss"]))
 
     watcher = threading.Thread(target=watch, daemon=True, name="lepton-ray-progress")
     watcher.start()

@@ -71,11 +71,20 @@ def is_any(flag: bool, group: Group) -> bool:
     return bool(said.item())
 
 
-def start_state(build_model: Callable[[], nn.Module], spec: TrainSpec, seed: int, device: str = "cpu") -> TrainState:
-    """Return the state before the first epoch; equal on all workers."""
+def start_state(
+    build_model: Callable[[], nn.Module],
+    spec: TrainSpec,
+    seed: int,
+    device: str = "cpu",
+    split: Callable[[nn.Module], None] = lambda model: None,
+) -> TrainState:
+    """Return the state before the first epoch; equal on all workers, each with its part of what ``split`` leaves them."""
     torch.manual_seed(seed)
     model = build_model().to(device)
     averaged = copy.deepcopy(model) if spec.average_decay is not None else None
+    for module in (model, averaged):
+        if module is not None:
+            split(module)
     return TrainState(model, _build_optimizer(model, spec), averaged)
 
 
@@ -181,10 +190,13 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> Tensor:
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
     row_bytes = sum(_row_bytes(x, name in data.category_ids) for name, x in data.x_val.items())
     size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // row_bytes))
-    for start in range(0, len(share), size):
+    num_rows = -(-len(data.y_val) // group.world_size)  # as many batches on all workers: fsdp gathers in each
+    for start in range(0, num_rows, size):
         rows = share[start : start + size]
+        is_idle = not len(rows)
+        rows = np.zeros(1, np.int64) if is_idle else rows
         y = torch.from_numpy(data.y_val[rows]).to(group.device)
         outputs_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
-        totals += sums(data.task, outputs_NC, y).double().cpu()
+        totals += sums(data.task, outputs_NC, y).double().cpu() * (0.0 if is_idle else 1.0)
     group.add_up(totals)
     return totals / len(data.y_val)

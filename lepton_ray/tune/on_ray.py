@@ -8,7 +8,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_st
 from lepton_ray.tune.space import Values, decode
 from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
 
+_NOTHING = {"memory": 1.0}  # a byte: Tune refuses a trial that asks for nothing
 _START_TIMEOUT_S = 120.0
 _CLOCK_S = 1.0  # between two notes of the seconds spent
 _MAX_RETRIES = 1  # of a trial: its process may have been lost
@@ -35,16 +36,16 @@ class Epoch:
 
     loss: float
     """Validation loss; may be no number."""
-    save: Callable[[Path], None]
-    """Writes the training's state to a folder; called before the next epoch or never."""
+    save: Callable[[Path], None] | None = None
+    """Writes the training's state to a folder; called before the next epoch or never, and for ``pbt`` alone."""
     num_parameters: int = 0
     """Weights of the model."""
 
 
-StartTraining = Callable[[Values, Any, Path | None], Iterator[Epoch]]
+StartTraining = Callable[[Values, Any, Path | None], Generator[Epoch, None, None]]
 """From values, the shared data and, to go on from one, a folder with a state, to the epochs that follow.
 
-The folder is read before it returns. A state may be of a training with other values.
+The folder is read before it returns. A state may be of a training with other values. Closed, it gives back what it holds.
 """
 
 
@@ -63,8 +64,27 @@ class Found:
     """With a second objective, the trials that no other beats in both; else empty."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a trial asks the cluster for."""
+
+    process: dict[str, float]
+    """Resources of a process."""
+    num_processes: int
+    source: str
+    """Where in the spec that stands, for messages."""
+    is_nested: bool = False
+    """Whether the trial's own process takes none of them and starts others that do."""
+
+
 def search(
-    spec: TuneSpec, start_training: StartTraining, data: Any, seed: int, journal: Journal, update: Callable[[str], None]
+    spec: TuneSpec,
+    start_training: StartTraining,
+    data: Any,
+    seed: int,
+    journal: Journal,
+    update: Callable[[str], None],
+    place: Place | None = None,
 ) -> Found:
     """Run the trials of ``spec``, less those in the journal, and return all of them.
 
@@ -75,16 +95,23 @@ def search(
         seed: Of the proposals.
         journal: Where finished trials are.
         update: Told of each trial that ends.
+        place: What a trial asks for; by default one process of ``spec.cpus_per_trial``.
 
     Raises:
         EngineError: If the cluster cannot hold a trial, more fail than may, or none gives a loss.
     """
     watcher = _Watcher(spec, journal, update)
     if len(watcher.done) < spec.total_trials and not watcher.stop_all():
-        bundle = {"CPU": spec.cpus_per_trial}
-        wait_for_capacity(bundle, 1, "tune.cpus_per_trial", _START_TIMEOUT_S, update)
-        held = num_held(bundle)
-        _run(spec, start_training, data, seed, watcher, min(held, spec.max_concurrent_trials or held))
+        place = place or Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial")
+        wait_for_capacity(place.process, place.num_processes, place.source, _START_TIMEOUT_S, update)
+        held = (
+            num_held(place.process) // place.num_processes
+        )  # all of them at once: none waits for part of its processes
+        resources = _NOTHING if place.is_nested else place.process
+        trainable = tune.with_resources(
+            tune.with_parameters(_TrialTrainable, start_training=start_training, data=data, spec=spec), resources
+        )
+        _run(spec, trainable, seed, watcher, min(held, spec.max_concurrent_trials or held))
     if not any(trial.loss is not None for trial in watcher.done):
         raise EngineError(
             f"tune must find a trial with a finite loss, got none of {len(watcher.done)} trials"
@@ -97,15 +124,12 @@ def search(
     return Found(watcher.done, watcher.stopped, best, front)
 
 
-def _run(
-    spec: TuneSpec, start_training: StartTraining, data: Any, seed: int, watcher: "_Watcher", max_concurrent: int
-) -> None:
+def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_concurrent: int) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of result files that nobody asked for
     found = build_search(spec, seed, watcher.done, max_concurrent)
-    trainable = tune.with_parameters(_TrialTrainable, start_training=start_training, data=data, spec=spec)
     with tempfile.TemporaryDirectory(prefix="lepton-ray-tune-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"CPU": spec.cpus_per_trial}),
+            trainable,
             param_space=found.get("param_space"),
             tune_config=tune.TuneConfig(
                 num_samples=spec.total_trials - len(watcher.done),
@@ -147,10 +171,17 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     def setup(self, config: Values, start_training: StartTraining, data: Any, spec: TuneSpec) -> None:
         """Keep what all trials share and start the first."""
         self._start_training, self._data, self._spec = start_training, data, spec
+        self._training: Generator[Epoch, None, None] | None = None
         self.reset_config(config)
+
+    def cleanup(self) -> None:
+        """End the training, at its end or before."""
+        if self._training is not None:
+            self._training.close()
 
     def reset_config(self, new_config: Values) -> bool:
         """Start a trial with other values."""
+        self.cleanup()
         self._values = decode(self._spec.space, new_config)
         self._training = self._start_training(self._values, self._data, None)
         self._schedule = [{"from_epoch": 1, "values": self._values}]
@@ -161,7 +192,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     def step(self) -> dict[str, Any]:
         """Train an epoch; after early stopping the last result stands."""
         start = time.monotonic()
-        epoch = next(self._training, None)
+        epoch = next(self._training, None) if self._training else None
         if epoch is not None:
             epochs = self._last["epochs"] + 1
             loss = min(epoch.loss, DIVERGED) if math.isfinite(epoch.loss) else DIVERGED
@@ -182,7 +213,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the training's state, for ``pbt``."""
-        if self._epoch is not None:
+        if self._epoch is not None and self._epoch.save is not None:
             self._epoch.save(Path(checkpoint_dir))
         write_json(Path(checkpoint_dir) / "trial.json", {"last": self._last, "schedule": self._schedule})
 

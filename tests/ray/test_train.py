@@ -39,15 +39,18 @@ def make_data(rows: int = 203) -> Any:
     return TrainData({"x": x[:150]}, y[:150], {"x": x[150:]}, y[150:])
 
 
-@pytest.mark.parametrize("framework", ["torch", "keras"])
-def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path, framework: Any) -> None:
+@pytest.mark.parametrize(("framework", "parallelism"), [("torch", "ddp"), ("torch", "fsdp"), ("keras", "ddp")])
+def test_two_workers_take_the_steps_that_one_takes(
+    cluster: None, tmp_path: Path, framework: Any, parallelism: Any
+) -> None:
     """150 rows in batches of 32 end with a batch of 22: both its halves and the whole give the same step.
 
     Sums in float32 depend on their order: 1e-4 after 15 steps is rounding, a wrong share of a row is 100 times that.
     """
     from lepton_ray.train import in_process, on_ray
 
-    spec = TrainSpec(framework=framework, num_workers=2, epochs=3, global_batch_size=32, lr=1e-2)
+    step = {"epochs": 3, "global_batch_size": 32, "lr": 1e-2}
+    spec = TrainSpec(framework=framework, num_workers=2, parallelism=parallelism, **step)
     storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
     heard: list[str] = []
     build_it = partial(build, framework)

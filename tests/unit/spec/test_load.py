@@ -247,6 +247,11 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
         (_TABLE, ["data.split.train=0.8"], "data.split.train + val + test must be 1, got 1.1."),
         (_TABLE, ["train={num_workers: 3, global_batch_size: 10}"], "Use 9 or 12."),
         (_TABLE, ["train={num_workers: 30, global_batch_size: 10}"], "Use 30 or 60."),
+        (
+            _TABLE,
+            ["train={num_workers: 2, min_workers: 3}"],
+            "train.min_workers must be at most num_workers (2), got 3",
+        ),
         (_TABLE, ["tune.space={train.lr: {kind: uniform, low: 0, high: 1}}"], "tune.space.train.lr must only hold"),
         (_TABLE, ["tune.space={model.size: {kind: integer, low: 1, high: 2}}"], "model of kind 'mlp' has no 'size'"),
         (_TABLE, ["tune.space={data.label: {kind: choice, values: [a]}}"], "space must have paths of train.lr"),
@@ -255,6 +260,16 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
             _TABLE,
             ["train.num_workers=2", "tune.space={train.global_batch_size: {kind: integer, low: 16, high: 64}}"],
             "got 17",
+        ),
+        (
+            _TABLE,
+            ["tune={workers_per_trial: 3, space: {train.lr: {kind: uniform, low: 0.1, high: 1}}}"],
+            "tune.workers_per_trial must fit train",
+        ),
+        (
+            _TABLE,
+            ["tune={workers_per_trial: 2, space: {train.global_batch_size: {kind: integer, low: 8, high: 12}}}"],
+            "got 9",
         ),
         (_TABLE, ["evaluate={baseline: none, gates: {baseline_accuracy: {min: 0.1}}}"], "baseline must not be 'none'"),
         (

@@ -54,6 +54,18 @@ def _problems(text: str) -> list[str]:
             "tune.num_trials must be at most 12, the settings of tune.space, got 13.",
         ),
         (f"scheduler: pbt, space: {{{_LR}}}", "tune.searcher must be random for pbt"),
+        (
+            f"workers_per_trial: 2, searcher: random, scheduler: pbt, space: {{{_LR}}}",
+            "tune.scheduler must not be pbt for trials of several workers",
+        ),
+        (
+            f"workers_per_trial: 2, cpus_per_trial: 2, space: {{{_LR}}}",
+            "tune.cpus_per_trial must be left out for trials of several workers, got 2. Set train.cpus_per_worker",
+        ),
+        (
+            f"workers_per_trial: 2, scheduler: none, searcher: {{kind: optuna, also_minimise: {{what: epoch_s}}}}, space: {{{_LR}}}",
+            "tune.searcher.also_minimise.what must be num_parameters for trials of several workers",
+        ),
         (f"scheduler: pbt, searcher: random, space: {{{_HIDDEN}}}", "tune.space.model.hidden must be left out for pbt"),
         (
             f"scheduler: pbt, searcher: random, num_trials: 1, space: {{{_LR}}}",

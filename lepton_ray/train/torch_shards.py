@@ -1,0 +1,21 @@
+"""``train.parallelism: fsdp``: the parts of a torch model that workers hold, by PyTorch's FSDP2."""
+
+import torch.distributed
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+
+def split(model: nn.Module) -> None:
+    """Leave each worker its part of the weights; layers in a sequence or list are gathered one at a time, all else at once."""
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    for layer in reversed(_layers(model)):  # inner ones first
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    sequences = [module for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
+    layers = [layer for sequence in sequences for layer in sequence if any(True for _ in layer.parameters())]
+    return [layer for layer in layers if not isinstance(layer, nn.ModuleList | nn.ModuleDict)]

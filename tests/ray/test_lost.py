@@ -1,0 +1,177 @@
+"""What is lost while workers train: the controller, the disk, a machine. The rerun comes to the losses of one undisturbed process."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from lepton_ray.core.errors import EngineError
+from lepton_ray.spec.model import TrainSpec
+
+from .conftest import REPOSITORY
+from .test_train import build, make_data
+
+ROWS = 3000  # in batches of 8: an epoch takes longer than the steps to its loss
+EPOCHS = 12
+
+
+def spec_of(**settings: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"num_workers": 2, "epochs": EPOCHS, "global_batch_size": 8, "lr": 1e-3} | settings)
+
+
+def losses(history: list[dict[str, float]]) -> Any:
+    """Sums in float32 depend on their order: 1e-4 is rounding, a step left out or taken twice is more."""
+    return pytest.approx([epoch["val_loss"] for epoch in history], abs=1e-4)
+
+
+def alone(folder: Path, **settings: Any) -> Any:
+    from lepton_ray.train import in_process
+
+    spec = spec_of(num_workers=1, **settings)
+    return losses(in_process.fit(build, make_data(ROWS), spec, 5, folder / "alone", lambda text: None).history)
+
+
+def processes_named(name: str) -> list[int]:
+    """Processes that this one started, and those that they started, by what they call themselves."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if name in (path / "cmdline").read_text() and os.getpid() in ancestors(int(path.name)):
+                found.append(int(path.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
+def test_a_killed_controller_is_started_again(cluster: None, tmp_path: Path) -> None:
+    from lepton_ray.train import on_ray
+
+    heard: list[str] = []
+
+    def kill_it_once(text: str) -> None:
+        if not heard:
+            (controller,) = processes_named("TrainController")
+            os.kill(controller, signal.SIGKILL)
+        heard.append(text)
+
+    storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
+    state = on_ray.fit(build, make_data(ROWS), spec_of(), 5, storage, kill_it_once)
+    assert "Ray Train's controller died: starting it again" in heard
+    assert [epoch["val_loss"] for epoch in state.history] == alone(tmp_path)
+
+
+class FullDisk(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """No room for an optimizer's state while the file ``full`` is there; other files of the checkpoint may be written."""
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "w" in mode and path.endswith("optimizer.safetensors") and Path(self.storage_options["full"]).exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return super()._open(path, mode, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_full_disk_is_said_and_costs_nothing_that_was_written(cluster: None, tmp_path: Path, framework: str) -> None:
+    from lepton_ray.train import on_ray
+
+    full, heard = tmp_path / "full", []
+    files = pafs.PyFileSystem(pafs.FSSpecHandler(FullDisk(full=str(full))))
+    storage = on_ray.Storage(files, str(tmp_path / "ray"))
+    fit = partial(on_ray.fit, partial(build, framework), make_data(ROWS))
+    with pytest.raises(EngineError, match="No space left on device"):
+        fit(spec_of(framework=framework, max_failures=0), 5, storage, lambda text: full.touch())
+    full.unlink()
+    state = fit(spec_of(framework=framework), 5, storage, heard.append)
+    assert not heard[0].startswith("epoch 1 "), "it goes on from what was written"
+    whole = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "whole"))
+    undisturbed = fit(spec_of(framework=framework), 5, whole, lambda text: None)
+    assert state.history == undisturbed.history
+
+
+_LOSE_MACHINE = """
+import json, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, {repository!r})
+from lepton_ray.core import settings
+settings.prepare_ray()
+from lepton_ray.engine.session import free_port
+import ray
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+port = free_port()
+settings.point_to_dashboard(port)
+cluster.add_node(num_cpus=2, include_dashboard=True, dashboard_port=port, object_store_memory=200 << 20)
+other = cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+ray.init(address=cluster.address, log_to_driver=False)
+import pyarrow.fs as pafs
+from lepton_ray.train import on_ray
+from tests.ray.test_lost import ROWS, build, make_data, spec_of
+
+def lose(text, seen=[]):
+    if not seen:
+        {lose}
+    seen.append(text)
+
+storage = on_ray.Storage(pafs.LocalFileSystem(), {folder!r})
+spec = spec_of(cpus_per_worker=2.0, min_workers=1, epochs=30)
+state = on_ray.fit(build, make_data(ROWS), spec, 5, storage, lose)
+print("HISTORY" + json.dumps([epoch["val_loss"] for epoch in state.history]))
+ray.shutdown()
+cluster.shutdown()
+"""
+_KILL = "cluster.remove_node(other, allow_graceful=False)"
+_NOTICE = """subprocess.run([str(Path(sys.executable).parent / "ray"), "drain-node", "--address", cluster.address, "--node-id", other.node_id,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"], check=True)"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lose", [_KILL, _NOTICE], ids=["killed", "preemption notice"])
+def test_a_lost_machine_leaves_fewer_workers_and_the_same_steps(tmp_path: Path, lose: str) -> None:
+    code = _LOSE_MACHINE.format(repository=str(REPOSITORY), folder=str(tmp_path / "ray"), lose=lose)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    line = next((line for line in done.stdout.splitlines() if line.startswith("HISTORY")), None)
+    assert line, done.stdout + done.stderr
+    assert json.loads(line.removeprefix("HISTORY")) == alone(tmp_path, epochs=30)
+
+
+def build_counted(folder: Path) -> Any:
+    (folder / str(os.getpid())).touch()
+    return build()
+
+
+def test_training_starts_with_the_workers_that_there_is_room_for(cluster: None, tmp_path: Path) -> None:
+    """Three workers of two CPUs on four: two start, and share each batch of 32 rows, and the last of 22, as one would have taken them."""
+    from lepton_ray.train import in_process, on_ray
+
+    spec = TrainSpec(num_workers=3, min_workers=1, cpus_per_worker=2.0, epochs=3, global_batch_size=32, lr=1e-2)
+    storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
+    builders = tmp_path / "builders"
+    builders.mkdir()
+    state = on_ray.fit(partial(build_counted, builders), make_data(), spec, 5, storage, lambda text: None)
+    assert len(list(builders.iterdir())) == 1 + 2, "this process and two workers"
+    undisturbed = in_process.fit(build, make_data(), spec, 5, tmp_path / "alone", lambda text: None)
+    assert [epoch["val_loss"] for epoch in state.history] == losses(undisturbed.history)
