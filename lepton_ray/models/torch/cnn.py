@@ -38,5 +38,6 @@ class Cnn(nn.Module):
 def build(spec: CnnModel, inputs: Sequence[ModelInput], num_outputs: int) -> Cnn:
     """Build the module with fresh weights, which lie with the channels last: so convolutions are computed on CPUs."""
     (image,) = inputs
-    cnn: Cnn = Cnn(spec, image.shape, num_outputs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return cnn
+    model = Cnn(spec, image.shape, num_outputs)
+    nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
+    return model
