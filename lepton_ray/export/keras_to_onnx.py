@@ -1,9 +1,10 @@
 """A Keras model to ONNX, and to the files that Keras has of its own; all give probabilities."""
 
+import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,22 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
 from lepton_ray.artifacts.kinds import ModelInput, Target
+from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
-from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.engine.tensorflow import call, keras, layers_of, tf
 from lepton_ray.export.join import PROBABILITIES, join, opset_of
 from lepton_ray.spec.release import ExtraFile
 
 _OPSET = 18  # the newest that tf2onnx 1.17 writes
+_SHOWN = 300  # characters of another library's message
 
-Answer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""From model input (N, ...) to probabilities (N, C)."""
+Answer = Callable[..., NDArray[np.float32]]
+"""From the model inputs (N, ...), in their order, to probabilities (N, C)."""
 
 
 def predict(model: Any, target: Target, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """Return the probabilities that the training code gives: what every export is held against."""
-    result: NDArray[np.float32] = tf.nn.softmax(model(*inputs, training=False)).numpy()
+    result: NDArray[np.float32] = tf.nn.softmax(call(model, inputs, training=False)).numpy()
     return result
 
 
@@ -34,17 +37,17 @@ def export_model(model: Any, inputs: Sequence[ModelInput], prepare: onnx.ModelPr
     """Return one graph from raw tensors to ``label`` (N,) text and ``probabilities`` (N, C) float32.
 
     Args:
-        model: From its one input to logits.
+        model: From the model inputs, in their order, to logits.
         inputs: What it takes.
-        prepare: The compiled features, whose output has the input's name; its opset and IR version are kept.
+        prepare: The compiled features, whose outputs have the inputs' names; its opset and IR version are kept.
         target: The classes.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _export(_with_softmax(model), path, format="onnx", opset_version=_OPSET)
         core = version_converter.convert_version(onnx.load(path), opset_of(prepare))
-    (given,) = inputs
-    return join(_named(core, target.num_outputs), prepare, {given.name: core.graph.input[0].name}, inputs, target)
+    names = {given.name: given.name for given in inputs}
+    return join(_named(core, target.num_outputs), prepare, names, inputs, target)
 
 
 def write_extra(kind: ExtraFile, model: Any, package: Path) -> Answer:
@@ -52,19 +55,43 @@ def write_extra(kind: ExtraFile, model: Any, package: Path) -> Answer:
     if kind == "saved_model":
         _export(_with_softmax(model), package / "saved_model", format="tf_saved_model")
         loaded = tf.saved_model.load(package / "saved_model")
-        return lambda features: loaded.serve(features).numpy()
-    _export(_with_softmax(model), package / "model.tflite", format="litert")
-    return _load_litert(package / "model.tflite")
+        return lambda *inputs: loaded.serve(inputs[0] if len(inputs) == 1 else list(inputs)).numpy()
+    path = package / "model.tflite"
+    try:
+        with _unrolled(model):
+            _export(_with_softmax(model), path, format="litert")
+        return _load_litert(path, [value.name for value in model.inputs])
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(
+            f"export.also 'litert' must be able to hold the model, got {type(error).__name__}: {str(error)[:_SHOWN]}. Remove it from export.also"
+        ) from error
 
 
-def _load_litert(path: Path) -> Answer:
+@contextlib.contextmanager
+def _unrolled(model: Any) -> Iterator[None]:
+    """Let recurrent layers be written step by step: LiteRT runs no loop over a number of rows that is not fixed."""
+    layers = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.RNN)]
+    before = [layer.unroll for layer in layers]
+    for layer in layers:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer, unroll in zip(layers, before, strict=True):
+            layer.unroll = unroll
+
+
+def _load_litert(path: Path, names: Sequence[str]) -> Answer:
     interpreter = require("ai_edge_litert.interpreter", "export.also 'litert'").Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()  # says what it cannot run
+    places = {_name_of(given["name"]): given["index"] for given in interpreter.get_input_details()}
 
-    def answer(features: NDArray[np.float32]) -> NDArray[np.float32]:
-        place = interpreter.get_input_details()[0]["index"]
-        interpreter.resize_tensor_input(place, features.shape)
+    def answer(*inputs: NDArray[Any]) -> NDArray[np.float32]:
+        for name, values in zip(names, inputs, strict=True):
+            interpreter.resize_tensor_input(places[name], values.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(place, features)
+        for name, values in zip(names, inputs, strict=True):
+            interpreter.set_tensor(places[name], values)
         interpreter.invoke()
         result: NDArray[np.float32] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         return result
@@ -72,10 +99,17 @@ def _load_litert(path: Path) -> Answer:
     return answer
 
 
+def _name_of(tensor: str) -> str:
+    """Return the input's own name of ``serving_default_NAME:0``."""
+    return tensor.removeprefix("serving_default_").rpartition(":")[0]
+
+
 def _with_softmax(model: Any) -> Any:
     softmax = keras.layers.Softmax(name=PROBABILITIES)
-    result = keras.Model(model.inputs[0], softmax(model.outputs[0]), name=model.name)
-    result(np.zeros((1, *model.input_shape[1:]), np.float32))  # Keras exports no model that was never called
+    entries = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+    result = keras.Model(entries, softmax(model.outputs[0]), name=model.name)
+    rows = [np.zeros((1, *value.shape[1:]), value.dtype) for value in model.inputs]
+    call(result, rows, training=False)  # Keras exports no model that was never called
     return result
 
 

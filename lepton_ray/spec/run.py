@@ -80,7 +80,7 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _check_framework(self) -> Self:
-        if problems := check_framework(self.model, self.train, self.export, self.data):
+        if problems := check_framework(self.train, self.export, self.data):
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
         return self
 

@@ -23,7 +23,7 @@ from lepton_ray.train import in_process
 from lepton_ray.train.batches import TrainData
 from lepton_ray.train.frameworks import load_training
 
-VERSION = 3
+VERSION = 4
 
 
 def train(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
     from lepton_ray.tune.on_ray import Epoch
 
-VERSION = 2
+VERSION = 3
 
 
 def preflight(tune: TuneSpec) -> None:

@@ -18,8 +18,10 @@ from lepton_ray.spec.augment import AugmentSpec, ImageAugment, TableAugment, Tex
 from lepton_ray.train import augment
 from lepton_ray.train.augment import Floats, Ints
 
-_IMAGE_DIMENSIONS, _TABLE_DIMENSIONS = 4, 2
+_IMAGE_DIMENSIONS, _STEPS_DIMENSIONS, _TABLE_DIMENSIONS = 4, 3, 2
 _SCALE_ROWS = 65_536  # the spread of a column is taken from at most so many rows, evenly spaced
+_VALIDATION_ROWS = 4096
+_VALIDATION_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does not change what is on
 
 Input = NDArray[np.float32] | NDArray[np.int64]
@@ -84,6 +86,16 @@ class Share:
         for y, weight in self.labels:
             weights_NC[rows, y] += weight
         return weights_NC
+
+
+def validation_rows(x: Inputs) -> int:
+    """Return how many rows are evaluated at once."""
+    return max(1, min(_VALIDATION_ROWS, _VALIDATION_BYTES // sum(map(_row_bytes, x.values()))))
+
+
+def _row_bytes(x: Input) -> int:
+    """Bytes of a row; of token ids and steps those of a pair of each two, as attention has them."""
+    return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1)
 
 
 class _Purpose(IntEnum):

@@ -15,13 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.batches import Batches, Inputs, Share, TrainData, validation_rows
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
-
-_STEPS_DIMENSIONS = 3  # rows, steps, series
-_VAL_BATCH_ROWS = 4096
-_VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 
 
 @dataclass(frozen=True)
@@ -150,11 +146,6 @@ def _to_tensors(x: Inputs, device: str) -> list[Tensor]:
     return [torch.from_numpy(rows).to(device) for rows in x.values()]
 
 
-def _row_bytes(x: Input) -> int:
-    """Bytes of a row; of token ids and steps those of a pair of each two, as attention has them."""
-    return x[:1].nbytes * (x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1)
-
-
 def _sums(outputs_NC: Tensor, target: Tensor) -> Tensor:
     """Return the loss of all rows, which has a gradient, and the other metric.
 
@@ -179,7 +170,7 @@ def _evaluate(model: nn.Module, data: TrainData, group: Group) -> dict[str, floa
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // sum(map(_row_bytes, data.x_val.values()))))
+    size = validation_rows(data.x_val)
     for start in range(0, len(share), size):
         rows = share[start : start + size]
         y = torch.from_numpy(data.y_val[rows]).to(group.device)

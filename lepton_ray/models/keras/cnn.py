@@ -1,25 +1,24 @@
-"""Convolutional network. Images come with channels first, as for every framework; TensorFlow convolves them last on CPUs."""
+"""Convolutional network."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.engine.tensorflow import keras
+from lepton_ray.models.keras.layers import channels_last, convolve, dense, entry
 from lepton_ray.spec.model import CnnModel
-
-_CHANNELS_LAST = (2, 3, 1)
 
 
 def build(spec: CnnModel, inputs: Sequence[ModelInput], num_outputs: int) -> Any:
     """Build 3x3 convolutions with ReLU and 2x2 max-pooling, a dense layer, dropout, and the classes."""
-    (image,) = inputs
-    layers = keras.layers
-    stack = [keras.Input(image.shape, name="features"), layers.Permute(_CHANNELS_LAST, name="channels_last")]
+    (given,) = inputs
+    image = entry(given)
+    x = channels_last(image)
     for place, channels in enumerate(spec.channels):
-        stack.append(layers.Conv2D(channels, 3, padding=spec.padding, activation="relu", name=f"convolution_{place}"))
-        stack.append(layers.MaxPooling2D(2, name=f"pool_{place}"))
-    stack.append(layers.Flatten(name="flat"))
+        x = convolve(x, channels, 3, f"convolution_{place}", padding=spec.padding, activation="relu")
+        x = keras.layers.MaxPooling2D(2, name=f"pool_{place}")(x)
+    x = keras.layers.Flatten(name="flat")(x)
     if spec.hidden is not None:
-        stack.append(layers.Dense(spec.hidden, activation="relu", name="hidden"))
-    head = [layers.Dropout(spec.dropout, name="dropout"), layers.Dense(num_outputs, name="logits")]
-    return keras.Sequential([*stack, *head], name="cnn")
+        x = dense(x, spec.hidden, "hidden", "relu")
+    x = keras.layers.Dropout(spec.dropout, name="dropout")(x)
+    return keras.Model(image, dense(x, num_outputs, "logits"), name="cnn")
