@@ -5,7 +5,7 @@ Nothing else imports them, and this is imported only where ``train.framework`` i
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lepton_ray.core import settings
@@ -35,3 +35,13 @@ with _quiet():
 tf.get_logger().setLevel("ERROR")
 keras.config.set_floatx("float32")  # and not what a file in the user's home says
 keras.config.set_image_data_format("channels_last")
+
+
+def call(model: Any, inputs: Sequence[Any], *, training: bool | None) -> Any:
+    """Call a model with its inputs: Keras takes the one alone, several as a list. Without ``training`` the caller's holds."""
+    return model(inputs[0] if len(inputs) == 1 else list(inputs), training=training)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return the model and all layers within it, also those within layers."""
+    return list(model._flatten_layers())

@@ -196,7 +196,8 @@ class CustomModel(Section):
     """``package.module:function``, called as ``function(spec, inputs, num_outputs)`` with this section, the
     ``lepton_ray.artifacts.kinds.ModelInput`` of each input and the number of outputs. It gives a torch module that is called
     with a tensor (rows, ...) for each input, in their order, and gives (rows, num_outputs): logits of classes, scaled numbers, or
-    for anomalies the one thing that training makes smaller for normal rows."""
+    for anomalies the one thing that training makes smaller for normal rows; for ``train.framework: keras`` a Keras model, called
+    with the one tensor or with the list of them."""
     options: dict[str, Any] = Field(default_factory=dict)
     """For the function, which finds them in ``spec.options``."""
 
@@ -276,8 +277,8 @@ class TrainSpec(Section):
     """Evaluate and keep not the weights themselves but their moving average: after each step it takes 1 - ``average_decay``
     of them, and more in the first steps (Polyak and Juditsky, 1992). 0.999 suits some thousand steps."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16`` computes products of matrices and convolutions in it while training; weights, their updates, evaluation
-    and the package stay float32."""
+    """``bfloat16`` computes products of matrices and convolutions in it while training, in Keras all that layers do; weights,
+    their updates, evaluation and the package stay float32."""
     max_rows_per_pass: PositiveInt | None = None
     """Rows that a worker takes through the model at once. More rows of a batch go through it one pass after another, and the
     gradients add up: less memory for the same step."""

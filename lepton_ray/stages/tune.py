@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lepton_ray.train.on_ray import Storage
     from lepton_ray.tune.on_ray import Epoch, Place
 
-VERSION = 2
+VERSION = 3
 
 
 def preflight(tune: TuneSpec) -> None:

@@ -19,8 +19,10 @@ from lepton_ray.spec.data import Task
 from lepton_ray.train import augment
 from lepton_ray.train.augment import Floats, Ints
 
-_IMAGE_DIMENSIONS, _TABLE_DIMENSIONS = 4, 2
+_IMAGE_DIMENSIONS, _STEPS_DIMENSIONS, _TABLE_DIMENSIONS = 4, 3, 2
 _SCALE_ROWS = 65_536  # the spread of a column is taken from at most so many rows, evenly spaced
+_VALIDATION_ROWS = 4096
+_VALIDATION_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does not change what is on
 
 Input = NDArray[np.float32] | NDArray[np.int64]
@@ -87,6 +89,18 @@ class Share:
         for y, weight in self.labels:
             weights_NC[rows, y] += weight
         return weights_NC
+
+
+def validation_rows(data: TrainData) -> int:
+    """Return how many rows are evaluated at once."""
+    row_bytes = sum(_row_bytes(x, name in data.category_ids) for name, x in data.x_val.items())
+    return max(1, min(_VALIDATION_ROWS, _VALIDATION_BYTES // row_bytes))
+
+
+def _row_bytes(x: Input, is_category_ids: bool) -> int:
+    """Bytes of a row; of token ids and steps those of a pair of each two, as attention has them."""
+    has_pairs = not is_category_ids and (x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS)
+    return x[:1].nbytes * (x.shape[1] if has_pairs else 1)
 
 
 class _Purpose(IntEnum):

@@ -1,6 +1,7 @@
 """Checkpoints of Keras: the files of ``checkpoint``, with variables by their paths.
 
 model.safetensors      weights after the last finished epoch
+average.safetensors    their moving average, where one is kept
 best.safetensors       weights of the best epoch
 optimizer.safetensors  its variables, among them the learning rate and the number of steps
 state.json             history, best epoch
@@ -22,6 +23,8 @@ from lepton_ray.train.keras_loop import TrainState, Weights, weights_of
 def save(state: TrainState, folder: Path) -> None:
     """Write a checkpoint to an existing folder."""
     save_weights(weights_of(state.model), folder / "model.safetensors")
+    if state.averaged is not None:
+        save_weights(weights_of(state.averaged), folder / "average.safetensors")
     save_weights(state.best_weights, folder / "best.safetensors")
     optimizer = {variable.path: np.array(variable.numpy()) for variable in state.optimizer.variables}
     save_weights(optimizer, folder / "optimizer.safetensors")
@@ -39,6 +42,8 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
     try:
         facts = read_json(folder / "state.json")
         load_weights(state.model, folder / "model.safetensors")
+        if state.averaged is not None:
+            load_weights(state.averaged, folder / "average.safetensors")
         _assign(state.optimizer.variables, load_file(folder / "optimizer.safetensors"))
         state.history, state.best_epoch = facts["history"], facts["best_epoch"]
         state.best_weights = load_file(folder / "best.safetensors")

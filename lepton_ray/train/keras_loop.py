@@ -7,6 +7,7 @@ A step adds the gradients of all workers' shares up, weighted so that their sum 
 start from equal weights and take equal steps, so nothing else is exchanged: Keras' own ``fit`` does not synchronise them.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.engine.tensorflow import call, keras, layers_of, tf
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.batches import Batches, Share, TrainData, validation_rows
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
@@ -25,8 +26,6 @@ from lepton_ray.train.schedule import learning_rate
 _MOMENTUM = 0.9
 _EPSILON = 1e-8  # as torch; Keras takes 1e-7
 _CLIP_EPSILON = 1e-6  # as torch: added to the norm that gradients are divided by
-_VAL_BATCH_ROWS = 4096
-_VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 
 Tensor = Any
 Weights = dict[str, NDArray[Any]]
@@ -50,7 +49,14 @@ class TrainState(Progress):
 
     model: Any
     optimizer: Any
+    averaged: Any = None
+    """The model with the moving average of the weights, where one is kept."""
     best_weights: Weights = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> Any:
+        """The model whose weights are evaluated and kept."""
+        return self.averaged or self.model
 
 
 def join_workers(rank: int, world_size: int) -> Group:
@@ -80,7 +86,14 @@ def start_state(build_model: Callable[[], Any], spec: TrainSpec, seed: int) -> T
     optimizer = _build_optimizer(spec)
     optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _is_decayed(v)])
     optimizer.build(model.trainable_variables)
-    return TrainState(model, optimizer)
+    return TrainState(model, optimizer, None if spec.average_decay is None else _twin(model, build_model))
+
+
+def _twin(model: Any, build_model: Callable[[], Any]) -> Any:
+    """Return another model with the same weights, by the same paths."""
+    twin = build_model()
+    twin.set_weights(model.get_weights())
+    return twin
 
 
 def num_parameters(model: Any) -> int:
@@ -112,7 +125,7 @@ def train_epochs(
     while state.epoch < spec.epochs and not has_stalled(state, spec):
         _seed_layers(state.model, seed, state.epoch, group.rank)
         if state.add(name_splits(data.task, feed(state.epoch), _evaluate(trainer, data, group))):
-            state.best_weights = weights_of(state.model)
+            state.best_weights = weights_of(state.evaluated)
         yield state
 
 
@@ -145,7 +158,7 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
     balance = spec.augment and AugmentSpec(balance=spec.augment.balance)
     rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0], data.task)
     batches = Batches(rows, balance, spec.global_batch_size, seed)
-    x = tf.convert_to_tensor(_only(data.x_train))
+    x = [tf.convert_to_tensor(values) for values in data.x_train.values()]
 
     def feed(epoch: int) -> NDArray[np.float64]:
         shares = list(batches.shares(epoch, group.rank, group.world_size))
@@ -172,7 +185,7 @@ def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int
         totals, seen = np.zeros(len(METRICS[data.task])), []
         rates = _rates(spec, epoch, batches.num_steps)
         for share, rate in zip(batches.shares(epoch, group.rank, group.world_size), rates, strict=True):
-            totals += trainer.run_step(_only(share.x), trainer.targets(share), _scale(share), rate).numpy()
+            totals += trainer.run_step(list(share.x.values()), trainer.targets(share), _scale(share), rate).numpy()
             seen.append(Share({}, share.y[:0], share.batch_weight))
         return _means(totals, seen, group)
 
@@ -185,16 +198,11 @@ def _scale(share: Share) -> NDArray[np.float32]:
 
 
 def _rates(spec: TrainSpec, epoch: int, num_steps: int) -> NDArray[np.float32]:
-    """Return the learning rate of each step of an epoch."""
-    first = epoch * num_steps
-    rates = [learning_rate(spec, step, spec.epochs * num_steps) for step in range(first, first + num_steps)]
-    return np.array(rates, np.float32)
-
-
-def _only(inputs: Inputs) -> Input:
-    """Return the one input that each family takes."""
-    (x,) = inputs.values()
-    return x
+    """Return for each step of an epoch the learning rate, and how far averaged weights move to those of the model."""
+    steps = range(epoch * num_steps, (epoch + 1) * num_steps)
+    rates = [learning_rate(spec, step, spec.epochs * num_steps) for step in steps]
+    moves = [1 - min(spec.average_decay or 0.0, (1 + step) / (10 + step)) for step in steps]
+    return np.array([rates, moves], np.float32).T
 
 
 def _means(totals: Any, shares: Sequence[Share], group: Group) -> NDArray[np.float64]:
@@ -207,16 +215,18 @@ class _Trainer:
     def __init__(self, state: TrainState, data: TrainData, spec: TrainSpec, group: Group) -> None:
         self.group = group
         self._model, self._optimizer = state.model, state.optimizer
+        self._averaged, self._evaluated = state.averaged, state.evaluated
+        self._precision, self._max_rows = spec.precision, spec.max_rows_per_pass
         self._task = data.task
         self._num_outputs = int(state.model.output_shape[-1])
         self._clip_norm = spec.clip_norm
         self._decay = 0.0 if spec.optimizer == "adamw" else spec.weight_decay  # Keras' own is AdamW's
-        values = _only(data.x_train)
-        x, rows = tf.TensorSpec([None, *values.shape[1:]], values.dtype), tf.TensorSpec([None], tf.int64)
+        x = [tf.TensorSpec([None, *values.shape[1:]], values.dtype) for values in data.x_train.values()]
+        rows = tf.TensorSpec([None], tf.int64)
         has_weights = spec.augment is not None and (spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights")
         targets = _target_spec(data, self._num_outputs if has_weights else None)
         scales = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
-        rates = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)]
+        rates = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
         self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0], rates[0]], autograph=False)
         self.run_step = tf.function(self._step, [x, targets, scales[1], rates[1]], autograph=False)
         self.run_validation = tf.function(self._run_validation, [x, _target_spec(data)], autograph=False)
@@ -226,27 +236,24 @@ class _Trainer:
         return share.targets(self._num_outputs)
 
     def _run_epoch(
-        self, x: Tensor, rows: Tensor, targets: Tensor, bounds: Tensor, scales_S2: Tensor, rates_S: Tensor
+        self, x: list[Tensor], rows: Tensor, targets: Tensor, bounds: Tensor, scales_S2: Tensor, rates_S2: Tensor
     ) -> Tensor:
         """Return what ``keras_loss.sums`` adds up over steps; step s takes ``rows[bounds[s] : bounds[s + 1]]``."""
 
         def body(step: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
             start, end = bounds[step], bounds[step + 1]
-            batch = tf.gather(x, rows[start:end])
-            return step + 1, totals + self._step(batch, targets[start:end], scales_S2[step], rates_S[step])
+            batch = [tf.gather(values, rows[start:end]) for values in x]
+            return step + 1, totals + self._step(batch, targets[start:end], scales_S2[step], rates_S2[step])
 
         start = (tf.constant(0), tf.zeros(len(METRICS[self._task]), tf.float64))
         num_steps = tf.shape(scales_S2)[0]
         return tf.while_loop(lambda step, _: step < num_steps, body, start, parallel_iterations=1)[1]
 
-    def _step(self, x: Tensor, target: Tensor, scale: Tensor, rate: Tensor) -> Tensor:
+    def _step(self, x: list[Tensor], target: Tensor, scale: Tensor, rates: Tensor) -> Tensor:
         """Take a step and return what ``keras_loss.sums`` does."""
         variables = self._model.trainable_variables
-        with tf.GradientTape() as tape:
-            loss_sum, *others = sums(self._task, self._model(x, training=True), target)
-            loss_sum *= scale[0]
-            loss = loss_sum / scale[1]
-        gradients = self.group.add_up([tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)])
+        gradients, totals = self._gradients(x, target, scale)
+        gradients = self.group.add_up(gradients)
         if self._clip_norm is not None:
             norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
             shrink = tf.minimum(1.0, self._clip_norm / (norm + _CLIP_EPSILON))
@@ -255,9 +262,44 @@ class _Trainer:
             gradients = [
                 g + self._decay * v if _is_decayed(v) else g for g, v in zip(gradients, variables, strict=True)
             ]
-        self._set_rate(rate)
+        self._set_rate(rates[0])
         self._optimizer.apply(gradients, variables)
-        return _stack([loss_sum, *(value * scale[0] for value in others)])
+        if self._averaged is not None:
+            self._average(rates[1])
+        return totals
+
+    def _gradients(self, x: list[Tensor], target: Tensor, scale: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the gradients of all rows and what ``keras_loss.sums`` does, one pass after another."""
+        size = self._max_rows
+        if size is None:
+            return self._pass(x, target, scale)
+
+        def body(start: Tensor, gradients: list[Tensor], totals: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+            rows = slice(start, start + size)
+            more, more_totals = self._pass([values[rows] for values in x], target[rows], scale)
+            return start + size, [g + m for g, m in zip(gradients, more, strict=True)], totals + more_totals
+
+        nothing = [tf.zeros_like(variable) for variable in self._model.trainable_variables]
+        start = (tf.constant(0), nothing, tf.zeros(len(METRICS[self._task]), tf.float64))
+        num_rows = tf.shape(target)[0]
+        _, gradients, totals = tf.while_loop(lambda start, *_: start < num_rows, body, start, parallel_iterations=1)
+        return gradients, totals
+
+    def _pass(self, x: list[Tensor], target: Tensor, scale: Tensor) -> tuple[list[Tensor], Tensor]:
+        with tf.GradientTape() as tape, _computed_in(self._precision, self._model):
+            outputs_NC = tf.cast(call(self._model, x, training=True), tf.float32)
+            totals = [value * scale[0] for value in sums(self._task, outputs_NC, target)]
+            loss = totals[0] / scale[1]
+        gradients = tape.gradient(loss, self._model.trainable_variables)
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], _stack(totals)
+
+    def _average(self, move: Tensor) -> None:
+        """Move the averaged weights towards those of the model; what is not trained is taken as it is."""
+        for mean, value in zip(self._averaged.trainable_weights, self._model.trainable_weights, strict=True):
+            mean.assign_add(move * (value - mean))
+        pairs = zip(self._averaged.non_trainable_weights, self._model.non_trainable_weights, strict=True)
+        for kept, value in pairs:
+            kept.assign(value)
 
     def _set_rate(self, rate: Tensor) -> None:
         """Set the learning rate of the next step. SGD's momentum holds gradients times rates: torch's holds gradients alone."""
@@ -266,8 +308,22 @@ class _Trainer:
                 momentum.assign(momentum * (rate / self._optimizer.learning_rate))
         self._optimizer.learning_rate.assign(rate)
 
-    def _run_validation(self, x: Tensor, y: Tensor) -> Tensor:
-        return _stack(sums(self._task, self._model(x, training=False), y))
+    def _run_validation(self, x: list[Tensor], y: Tensor) -> Tensor:
+        return _stack(sums(self._task, call(self._evaluated, x, training=False), y))
+
+
+@contextlib.contextmanager
+def _computed_in(precision: str, model: Any) -> Iterator[None]:
+    """Let a model compute in a precision where it is called within; its weights and their gradients stay float32."""
+    layers = layers_of(model) if precision == "bfloat16" else []
+    before = [layer.dtype_policy for layer in layers]
+    for layer in layers:
+        layer.dtype_policy = "mixed_bfloat16"
+    try:
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy
 
 
 def _stack(values: Sequence[Tensor]) -> Tensor:
@@ -282,10 +338,11 @@ def _target_spec(data: TrainData, num_classes: int | None = None) -> Any:
 
 
 def _evaluate(trainer: _Trainer, data: TrainData, group: Group) -> NDArray[np.float64]:
-    totals, x_val = np.zeros(len(METRICS[data.task])), _only(data.x_val)
+    totals = np.zeros(len(METRICS[data.task]))
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // x_val[:1].nbytes))
+    size = validation_rows(data)
     for start in range(0, len(share), size):
         rows = share[start : start + size]
-        totals += trainer.run_validation(x_val[rows], data.y_val[rows]).numpy()
+        x = [values[rows] for values in data.x_val.values()]
+        totals += trainer.run_validation(x, data.y_val[rows]).numpy()
     return group.total(totals) / len(data.y_val)

@@ -17,17 +17,13 @@ from torch import Tensor, nn
 
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Input, Inputs, Share, TrainData
+from lepton_ray.train.batches import Batches, Inputs, Share, TrainData, validation_rows
 from lepton_ray.train.layer_groups import optimizer_groups, set_learning
 from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
 from lepton_ray.train.threads import threads_for, use_threads
 from lepton_ray.train.torch_loss import sums
-
-_STEPS_DIMENSIONS = 3  # rows, steps, series
-_VAL_BATCH_ROWS = 4096
-_VAL_BATCH_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 
 
 @dataclass(frozen=True)
@@ -176,20 +172,13 @@ def _to_tensors(x: Inputs, device: str) -> list[Tensor]:
     return [torch.from_numpy(rows).to(device) for rows in x.values()]
 
 
-def _row_bytes(x: Input, is_category_ids: bool) -> int:
-    """Bytes of a row; of token ids and steps those of a pair of each two, as attention has them."""
-    has_pairs = not is_category_ids and (x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS)
-    return x[:1].nbytes * (x.shape[1] if has_pairs else 1)
-
-
 @torch.inference_mode()
 def _evaluate(model: nn.Module, data: TrainData, group: Group) -> Tensor:
     """Return the means of what ``torch_loss.sums`` adds up over the validation rows."""
     model.eval()
     totals = torch.zeros(len(METRICS[data.task]), dtype=torch.float64)
     share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    row_bytes = sum(_row_bytes(x, name in data.category_ids) for name, x in data.x_val.items())
-    size = max(1, min(_VAL_BATCH_ROWS, _VAL_BATCH_BYTES // row_bytes))
+    size = validation_rows(data)
     num_rows = -(-len(data.y_val) // group.world_size)  # as many batches on all workers: fsdp gathers in each
     for start in range(0, num_rows, size):
         rows = share[start : start + size]

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.model import Model
+from lepton_ray.spec.model import Framework, Model
 
 NUM_CLASSES = 3
 FEATURES = ModelInput(name="features", shape=(4,))
@@ -49,6 +49,23 @@ def build_bag(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return nn.EmbeddingBag(inputs[0].num_ids, num_outputs)
 
 
+def build_keras_custom(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    """``build_custom`` in Keras, whose layers have no names."""
+    from lepton_ray.engine.tensorflow import keras
+
+    class Sums(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = keras.layers.Embedding(inputs[1].num_ids, spec.options["width"])
+            self.head = keras.layers.Dense(num_outputs)
+
+        def call(self, given: Any) -> Any:
+            features, tokens = given
+            return self.head(keras.ops.concatenate([features, keras.ops.sum(self.embedding(tokens), axis=1)], axis=1))
+
+    return Sums()
+
+
 @dataclass(frozen=True)
 class Family:
     """A model's section without dropout, and what it takes."""
@@ -60,8 +77,8 @@ class Family:
     def spec(self) -> Any:
         return TypeAdapter[Any](Model).validate_python({**self.settings})
 
-    def build(self) -> Any:
-        return build_model(self.spec, self.inputs, NUM_CLASSES)
+    def build(self, framework: Framework = "torch") -> Any:
+        return build_model(self.spec, self.inputs, NUM_CLASSES, framework)
 
     def rows(self, count: int, seed: int = 0) -> dict[str, NDArray[Any]]:
         """Random input; token ids end in padding, and the first row has no token."""
@@ -103,6 +120,9 @@ FAMILIES = {
         {"kind": "custom", "module": f"{__name__}:build_custom", "options": {"width": 3}}, (FEATURES, TOKENS)
     ),
 }
+KERAS_CUSTOM = Family(
+    {"kind": "custom", "module": f"{__name__}:build_keras_custom", "options": {"width": 3}}, (FEATURES, TOKENS)
+)
 DROPOUT = {
     name: Family({**family.settings, "dropout": 0.3}, family.inputs)
     for name, family in FAMILIES.items()

@@ -69,7 +69,7 @@ def _assert_equal(got: TrainState, wanted: TrainState) -> None:
 
 @pytest.mark.parametrize(("spec", "shape"), CASES)
 def test_equal_weights_give_equal_logits_losses_and_gradients(spec: Any, shape: tuple[int, ...]) -> None:
-    torch_model, keras_model = twins(spec, shape)
+    torch_model, keras_model = twins(spec, inputs_of(shape))
     data = _data(shape=shape)
     logits = torch_model(torch.from_numpy(data.x_train["x"]))
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.y_train))
@@ -79,9 +79,10 @@ def test_equal_weights_give_equal_logits_losses_and_gradients(spec: Any, shape: 
         got_loss = sums("classification", got, tf.constant(data.y_train))[0] / len(data.y_train)
     assert np.abs(got.numpy() - logits.detach().numpy()).max() < 1e-5
     assert float(got_loss) == pytest.approx(loss.item(), abs=1e-6)
-    wanted = to_keras([value.grad.numpy() for value in torch_model.parameters()], spec, shape)
-    for mine, theirs in zip(tape.gradient(got_loss, keras_model.trainable_variables), wanted, strict=True):
-        assert np.abs(mine.numpy() - theirs).max() < 1e-6
+    wanted = to_keras([value.grad.numpy() for value in torch_model.parameters()], spec, inputs_of(shape))
+    variables = keras_model.trainable_variables
+    for variable, gradient in zip(variables, tape.gradient(got_loss, variables), strict=True):
+        assert np.abs(gradient.numpy() - wanted[variable.path]).max() < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -106,7 +107,7 @@ def test_from_equal_weights_both_frameworks_train_to_the_same(
     spec = _spec(optimizer=optimizer, weight_decay=0.1, lr=0.01, augment=augment, **rates)
     torch_state = torch_loop.start_state(partial(build_model, model, inputs_of(shape), NUM_CLASSES), spec, _SEED)
     state = start_state(_build(model, shape), spec, _SEED)
-    copy_weights(torch_state.model, state.model, model, shape)
+    copy_weights(torch_state.model, state.model, model, inputs_of(shape))
     for _ in torch_loop.train_epochs(torch_state, data, spec, _SEED):
         pass
     for _ in train_epochs(state, data, spec, _SEED):
@@ -114,9 +115,9 @@ def test_from_equal_weights_both_frameworks_train_to_the_same(
     is_sgd = optimizer == "sgd"
     for mine, theirs in zip(state.history, torch_state.history, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5 if is_sgd else 1e-3)
-    values = to_keras([value.detach().numpy() for value in torch_state.model.state_dict().values()], model, shape)
-    pairs = zip(state.model.get_weights(), values, strict=True)
-    differences = np.concatenate([np.abs(mine - theirs).ravel() for mine, theirs in pairs])
+    values = [value.detach().numpy() for value in torch_state.model.state_dict().values()]
+    wanted = to_keras(values, model, inputs_of(shape))
+    differences = np.concatenate([np.abs(v.numpy() - wanted[v.path]).ravel() for v in state.model.weights])
     assert np.quantile(differences, 1.0 if is_sgd else 0.97) < (1e-5 if is_sgd else 1e-3)
     assert differences.max() < 0.05
 

@@ -8,11 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from lepton_ray.spec.framework_check import check_framework
-from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
+from lepton_ray.spec.model import CnnModel, FactorizationModel, FusionModel, MlpModel, TrainSpec
 from lepton_ray.spec.release import ExportSpec
 from lepton_ray.spec.run import RunSpec
-
-_MLP = MlpModel(kind="mlp")
 
 
 def _spec(**sections: Any) -> RunSpec:
@@ -29,8 +27,10 @@ def test_keras_takes_what_torch_takes() -> None:
         tune={"space": {"train.optimizer": {"kind": "choice", "values": ["adam", "adamw"]}}},
     )
     assert spec.export.also == ("saved_model", "litert")
+    step = {"average_decay": 0.9, "precision": "bfloat16", "max_rows_per_pass": 8}
+    train = TrainSpec.model_validate({"framework": "keras", **step})
     for model in (CnnModel(kind="cnn"), None):
-        assert check_framework(model, TrainSpec(framework="keras"), ExportSpec()) == []
+        assert check_framework(model, train, ExportSpec()) == []
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ def test_what_cannot_be_done_is_refused(sections: dict[str, Any], message: str) 
 
 
 def test_a_family_that_keras_lacks_is_refused() -> None:
-    class Other(MlpModel):
-        kind: Any = "other"
+    lacking = FactorizationModel(kind="factorization")
+    model = FusionModel(kind="fusion", encoders={"ids": lacking, "features": MlpModel(kind="mlp")})
+    for place, given in (("model", lacking), ("model.encoders.ids", model)):
+        (problem,) = check_framework(given, TrainSpec(framework="keras"), ExportSpec())
+        assert problem.startswith(f"{place}.kind must be one that Keras has (not factorization, ")
+        assert "got 'factorization'" in problem
 
-    (problem,) = check_framework(Other(), TrainSpec(framework="keras"), ExportSpec())
-    assert problem.startswith("model.kind must be one that Keras has (linear, mlp, cnn, autoencoder), got 'other'")
 
-
-@pytest.mark.parametrize("setting", [{"max_rows_per_pass": 8}, {"precision": "bfloat16"}, {"average_decay": 0.9}])
-def test_settings_of_a_step_that_keras_lacks_are_refused(setting: dict[str, Any]) -> None:
-    (name,) = setting
-    with pytest.raises(ValidationError, match=f"train.{name} must be left out for train.framework 'keras'"):
-        _spec(train={"framework": "keras", **setting})
+def test_what_torch_alone_shares_among_workers_is_refused() -> None:
+    train = TrainSpec(framework="keras", parallelism="fsdp", num_workers=2)
+    (problem,) = check_framework(MlpModel(kind="mlp"), train, ExportSpec())
+    assert problem.startswith("train.parallelism must be left out for train.framework 'keras', got 'fsdp'")
 
 
 _TRAINED = """
