@@ -40,6 +40,8 @@ TAKES: dict[str, Takes] = {
     **dict.fromkeys(("vit", "resnet", "convnext", "efficientnet_lite"), "image"),
 }
 """By ``model_type``."""
+BUILT_HERE = ("efficientnet_lite",)
+"""What needs no library."""
 
 
 class Backbone(NamedTuple):

@@ -20,7 +20,7 @@ from lepton_ray.core.imports import load_function
 from lepton_ray.engine.session import connect
 from lepton_ray.models.backbones import digests, find_backbone
 from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.backbone import Backbone, check_backbone, read_backbone
+from lepton_ray.spec.backbone import BUILT_HERE, Backbone, check_backbone, read_backbone
 from lepton_ray.spec.base import replace
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
@@ -74,8 +74,10 @@ def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> No
             load_function(part.module, f"{place}.module")
     problems: list[str] = []
     for place, part in _to_be_read(model).items():
-        require("transformers", f"{place} of kind 'pretrained'")
-        problems += check_backbone(place, part, _read(place, part), features, data)
+        backbone = _read(place, part)
+        if backbone.config["model_type"] not in BUILT_HERE:
+            require("transformers", f"{place} of kind 'pretrained'")
+        problems += check_backbone(place, part, backbone, features, data)
     if problems:
         raise SpecError(problems)
 

@@ -158,7 +158,7 @@ def _assert_exported(spec: PretrainedModel, given: ModelInput) -> None:
     for module in model.modules():
         if isinstance(module, LowRank):
             torch.nn.init.normal_(module.up, std=0.3)
-    torch.nn.init.normal_(model.head[-1].weight, std=0.5)
+    torch.nn.init.normal_(model.head[-1].weight, std=model.backbone.width**-0.5)
     target = Target(classes=("a", "b", "c"))
     raw = helper.make_tensor_value_info(
         "raw", TensorProto.INT64 if given.num_ids else TensorProto.FLOAT, ["n", *given.shape]

@@ -21,7 +21,7 @@ from lepton_ray.models.backbones import find_backbone
 from lepton_ray.models.torch.efficientnet_lite import EfficientNetLite
 from lepton_ray.models.torch.lora import LowRank, add_lora
 from lepton_ray.models.torch.tokens import mean_of_tokens, to_front
-from lepton_ray.spec.backbone import TAKES, WEIGHTS, check_type, read_backbone
+from lepton_ray.spec.backbone import BUILT_HERE, TAKES, WEIGHTS, check_type, read_backbone
 from lepton_ray.spec.model import PretrainedModel
 
 _LAYERS = {
@@ -144,7 +144,7 @@ def _build_backbone(spec: PretrainedModel, given: ModelInput) -> tuple[nn.Module
     kind: str = config["model_type"]
     if given.kind != TAKES[kind]:
         raise ValueError(f"must be one that takes {given.kind}, got a {kind}, which takes {TAKES[kind]}. Take another")
-    if kind == "efficientnet_lite":
+    if kind in BUILT_HERE:
         backbone = EfficientNetLite(config)
         if folder is not None:
             _load_lite(backbone, folder)
