@@ -227,12 +227,12 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
         (
             _TABLE,
             ["data.label=age", "data.columns.age=text"],
-            "data.label must name a column of kind 'category', 'number' or 'tags', got 'age' (one of kind 'text')",
+            "data.label must name a column of kind 'category', 'number', 'tags' or 'series', got 'age' (one of kind 'text')",
         ),
         (
             _TABLE,
             ["data.label=x"],
-            "data.label must name a column of kind 'category', 'number' or 'tags', got 'x' (no such column)",
+            "data.label must name a column of kind 'category', 'number', 'tags' or 'series', got 'x' (no such column)",
         ),
         (
             _TABLE,
