@@ -20,7 +20,7 @@ from lepton_ray.stages.featurize import inputs_of
 from .families import FAMILIES, FEATURES, KERAS_CUSTOM, Family
 from .test_families_export import _CLASSES, _case, _raw
 
-_TARGET = Target(classes=_CLASSES)
+_TARGET = Target(task="classification", classes=_CLASSES)
 _FAMILIES = {**FAMILIES, "custom": KERAS_CUSTOM}
 _QUICK = ("transformer", "fusion", "custom")
 _NAMES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in _FAMILIES]
@@ -43,7 +43,7 @@ def test_an_exported_family_answers_as_keras_does(name: str, tmp_path: Path) -> 
     model = _model(family)
     graph = export_model(model, inputs_of(state), compile_graph(signature, state), _TARGET)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    answers = [write_extra(kind, model, tmp_path) for kind in ("saved_model", "litert")]  # type: ignore[arg-type]
+    answers = [write_extra(kind, model, _TARGET, tmp_path) for kind in ("saved_model", "litert")]  # type: ignore[arg-type]
     for rows in (1, 3, 64):
         raw, made = _raw(names, rows)
         wanted = predict(model, _TARGET, made)
@@ -65,4 +65,4 @@ def of_words(spec: Any, inputs: Any, num_outputs: int) -> Any:
 def test_what_litert_cannot_hold_is_named(tmp_path: Path) -> None:
     family = Family({"kind": "custom", "module": f"{__name__}:of_words"}, (FEATURES,))
     with pytest.raises(EngineError, match=r"export.also 'litert' must be able to hold the model, got .*Remove it"):
-        write_extra("litert", family.build("keras"), tmp_path)
+        write_extra("litert", family.build("keras"), _TARGET, tmp_path)

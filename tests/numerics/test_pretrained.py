@@ -159,7 +159,7 @@ def _assert_exported(spec: PretrainedModel, given: ModelInput) -> None:
         if isinstance(module, LowRank):
             torch.nn.init.normal_(module.up, std=0.3)
     torch.nn.init.normal_(model.head[-1].weight, std=model.backbone.width**-0.5)
-    target = Target(classes=("a", "b", "c"))
+    target = Target(task="classification", classes=("a", "b", "c"))
     raw = helper.make_tensor_value_info(
         "raw", TensorProto.INT64 if given.num_ids else TensorProto.FLOAT, ["n", *given.shape]
     )
@@ -247,7 +247,7 @@ def test_lower_layers_learn_slower(bert: Path) -> None:
 
 def test_thin_matrices_change_nothing_at_first_and_merge(bert: Path) -> None:
     ids = [_rows(_TOKENS, 5)]
-    target = Target(classes=("a", "b", "c"))
+    target = Target(task="classification", classes=("a", "b", "c"))
     spec = _spec(bert, lora={"factor_rank": 2, "alpha": 8.0, "target_modules": ["query", "dense"]})
     plain = start_state(_build(_spec(bert)), _train_spec(), _SEED).model.eval()
     state = start_state(_build(spec), _train_spec(), _SEED)
@@ -282,7 +282,7 @@ def test_a_batch_does_not_change_the_statistics_of_the_pretraining(tmp_path: Pat
 
 
 def _feature_set(given: ModelInput) -> FeatureSet:
-    return FeatureSet.model_construct(inputs=(given,), target=Target(classes=("a", "b", "c")))
+    return FeatureSet.model_construct(inputs=(given,), target=Target(task="classification", classes=("a", "b", "c")))
 
 
 def test_a_checkpoint_and_a_worker_need_no_files_of_the_backbone(bert: Path, tmp_path: Path) -> None:

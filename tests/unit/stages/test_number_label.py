@@ -163,7 +163,7 @@ def test_a_label_is_a_category_a_number_or_tags(tmp_path: Path, kind: str) -> No
     spec = _spec(tmp_path)
     spec["data"]["columns"]["price"] = kind
     with pytest.raises(
-        SpecError, match=rf"label must name a column of kind 'category', 'number' or 'tags', .*'{kind}'"
+        SpecError, match=rf"label must name a column of kind 'category', 'number', 'tags' or 'series', .*'{kind}'"
     ):
         _parsed(spec)
 

@@ -17,7 +17,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.pipeline import run
-from lepton_ray.serve.http import Limits, NoMeter, build_http_app, post
+from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
 from lepton_ray.spec import parse_spec
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
@@ -147,8 +147,9 @@ def test_the_package_answers_probabilities_and_labels(result: Any) -> None:
         {"size": 0.95, "colour": "red", "shape": "ball"},
         {"size": 0.05, "colour": "green", "shape": "cube", "tags": ["red"]},
     ]
-    app = build_http_app(Predictor(package), "things", Limits(), NoMeter())
-    status, body = post(app, "/predict", json.dumps(records).encode())
+    endpoint = Endpoint(Predictor(package), "things", Limits(), NoMeter())
+    response = endpoint.ask("POST", "/predict", json.dumps(records).encode())
+    status, body = response.status, response.body
     first, second = json.loads(body)["predictions"]
     assert status == 200
     assert (first["labels"], second["labels"]) == (list(_TAGS), [])
