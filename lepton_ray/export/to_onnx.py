@@ -82,7 +82,8 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, ops
     batch = torch.export.Dim("batch")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        for name in ("torch.onnx", "onnxscript.optimizer"):  # which tell of constants that they leave as they are
+            logging.getLogger(name).setLevel(logging.ERROR)
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             model.eval(),

@@ -53,7 +53,11 @@ def write_backbone(folder: Path, kind: str, **changes: Any) -> Path:
     if kind == "efficientnet_lite":
         from lepton_ray.models.torch.efficientnet_lite import EfficientNetLite
 
-        save_file(EfficientNetLite(settings).state_dict(), folder / "model.safetensors")
+        network = EfficientNetLite(settings)
+        for parameter in network.parameters():
+            if parameter.ndim > 1:  # what torch begins with lets an image fade from layer to layer
+                torch.nn.init.kaiming_normal_(parameter)
+        save_file(network.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"model_type": kind, **settings}))
     else:
         config = transformers.AutoConfig.for_model(kind, initializer_range=0.5, **settings)
