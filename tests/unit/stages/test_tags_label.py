@@ -149,7 +149,7 @@ def test_the_package_answers_probabilities_and_labels(result: Any) -> None:
     ]
     endpoint = Endpoint(Predictor(package), "things", Limits(), NoMeter())
     response = endpoint.ask("POST", "/predict", json.dumps(records).encode())
-    status, body = response.status, response.body
+    status, body = response.code, response.body
     first, second = json.loads(body)["predictions"]
     assert status == 200
     assert (first["labels"], second["labels"]) == (list(_TAGS), [])
