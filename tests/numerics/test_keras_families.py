@@ -24,6 +24,7 @@ from lepton_ray.train.keras_loop import Group, TrainState, start_state, train_ep
 
 from .families import DROPOUT, FAMILIES, FEATURES, KERAS_CUSTOM, NUM_CLASSES, STEPS, TOKENS, Family
 from .keras_case import copy_weights, to_keras, twins
+from .test_keras_training import run_two
 
 _SEED = 5
 _TWINS = [name for name in FAMILIES if name != "custom"]
@@ -44,9 +45,9 @@ def _start(family: Family, spec: TrainSpec, seed: int = _SEED) -> TrainState:
     return start_state(partial(family.build, "keras"), spec, seed)
 
 
-def _train(family: Family, spec: TrainSpec) -> TrainState:
+def _train(family: Family, spec: TrainSpec, group: Group | None = None) -> TrainState:
     state = _start(family, spec)
-    for _ in train_epochs(state, _data(family), spec, _SEED):
+    for _ in train_epochs(state, _data(family), spec, _SEED, group):
         pass
     return state
 
@@ -174,6 +175,38 @@ def test_added_gradients_of_workers_are_those_of_one(name: str) -> None:
     for path, alone in steps[0].items():
         assert np.abs(sum(step[path] for step in steps[1:]) - alone).max() < 3e-6, path
     assert any(np.abs(step).max() > 1e-3 for step in steps[0].values())
+
+
+_WORKER = """
+import sys
+import numpy as np
+from tests.numerics import test_keras_families as case
+from lepton_ray.train import keras_loop
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+group = keras_loop.join_workers(rank, 2)
+for name in case._IN_PROCESSES:
+    state = case._train(case.FAMILIES[name], case._worker_spec(), group)
+    np.savez(f"{folder}/{name}-{rank}.npz", *state.evaluated.get_weights())
+"""
+_IN_PROCESSES = ("resnet", "gru", "transformer", "fusion")
+
+
+def _worker_spec() -> TrainSpec:
+    return _spec(optimizer="sgd", clip_norm=0.5, average_decay=0.6, max_rows_per_pass=2, num_workers=2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
+    """With TensorFlow's own collectives, averaged weights and passes, of which one worker may have one more."""
+    run_two(_WORKER, tmp_path)
+    for name in _IN_PROCESSES:
+        single = _train(FAMILIES[name], _worker_spec()).evaluated.get_weights()
+        results = [np.load(tmp_path / f"{name}-{rank}.npz") for rank in range(2)]
+        for place, wanted in enumerate(single):
+            first, second = (result[f"arr_{place}"] for result in results)
+            assert np.array_equal(first, second)
+            assert np.abs(first - wanted).max() < 1e-5
 
 
 _ALL_SETTINGS = {"average_decay": 0.9, "precision": "bfloat16", "max_rows_per_pass": 4}

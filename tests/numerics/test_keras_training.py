@@ -185,19 +185,24 @@ def _worker_spec(augment: Any) -> TrainSpec:
     return _spec(optimizer="adamw", weight_decay=0.01, augment=augment, num_workers=2, **rates)
 
 
-def test_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
-    """With TensorFlow's own collectives, as Ray Train sets them up."""
+def run_two(code: str, folder: Path) -> None:
+    """Run Python code in two processes of one training, with its rank and a folder as arguments."""
     cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
     workers = []
     for rank in range(2):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-        command = [sys.executable, "-c", _WORKER, str(rank), str(tmp_path)]
+        command = [sys.executable, "-c", code, str(rank), str(folder)]
         workers.append(subprocess.Popen(command, cwd=_REPOSITORY, env={**os.environ, "TF_CONFIG": config}))
     try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()
+
+
+def test_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
+    """With TensorFlow's own collectives, as Ray Train sets them up."""
+    run_two(_WORKER, tmp_path)
     for place, (rows, val_rows, augment) in enumerate(_WORKER_CASES):
         single = _train(_worker_spec(augment), _data(rows, val_rows))
         results = [np.load(tmp_path / f"{place}-{rank}.npz") for rank in range(2)]
