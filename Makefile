@@ -43,7 +43,7 @@ bench: $(STAMP) ## time the main job; writes benchmarks/RESULTS.md
 bench-data: $(STAMP) ## time the data plane against pandas, polars, duckdb and Ray Data; takes half an hour
 	$(BIN)/python benchmarks/data/bench.py all
 
-bench-train: $(STAMP) ## time the training of a CNN against Keras fit and a bare torch loop; takes ten minutes
+bench-train: $(STAMP) ## time training and search beside Keras fit, a bare torch loop, Ray Train, Tune, Optuna and DDP; takes 40 minutes
 	$(BIN)/python benchmarks/train/bench.py
 
 bench-models: $(STAMP) ## measure families, frameworks and tasks on real data beside scikit-learn; takes a quarter of an hour

@@ -26,6 +26,8 @@ from lepton_ray.train.frameworks import load_training
 BATCH, LR, SEED, CLASSES = 32, 1e-3, 3, 10
 MODEL = CnnModel(kind="cnn", channels=(32, 64), padding="valid", hidden=None)
 Weights = list[np.ndarray]
+Losses = list[float]
+"""The mean loss of each epoch's rows, each before its step."""
 
 
 def read_data(folder: Path) -> tuple[TrainData, np.ndarray, np.ndarray]:
@@ -51,18 +53,19 @@ def orders(data: TrainData, epochs: int) -> Iterator[np.ndarray]:
         yield np.concatenate([share.x["row"][:, 0] for share in batches.shares(epoch, 0, 1)])
 
 
-def ours(framework: Framework, data: TrainData, epochs: int, precision: str = "float32") -> tuple[float, Any]:
-    """Return the seconds of the last epoch and the model."""
+def ours(framework: Framework, data: TrainData, epochs: int, precision: str = "float32") -> tuple[float, Any, Losses]:
+    """Return the seconds of the last epoch, the model and the losses."""
     state, spec, loop = start(data, framework, epochs, precision)
     training = loop.train_epochs(state, data, spec, SEED)
     for _ in range(epochs - 1):
         next(training)
     begin = time.perf_counter()
     next(training)
-    return time.perf_counter() - begin, state.model
+    seconds = time.perf_counter() - begin
+    return seconds, state.model, [metrics["train_loss"] for metrics in state.history]
 
 
-def keras_fit(data: TrainData, epochs: int) -> tuple[float, Any]:
+def keras_fit(data: TrainData, epochs: int) -> tuple[float, Any, Losses]:
     """``fit`` of a model as its documentation has it, with channels last."""
     import keras  # noqa: PLC0415  slow, and of one contender
 
@@ -73,14 +76,15 @@ def keras_fit(data: TrainData, epochs: int) -> tuple[float, Any]:
     model = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
     model.set_weights(state.model.get_weights())
     optimizer = keras.optimizers.Adam(LR, epsilon=1e-8)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    x, seconds = np.moveaxis(data.x_train["features"], 1, 3), 0.0
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    x, seconds, losses = np.moveaxis(data.x_train["features"], 1, 3), 0.0, []
     for order in orders(data, epochs):
         rows, labels = np.ascontiguousarray(x[order]), data.y_train[order]
         clock = _Clock(keras.callbacks.Callback)
-        model.fit(rows, labels, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[clock.callback])
+        fitted = model.fit(rows, labels, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[clock.callback])
         seconds = clock.seconds
-    return seconds, model
+        losses += fitted.history["loss"]
+    return seconds, model, losses
 
 
 class _Clock:
@@ -101,7 +105,7 @@ class _Clock:
         self.callback = Callback()
 
 
-def torch_loop(data: TrainData, epochs: int) -> tuple[float, Any]:
+def torch_loop(data: TrainData, epochs: int) -> tuple[float, Any, Losses]:
     """The loop of PyTorch's tutorials, on tensors that lie in the order of the epoch."""
     import torch  # noqa: PLC0415  slow, and of one contender
 
@@ -112,20 +116,22 @@ def torch_loop(data: TrainData, epochs: int) -> tuple[float, Any]:
         width = channels
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 6 * 6, CLASSES))
     model.load_state_dict(dict(zip(model.state_dict(), state.model.state_dict().values(), strict=True)))
-    optimizer, x, seconds = torch.optim.Adam(model.parameters(), LR), data.x_train["features"], 0.0
+    optimizer, x, seconds, losses = torch.optim.Adam(model.parameters(), LR), data.x_train["features"], 0.0, []
     for order in orders(data, epochs):
         rows, labels = torch.from_numpy(x[order]), torch.from_numpy(data.y_train[order])
-        begin = time.perf_counter()
+        total, begin = 0.0, time.perf_counter()
         for first in range(0, len(rows), BATCH):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(rows[first : first + BATCH]), labels[first : first + BATCH])
             loss.backward()
             optimizer.step()
+            total += loss.item() * len(labels[first : first + BATCH])
         seconds = time.perf_counter() - begin
-    return seconds, model
+        losses.append(total / len(rows))
+    return seconds, model, losses
 
 
-CONTENDERS: dict[str, Callable[[TrainData, int], tuple[float, Any]]] = {
+CONTENDERS: dict[str, Callable[[TrainData, int], tuple[float, Any, Losses]]] = {
     "Keras fit": keras_fit,
     "ours, Keras": partial(ours, "keras"),
     "bare torch loop": torch_loop,
@@ -157,10 +163,10 @@ def main(name: str, folder: Path, epochs: int) -> None:
     """Train, and say how long it took and what came out."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     data, x_val, y_val = read_data(folder)
-    seconds, model = CONTENDERS[name](data, epochs)
+    seconds, model, losses = CONTENDERS[name](data, epochs)
     weights = weights_of(model)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for value in weights)).hexdigest()
-    facts = {"images_per_s": len(data.y_train) / seconds, "weights": digest}
+    facts = {"images_per_s": len(data.y_train) / seconds, "weights": digest, "losses": losses}
     print(json.dumps({**facts, "accuracy": accuracy(name, model, x_val, y_val)}))
 
 

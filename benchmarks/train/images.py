@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 _PATTERN, _SHIFT = 24, 8  # sides in pixels: a pattern may start at 0 to 8
-_AMPLITUDE, _BLUR = 0.4, 3  # beside noise of deviation 1; passes of a mean over 3x3
+_AMPLITUDE, _BLUR = 0.14, 3  # beside noise of deviation 1; passes of a mean over 3x3
 _SEED = 7
 
 
