@@ -46,7 +46,7 @@ def export_model(model: Any, inputs: Sequence[ModelInput], prepare: onnx.ModelPr
         path = Path(folder) / "model.onnx"
         _export(_answering(model, target), path, format="onnx", opset_version=_OPSET)
         core = version_converter.convert_version(onnx.load(path), opset_of(prepare))
-    names = {given.name: given.name for given in inputs}
+    names = {given.name: entry.name for given, entry in zip(inputs, model.inputs, strict=True)}
     return join(_named(core, target), prepare, names, inputs, target)
 
 
