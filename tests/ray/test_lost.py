@@ -67,6 +67,7 @@ def ancestors(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_controller_is_started_again(cluster: None, tmp_path: Path) -> None:
     from lepton_ray.train import on_ray
 
