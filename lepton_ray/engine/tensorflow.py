@@ -15,8 +15,8 @@ _STDERR = 2
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what is written to standard error: TensorFlow 2.21 greets there before it reads its own log level."""
+def quiet() -> Iterator[None]:
+    """Drop what is written to standard error: TensorFlow 2.21 and LiteRT greet there whatever their log level."""
     kept = os.dup(_STDERR)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), _STDERR)
@@ -28,7 +28,7 @@ def _quiet() -> Iterator[None]:
 
 
 settings.prepare_tensorflow()
-with _quiet():
+with quiet():
     tf: Any = require("tensorflow", "train.framework 'keras'")
     keras: Any = require("keras", "train.framework 'keras'")
 

@@ -16,7 +16,7 @@ from onnx import helper, version_converter
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
-from lepton_ray.engine.tensorflow import call, keras, layers_of, tf
+from lepton_ray.engine.tensorflow import call, keras, layers_of, quiet, tf
 from lepton_ray.export.join import join, opset_of
 from lepton_ray.spec.release import ExtraFile
 
@@ -82,8 +82,10 @@ def _unrolled(model: Any) -> Iterator[None]:
 
 
 def _load_litert(path: Path, names: Sequence[str]) -> Answer:
-    interpreter = require("ai_edge_litert.interpreter", "export.also 'litert'").Interpreter(model_path=str(path))
-    interpreter.allocate_tensors()  # says what it cannot run
+    litert = require("ai_edge_litert.interpreter", "export.also 'litert'")
+    with quiet():
+        interpreter = litert.Interpreter(model_path=str(path))
+        interpreter.allocate_tensors()  # raises an error for what it cannot run
     places = {_name_of(given["name"]): given["index"] for given in interpreter.get_input_details()}
 
     def answer(*inputs: NDArray[Any]) -> NDArray[np.float32]:
