@@ -79,8 +79,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--dry", action="store_true", help="print the section, do not write RESULTS.md")
     arguments = parser.parse_args()
-    print(f"load before the run: {os.getloadavg()[0]:.2f}", flush=True)
+    before = os.getloadavg()[0]
     section = compare(arguments)
+    section = section.replace("{load}", f"{before:.1f} before and {os.getloadavg()[0]:.1f} after")
     print(section, flush=True)
     if not arguments.dry:
         replace_section("serve compare", section)
@@ -251,15 +252,19 @@ def describe(arguments: argparse.Namespace, found: dict[str, dict[int, list[Poin
         )
         p50, p99 = (median(getattr(point, kind) for point in points) for kind in ("p50_ms", "p99_ms"))
         rows.append(f"| {name} | {per_s} | {times} | {p50:.2f} / {p99:.2f} | {cpus} |")
+    only = (
+        "" if len(arguments.only) == len(CONTENDERS) else " --only " + " ".join(f'"{name}"' for name in arguments.only)
+    )
     generator = "wrk, one thread" if shutil.which("wrk") else "benchmarks/serve/load.py"
     return "\n".join(
         [
             "## Serving: a small table",
             "",
-            f"`python benchmarks/serve/bench.py --seconds {arguments.seconds} --rounds {arguments.rounds}`: the package of medical_diagnosis (30",
+            f"`python benchmarks/serve/bench.py --seconds {arguments.seconds} --rounds {arguments.rounds}{only}`: the package of medical_diagnosis (30",
             "numbers in, 2 probabilities out), JSON, one row a request, one replica; all answers checked to be 200 and the first one equal",
             f"to the training code's. Load on the same cores by {generator}; medians. In process: orjson, onnxruntime and orjson, one",
             "row at a time, nothing checked. CPU: of all processes of the server, Ray's with them, which idle at some percent.",
+            "Load of the machine: {load}; above its cores and this run's own, others were using it, and only ratios mean something.",
             describe_machine("ray", "onnxruntime", "uvloop", "httptools", "orjson"),
             "",
             "| server | requests/s at 1 / 16 / 64 connections | times plain Ray Serve | p50 / p99 ms at 16 | CPU ms a request at 1 / 16 / 64 |",

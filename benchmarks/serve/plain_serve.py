@@ -1,5 +1,7 @@
 """The package on Ray Serve as its documentation shows it: a class with ``__call__`` that awaits the request's JSON.
 
+But for ``max_ongoing_requests``, which is ours: at its default of 5, 64 connections would measure how Ray Serve's router waits.
+
 python benchmarks/serve/plain_serve.py PACKAGE PORT
 """
 
@@ -16,7 +18,7 @@ import ray
 from ray import serve
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 1})
+@serve.deployment(ray_actor_options={"num_cpus": 1}, max_ongoing_requests=64)
 class Model:
     """Holds a session."""
 
