@@ -247,3 +247,29 @@ def test_associations_of_a_large_sample_with_many_classes_take_little_memory():
     rng = np.random.default_rng(2)
     classes, ranks = rng.integers(0, 5000, 200_000), rng.permutation(200_000)
     assert math.isclose(association_in_order(ranks, classes), 0, abs_tol=0.05)
+
+
+def check_tags(cells, tags, left_out=()):
+    columns = {"c": "category", "y": "tags"}
+    data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "x"}, "columns": columns, "label": "y"})
+    table = pa.table({"c": pa.array(cells, CATEGORY), "y": pa.array(tags, CATEGORY)})
+    return check_sample(table, data, ChecksSpec(), left_out=left_out)
+
+
+def test_a_column_that_gives_one_tag_away_is_found():
+    rng = random.Random(5)
+    tags = ["|".join(tag for tag in "abc" if rng.random() < 0.5) for _ in range(400)]
+    copied = ["yes" if "b" in row else "no" for row in tags]
+    (found,) = check_tags(copied, tags)
+    assert (found.check, found.place) == ("leakage", "data.columns.c")
+    assert check_tags([rng.choice("xyz") for _ in tags], tags) == []
+
+
+def test_a_rare_tag_is_found_unless_it_is_no_class():
+    rng = random.Random(6)
+    tags = [rng.choice(["a", "b", "a|b"]) for _ in range(399)] + ["a|odd"]
+    cells = [rng.choice("xyz") for _ in tags]
+    (found,) = check_tags(cells, tags)
+    assert found.check == "imbalance"
+    assert "got 'odd' 0.25%" in found.message
+    assert check_tags(cells, tags, left_out=["odd"]) == []

@@ -171,3 +171,13 @@ def test_profiles_of_samples_compare_all_rows() -> None:
     found = compare(*sides)
     assert (found.rows.before, found.rows.after) == (100, 200)
     assert isinstance(sides[0].profile, Profile)
+
+
+def test_tags_differ_as_much_as_the_tag_that_differs_most() -> None:
+    before = _side({"t": "tags"}, t=["a|b"] * 50 + ["b"] * 50)
+    after = _side({"t": "tags"}, t=["a|b"] * 60 + ["b|new"] * 20 + [""] * 20)
+    found = compare(before, after).columns[0]
+    assert found.measure == "greatest_share"
+    assert found.distance == pytest.approx(0.2)
+    assert found.unseen == ("new",)
+    assert compare(before, before).columns[0].distance == 0

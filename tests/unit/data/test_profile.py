@@ -451,3 +451,14 @@ def test_many_rows_of_one_gap() -> None:
         7 * 3600,
         "2024-01-01T02:00:00Z",
     )
+
+
+def test_tags_are_counted_in_the_rows_that_have_them() -> None:
+    cells = pa.array(["a|b", "b", "", None, "a|b|c", "b"]).dictionary_encode()
+    facts: Any = _profile({"t": "tags"}, t=pa.chunked_array([cells[:2], cells[2:]])).columns["t"]
+    assert (facts.count, facts.missing, facts.distinct) == (5, 1, 3)
+    assert [(item.value, item.count) for item in facts.top] == [("b", 4), ("a", 2), ("c", 1)]
+    assert facts.sizes.mean == pytest.approx(1.4)
+    assert facts.sizes.quantiles["0%"] == 0
+    empty: Any = _profile({"t": "tags"}, t=cells[3:4]).columns["t"]
+    assert (empty.count, empty.top, empty.sizes) == (0, (), None)

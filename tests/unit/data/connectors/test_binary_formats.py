@@ -17,6 +17,7 @@ from PIL import Image
 
 from lepton_ray.core.errors import DataError, MissingExtraError
 from lepton_ray.data.connectors import open_connector, webdataset
+from lepton_ray.spec.data import DataSpec
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
@@ -51,6 +52,34 @@ def test_tfrecord_features_are_values_series_images_or_missing(tmp_path: Path) -
         ("2.5", None, [1.0, 2.0], bytes(6)),
     ]
     assert [(r["_line"], r["_reason"]) for r in found.removed] == [(3, "unreadable_image"), (4, "unreadable_image")]
+
+
+def _read_tags(kind: str, path: Path) -> Any:
+    source = {"kind": kind, "uri": str(path)}
+    data = DataSpec.model_validate({"source": source, "columns": {"n": "number", "t": "tags"}, "label": "t"})
+    return read_all(data, open_connector(data))
+
+
+def test_tfrecord_and_webdataset_give_tags(tmp_path: Path) -> None:
+    records = [
+        {"n": 1, "t": [b"b", b"a"]},
+        {"n": 2, "t": b"a|b"},
+        {"n": 3, "t": [2, 1]},
+        {"n": [1, 2], "t": b"a"},
+        {"n": 5},
+    ]
+    content = b"".join(samples.tf_record(samples.tf_example(record)) for record in records)
+    (tmp_path / "a.tfrecord").write_bytes(content)
+    found = _read_tags("tfrecord", tmp_path / "a.tfrecord")
+    assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b"), (3, "1|2")]
+    assert sorted((r["_line"], r["_reason"]) for r in found.removed) == [(4, "type_error"), (5, "missing_label")]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, body in (("1.json", b'{"n": 1, "t": ["b", "a"]}'), ("2.json", b'{"n": 2}'), ("2.t", b"b|a")):
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    found = _read_tags("webdataset", tmp_path / "a.tar")
+    assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b")]
 
 
 @pytest.mark.parametrize("cut", [3, 8, 14, -1, -5])

@@ -229,6 +229,22 @@ def test_numbers_as_text_in_some_records_mean_the_same_in_any_block(
     assert read_all(data, open_connector(data)) == whole
 
 
+def test_tags_are_the_same_line_by_line_and_all_at_once(tmp_path: Path) -> None:
+    values = [["b", "a"], [], None, ["a", None], [["a"]], ["x"]]
+    rows = "".join(json.dumps({"n": number, "t": value}) + "\n" for number, value in enumerate(values))
+    source = {"kind": "jsonl", "uri": str(tmp_path)}
+    data = DataSpec.model_validate({"source": source, "columns": {"n": "number", "t": "tags"}, "label": "t"})
+    found = []
+    for texts in ("", '{"n": 6, "t": "a|c"}\n{"n": 7, "t": "[\\"c\\"]"}\n{"n": 8, "t": {"a": 1}}\n{"n": 9, "t": 5}\n'):
+        (tmp_path / "f.jsonl").write_text(rows + texts)
+        found.append(read_all(data, open_connector(data)))
+    assert [(row["n"], row["t"]) for row in found[0].rows] == [(0, "a|b"), (1, ""), (5, "x")]
+    assert [(row["n"], row["t"]) for row in found[1].rows[3:]] == [(6, "a|c"), (7, "c"), (9, "5")]
+    reasons = [[(r["_line"], r["_reason"]) for r in side.removed] for side in found]
+    assert sorted(reasons[0]) == [(3, "missing_label"), (4, "type_error"), (5, "type_error")]
+    assert sorted(reasons[1]) == [*sorted(reasons[0]), (9, "type_error")]
+
+
 @pytest.mark.parametrize("value", ["9" * 5000, f"[{'9' * 5000}, 1]"])
 def test_numbers_that_are_too_large_are_no_json_beside_whatever_lines(value: str) -> None:
     kind: dict[str, Any] = {"kind": "series", "length": 2} if value[0] == "[" else {"kind": "number"}
