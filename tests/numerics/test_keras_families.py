@@ -22,12 +22,12 @@ from lepton_ray.train import keras_checkpoint, torch_loop
 from lepton_ray.train.batches import TrainData
 from lepton_ray.train.keras_loop import Group, TrainState, start_state, train_epochs
 
-from .families import DROPOUT, FAMILIES, FEATURES, KERAS_CUSTOM, NUM_CLASSES, STEPS, TOKENS, Family
+from .families import DROPOUT, FAMILIES, FEATURES, KERAS_CUSTOM, KERAS_FAMILIES, NUM_CLASSES, STEPS, TOKENS, Family
 from .keras_case import copy_weights, to_keras, twins
 from .test_keras_training import run_two
 
 _SEED = 5
-_TWINS = [name for name in FAMILIES if name != "custom"]
+_TWINS = list(KERAS_FAMILIES)
 _NEW = ["resnet", "lstm", "gru", "transformer", "lstm_of_steps", "transformer_of_steps", "fusion"]
 _SOME_SLOW = [n if n in ("lstm", "transformer", "fusion") else pytest.param(n, marks=pytest.mark.slow) for n in _NEW]
 

@@ -17,11 +17,11 @@ from lepton_ray.export.keras_to_onnx import export_model, predict, write_extra
 from lepton_ray.features.graph import compile_graph
 from lepton_ray.stages.featurize import inputs_of
 
-from .families import FAMILIES, FEATURES, KERAS_CUSTOM, Family
+from .families import FEATURES, KERAS_CUSTOM, KERAS_FAMILIES, Family
 from .test_families_export import _CLASSES, _case, _raw
 
 _TARGET = Target(task="classification", classes=_CLASSES)
-_FAMILIES = {**FAMILIES, "custom": KERAS_CUSTOM}
+_FAMILIES = {**KERAS_FAMILIES, "custom": KERAS_CUSTOM}
 _QUICK = ("transformer", "fusion", "custom")
 _NAMES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in _FAMILIES]
 
