@@ -8,6 +8,7 @@ forest). Measured once on the test split.
 """
 
 import argparse
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from results import PATH, describe_machine, replace_section
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import load_spec
 
-SPECS = Path(__file__).parents[1] / "jobs" / "specs"
+SPECS = Path(__file__).resolve().parents[1] / "jobs" / "specs"
 ALONE = ["train.num_workers=1", "tune=null", "register=null", "serve=null", "evaluate.gates={}"]
 BOTH = ("torch", "keras")
 LEAST_IS_BEST = ("rmse",)
@@ -50,6 +51,16 @@ CASES = (
     Case("train_ridership", "r2"),
     Case("ridership_fortnight", "r2"),
     Case("shuttle_anomalies", "average_precision"),
+    Case("movie_genres", "average_precision"),
+    Case("movie_ratings", "rmse", frameworks=("torch",)),
+    Case(
+        "movie_ratings",
+        "rmse",
+        "{kind: two_towers, user: [userId], item: [movieId, genres], dropout: 0.2}",
+        ("torch",),
+        ("train.weight_decay=2e-4",),
+    ),
+    Case("text_intent", "accuracy", frameworks=("torch",)),
 )
 PUBLISHED = {
     "concrete_strength": "over 0.9 for networks and boosted trees ([Wan et al. 2021](https://doi.org/10.3390/ma14040713))",
@@ -113,12 +124,12 @@ def measure(case: Case, framework: str, folder: Path) -> str:
 
 
 def train(case: Case, framework: str, folder: Path) -> RunResult:
-    """Run a case up to its evaluation."""
-    path = SPECS / f"{case.spec}.yaml"
-    source = Path(load_spec(path).data.source.uri)
-    own = [f"data.source.uri={folder / source.name}", f"storage={folder / 'runs'}", f"train.framework={framework}"]
+    """Run a case up to its evaluation, with data and runs in ``folder``."""
     model = [f"model={case.model}"] if case.model else []
-    return run(load_spec(path, [*own, *ALONE, *model, *case.changes]))
+    changes = [*ALONE, f"train.framework={framework}", *model, *case.changes]
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder):
+        return run(load_spec(SPECS / f"{case.spec}.yaml", changes))
 
 
 def kind_of(folder: Path) -> str:
