@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lepton_ray.artifacts.kinds import ModelInput
@@ -132,18 +133,20 @@ def test_reasons_in_the_documents_are_those_of_the_ledger() -> None:
 
 
 def test_models_in_the_documents_are_those_of_the_spec() -> None:
-    """And the module of one's own is built as it is written."""
+    """And the modules of one's own, in PyTorch and in Keras, are built as they are written."""
     import torch
 
     text = (REPOSITORY / "docs" / "models.md").read_text()
     kinds = re.findall(r"^\| `(\w+)` \|", text.partition("## Inputs")[0], re.MULTILINE)
     schema = RunSpec.model_json_schema()["properties"]["model"]["anyOf"][0]
     assert sorted(kinds[1:]) == sorted(schema["discriminator"]["mapping"])
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(code, names)  # our own document
     spec = CustomModel(kind="custom", module="my_package.models:build", options={"depth": 3})
-    assert names["build"](spec, [ModelInput(name="features", shape=(4,))], 5)(torch.zeros(2, 4)).shape == (2, 5)
+    for code, rows in zip(
+        re.findall(r"```python\n(.*?)```", text, re.DOTALL), (torch.zeros(2, 4), np.zeros((2, 4))), strict=True
+    ):
+        names: dict[str, Any] = {}
+        exec(code, names)  # our own document
+        assert names["build"](spec, [ModelInput(name="features", shape=(4,))], 5)(rows).shape == (2, 5)
 
 
 def test_metrics_in_the_documents_are_those_of_the_catalogue() -> None:

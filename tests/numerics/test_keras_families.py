@@ -29,7 +29,7 @@ from .test_keras_training import run_two
 _SEED = 5
 _TWINS = list(KERAS_FAMILIES)
 _NEW = ["resnet", "lstm", "gru", "transformer", "lstm_of_steps", "transformer_of_steps", "fusion"]
-_SOME_SLOW = [n if n in ("lstm", "transformer", "fusion") else pytest.param(n, marks=pytest.mark.slow) for n in _NEW]
+_SOME_SLOW = [n if n in ("transformer", "fusion") else pytest.param(n, marks=pytest.mark.slow) for n in _NEW]
 
 
 def _data(family: Family, rows: int = 17) -> TrainData:
@@ -215,10 +215,9 @@ _ALL_SETTINGS = {"average_decay": 0.9, "precision": "bfloat16", "max_rows_per_pa
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("fusion", {}),
         ("fusion", _ALL_SETTINGS),
         ("custom", _ALL_SETTINGS),
-        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in [*_NEW[:-1], "custom"]),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in [*_NEW, "custom"]),
     ],
 )
 def test_resumed_is_equal_to_the_bit(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
