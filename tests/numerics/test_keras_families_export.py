@@ -40,8 +40,9 @@ def test_an_exported_family_answers_as_keras_does(name: str, tmp_path: Path) -> 
     family = _FAMILIES[name]
     names = [given.name for given in family.inputs]
     signature, state = _case(names)
-    model = _model(family)
-    graph = export_model(model, inputs_of(state), compile_graph(signature, state), _TARGET)
+    inputs = inputs_of(state)  # where it is alone, the image is called features
+    model = _model(Family(family.settings, tuple(inputs)))
+    graph = export_model(model, inputs, compile_graph(signature, state), _TARGET)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     answers = [write_extra(kind, model, _TARGET, tmp_path) for kind in ("saved_model", "litert")]  # type: ignore[arg-type]
     for rows in (1, 3, 64):
