@@ -124,7 +124,7 @@ def test_keras_trains_as_torch_does(name: str, augment: Any) -> None:
         loop.start_state(partial(build_model, _MLP, inputs_of_shape((4,)), width, framework), spec, 5)
         for loop, framework in ((torch_loop, "torch"), (keras_loop, "keras"))
     )
-    copy_weights(torch_state.model, keras_state.model, _MLP, (4,))
+    copy_weights(torch_state.model, keras_state.model, _MLP, inputs_of_shape((4,)))
     for _ in torch_loop.train_epochs(torch_state, data, spec, 5):
         pass
     for _ in keras_loop.train_epochs(keras_state, data, spec, 5):
