@@ -134,7 +134,10 @@ def _check_encoder(
     ids: Sequence[str],
 ) -> Iterator[str]:
     if kind not in _TAKES[model.kind]:
-        fitting = ", ".join(repr(name) for name, kinds in _TAKES.items() if kind in kinds)
+        of_task = [
+            name for name in _TAKES if (name in _OF_ANOMALIES) == (model.kind in _OF_ANOMALIES) or name == "custom"
+        ]
+        fitting = ", ".join(repr(name) for name in of_task if kind in _TAKES[name])
         wanted = " or ".join(_WORDS[word] for word in _TAKES[model.kind])
         yield (
             f"{place}.kind must be one of {fitting} for {_WORDS[kind]}, got {model.kind!r}, which takes {wanted}. "

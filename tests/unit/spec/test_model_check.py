@@ -83,8 +83,16 @@ def test_a_model_that_fits_its_inputs(names: list[str], model: str) -> None:
         ),
         (["features"], "{kind: resnet}", "got 'resnet', which takes an image. Change the kind or the features"),
         (["steps"], "{kind: cnn}", "'rnn', 'transformer', 'custom' for steps (a series with encode: steps), got 'cnn'"),
-        (["tokens"], "{kind: mlp}", "model.kind must be one of 'rnn', 'transformer', 'custom' for token ids"),
-        (["pixels"], "{kind: rnn}", "'cnn', 'resnet', 'custom' for an image, got 'rnn', which takes token ids"),
+        (
+            ["tokens"],
+            "{kind: mlp}",
+            "model.kind must be one of 'rnn', 'transformer', 'pretrained', 'custom' for token ids",
+        ),
+        (
+            ["pixels"],
+            "{kind: rnn}",
+            "'cnn', 'resnet', 'pretrained', 'custom' for an image, got 'rnn', which takes token ids",
+        ),
         (
             ["features", "tokens"],
             "{kind: mlp}",
@@ -103,7 +111,7 @@ def test_a_model_that_fits_its_inputs(names: list[str], model: str) -> None:
         (
             ["features", "tokens"],
             "{kind: fusion, encoders: {features: {kind: mlp}, tokens: {kind: cnn}}}",
-            "model.encoders.tokens.kind must be one of 'rnn', 'transformer', 'custom' for token ids",
+            "model.encoders.tokens.kind must be one of 'rnn', 'transformer', 'pretrained', 'custom' for token ids",
         ),
         (
             ["features", "pixels"],
