@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.release import ExportSpec
 
-_OF_TORCH = ("factorization", "two_towers", "pretrained")
+OF_TORCH = ("factorization", "two_towers", "pretrained")
 """Kinds of models that Keras does not have yet."""
 
 
@@ -25,8 +25,8 @@ def _check_keras(model: Model | None, train: TrainSpec) -> Iterator[str]:
     way_out = "or train.framework torch"
     parts = {"model": model, **{f"model.encoders.{name}": e for name, e in getattr(model, "encoders", {}).items()}}
     for place, part in parts.items():
-        if part is not None and part.kind in _OF_TORCH:
-            yield f"{place}.kind must be one that Keras has (not {', '.join(_OF_TORCH)}), got {part.kind!r}. Use another, {way_out}"
+        if part is not None and part.kind in OF_TORCH:
+            yield f"{place}.kind must be one that Keras has (not {', '.join(OF_TORCH)}), got {part.kind!r}. Use another, {way_out}"
     if train.parallelism != "ddp":
         yield f"train.parallelism must be left out for train.framework 'keras', got {train.parallelism!r}. Remove it, {way_out}"
     if train.use_gpu:
