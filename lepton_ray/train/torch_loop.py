@@ -8,6 +8,7 @@ comes from (seed, epoch, rank) alone, that of its batches without rank: resumed 
 import contextlib
 import copy
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -87,7 +88,9 @@ def start_state(
 def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     parameters = optimizer_groups(model, spec.weight_decay)
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=spec.lr, momentum=0.9, fused=True)
+        return torch.optim.SGD(
+            parameters, lr=spec.lr, momentum=0.9
+        )  # fused, torch 2.13 fails where some have no momentum yet
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=spec.lr, fused=True)
 
@@ -118,7 +121,8 @@ def train_epochs(
 def _num_threads(model: nn.Module, data: TrainData, spec: TrainSpec, group: Group) -> int:
     if torch.device(group.device).type != "cpu":
         return torch.get_num_threads()
-    return threads_for(model, data.x_train, min(spec.global_batch_size // group.world_size, len(data.y_train)) or 1)
+    rows = min(spec.global_batch_size // group.world_size, len(data.y_train), spec.max_rows_per_pass or sys.maxsize)
+    return threads_for(model, data.x_train, max(rows, 1))
 
 
 def _train_epoch(model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group) -> Tensor:

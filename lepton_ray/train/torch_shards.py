@@ -10,6 +10,8 @@ def split(model: nn.Module) -> None:
     """Leave each worker its part of the weights; layers in a sequence or list are gathered one at a time, all else at once."""
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP2 splits no other layout
     for layer in reversed(_layers(model)):  # inner ones first
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
