@@ -108,7 +108,10 @@ class Endpoint:
     def ask(self, method: str, path: str, body: bytes = b"") -> Response:
         """Answer one request at once."""
         found = self.find(method, path)
-        return found if isinstance(found, Response) else self.predict([Call(found, body)])[0]
+        if isinstance(found, Response):
+            return found
+        call = Call(found, body)
+        return self.refuse_large(call) if len(body) > self.limits.max_request_bytes else self.predict([call])[0]
 
     @cached_property
     def _calls(self) -> dict[tuple[str, str], ProtocolName]:
