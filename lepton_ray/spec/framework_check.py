@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lepton_ray.spec.model import Model, TrainSpec
+from lepton_ray.spec.model import Model, TrainSpec, parts_of
 from lepton_ray.spec.release import ExportSpec
 
 OF_TORCH = ("factorization", "two_towers", "pretrained")
@@ -23,9 +23,8 @@ def check_framework(model: Model | None, train: TrainSpec, export: ExportSpec) -
 
 def _check_keras(model: Model | None, train: TrainSpec) -> Iterator[str]:
     way_out = "or train.framework torch"
-    parts = {"model": model, **{f"model.encoders.{name}": e for name, e in getattr(model, "encoders", {}).items()}}
-    for place, part in parts.items():
-        if part is not None and part.kind in OF_TORCH:
+    for place, part in parts_of(model).items():
+        if part.kind in OF_TORCH:
             yield f"{place}.kind must be one that Keras has (not {', '.join(OF_TORCH)}), got {part.kind!r}. Use another, {way_out}"
     if train.parallelism != "ddp":
         yield f"train.parallelism must be left out for train.framework 'keras', got {train.parallelism!r}. Remove it, {way_out}"

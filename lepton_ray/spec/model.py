@@ -233,12 +233,16 @@ class FusionModel(Section):
 Model = Annotated[_Encoder | FusionModel | AutoencoderModel, Field(discriminator="kind")]
 
 
+def parts_of(model: Model | None) -> dict[str, Any]:
+    """Return the model, or the encoders of a fusion, by their place in the spec; nothing without a model."""
+    if isinstance(model, FusionModel):
+        return {f"model.encoders.{name}": encoder for name, encoder in model.encoders.items()}
+    return {} if model is None else {"model": model}
+
+
 def backbones_of(model: Model | None) -> dict[str, PretrainedModel]:
     """Return the pretrained parts of a model by their place in the spec."""
-    parts: dict[str, Any] = {"model": model}
-    if isinstance(model, FusionModel):
-        parts = {f"model.encoders.{name}": encoder for name, encoder in model.encoders.items()}
-    return {place: part for place, part in parts.items() if isinstance(part, PretrainedModel)}
+    return {place: part for place, part in parts_of(model).items() if isinstance(part, PretrainedModel)}
 
 
 class TrainSpec(Section):

@@ -24,7 +24,7 @@ from lepton_ray.spec.backbone import BUILT_HERE, Backbone, check_backbone, read_
 from lepton_ray.spec.base import replace
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
-from lepton_ray.spec.model import CustomModel, FusionModel, Model, PretrainedModel, TrainSpec, backbones_of
+from lepton_ray.spec.model import CustomModel, Model, PretrainedModel, TrainSpec, backbones_of, parts_of
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import Split, feature_names, load_split
@@ -66,10 +66,7 @@ def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> No
     Raises:
         SpecError: If one cannot be imported, or a backbone cannot be had or does not fit the features.
     """
-    parts: dict[str, Model | None] = {"model": model}
-    if isinstance(model, FusionModel):
-        parts = {f"model.encoders.{name}": encoder for name, encoder in model.encoders.items()}
-    for place, part in parts.items():
+    for place, part in parts_of(model).items():
         if isinstance(part, CustomModel):
             load_function(part.module, f"{place}.module")
     problems: list[str] = []

@@ -25,9 +25,8 @@ def threads_for(model: nn.Module, x: Inputs, rows: int) -> int:
         model.eval()(*map(torch.from_numpy, batch.values()))
     model.train(is_training)
     length = max(x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1 for x in batch.values())
-    dense = (
-        2 * rows * length * sum(parameter.numel() for parameter in model.parameters())
-    )  # recurrent layers count nothing
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    dense = 2 * rows * length * num_weights  # of recurrent layers, which the counter leaves out
     return 1 if max(counter.get_total_flops(), dense) < _FEW_OPERATIONS else torch.get_num_threads()
 
 

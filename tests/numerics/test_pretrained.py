@@ -27,7 +27,7 @@ from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import TrainData
 from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="the extra 'pretrained' is not installed")
 
 _SEED, _CLASSES, _IDS = 3, 3, 20
 _TOKENS = ModelInput(name="tokens", shape=(6,), num_ids=_IDS)

@@ -162,7 +162,7 @@ def test_an_image_must_come_as_the_backbone_has_learned_it(tmp_path: Path) -> No
 
 def test_a_model_that_cannot_be_downloaded_is_one_sentence() -> None:
     """The hub is an address where nobody listens; the library reads it when it is imported, so in a process of its own."""
-    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub", reason="the extra 'pretrained' is not installed")
     code = """
 import os, sys
 os.environ.update(HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=sys.argv[1])

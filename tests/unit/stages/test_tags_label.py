@@ -233,7 +233,7 @@ def test_one_tag_is_no_choice(tmp_path: Path) -> None:
 
 
 def test_keras_learns_tags(folder: Path) -> None:
-    pytest.importorskip("keras")
+    pytest.importorskip("keras", reason="the extra 'keras' is not installed")
     spec = _spec(folder, name="of_keras", evaluate={"baseline": "none", "gates": {"f1": {"min": 0.9}}})
     spec["train"]["framework"] = "keras"
     assert run(_parsed(spec))["export"].parity["package"] < 1e-5
