@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.core.errors import LeptonError, SpecError
-from lepton_ray.core.imports import load_function
+from lepton_ray.models.user_code import call_builder, load_builder, wrong
 from lepton_ray.spec.model import CustomModel
 
-_PLACE = "model.module"
 _ROWS = 2
 
 
@@ -20,17 +18,12 @@ def build(spec: CustomModel, inputs: Sequence[ModelInput], num_outputs: int) -> 
     Raises:
         SpecError: If it cannot be imported or built, or gives no logits of the right shape.
     """
-    function = load_function(spec.module, _PLACE)
-    try:
-        model = function(spec, inputs, num_outputs)
-    except LeptonError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise _wrong(spec, "build a model without an error", f"{type(error).__name__}: {error}") from error
+    function = load_builder(spec)
+    model = call_builder(function, spec, inputs, num_outputs)
     if not isinstance(model, nn.Module):
-        raise _wrong(spec, "give a torch.nn.Module", f"a {type(model).__name__}")
+        raise wrong(spec, "give a torch.nn.Module", f"a {type(model).__name__}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise _wrong(spec, "give a module with parameters to train", "none")
+        raise wrong(spec, "give a module with parameters to train", "none")
     _try(spec, model, inputs, num_outputs)
     return model
 
@@ -43,15 +36,15 @@ def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_
         logits_NC = model.eval()(*rows)
     except Exception as error:  # a user's module may raise anything
         shapes = ", ".join(f"{i.name} {tuple(values.shape)}" for i, values in zip(inputs, rows, strict=True))
-        raise _wrong(spec, f"take the inputs {shapes}", f"{type(error).__name__}: {error}") from error
+        raise wrong(spec, f"take the inputs {shapes}", f"{type(error).__name__}: {error}") from error
     finally:
         model.train(is_training)
     if not isinstance(logits_NC, Tensor) or not logits_NC.is_floating_point():
         kind = f"a tensor of {logits_NC.dtype}" if isinstance(logits_NC, Tensor) else f"a {type(logits_NC).__name__}"
-        raise _wrong(spec, "give one tensor of floating-point logits", kind)
+        raise wrong(spec, "give one tensor of floating-point logits", kind)
     if logits_NC.shape != (_ROWS, num_outputs):
         wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows"
-        raise _wrong(spec, wanted, str(tuple(logits_NC.shape)))
+        raise wrong(spec, wanted, str(tuple(logits_NC.shape)))
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = (
         torch.autograd.grad(logits_NC.sum(), list(trained.values()), allow_unused=True)
@@ -59,8 +52,4 @@ def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_
         else [None] * len(trained)
     )
     if unused := [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]:
-        raise _wrong(spec, "use all its parameters, or workers wait for their gradients", f"{unused[0]} unused")
-
-
-def _wrong(spec: CustomModel, rule: str, got: str) -> SpecError:
-    return SpecError([f"{_PLACE} {spec.module!r} must {rule}, got {got}. Correct the function or model.options"])
+        raise wrong(spec, "use all its parameters, or workers wait for their gradients", f"{unused[0]} unused")
