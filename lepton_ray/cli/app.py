@@ -132,7 +132,7 @@ def run(
             if as_json:
                 print_json(result.to_json())
             if serve and "deploy" in result.results:
-                _wait_for_interrupt(result["deploy"].url)
+                wait_for_interrupt(result["deploy"].url)
 
 
 @app.command()
@@ -201,7 +201,7 @@ def serve(
         with _ray_closed_after(interruptible=True):
             url, through, metrics_url = start_application(open_model, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
-            _wait_for_interrupt(url)
+            wait_for_interrupt(url)
 
 
 def _serve_spec(host: str, port: int, max_replicas: int) -> Any:
@@ -233,12 +233,12 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _wait_for_interrupt(url: str) -> None:
-    typer.echo(f"serving at {url} until Ctrl-C", err=True)
-    try:
+def wait_for_interrupt(url: str) -> None:
+    """Keep an endpoint up until Ctrl-C or SIGTERM, which is no error."""
+    with contextlib.suppress(KeyboardInterrupt):  # who reads the line may stop us before we wait
+        typer.echo(f"serving at {url} until Ctrl-C", err=True)
         threading.Event().wait()
-    except KeyboardInterrupt:
-        typer.echo("stopping", err=True)
+    typer.echo("stopping", err=True)
 
 
 def _format_package(facts: dict[str, Any]) -> str:

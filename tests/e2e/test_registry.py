@@ -67,8 +67,8 @@ def test_champion_is_served_from_a_server_that_proxies_artifacts(workplace: Work
     with urllib.request.urlopen(f"{lines[-1].split()[2]}/v2/models/proxied/ready", timeout=30) as response:
         assert response.status == 200
     server.send_signal(signal.SIGTERM)
-    server.communicate(timeout=60)
-    assert server.returncode == 0
+    _, rest = server.communicate(timeout=60)
+    assert server.returncode == 0, rest
 
 
 def test_credentials_of_the_registry_stay_out_of_messages(workplace: Workplace) -> None:

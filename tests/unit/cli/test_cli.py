@@ -13,7 +13,7 @@ import typer.main
 from typer.testing import CliRunner, Result
 
 from lepton_ray import __version__, pipeline
-from lepton_ray.cli.app import app
+from lepton_ray.cli.app import app, wait_for_interrupt
 from lepton_ray.core.errors import ArtifactError, EngineError, LeptonError, QualityGateError
 
 _SPEC = """\
@@ -291,3 +291,16 @@ def test_an_output_that_cannot_be_written_is_named(mixed_package: Path, tmp_path
     arguments = [data] if command == "init" else [mixed_package, data]
     message = _error(_run(command, *arguments, "-o", tmp_path / "no" / "where"), 1)
     assert "--output must be a file that can be written, got " in message
+
+
+def test_stop_as_soon_as_the_address_is_said_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def say(text: str, **_: object) -> None:
+        said.append(text)
+        if text.startswith("serving"):
+            raise KeyboardInterrupt  # a signal that comes before the next statement
+
+    monkeypatch.setattr("lepton_ray.cli.app.typer.echo", say)
+    wait_for_interrupt("http://127.0.0.1:1")
+    assert said[-1] == "stopping"
