@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
+# Tests of functions run in a process for each core; those that start clusters and servers run alone.
+SIDE_BY_SIDE := tests/unit tests/numerics --numprocesses logical --maxprocesses 8 --dist loadfile
+IN_TURN := tests/connectors tests/docs tests/e2e tests/ray
 
 .PHONY: help setup demo test test-all check format bench bench-data bench-train bench-serve bench-models docs clean
 
@@ -22,10 +25,12 @@ demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up
 	$(BIN)/python jobs/demo.py $(SPEC) $(if $(SERVE),--serve)
 
 test: $(STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m 'not slow' $(IN_TURN)
 
 test-all: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(IN_TURN)
 
 check: $(STAMP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .

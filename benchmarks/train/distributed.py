@@ -245,6 +245,13 @@ def _images(workers: int) -> TrainData:
     return TrainData({"features": x}, y, {"features": x[:IMAGE_BATCH]}, y[:IMAGE_BATCH])
 
 
+def _plain_cnn() -> Any:
+    """Return the same model for both: what is compared is how its workers are kept in step."""
+    from contender import CLASSES, MODEL  # noqa: PLC0415  beside this file
+
+    return build_model(MODEL, [ModelInput(name="features", shape=(3, 32, 32))], CLASSES)
+
+
 def _images_per_s(path: Path, workers: int, num_steps: int) -> Facts:
     return {"images_per_s": IMAGE_BATCH * workers * (num_steps - 1) / float(path.read_text())}
 
@@ -262,13 +269,10 @@ def scale_ours(folder: Path, workers: int) -> Facts:
     import ray  # noqa: PLC0415  reads the settings
 
     ray.init(address="local", num_cpus=max(workers, os.cpu_count() or 1), dashboard_port=port, log_to_driver=False)
-    from contender import MODEL  # noqa: PLC0415  beside this file
-
     from lepton_ray.train import on_ray  # noqa: PLC0415
 
     num_steps = -(-IMAGES_PER_WORKER // IMAGE_BATCH)
-    inputs = [ModelInput(name="features", shape=(3, 32, 32))]
-    build = partial(clocked, partial(build_model, MODEL, inputs, 10), num_steps, folder / "seconds")
+    build = partial(clocked, _plain_cnn, num_steps, folder / "seconds")
     spec = TrainSpec(num_workers=workers, epochs=2, global_batch_size=IMAGE_BATCH * workers, lr=LR)
     storage = on_ray.Storage(pafs.LocalFileSystem(), str(folder / "training"))
     on_ray.fit(build, _images(workers), spec, 0, storage, lambda text: None)
@@ -285,9 +289,7 @@ def _ddp_worker(rank: int, workers: int, folder: Path, num_steps: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=workers)
     data = _images(workers)
-    layers = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)]
-    plain = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 6 * 6, 10))
-    model = nn.parallel.DistributedDataParallel(clocked(lambda: plain, num_steps, folder / "seconds"))
+    model = nn.parallel.DistributedDataParallel(clocked(_plain_cnn, num_steps, folder / "seconds"))
     rows = TensorDataset(torch.from_numpy(data.x_train["features"]), torch.from_numpy(data.y_train))
     sampler: Any = DistributedSampler(rows)
     loader = DataLoader(rows, IMAGE_BATCH, sampler=sampler)

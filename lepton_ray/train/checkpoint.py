@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import read_json, write_json
@@ -109,11 +108,18 @@ def _gather(tensors: dict[str, torch.Tensor]) -> None:
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor with the parts of all workers, which all call this."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_parted(value) else value
+
+
+def _is_parted(value: Any) -> bool:
+    """Whether it is a tensor of which each worker holds a part; without the half second that importing ``DTensor`` takes."""
+    return hasattr(value, "full_tensor")
 
 
 def _part(value: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
     """Return this worker's part of a whole tensor, where ``like`` is one of its shape."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if like is None or not _is_parted(like) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  slow, and of parted models alone
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

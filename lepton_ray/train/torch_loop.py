@@ -105,9 +105,11 @@ def train_epochs(
     model: nn.Module | None = None
     with freed_memory_kept():
         while state.epoch < spec.epochs and not has_stalled(state, spec):
-            if set_learning(state.model, state.epoch) or model is None:
+            is_other = set_learning(state.model, state.epoch)
+            if is_other and model is not None:
                 model = None
                 gc.collect()  # a wrapper takes its hooks along; the next one is made for what learns now
+            if model is None:
                 model = group.wrap(state.model)
             torch.manual_seed(mix(seed, state.epoch, group.rank))
             with use_threads(num_threads):

@@ -19,7 +19,7 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.core.files import read_json, write_json
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import num_held, wait_for_capacity
-from lepton_ray.spec.tune import PbtScheduler, TuneSpec
+from lepton_ray.spec.tune import NoScheduler, PbtScheduler, TuneSpec
 from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
 from lepton_ray.tune.space import Values, decode
 from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
@@ -27,6 +27,7 @@ from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_
 _NOTHING = {"memory": 1.0}  # a byte: Tune refuses a trial that asks for nothing
 _START_TIMEOUT_S = 120.0
 _CLOCK_S = 1.0  # between two notes of the seconds spent
+_STEP_S = 1.0  # a result takes Tune some milliseconds: as much as an epoch of a small model
 _MAX_RETRIES = 1  # of a trial: its process may have been lost
 
 
@@ -190,6 +191,14 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         return True
 
     def step(self) -> dict[str, Any]:
+        """Train an epoch, or, where no scheduler looks at them, as many as a second has."""
+        end = time.monotonic() + (_STEP_S if isinstance(self._spec.scheduler, NoScheduler) else 0.0)
+        result = self._train_epoch()
+        while not result["done"] and time.monotonic() < end:
+            result = self._train_epoch()
+        return result
+
+    def _train_epoch(self) -> dict[str, Any]:
         """Train an epoch; after early stopping the last result stands."""
         start = time.monotonic()
         epoch = next(self._training, None) if self._training else None

@@ -68,7 +68,7 @@ def _step(kind: str, data: TrainData, spec: AugmentSpec | None, group: Group | N
 
 
 @pytest.mark.parametrize(("kind", "alpha", "balance"), [case for case in VARIED if case[2] != "undersample"])
-@pytest.mark.parametrize("world_size", [2, 3, 25])
+@pytest.mark.parametrize("world_size", [2, 3, pytest.param(25, marks=pytest.mark.slow)])
 def test_averaged_gradients_are_those_of_one_worker(
     kind: str, alpha: float, balance: str | None, world_size: int
 ) -> None:
