@@ -64,6 +64,8 @@ class Slot:
     is_head: bool = False
     is_http_10: bool = False
     keep_alive: bool = False
+    caller: str = ""
+    """Id of its token."""
     response: Response | None = None
 
 
@@ -296,6 +298,8 @@ class Connection(asyncio.Protocol):
             return
         name = name.lower()
         incoming.num_hosts += name == b"host"
+        if name == b"authorization" and name in incoming.headers:
+            value = b""  # which of two is meant nobody can know
         incoming.headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -312,7 +316,7 @@ class Connection(asyncio.Protocol):
             is_http_10=version == "1.0",
             keep_alive=self._parser.should_keep_alive(),
         )
-        found = self._owner.endpoint.find(method, self._path())
+        found, incoming.slot.caller = self._owner.endpoint.admit(method, self._path(), headers.get(b"authorization"))
         if isinstance(found, Response):
             incoming.slot.response = found
         else:
@@ -399,6 +403,8 @@ class Connection(asyncio.Protocol):
     def _answer_expectation(self, expected: bytes) -> None:
         if expected.lower() != b"100-continue":
             raise self._refusal(_HTTP_EXPECTATION, "expect must be 100-continue")
+        if (response := self._incoming.slot.response) is not None:
+            raise _RefusalError(response)  # the body is not wanted, and may come or not
         if not self._slots:  # else the answers before it would come after
             self._transport.write(_CONTINUE)
 

@@ -31,11 +31,13 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.batching import Batcher, measure
 from lepton_ray.serve.connection import ConnectionLimits
-from lepton_ray.serve.endpoint import Endpoint, Limits, Outputs, answer_golden_records
+from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, Outputs, answer_golden_records
+from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
+from lepton_ray.serve.rate.on_ray import Shares
 from lepton_ray.serve.sockets import SharedSocket, share
-from lepton_ray.spec.release import ServeSpec
+from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec
 
 DEPLOYMENT = "model"
 LISTENER_REQUESTS = "listener_requests"
@@ -92,6 +94,8 @@ class Served:
     limits: Limits
     max_waiting: int
     listening: Listening | None
+    auth: AuthSpec | None
+    rate_limit: RateLimitSpec | None
 
 
 class _RayMeter:
@@ -106,6 +110,7 @@ class _RayMeter:
         self._requests = _counter(catalogue.REQUESTS)
         self._rows = _counter(catalogue.ROWS)
         self._predictions = _counter(catalogue.PREDICTIONS)
+        self._failures = _counter(catalogue.RELOAD_FAILURES)
         latency = catalogue.LATENCY
         self._latency = serve_metrics.Histogram(
             latency.name, latency.description, list(latency.buckets), latency.labels
@@ -121,6 +126,10 @@ class _RayMeter:
             self._counts.requests[protocol_name, code] += 1
             self._counts.labels.update(labels)
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
+
+    def count_failure(self, what: str) -> None:
+        """Count a change of files that could not be used."""
+        self._failures.inc(1, {**self._model, "what": what})
 
     def flush(self) -> None:
         """Hand the counts to Ray."""
@@ -156,7 +165,7 @@ class ModelReplica:
     """Holds one package. Ready once it is warm, has answered the package's golden records, and listens."""
 
     _shared: SharedSocket | None = None
-    _flushing: "asyncio.Task[None] | None" = None
+    _tasks: "tuple[asyncio.Task[None], ...]" = ()
 
     def __init__(self, served: Served) -> None:
         package = served.open_model()
@@ -169,15 +178,28 @@ class ModelReplica:
         predictor = Predictor(package, served.num_threads)
         answer_golden_records(predictor)
         self._meter = _RayMeter(served.name, package.version)
-        self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter)
+        self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meter.count_failure)
+        self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter, self._guard)
         self._batcher = Batcher(self._endpoint, measure(predictor), served.max_waiting)
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
         """Start the listener and return the application for Ray Serve's HTTP, both in the loop of the replica."""
-        self._flushing = asyncio.create_task(self._meter.flush_for_ever())
+        await self._start_tasks()
         if self._listening is not None:
             await self._start_listener(self._listening)
         return asgi_app(self._endpoint, self._batcher)
+
+    async def _start_tasks(self) -> None:
+        followed = [self._meter.flush_for_ever()]
+        if self._tokens is not None:
+            followed.append(self._tokens.follow())
+        if self._guard is not None:
+            context = serve.get_replica_context()
+            shares = Shares(self._guard, context.app_name, context.replica_tag)
+            if self._guard.purses:
+                await shares.begin()
+            followed.append(shares.follow())
+        self._tasks = tuple(asyncio.create_task(one) for one in followed)
 
     async def _start_listener(self, listening: Listening) -> None:
         self._listener = Listener(self._endpoint, self._batcher, listening.limits)
@@ -191,6 +213,8 @@ class ModelReplica:
         shared.give_to_others()
         self._shared = shared
         _logger.info("listening at %s:%d", listening.host, listening.port)
+        if self._tokens is None and (warning := warn_of_openness(listening.host)):
+            _logger.warning("%s", warning)
 
     async def entrance(self) -> Entrance:
         """Say where the listener is."""
@@ -198,6 +222,11 @@ class ModelReplica:
         if self._listening is None or self._shared is None:
             return Entrance(None, node_id, node_ip, self._reason)
         return Entrance((self._listening.host, self._listening.port), node_id, node_ip)
+
+    async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Answer one POST of the cluster's own; returns status and body."""
+        response = await asyncio.to_thread(self._endpoint.ask, "POST", path, body)
+        return response.code, response.body
 
     async def check_health(self) -> None:
         """Ask the listener as a client would: it answers in the loop that answers everything else."""
@@ -210,14 +239,15 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         """Leave without a lost request: the other replicas of the node have the same socket."""
-        if self._flushing is None:  # it has never been ready
+        if not self._tasks:  # it has never been ready
             return
         shared, self._shared = self._shared, None
         if shared is not None:
             await self._listener.drain(_DRAIN_S)
             shared.close()
         self._batcher.close()
-        self._flushing.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._meter.flush()
 
 
@@ -238,6 +268,13 @@ def follow_requests(context: Any) -> tuple[float, dict[str, Any]]:
         return context.target_num_replicas, {}
     direct = sum((context.aggregated_metrics or {}).get(LISTENER_REQUESTS, {}).values())
     return (context.total_num_requests + direct) / context.config.get_target_ongoing_requests(), {}
+
+
+def warn_of_openness(host: str) -> str:
+    """Return what to say of a host that answers everybody; empty if only this machine reaches it."""
+    if host.startswith(_LOOPBACK):
+        return ""
+    return f"everybody who can reach {host or 'this machine'} is answered; serve.auth asks for a token"
 
 
 def listen_at(spec: ServeSpec) -> Listening | None:
@@ -296,7 +333,25 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in (*_EVERY_INTERFACE, None) else options.host
     standard = f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
-    return choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
+    at = choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
+    hosts = (spec.host, *((spec.listener.host,) if spec.listener and spec.listener.host else ()))
+    warnings = [warning for one in hosts if spec.auth is None and (warning := warn_of_openness(one))]
+    return Addresses(at.url, "; ".join([at.through, *warnings[-1:]]))
+
+
+def ask(name: str, path: str, body: bytes) -> bytes:
+    """POST to an application through Ray, where neither a token nor a certificate is asked for, and return the answer's body.
+
+    Raises:
+        EngineError: If there is none, or its status is not 200.
+    """
+    try:
+        code, answer = serve.get_app_handle(name).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise EngineError(f"{name} must answer {path}, got: {last_line(error)}", retryable=True) from error
+    if code != HTTP_OK:
+        raise EngineError(f"{name} must answer {path}, got status {code}: {answer[:500].decode(errors='replace')}")
+    return bytes(answer)
 
 
 def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses:

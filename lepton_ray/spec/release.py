@@ -1,5 +1,6 @@
 """Sections ``export``, ``evaluate``, ``register`` and ``serve``: from a checkpoint to an endpoint."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -138,6 +139,38 @@ class ListenerSpec(Section):
     """An older connection is closed with its next answer, so that new replicas get their share."""
 
 
+SHARES_PER_S = 4
+"""Replicas take their share of a rate so often; two shares at a time are under way."""
+
+
+class RateLimitSpec(Section):
+    """A bound on requests, over all replicas."""
+
+    requests_per_second: PositiveFloat
+    burst: PositiveInt | None = None
+    """Most requests at once, after a time with fewer; None takes those of one second."""
+
+    @model_validator(mode="after")
+    def _check_burst(self) -> Self:
+        least = math.ceil(self.requests_per_second * 2 / SHARES_PER_S)
+        if self.burst is not None and self.burst < least:
+            raise ValueError(
+                f"burst must be at least {least}, what replicas take at {self.requests_per_second:g} requests_per_second, "
+                f"got {self.burst}. Raise it, or leave it out"
+            )
+        return self
+
+
+class AuthSpec(Section):
+    """Who may ask: bearer tokens. Health is told to everybody."""
+
+    tokens_file: Uri
+    """File that ``lepton-ray token`` writes: hashes of the tokens, what they are for, when they expire. Replicas read it again within
+    seconds of a change."""
+    rate_limit_per_token: RateLimitSpec | None = None
+    """Of each token that has none of its own in the file."""
+
+
 class ServeSpec(Section):
     """The Ray Serve application."""
 
@@ -161,3 +194,7 @@ class ServeSpec(Section):
     max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 16 << 20
     """Larger bodies are answered with 413."""
     max_rows_per_request: PositiveInt = 4096
+    auth: AuthSpec | None = None
+    """None answers everybody who can reach it."""
+    rate_limit: RateLimitSpec | None = None
+    """Of all callers together; beyond it they are answered with 429."""
