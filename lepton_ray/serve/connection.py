@@ -138,6 +138,8 @@ class Connection(asyncio.Protocol):
         """Set once the last answer is sent."""
         self._is_ending = False
         """No more requests are taken."""
+        self._is_refusing = False
+        """The last answer is a refusal: more may be on its way."""
         self._is_half_closed = False
         """The client sends no more, and waits."""
         self._incoming = _Incoming()
@@ -183,7 +185,8 @@ class Connection(asyncio.Protocol):
         """Answer what is under way, then close."""
         self._is_ending = True
         self._give_up()
-        self._is_half_closed = bool(self._slots) and self._linger_until is None
+        can_answer = self._transport.can_write_eof()  # TLS ends both directions at once
+        self._is_half_closed = can_answer and bool(self._slots) and self._linger_until is None
         return self._is_half_closed
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -425,7 +428,7 @@ class Connection(asyncio.Protocol):
         """Answer with a refusal, after what is under way, and take nothing more."""
         if self._is_ending:
             return
-        self._is_ending = True
+        self._is_ending = self._is_refusing = True
         self._receive_by = None
         self._slots.append(Slot(self._incoming.slot.request_id, response=response))
 
@@ -454,7 +457,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._linger_until = self._owner.now() + _LINGER_S
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        elif not self._is_refusing:
+            self._transport.close()
+            return
         self._resume_reading()
 
 

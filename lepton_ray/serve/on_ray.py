@@ -7,6 +7,7 @@ them (``record_autoscaling_stats``), probes its listener (``check_health``) and 
 import asyncio
 import hashlib
 import logging
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -37,7 +38,8 @@ from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
 from lepton_ray.serve.rate.on_ray import Shares
 from lepton_ray.serve.sockets import SharedSocket, share
-from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec
+from lepton_ray.serve.tls import local_file, watch_certificate
+from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
 
 DEPLOYMENT = "model"
 LISTENER_REQUESTS = "listener_requests"
@@ -47,7 +49,6 @@ _SURGE_PERCENT = 20  # rounded up to whole replicas: the new one is there before
 _ENTRANCE_TIMEOUT_S = 30.0
 _FLUSH_S = 1.0
 _EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
-_LOOPBACK = ("127.", "localhost", "::1")
 _MAX_PORT = 65535
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -70,6 +71,7 @@ class Entrance:
     node_id: str
     node_ip: str
     reason: str = ""
+    scheme: str = "http"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Served:
     listening: Listening | None
     auth: AuthSpec | None
     rate_limit: RateLimitSpec | None
+    tls: TlsSpec | None
 
 
 class _RayMeter:
@@ -174,6 +177,7 @@ class ModelReplica:
                 f"{package.path} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
             )
         self._listening = served.listening
+        self._tls = served.tls
         self._reason = "it is off"
         predictor = Predictor(package, served.num_threads)
         answer_golden_records(predictor)
@@ -203,6 +207,9 @@ class ModelReplica:
 
     async def _start_listener(self, listening: Listening) -> None:
         self._listener = Listener(self._endpoint, self._batcher, listening.limits)
+        if self._tls is not None:
+            followed = watch_certificate(self._tls, self._use_certificate, self._meter.count_failure)
+            self._tasks += (asyncio.create_task(followed.follow()),)
         try:
             shared = await asyncio.to_thread(share, _meeting_place(listening), listening.host, listening.port)
         except OSError as error:
@@ -216,12 +223,16 @@ class ModelReplica:
         if self._tokens is None and (warning := warn_of_openness(listening.host)):
             _logger.warning("%s", warning)
 
+    def _use_certificate(self, context: ssl.SSLContext) -> None:
+        self._listener.tls = context
+
     async def entrance(self) -> Entrance:
         """Say where the listener is."""
         node_id, node_ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         if self._listening is None or self._shared is None:
             return Entrance(None, node_id, node_ip, self._reason)
-        return Entrance((self._listening.host, self._listening.port), node_id, node_ip)
+        scheme = "http" if self._tls is None else "https"
+        return Entrance((self._listening.host, self._listening.port), node_id, node_ip, scheme=scheme)
 
     async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Answer one POST of the cluster's own; returns status and body."""
@@ -272,7 +283,7 @@ def follow_requests(context: Any) -> tuple[float, dict[str, Any]]:
 
 def warn_of_openness(host: str) -> str:
     """Return what to say of a host that answers everybody; empty if only this machine reaches it."""
-    if host.startswith(_LOOPBACK):
+    if is_loopback(host):
         return ""
     return f"everybody who can reach {host or 'this machine'} is answered; serve.auth asks for a token"
 
@@ -320,7 +331,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port()))
+        serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
         handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
         entrance = handle.entrance.remote().result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
@@ -332,11 +343,18 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         ) from error
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in (*_EVERY_INTERFACE, None) else options.host
-    standard = f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
+    scheme = "https" if options.ssl_certfile and not settings.serve_uses_haproxy() else "http"
+    standard = f"{scheme}://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
     at = choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
     hosts = (spec.host, *((spec.listener.host,) if spec.listener and spec.listener.host else ()))
     warnings = [warning for one in hosts if spec.auth is None and (warning := warn_of_openness(one))]
     return Addresses(at.url, "; ".join([at.through, *warnings[-1:]]))
+
+
+def _tls_options(tls: TlsSpec | None) -> dict[str, str]:
+    if tls is None:
+        return {}
+    return {"ssl_certfile": local_file(tls.certificate_file), "ssl_keyfile": local_file(tls.key_file)}
 
 
 def ask(name: str, path: str, body: bytes) -> bytes:
@@ -363,9 +381,9 @@ def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses
     is_here = entrance.node_id == node_id
     if host in _EVERY_INTERFACE:
         host = "127.0.0.1" if is_here else entrance.node_ip
-    elif host.startswith(_LOOPBACK) and not is_here:
+    elif is_loopback(host) and not is_here:
         return Addresses(standard, f"{own}; the replicas' listener answers only on its node, at {host}:{port}")
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = f"{entrance.scheme}://[{host}]:{port}" if ":" in host else f"{entrance.scheme}://{host}:{port}"
     return Addresses(url, f"the replicas' listener; {own} is at {standard}")
 
 

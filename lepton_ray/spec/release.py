@@ -171,6 +171,22 @@ class AuthSpec(Section):
     """Of each token that has none of its own in the file."""
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    return host.startswith(("127.", "localhost", "::1"))
+
+
+class TlsSpec(Section):
+    """HTTPS. The files lie on each node; PEM."""
+
+    certificate_file: Uri
+    """Of the server, with what leads to its authority behind it."""
+    key_file: Uri
+    """Of the certificate, not encrypted."""
+    client_ca_file: Uri | None = None
+    """Callers must show a certificate of this authority."""
+
+
 class ServeSpec(Section):
     """The Ray Serve application."""
 
@@ -198,3 +214,14 @@ class ServeSpec(Section):
     """None answers everybody who can reach it."""
     rate_limit: RateLimitSpec | None = None
     """Of all callers together; beyond it they are answered with 429."""
+    tls: TlsSpec | None = None
+    """None leaves both ways in plain HTTP."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if self.tls is not None and self.tls.client_ca_file is not None and not is_loopback(self.host):
+            raise ValueError(
+                "host must be of the loopback interface for tls.client_ca_file, as Ray Serve's own HTTP asks nobody for a certificate, "
+                f"got {self.host!r}. Give listener.host the address instead"
+            )
+        return self

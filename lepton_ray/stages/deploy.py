@@ -119,6 +119,7 @@ def _application(open_model: OpenModel, package: ModelPackage, name: str | None,
         listening=on_ray.listen_at(spec),
         auth=_locate_tokens(spec.auth),
         rate_limit=spec.rate_limit,
+        tls=spec.tls,
     )
     return on_ray.build_application(served, spec)
 
@@ -148,7 +149,7 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
     ctx.update("application ready")
     try:
         records = (opened.path / "golden_records.json").read_bytes()
-        is_open = serve.auth is None and serve.rate_limit is None
+        is_open = serve.auth is None and serve.rate_limit is None and serve.tls is None
         answer = post_json(f"{at.url}/predict", records) if is_open else on_ray.ask(name, "/predict", records)
         got = read_answer(answer, opened.signature.classes)
         expected = read_json(opened.path / "golden_outputs.json")

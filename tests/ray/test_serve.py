@@ -4,6 +4,8 @@ import http.client
 import json
 import random
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import urllib.error
@@ -20,7 +22,7 @@ import pytest
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
-from lepton_ray.spec.release import AuthSpec, AutoscalingSpec, ListenerSpec, RateLimitSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, AutoscalingSpec, ListenerSpec, RateLimitSpec, ServeSpec, TlsSpec
 
 from .conftest import wait_until
 
@@ -199,6 +201,27 @@ def test_without_a_listener_the_standard_address_serves(application: Application
     at = application.deploy(listener=None)
     assert at.through == "Ray Serve's proxy; the replicas' listener does not answer: it is off"
     assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
+
+
+def test_both_ways_in_speak_tls(cluster: None, package: str, tmp_path: Path) -> None:
+    """Ray Serve's proxy keeps its options while it runs: this test has it for itself."""
+    from ray import serve
+
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    serve.shutdown()
+    application = Application(package)
+    tls = TlsSpec(certificate_file=f"{tmp_path}/cert.pem", key_file=f"{tmp_path}/key.pem")
+    try:
+        at = application.deploy(tls=tls)
+        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        for url in (at.url, at.through.rpartition(" ")[2]):
+            assert url.startswith("https://127.0.0.1:")
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=30, context=context) as response:
+                assert json.loads(response.read()) == {"ready": True}
+    finally:
+        serve.shutdown()
 
 
 def _ask_until(url: str, token: str, stop: threading.Event, accepted: list[float], others: list[int]) -> None:

@@ -113,6 +113,7 @@ class Running:
         )
         self.batcher = Batcher(self.endpoint, options.get("cost", SHORT), options.get("max_waiting", 1000))
         self.listener = Listener(self.endpoint, self.batcher, options.get("connections", ConnectionLimits()))
+        self.listener.tls = options.get("tls")
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.socket.setblocking(False)
         self.port = self.socket.getsockname()[1]
