@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli import data, quarantine
+from lepton_ray.cli import data, quarantine, token
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 app.add_typer(data.app, name="data")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(token.app, name="token")
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 SetOption = Annotated[

@@ -35,5 +35,11 @@ LATENCY = Metric(
 PREDICTIONS = Metric(
     "lepton_predictions", "counter", "Predicted rows, by predicted label.", ("model", "version", "label")
 )
+RELOAD_FAILURES = Metric(
+    "lepton_reload_failures",
+    "counter",
+    "Changes of the token file or the certificate that a replica could not use.",
+    ("model", "version", "what"),
+)
 
-CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS)
+CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS, RELOAD_FAILURES)

@@ -64,6 +64,8 @@ class Slot:
     is_head: bool = False
     is_http_10: bool = False
     keep_alive: bool = False
+    caller: str = ""
+    """Id of its token."""
     response: Response | None = None
 
 
@@ -136,6 +138,8 @@ class Connection(asyncio.Protocol):
         """Set once the last answer is sent."""
         self._is_ending = False
         """No more requests are taken."""
+        self._is_refusing = False
+        """The last answer is a refusal: more may be on its way."""
         self._is_half_closed = False
         """The client sends no more, and waits."""
         self._incoming = _Incoming()
@@ -181,7 +185,8 @@ class Connection(asyncio.Protocol):
         """Answer what is under way, then close."""
         self._is_ending = True
         self._give_up()
-        self._is_half_closed = bool(self._slots) and self._linger_until is None
+        can_answer = self._transport.can_write_eof()  # TLS ends both directions at once
+        self._is_half_closed = can_answer and bool(self._slots) and self._linger_until is None
         return self._is_half_closed
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -296,6 +301,8 @@ class Connection(asyncio.Protocol):
             return
         name = name.lower()
         incoming.num_hosts += name == b"host"
+        if name == b"authorization" and name in incoming.headers:
+            value = b""  # which of two is meant nobody can know
         incoming.headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -312,7 +319,7 @@ class Connection(asyncio.Protocol):
             is_http_10=version == "1.0",
             keep_alive=self._parser.should_keep_alive(),
         )
-        found = self._owner.endpoint.find(method, self._path())
+        found, incoming.slot.caller = self._owner.endpoint.admit(method, self._path(), headers.get(b"authorization"))
         if isinstance(found, Response):
             incoming.slot.response = found
         else:
@@ -399,6 +406,8 @@ class Connection(asyncio.Protocol):
     def _answer_expectation(self, expected: bytes) -> None:
         if expected.lower() != b"100-continue":
             raise self._refusal(_HTTP_EXPECTATION, "expect must be 100-continue")
+        if (response := self._incoming.slot.response) is not None:
+            raise _RefusalError(response)  # the body is not wanted, and may come or not
         if not self._slots:  # else the answers before it would come after
             self._transport.write(_CONTINUE)
 
@@ -419,7 +428,7 @@ class Connection(asyncio.Protocol):
         """Answer with a refusal, after what is under way, and take nothing more."""
         if self._is_ending:
             return
-        self._is_ending = True
+        self._is_ending = self._is_refusing = True
         self._receive_by = None
         self._slots.append(Slot(self._incoming.slot.request_id, response=response))
 
@@ -448,7 +457,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._linger_until = self._owner.now() + _LINGER_S
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        elif not self._is_refusing:
+            self._transport.close()
+            return
         self._resume_reading()
 
 

@@ -3,8 +3,8 @@
 A server finds what a path is (``find``): either a response, or the protocol of a prediction, for which it makes a ``Call`` of
 the body. Calls are predicted together (``predict``), as many as there are; each gets the response that it would get alone.
 
-Status codes: 400 not JSON or not of the protocol; 404 unknown path, model or version; 413 too large; 422 a record that
-breaks the signature; 503 too many wait; 500 never on purpose, and without a word on the inside.
+Status codes: 400 not JSON or not of the protocol; 401 no good token; 403 a token for other things; 404 unknown path, model or
+version; 413 too large; 422 a record that breaks the signature; 429 more than a limit; 503 too many wait; 500 never on purpose, and without a word on the inside.
 """
 
 import logging
@@ -24,6 +24,7 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
+from lepton_ray.serve.guard import Denial, Guard
 
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -31,6 +32,8 @@ HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
 _HTTP_NOT_FOUND, _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE, _HTTP_FAILED = 404, 405, 413, 422, 500
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
+_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
+"""Answered without a token: who asks for health often cannot have one."""
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 
@@ -99,6 +102,8 @@ class Endpoint:
     name: str
     limits: Limits
     meter: Meter
+    guard: Guard | None = None
+    """None lets everybody in who comes by HTTP."""
 
     @property
     def version(self) -> str:
@@ -123,6 +128,32 @@ class Endpoint:
     def find(self, method: str, path: str) -> Response | ProtocolName:
         """Return the protocol of a prediction at a decoded path, or the response to any other request."""
         return self._calls.get((method, path)) or self._answer_other(method, path)
+
+    def admit(self, method: str, path: str, authorization: bytes | None) -> tuple[Response | ProtocolName, str]:
+        """Return what ``find`` does if the guard lets the caller in, else the refusal, and the id of the caller's token, if any.
+
+        Args:
+            method: Of the request.
+            path: Decoded.
+            authorization: Value of that header; empty if it came more than once.
+        """
+        guard = self.guard
+        if guard is None or path in _OPEN_PATHS:
+            return self.find(method, path), ""
+        caller = guard.identify(authorization)
+        if isinstance(caller, Denial):
+            return self._deny(method, path, caller), ""
+        found = self.find(method, path)
+        if isinstance(found, Response):
+            denial = guard.admit(caller, "metadata" if found.code == HTTP_OK else None)
+        else:
+            denial = guard.admit(caller, "predict")
+        return found if denial is None else self._deny(method, path, denial), caller.id
+
+    def _deny(self, method: str, path: str, denial: Denial) -> Response:
+        protocol_name = self._calls.get((method, path))
+        call = None if protocol_name is None else Call(protocol_name)
+        return self.refuse(call, denial.code, denial.message, denial.headers)
 
     def _answer_other(self, method: str, path: str) -> Response:
         match path.split("/"):
@@ -152,9 +183,11 @@ class Endpoint:
             return _get(method, {"name": self.name, "ready": True})
         return _get(method, protocol.metadata(self.name, [self.version], self.predictor.signature))
 
-    def refuse(self, call: Call | None, code: int, message: str) -> Response:
+    def refuse(
+        self, call: Call | None, code: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> Response:
         """Return the response to what comes to nothing; counted if it was a call."""
-        response = _error(code, message)
+        response = _error(code, message, headers)
         return response if call is None else self._finish(call, response, None)
 
     def refuse_large(self, call: Call | None) -> Response:
@@ -290,12 +323,12 @@ def _json(content: Any, code: int = HTTP_OK) -> Response:
     return Response(code, orjson.dumps(content, option=_OPTIONS))
 
 
-def _error(code: int, message: str) -> Response:
+def _error(code: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
     """Return the response that says what is wrong."""
     response = _json({"error": message}, code)
-    if code != HTTP_UNAVAILABLE:
-        return response
-    return Response(code, response.body, (*response.headers, (b"retry-after", _RETRY_AFTER_S)))
+    if code == HTTP_UNAVAILABLE:
+        headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
+    return Response(code, response.body, (*response.headers, *headers))
 
 
 def _not_found(path: str) -> Response:

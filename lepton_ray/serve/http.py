@@ -15,6 +15,7 @@ from lepton_ray.serve.endpoint import (
     Response,
     parse_length,
 )
+from lepton_ray.serve.guard import Guard
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -24,9 +25,11 @@ AsgiApp = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
 _MAX_WAITING = 1000
 
 
-def build_http_app(predictor: Predictor, name: str, limits: Limits, meter: Meter) -> AsgiApp:
+def build_http_app(
+    predictor: Predictor, name: str, limits: Limits, meter: Meter, guard: Guard | None = None
+) -> AsgiApp:
     """Return the ASGI application that serves ``predictor`` as the model ``name``."""
-    endpoint = Endpoint(predictor, name, limits, meter)
+    endpoint = Endpoint(predictor, name, limits, meter, guard)
     return asgi_app(endpoint, Batcher(endpoint, measure(predictor), _MAX_WAITING))
 
 
@@ -55,8 +58,10 @@ async def _live(receive: _Receive, send: _Send) -> None:
 
 
 async def _respond(endpoint: Endpoint, batcher: Batcher, scope: Mapping[str, Any], receive: _Receive) -> Response:
-    path = scope["path"]
-    found = endpoint.find(scope["method"], path.removeprefix(scope.get("root_path") or ""))
+    path = scope["path"].removeprefix(scope.get("root_path") or "")
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    authorization = (given[0] if len(given) == 1 else b"") if given else None
+    found, _ = endpoint.admit(scope["method"], path, authorization)
     if isinstance(found, Response):
         return found
     call = Call(found)

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import secrets
 import socket
+import ssl
 import time
 from email.utils import formatdate
 from typing import Any
@@ -29,6 +30,8 @@ class Listener:
         self.endpoint = endpoint
         self.limits = limits
         self.is_draining = False
+        self.tls: ssl.SSLContext | None = None
+        """For connections that are opened from now on; None is plain HTTP."""
         self.date = b""
         self.buffered_bytes = 0
         self._batcher = batcher
@@ -72,7 +75,7 @@ class Listener:
         with ours:
             ours.setblocking(False)
             theirs.setblocking(False)
-            await self._open(theirs)
+            await self._open(theirs, None)
             try:
                 await self._loop.sock_sendall(ours, _PROBE)
                 answer = await asyncio.wait_for(self._loop.sock_recv(ours, 1024), _PROBE_TIMEOUT_S)
@@ -154,17 +157,20 @@ class Listener:
             return False
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = self._loop.create_task(self._open(accepted))
+        task = self._loop.create_task(self._open(accepted, self.tls))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
         if self._is_full():
             self._stop_accepting()
         return True
 
-    async def _open(self, accepted: socket.socket) -> None:
+    async def _open(self, accepted: socket.socket, tls: ssl.SSLContext | None) -> None:
+        timeout_s = None if tls is None else self.limits.receive_s
         try:
-            await self._loop.connect_accepted_socket(lambda: Connection(self), accepted)
-        except OSError:  # it has gone already
+            await self._loop.connect_accepted_socket(
+                lambda: Connection(self), accepted, ssl=tls, ssl_handshake_timeout=timeout_s
+            )
+        except OSError:  # it has gone already, or wants no TLS or another
             accepted.close()
 
     def _sweep(self) -> None:

@@ -7,6 +7,7 @@ them (``record_autoscaling_stats``), probes its listener (``check_health``) and 
 import asyncio
 import hashlib
 import logging
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -31,11 +32,14 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.batching import Batcher, measure
 from lepton_ray.serve.connection import ConnectionLimits
-from lepton_ray.serve.endpoint import Endpoint, Limits, Outputs, answer_golden_records
+from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, Outputs, answer_golden_records
+from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
+from lepton_ray.serve.rate.on_ray import Shares
 from lepton_ray.serve.sockets import SharedSocket, share
-from lepton_ray.spec.release import ServeSpec
+from lepton_ray.serve.tls import local_file, watch_certificate
+from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
 
 DEPLOYMENT = "model"
 LISTENER_REQUESTS = "listener_requests"
@@ -45,7 +49,6 @@ _SURGE_PERCENT = 20  # rounded up to whole replicas: the new one is there before
 _ENTRANCE_TIMEOUT_S = 30.0
 _FLUSH_S = 1.0
 _EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
-_LOOPBACK = ("127.", "localhost", "::1")
 _MAX_PORT = 65535
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -68,6 +71,7 @@ class Entrance:
     node_id: str
     node_ip: str
     reason: str = ""
+    scheme: str = "http"
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class Served:
     limits: Limits
     max_waiting: int
     listening: Listening | None
+    auth: AuthSpec | None
+    rate_limit: RateLimitSpec | None
+    tls: TlsSpec | None
 
 
 class _RayMeter:
@@ -106,6 +113,7 @@ class _RayMeter:
         self._requests = _counter(catalogue.REQUESTS)
         self._rows = _counter(catalogue.ROWS)
         self._predictions = _counter(catalogue.PREDICTIONS)
+        self._failures = _counter(catalogue.RELOAD_FAILURES)
         latency = catalogue.LATENCY
         self._latency = serve_metrics.Histogram(
             latency.name, latency.description, list(latency.buckets), latency.labels
@@ -121,6 +129,10 @@ class _RayMeter:
             self._counts.requests[protocol_name, code] += 1
             self._counts.labels.update(labels)
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
+
+    def count_failure(self, what: str) -> None:
+        """Count a change of files that could not be used."""
+        self._failures.inc(1, {**self._model, "what": what})
 
     def flush(self) -> None:
         """Hand the counts to Ray."""
@@ -156,7 +168,7 @@ class ModelReplica:
     """Holds one package. Ready once it is warm, has answered the package's golden records, and listens."""
 
     _shared: SharedSocket | None = None
-    _flushing: "asyncio.Task[None] | None" = None
+    _tasks: "tuple[asyncio.Task[None], ...]" = ()
 
     def __init__(self, served: Served) -> None:
         package = served.open_model()
@@ -165,22 +177,39 @@ class ModelReplica:
                 f"{package.path} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
             )
         self._listening = served.listening
+        self._tls = served.tls
         self._reason = "it is off"
         predictor = Predictor(package, served.num_threads)
         answer_golden_records(predictor)
         self._meter = _RayMeter(served.name, package.version)
-        self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter)
+        self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meter.count_failure)
+        self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter, self._guard)
         self._batcher = Batcher(self._endpoint, measure(predictor), served.max_waiting)
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
         """Start the listener and return the application for Ray Serve's HTTP, both in the loop of the replica."""
-        self._flushing = asyncio.create_task(self._meter.flush_for_ever())
+        await self._start_tasks()
         if self._listening is not None:
             await self._start_listener(self._listening)
         return asgi_app(self._endpoint, self._batcher)
 
+    async def _start_tasks(self) -> None:
+        followed = [self._meter.flush_for_ever()]
+        if self._tokens is not None:
+            followed.append(self._tokens.follow())
+        if self._guard is not None:
+            context = serve.get_replica_context()
+            shares = Shares(self._guard, context.app_name, context.replica_tag)
+            if self._guard.purses:
+                await shares.begin()
+            followed.append(shares.follow())
+        self._tasks = tuple(asyncio.create_task(one) for one in followed)
+
     async def _start_listener(self, listening: Listening) -> None:
         self._listener = Listener(self._endpoint, self._batcher, listening.limits)
+        if self._tls is not None:
+            followed = watch_certificate(self._tls, self._use_certificate, self._meter.count_failure)
+            self._tasks += (asyncio.create_task(followed.follow()),)
         try:
             shared = await asyncio.to_thread(share, _meeting_place(listening), listening.host, listening.port)
         except OSError as error:
@@ -191,13 +220,24 @@ class ModelReplica:
         shared.give_to_others()
         self._shared = shared
         _logger.info("listening at %s:%d", listening.host, listening.port)
+        if self._tokens is None and (warning := warn_of_openness(listening.host)):
+            _logger.warning("%s", warning)
+
+    def _use_certificate(self, context: ssl.SSLContext) -> None:
+        self._listener.tls = context
 
     async def entrance(self) -> Entrance:
         """Say where the listener is."""
         node_id, node_ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         if self._listening is None or self._shared is None:
             return Entrance(None, node_id, node_ip, self._reason)
-        return Entrance((self._listening.host, self._listening.port), node_id, node_ip)
+        scheme = "http" if self._tls is None else "https"
+        return Entrance((self._listening.host, self._listening.port), node_id, node_ip, scheme=scheme)
+
+    async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Answer one POST of the cluster's own; returns status and body."""
+        response = await asyncio.to_thread(self._endpoint.ask, "POST", path, body)
+        return response.code, response.body
 
     async def check_health(self) -> None:
         """Ask the listener as a client would: it answers in the loop that answers everything else."""
@@ -210,14 +250,15 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         """Leave without a lost request: the other replicas of the node have the same socket."""
-        if self._flushing is None:  # it has never been ready
+        if not self._tasks:  # it has never been ready
             return
         shared, self._shared = self._shared, None
         if shared is not None:
             await self._listener.drain(_DRAIN_S)
             shared.close()
         self._batcher.close()
-        self._flushing.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._meter.flush()
 
 
@@ -238,6 +279,13 @@ def follow_requests(context: Any) -> tuple[float, dict[str, Any]]:
         return context.target_num_replicas, {}
     direct = sum((context.aggregated_metrics or {}).get(LISTENER_REQUESTS, {}).values())
     return (context.total_num_requests + direct) / context.config.get_target_ongoing_requests(), {}
+
+
+def warn_of_openness(host: str) -> str:
+    """Return what to say of a host that answers everybody; empty if only this machine reaches it."""
+    if is_loopback(host):
+        return ""
+    return f"everybody who can reach {host or 'this machine'} is answered; serve.auth asks for a token"
 
 
 def listen_at(spec: ServeSpec) -> Listening | None:
@@ -283,7 +331,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port()))
+        serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
         handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
         entrance = handle.entrance.remote().result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
@@ -295,8 +343,33 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         ) from error
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in (*_EVERY_INTERFACE, None) else options.host
-    standard = f"http://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
-    return choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
+    scheme = "https" if options.ssl_certfile and not settings.serve_uses_haproxy() else "http"
+    standard = f"{scheme}://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
+    at = choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
+    hosts = (spec.host, *((spec.listener.host,) if spec.listener and spec.listener.host else ()))
+    warnings = [warning for one in hosts if spec.auth is None and (warning := warn_of_openness(one))]
+    return Addresses(at.url, "; ".join([at.through, *warnings[-1:]]))
+
+
+def _tls_options(tls: TlsSpec | None) -> dict[str, str]:
+    if tls is None:
+        return {}
+    return {"ssl_certfile": local_file(tls.certificate_file), "ssl_keyfile": local_file(tls.key_file)}
+
+
+def ask(name: str, path: str, body: bytes) -> bytes:
+    """POST to an application through Ray, where neither a token nor a certificate is asked for, and return the answer's body.
+
+    Raises:
+        EngineError: If there is none, or its status is not 200.
+    """
+    try:
+        code, answer = serve.get_app_handle(name).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise EngineError(f"{name} must answer {path}, got: {last_line(error)}", retryable=True) from error
+    if code != HTTP_OK:
+        raise EngineError(f"{name} must answer {path}, got status {code}: {answer[:500].decode(errors='replace')}")
+    return bytes(answer)
 
 
 def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses:
@@ -308,9 +381,9 @@ def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses
     is_here = entrance.node_id == node_id
     if host in _EVERY_INTERFACE:
         host = "127.0.0.1" if is_here else entrance.node_ip
-    elif host.startswith(_LOOPBACK) and not is_here:
+    elif is_loopback(host) and not is_here:
         return Addresses(standard, f"{own}; the replicas' listener answers only on its node, at {host}:{port}")
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = f"{entrance.scheme}://[{host}]:{port}" if ":" in host else f"{entrance.scheme}://{host}:{port}"
     return Addresses(url, f"the replicas' listener; {own} is at {standard}")
 
 

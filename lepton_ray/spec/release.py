@@ -1,5 +1,6 @@
 """Sections ``export``, ``evaluate``, ``register`` and ``serve``: from a checkpoint to an endpoint."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -138,6 +139,54 @@ class ListenerSpec(Section):
     """An older connection is closed with its next answer, so that new replicas get their share."""
 
 
+SHARES_PER_S = 4
+"""Replicas take their share of a rate so often; two shares at a time are under way."""
+
+
+class RateLimitSpec(Section):
+    """A bound on requests, over all replicas."""
+
+    requests_per_second: PositiveFloat
+    burst: PositiveInt | None = None
+    """Most requests at once, after a time with fewer; None takes those of one second."""
+
+    @model_validator(mode="after")
+    def _check_burst(self) -> Self:
+        least = math.ceil(self.requests_per_second * 2 / SHARES_PER_S)
+        if self.burst is not None and self.burst < least:
+            raise ValueError(
+                f"burst must be at least {least}, what replicas take at {self.requests_per_second:g} requests_per_second, "
+                f"got {self.burst}. Raise it, or leave it out"
+            )
+        return self
+
+
+class AuthSpec(Section):
+    """Who may ask: bearer tokens. Health is told to everybody."""
+
+    tokens_file: Uri
+    """File that ``lepton-ray token`` writes: hashes of the tokens, what they are for, when they expire. Replicas read it again within
+    seconds of a change."""
+    rate_limit_per_token: RateLimitSpec | None = None
+    """Of each token that has none of its own in the file."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    return host.startswith(("127.", "localhost", "::1"))
+
+
+class TlsSpec(Section):
+    """HTTPS. The files lie on each node; PEM."""
+
+    certificate_file: Uri
+    """Of the server, with what leads to its authority behind it."""
+    key_file: Uri
+    """Of the certificate, not encrypted."""
+    client_ca_file: Uri | None = None
+    """Callers must show a certificate of this authority."""
+
+
 class ServeSpec(Section):
     """The Ray Serve application."""
 
@@ -161,3 +210,18 @@ class ServeSpec(Section):
     max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 16 << 20
     """Larger bodies are answered with 413."""
     max_rows_per_request: PositiveInt = 4096
+    auth: AuthSpec | None = None
+    """None answers everybody who can reach it."""
+    rate_limit: RateLimitSpec | None = None
+    """Of all callers together; beyond it they are answered with 429."""
+    tls: TlsSpec | None = None
+    """None leaves both ways in plain HTTP."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if self.tls is not None and self.tls.client_ca_file is not None and not is_loopback(self.host):
+            raise ValueError(
+                "host must be of the loopback interface for tls.client_ca_file, as Ray Serve's own HTTP asks nobody for a certificate, "
+                f"got {self.host!r}. Give listener.host the address instead"
+            )
+        return self

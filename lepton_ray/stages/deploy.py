@@ -22,8 +22,8 @@ from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
-from lepton_ray.spec.base import Section, Uri
-from lepton_ray.spec.release import ExportSpec, ServeSpec
+from lepton_ray.spec.base import Section, Uri, replace
+from lepton_ray.spec.release import AuthSpec, ExportSpec, ServeSpec
 from lepton_ray.stages.context import RunContext
 
 VERSION = 2
@@ -117,8 +117,18 @@ def _application(open_model: OpenModel, package: ModelPackage, name: str | None,
         limits=Limits(spec.max_request_bytes, spec.max_rows_per_request),
         max_waiting=spec.max_queued_requests,
         listening=on_ray.listen_at(spec),
+        auth=_locate_tokens(spec.auth),
+        rate_limit=spec.rate_limit,
+        tls=spec.tls,
     )
     return on_ray.build_application(served, spec)
+
+
+def _locate_tokens(auth: AuthSpec | None) -> AuthSpec | None:
+    """Make a relative path absolute, as replicas run in other folders; what refers to the environment is looked up in each replica."""
+    if auth is None or "://" in auth.tokens_file or settings.references(auth.tokens_file):
+        return auth
+    return AuthSpec.model_validate(replace(auth, ("tokens_file",), str(settings.local_path(auth.tokens_file))))
 
 
 def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunContext) -> Deployment:
@@ -138,7 +148,9 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
     at = on_ray.run(_application(open_model, opened, None, serve), name, serve)
     ctx.update("application ready")
     try:
-        answer = post_json(f"{at.url}/predict", (opened.path / "golden_records.json").read_bytes())
+        records = (opened.path / "golden_records.json").read_bytes()
+        is_open = serve.auth is None and serve.rate_limit is None and serve.tls is None
+        answer = post_json(f"{at.url}/predict", records) if is_open else on_ray.ask(name, "/predict", records)
         got = read_answer(answer, opened.signature.classes)
         expected = read_json(opened.path / "golden_outputs.json")
         difference = check_parity("the endpoint", got, expected, export.parity_tolerance)

@@ -4,7 +4,11 @@ import http.client
 import json
 import random
 import socket
+import ssl
+import subprocess
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +22,7 @@ import pytest
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
-from lepton_ray.spec.release import AutoscalingSpec, ListenerSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, AutoscalingSpec, ListenerSpec, RateLimitSpec, ServeSpec, TlsSpec
 
 from .conftest import wait_until
 
@@ -199,6 +203,87 @@ def test_without_a_listener_the_standard_address_serves(application: Application
     assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
 
 
+def test_both_ways_in_speak_tls(cluster: None, package: str, tmp_path: Path) -> None:
+    """Ray Serve's proxy keeps its options while it runs: this test has it for itself."""
+    from ray import serve
+
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    serve.shutdown()
+    application = Application(package)
+    tls = TlsSpec(certificate_file=f"{tmp_path}/cert.pem", key_file=f"{tmp_path}/key.pem")
+    try:
+        at = application.deploy(tls=tls)
+        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        for url in (at.url, at.through.rpartition(" ")[2]):
+            assert url.startswith("https://127.0.0.1:")
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=30, context=context) as response:
+                assert json.loads(response.read()) == {"ready": True}
+    finally:
+        serve.shutdown()
+
+
+def _ask_until(url: str, token: str, stop: threading.Event, accepted: list[float], others: list[int]) -> None:
+    at = urlsplit(url)
+    while not stop.is_set():  # a new connection each time, so that both replicas are asked
+        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
+        connection.request("POST", "/predict", _RECORDS, {"authorization": f"Bearer {token}"})
+        response = connection.getresponse()
+        response.read()
+        if response.status == 200:
+            accepted.append(time.monotonic())
+        else:
+            others.append(response.status)
+        connection.close()
+
+
+def test_tokens_and_limits_hold_over_two_replicas(application: Application, tmp_path: Path) -> None:
+    """Accepted requests are counted by their answers; the bound is the exact one, so a slow machine only makes fewer."""
+    from lepton_ray.serve import on_ray
+    from lepton_ray.serve.tokens import create_token, revoke_token
+
+    file = tmp_path / "tokens.json"
+    token = create_token(file, "app", ("predict",), None, RateLimitSpec(requests_per_second=20, burst=20))
+    free = create_token(file, "free", ("predict", "metadata"), None, None)
+    two = AutoscalingSpec(min_replicas=2, max_replicas=2)
+    at = application.deploy(autoscaling=two, auth=AuthSpec(tokens_file=str(file)))
+    standard = at.through.rpartition(" ")[2]
+    for url in (at.url, standard):
+        assert ask(f"{url}/v2/health/ready")[0] == {"ready": True}
+        assert ask(f"{url}/predict", _RECORDS, authorization=f"Bearer {free}")[0]["version"]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(f"{url}/predict", _RECORDS)
+    assert b"predictions" in on_ray.ask(application.name, "/predict", _RECORDS)
+    stop, accepted, others = threading.Event(), [], []  # type: ignore[var-annotated]
+    begun = time.monotonic()
+    threads = [threading.Thread(target=_ask_until, args=(at.url, token, stop, accepted, others)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(accepted) >= 120, "six seconds' worth of accepted requests", 60)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert set(others) == {429}
+    assert len(accepted) <= 20 + 20 * (time.monotonic() - begun)
+    revoke_token(file, "app")
+
+    def is_refused() -> bool:
+        """By both replicas: twenty new connections come to both."""
+        codes = set()
+        for _ in range(20):
+            try:
+                ask(f"{at.url}/predict", _RECORDS, authorization=f"Bearer {token}")
+            except urllib.error.HTTPError as error:
+                codes.add(error.code)
+            else:
+                codes.add(200)
+        return codes == {401}
+
+    wait_until(is_refused, "the end of a revoked token", 30)
+    assert ask(f"{at.url}/predict", _RECORDS, authorization=f"Bearer {free}")[0]["version"]
+
+
 @pytest.mark.parametrize(
     ("serve", "host", "port"),
     [
@@ -260,3 +345,10 @@ def test_the_policy_adds_what_comes_both_ways() -> None:
     assert follow_requests(_Context(2, 2.0, {}, _Config(8))) == (0.25, {})
     assert follow_requests(_Context(2, 2.0, None, _Config(8))) == (0.25, {})
     assert follow_requests(_Context(0, 0.0, None, _Config(8))) == (3, {})
+
+
+def test_an_address_that_answers_everybody_is_told() -> None:
+    from lepton_ray.serve.on_ray import warn_of_openness
+
+    assert [warn_of_openness(host) for host in ("127.0.0.1", "localhost", "::1")] == ["", "", ""]
+    assert "everybody who can reach 0.0.0.0 is answered" in warn_of_openness("0.0.0.0")

@@ -39,6 +39,9 @@ _SURFACE = {
     "quarantine list": {"run", "--storage", "--json"},
     "quarantine show": {"run", "--reason", "--file", "--limit", "--output", "-o", "--storage", "--json"},
     "quarantine replay": {"run", "mended", "--storage", "--json"},
+    "token create": {"id", "--file", "--scope", "--expires-days", "--requests-per-second"},
+    "token list": {"--file", "--json"},
+    "token revoke": {"id", "--file"},
 }
 
 

@@ -108,9 +108,12 @@ class Running:
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         self.meter = CountingMeter()
         self.loop = loop
-        self.endpoint = Endpoint(Predictor(open_package(folder)), "demo", options.get("limits", Limits()), self.meter)
+        self.endpoint = Endpoint(
+            Predictor(open_package(folder)), "demo", options.get("limits", Limits()), self.meter, options.get("guard")
+        )
         self.batcher = Batcher(self.endpoint, options.get("cost", SHORT), options.get("max_waiting", 1000))
         self.listener = Listener(self.endpoint, self.batcher, options.get("connections", ConnectionLimits()))
+        self.listener.tls = options.get("tls")
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.socket.setblocking(False)
         self.port = self.socket.getsockname()[1]

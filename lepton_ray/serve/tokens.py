@@ -1,0 +1,199 @@
+"""Bearer tokens: a JSON file of their hashes, and the table that a replica looks a caller's token up in.
+
+``{"tokens": [{"id": "mobile-app", "sha256": "...", "scopes": ["predict"], "expires": null, "rate_limit": null}]}``
+
+A token is 32 random bytes, so plain SHA-256 is enough: salt and slow hashes protect what can be guessed, such as passwords, while 2**256
+tokens cannot be tried. The token itself is shown once, when it is made, and is nowhere kept.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, Field, Strict, ValidationError, model_validator
+
+from lepton_ray.core.errors import SpecError
+from lepton_ray.core.files import write_atomic
+from lepton_ray.spec.base import Name, Section
+from lepton_ray.spec.release import RateLimitSpec
+
+Scope = Literal["predict", "metadata"]
+"""``predict`` asks for predictions, ``metadata`` for what is served."""
+
+_PREFIX = "lr_"  # by which scanners find a token that was committed or logged by mistake
+_TOKEN_BYTES = 32
+_MAX_CREDENTIALS = 256  # no token is longer; what is hashed for a stranger is bounded
+MAX_FILE_BYTES = 8 << 20
+_KEY_BYTES = 8
+
+
+class Token(Section):
+    """What is kept of one token."""
+
+    id: Name
+    """Stands in logs and metrics in the token's place."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[tuple[Scope, ...], Strict(False), Field(min_length=1)]
+    expires: AwareDatetime | None = None
+    rate_limit: RateLimitSpec | None = None
+    """None takes ``serve.auth.rate_limit_per_token``."""
+
+
+class TokenFile(Section):
+    """The file."""
+
+    tokens: Annotated[tuple[Token, ...], Strict(False)] = ()
+
+    @model_validator(mode="after")
+    def _check_twins(self) -> Self:
+        for field in ("id", "sha256"):
+            values = [getattr(token, field) for token in self.tokens]
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise ValueError(f"each {field} must stand once, got {twice!r} again. Revoke one")
+        return self
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks; ``expires`` in seconds since 1970."""
+
+    id: str
+    scopes: frozenset[Scope]
+    rate_limit: RateLimitSpec | None = None
+    digest: bytes = b""
+    expires: float = float("inf")
+
+
+class TokenTable:
+    """The callers of one state of the file."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.callers = [_caller(token) for token in tokens]
+        self._by_key = {caller.digest[:_KEY_BYTES]: caller for caller in self.callers}
+
+    def find(self, authorization: bytes | None) -> Caller | None:
+        """Return whose token the value of the header ``authorization`` holds, None if nobody's or an expired one."""
+        scheme, _, token = (authorization or b"").partition(b" ")
+        if scheme.lower() != b"bearer" or len(token) > _MAX_CREDENTIALS:
+            return None
+        digest = hashlib.sha256(token).digest()
+        caller = self._by_key.get(
+            digest[:_KEY_BYTES]
+        )  # finds by a part of the hash, which is no secret; what follows decides
+        if caller is None or not hmac.compare_digest(caller.digest, digest) or caller.expires <= time.time():
+            return None
+        return caller
+
+
+def _caller(token: Token) -> Caller:
+    expires = float("inf") if token.expires is None else token.expires.timestamp()
+    return Caller(token.id, frozenset(token.scopes), token.rate_limit, bytes.fromhex(token.sha256), expires)
+
+
+def parse_tokens(content: bytes, place: str) -> list[Token]:
+    """Return what the bytes of a token file hold.
+
+    Raises:
+        SpecError: If they are no token file; never with a value of it, which could be a token in the wrong place.
+    """
+    if len(content) > MAX_FILE_BYTES:
+        raise SpecError([f"must have at most {MAX_FILE_BYTES} bytes, got {len(content)}. Is it the right file?"], place)
+    try:
+        return list(TokenFile.model_validate_json(content).tokens)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise SpecError(problems, place) from None  # the cause would show the values
+
+
+def read_tokens(path: Path) -> list[Token]:
+    """Return the tokens of a file, none if there is no file.
+
+    Raises:
+        SpecError: If it is no token file.
+    """
+    return parse_tokens(path.read_bytes(), str(path)) if path.exists() else []
+
+
+def create_token(
+    path: Path, id: str, scopes: Sequence[Scope], expires: datetime | None, rate_limit: RateLimitSpec | None
+) -> str:
+    """Add a token to a file, which is made if it is not there, and return the token, which is kept nowhere.
+
+    Raises:
+        SpecError: If the file is none, or has the id, or the id is no name.
+    """
+    token = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
+    try:
+        kept = Token(id=id, sha256=_sha256(token), scopes=tuple(scopes), expires=expires, rate_limit=rate_limit)
+    except ValidationError as error:
+        raise SpecError(
+            [f"{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False)], "the token"
+        ) from None
+
+    def add(tokens: list[Token]) -> list[Token]:
+        if any(one.id == id for one in tokens):
+            raise SpecError(
+                [f"{id!r} must be a new id, got one that {path} has. Revoke it first, or use both for a while"]
+            )
+        return [*tokens, kept]
+
+    _change(path, add)
+    return token
+
+
+def revoke_token(path: Path, id: str) -> None:
+    """Take a token out of a file.
+
+    Raises:
+        SpecError: If it is not there.
+    """
+
+    def remove(tokens: list[Token]) -> list[Token]:
+        rest = [token for token in tokens if token.id != id]
+        if len(rest) == len(tokens):
+            raise SpecError([f"{id!r} must be one of {', '.join(t.id for t in tokens) or 'no ids'}"], str(path))
+        return rest
+
+    _change(path, remove)
+
+
+def is_expired(token: Token) -> bool:
+    """Whether its time is over."""
+    return token.expires is not None and token.expires <= datetime.now(UTC)
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _change(path: Path, change: Callable[[list[Token]], list[Token]]) -> None:
+    """Write a file anew; of two that do so at once none loses the other's change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        tokens = change(read_tokens(path))
+        mode = path.stat().st_mode if path.exists() else None
+        content = {"tokens": [token.model_dump(mode="json") for token in tokens]}
+        write_atomic(path, json.dumps(content, indent=2) + "\n")
+        if mode is not None:
+            path.chmod(mode)  # who could read it still can
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
