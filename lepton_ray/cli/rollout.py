@@ -57,6 +57,7 @@ def start(  # noqa: PLR0913  typer takes options as parameters
     as_json: JsonOption = False,
 ) -> None:
     """Start a rollout: every replica opens the challenger and has it answer its golden records first."""
+    parsed_steps = None if steps is None else _parse_steps(steps)
     with errors_explained(as_json):
         from lepton_ray.stages.rollout import build_spec, start_rollout
 
@@ -65,7 +66,7 @@ def start(  # noqa: PLR0913  typer takes options as parameters
             {
                 "mode": mode.value.replace("-", "_"),
                 "share": percent / _PERCENT,
-                "steps": None if steps is None else _parse_steps(steps),
+                "steps": parsed_steps,
                 "step_s": step_seconds,
                 "sticky_header": sticky_header and sticky_header.lower(),
                 "sticky_field": sticky_field,
@@ -132,9 +133,9 @@ def _print(status: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"verdict: {status['verdict']}, {status['verdict_reason']}")
     if test := status["test"]:
         winner = f"{test['winner']} wins" if test["winner"] else "no winner yet"
-        counts = " and ".join(f"{count:,}" for count in test["outcomes"])
+        outcomes = " and ".join(f"{count:,}" for count in test["outcomes"])
         typer.echo(
-            f"A/B test: {winner}; outcomes {counts}, difference {test['difference']:.4g}, "
+            f"A/B test: {winner}; outcomes {outcomes}, difference {test['difference']:.4g}, "
             f"p {test['sequential_p']:.3g} at any look ({test['fixed_p']:.3g} for a single planned one)"
         )
     typer.echo(f"audit: {status['audit']}")

@@ -37,7 +37,7 @@ _REQUEST_ID = b"x-request-id"
 def is_chosen(rollout: str, key: bytes, share: float) -> bool:
     """Whether the caller ``key`` is of the ``share`` of callers that the challenger answers."""
     digest = hashlib.blake2b(key, digest_size=_HASH_BYTES, key=rollout.encode()[:64]).digest()
-    return int.from_bytes(digest, "big") < share * 2 ** (8 * _HASH_BYTES)
+    return int.from_bytes(digest, "big") < share * (1 << 8 * _HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

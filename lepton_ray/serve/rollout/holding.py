@@ -107,7 +107,8 @@ class Holding:
 
     def close(self) -> None:
         """Let the threads end."""
-        for variant in (self._alone, self._two and self._two.champion, self._two and self._two.challenger):
+        variants = [self._alone] if self._two is None else [self._two.champion, self._two.challenger]
+        for variant in variants:
             if variant is not None:
                 variant.batcher.close()
         self._close_shadow()
@@ -152,15 +153,18 @@ class Holding:
 
     def _compare(self, plan: TrafficPlan, champion: _Held, challenger: _Held) -> Two:
         answers = Answers(champion.predictor.package)
-        meters = [
-            TallyMeter(self._meter_of(held.predictor.package.version), answers) for held in (champion, challenger)
-        ]
         kind = ObservedEndpoint if plan.mode == "shadow" else Endpoint
-        ours, theirs = (
-            self._variant(held, meter, kind) for held, meter in zip((champion, challenger), meters, strict=True)
+        champion_meter, challenger_meter = (
+            TallyMeter(self._meter_of(held.predictor.package.version), answers) for held in (champion, challenger)
         )
-        shadow = Shadow(theirs.endpoint, meters[1]) if plan.mode == "shadow" else None
-        return Two(ours, theirs, *meters, shadow)
+        theirs = self._variant(challenger, challenger_meter, kind)
+        return Two(
+            self._variant(champion, champion_meter, kind),
+            theirs,
+            champion_meter,
+            challenger_meter,
+            Shadow(theirs.endpoint, challenger_meter) if plan.mode == "shadow" else None,
+        )
 
     def _variant(self, held: _Held, meter: Meter | None, kind: type[Endpoint]) -> Variant:
         serving = self._serving

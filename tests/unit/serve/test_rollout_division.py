@@ -72,7 +72,7 @@ def _fail(monkeypatch: pytest.MonkeyPatch, ref: ModelRef, error: Exception) -> N
     run = Predictor.run
 
     def run_or_fail(self: Predictor, feeds: Any) -> Any:
-        if self.package.digest == ref.digest and len(next(iter(feeds.values()))) == 1:  # neither golden nor warming up
+        if self.package.digest == ref.digest:
             raise error
         return run(self, feeds)
 
