@@ -12,6 +12,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.batching import Batcher, measure
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
+from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.listener import Listener
 
 
@@ -20,7 +21,8 @@ async def main() -> None:
     folder, port = sys.argv[1:]
     predictor = Predictor(open_package(Path(folder)))
     endpoint = Endpoint(predictor, "bench", Limits(), NoMeter())
-    listener = Listener(endpoint, Batcher(endpoint, measure(predictor), 1000), ConnectionLimits())
+    front = Front.of(Variant(endpoint, Batcher(endpoint, measure(predictor), 1000)))
+    listener = Listener(front, ConnectionLimits())
     with socket.create_server(("127.0.0.1", int(port)), backlog=1024) as listening:
         listening.setblocking(False)
         listener.start(listening)

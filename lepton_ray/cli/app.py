@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli import data, quarantine, token
+from lepton_ray.cli import data, quarantine, rollout, token
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(token.app, name="token")
+app.add_typer(rollout.app, name="rollout")
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 SetOption = Annotated[
@@ -196,11 +197,10 @@ def serve(
     with errors_explained():
         from lepton_ray.stages.deploy import locate_model, start_application
 
-        open_model = locate_model(model, tracking_uri)
-        package = open_model()
+        ref, package = locate_model(model, tracking_uri)
         spec = _serve_spec(host, port, max_replicas)
         with _ray_closed_after(interruptible=True):
-            url, through, metrics_url = start_application(open_model, package, spec, name or package.name)
+            url, through, metrics_url = start_application(ref, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
             wait_for_interrupt(url)
 

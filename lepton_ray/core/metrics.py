@@ -12,7 +12,7 @@ class Metric:
     """One exported metric; ``buckets`` are the upper bounds of a histogram, in the metric's unit."""
 
     name: str
-    kind: Literal["counter", "histogram"]
+    kind: Literal["counter", "histogram", "gauge"]
     description: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...] = ()
@@ -39,7 +39,20 @@ RELOAD_FAILURES = Metric(
     "lepton_reload_failures",
     "counter",
     "Changes of the token file or the certificate that a replica could not use.",
-    ("model", "version", "what"),
+    ("model", "what"),
 )
 
-CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS, RELOAD_FAILURES)
+ROLLOUT_SHARE = Metric(
+    "lepton_rollout_share",
+    "gauge",
+    "Fraction of callers, or of copied requests of a shadow, that a challenger gets; 0 when its rollout has ended.",
+    ("model", "version", "mode"),
+)
+SHADOW_DIFFERENCES = Metric(
+    "lepton_shadow_differing_rows",
+    "counter",
+    "Rows that a shadow has answered otherwise than the champion.",
+    ("model", "version"),
+)
+
+CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS, RELOAD_FAILURES, ROLLOUT_SHARE, SHADOW_DIFFERENCES)

@@ -98,11 +98,16 @@ def _init(ray: Any, address: str, is_local: bool) -> None:
     )
 
 
+def is_connected() -> bool:
+    """Whether this process is connected to a cluster already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def close() -> None:
     """Disconnect; a local cluster stops with all its processes."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
+    if is_connected():
+        sys.modules["ray"].shutdown()
 
 
 def free_port() -> int:

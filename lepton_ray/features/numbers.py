@@ -145,7 +145,7 @@ def _fit_power(name: str, filled: Values, transform: str) -> float:
         raise DataError(
             f"features: column {name!r} must be positive for transform 'box_cox', got {filled.min():g}. Use yeo_johnson"
         )
-    from scipy import stats  # type: ignore[import-untyped]  # noqa: PLC0415  comes with scikit-learn, slow to load
+    from scipy import stats  # noqa: PLC0415  comes with scikit-learn, slow to load
 
     if filled.min() == filled.max():
         return 1.0

@@ -148,6 +148,20 @@ def resolve(uri: str, tracking_uri: str) -> tuple[str, str]:
     return str(found.source), f"models:/{name}/{found.version}"
 
 
+def move_alias(version: str, tracking_uri: str, alias: str) -> None:
+    """Let ``alias`` name the version ``NAME/VERSION``.
+
+    Raises:
+        ArtifactError: If MLflow cannot be reached or refuses.
+    """
+    _quiet()
+    name, _, number = version.rpartition("/")
+    try:
+        MlflowClient(tracking_uri).set_registered_model_alias(name, alias, number)
+    except (MlflowException, OSError) as error:
+        raise _no_model(f"models:/{version}", error) from error
+
+
 def download(uri: str, tracking_uri: str) -> Path:
     """Return a local copy of the package that ``models:/NAME/VERSION`` names.
 

@@ -19,7 +19,7 @@ from lepton_ray.serve.endpoint import HTTP_UNAVAILABLE, Call, Endpoint, Response
 
 _SHORT_S = 1e-3  # most that the loop is kept from its sockets by one batch
 _LONG_S = 50e-3  # most that a batch in the thread takes, unless a single call takes more
-_PARSED_SHORT_BYTES = 64 << 10  # JSON of this size takes about half a millisecond
+PARSED_SHORT_BYTES = 64 << 10  # JSON of this size takes about half a millisecond
 _WARM_UP_ROWS, _WARM_UP_RUNS = 64, 3
 
 Done = Callable[[Response], object]
@@ -67,26 +67,15 @@ class Batcher:
         self._is_long_running = False
         self._worker = ThreadPoolExecutor(1, "lepton-batch")
 
-    async def answer(self, call: Call) -> Response:
-        """Return the response to a call."""
-        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-
-        def answer(response: Response) -> None:
-            if not future.done():  # the caller may have gone
-                future.set_result(response)
-
-        self.submit(call, answer)
-        return await future
-
     def submit(self, call: Call, done: Done) -> None:
         """Have a call answered: ``done`` is called in the event loop, now or later, once."""
         if len(self._short) + len(self._long) >= self._max_waiting:
             message = f"at most {self._max_waiting} requests may wait. Send it again later"
             done(self._endpoint.refuse(call, HTTP_UNAVAILABLE, message))
-        elif len(call.body) > _PARSED_SHORT_BYTES:
+        elif len(call.body) > PARSED_SHORT_BYTES:
             self._long.append((call, done))
             self._start_long()
-        elif (refusal := self._endpoint.parse(call)) is not None:
+        elif not call.rows and (refusal := self._endpoint.parse(call)) is not None:
             done(refusal)
         elif self._cost.of(call.rows) <= _SHORT_S:
             self._short.append((call, done))

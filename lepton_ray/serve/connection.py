@@ -22,10 +22,10 @@ from lepton_ray.serve.endpoint import (
     HTTP_UNAVAILABLE,
     RAW_HEADER,
     Call,
-    Endpoint,
     Response,
     parse_length,
 )
+from lepton_ray.serve.front import Front
 
 _MAX_HEAD_BYTES = 16 << 10
 _MAX_HEADERS = 100
@@ -90,7 +90,7 @@ class _Incoming:
 class Owner(Protocol):
     """What a connection needs of its listener."""
 
-    endpoint: Endpoint
+    endpoint: Front
     limits: ConnectionLimits
     is_draining: bool
     date: bytes
@@ -324,7 +324,11 @@ class Connection(asyncio.Protocol):
             incoming.slot.response = found
         else:
             length = headers.get(RAW_HEADER)
-            incoming.call = Call(found, json_bytes=None if length is None else parse_length(length))
+            json_bytes = None if length is None else parse_length(length)
+            incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version)
+            if (key_header := self._owner.endpoint.key_header) is not None:
+                incoming.slot.request_id = incoming.slot.request_id or self._owner.next_id()
+                incoming.call.key = headers.get(key_header) or incoming.slot.request_id
         if (size := headers.get(b"content-length")) is not None:
             self._check_size(int(size))
         if (expected := headers.get(b"expect")) is not None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -24,21 +24,30 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
-from lepton_ray.serve.guard import Denial, Guard
 
 _logger = logging.getLogger("lepton_ray.serve")
 
 HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
-_HTTP_NOT_FOUND, _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE, _HTTP_FAILED = 404, 405, 413, 422, 500
+HTTP_NOT_FOUND, HTTP_FAILED = 404, 500
+_HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
-_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
-"""Answered without a token: who asks for health often cannot have one."""
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
+VERSION_HEADER = b"x-model-version"
+
+_JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 Outputs = dict[str, NDArray[Any]]
-ProtocolName = Literal["oip", "records"]
+ProtocolName = Literal["oip", "records", "outcomes"]
+
+
+class Asked(NamedTuple):
+    """A request with a body that matters, told by its method and path."""
+
+    protocol_name: ProtocolName
+    version: str | None = None
+    """The one that the path names."""
 
 
 class Meter(Protocol):
@@ -69,7 +78,7 @@ class Response:
 
     code: int
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+    headers: tuple[tuple[bytes, bytes], ...] = _JSON_HEADERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,10 @@ class Call:
     """At least 1 once it is parsed: then there are either records or tensors."""
     records: list[Any] | None = None
     tensors: _Tensors | None = None
+    version: str | None = None
+    """The one that the path names."""
+    key: bytes | None = None
+    """Names the caller, while a rollout divides callers."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,6 @@ class Endpoint:
     name: str
     limits: Limits
     meter: Meter
-    guard: Guard | None = None
     """None lets everybody in who comes by HTTP."""
 
     @property
@@ -115,45 +127,26 @@ class Endpoint:
         found = self.find(method, path)
         if isinstance(found, Response):
             return found
-        call = Call(found, body)
+        call = Call(found.protocol_name, body)
         return self.refuse_large(call) if len(body) > self.limits.max_request_bytes else self.predict([call])[0]
 
     @cached_property
-    def _calls(self) -> dict[tuple[str, str], ProtocolName]:
+    def _calls(self) -> dict[tuple[str, str], Asked]:
         """The requests that are predictions."""
         model = f"/v2/models/{self.name}"
-        infer = (f"{model}/infer", f"{model}/versions/{self.version}/infer")
-        return {("POST", "/predict"): "records", **{("POST", path): "oip" for path in infer}}
+        return {
+            ("POST", "/predict"): Asked("records"),
+            ("POST", f"{model}/infer"): Asked("oip"),
+            ("POST", f"{model}/versions/{self.version}/infer"): Asked("oip", self.version),
+        }
 
-    def find(self, method: str, path: str) -> Response | ProtocolName:
-        """Return the protocol of a prediction at a decoded path, or the response to any other request."""
+    @cached_property
+    def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return ((b"content-type", b"application/json"), (VERSION_HEADER, self.version.encode()))
+
+    def find(self, method: str, path: str) -> Response | Asked:
+        """Return what a prediction at a decoded path is, or the response to any other request."""
         return self._calls.get((method, path)) or self._answer_other(method, path)
-
-    def admit(self, method: str, path: str, authorization: bytes | None) -> tuple[Response | ProtocolName, str]:
-        """Return what ``find`` does if the guard lets the caller in, else the refusal, and the id of the caller's token, if any.
-
-        Args:
-            method: Of the request.
-            path: Decoded.
-            authorization: Value of that header; empty if it came more than once.
-        """
-        guard = self.guard
-        if guard is None or path in _OPEN_PATHS:
-            return self.find(method, path), ""
-        caller = guard.identify(authorization)
-        if isinstance(caller, Denial):
-            return self._deny(method, path, caller), ""
-        found = self.find(method, path)
-        if isinstance(found, Response):
-            denial = guard.admit(caller, "metadata" if found.code == HTTP_OK else None)
-        else:
-            denial = guard.admit(caller, "predict")
-        return found if denial is None else self._deny(method, path, denial), caller.id
-
-    def _deny(self, method: str, path: str, denial: Denial) -> Response:
-        protocol_name = self._calls.get((method, path))
-        call = None if protocol_name is None else Call(protocol_name)
-        return self.refuse(call, denial.code, denial.message, denial.headers)
 
     def _answer_other(self, method: str, path: str) -> Response:
         match path.split("/"):
@@ -174,9 +167,9 @@ class Endpoint:
         if what not in ("", "ready", "infer"):
             return _not_found(path)
         if name != self.name:
-            return _error(_HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
+            return error_response(HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
         if version not in (None, self.version):
-            return _error(_HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {version[:200]!r}")
+            return error_response(HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {version[:200]!r}")
         if what == "infer":
             return _only("POST", method)
         if what == "ready":
@@ -187,7 +180,7 @@ class Endpoint:
         self, call: Call | None, code: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> Response:
         """Return the response to what comes to nothing; counted if it was a call."""
-        response = _error(code, message, headers)
+        response = error_response(code, message, headers)
         return response if call is None else self._finish(call, response, None)
 
     def refuse_large(self, call: Call | None) -> Response:
@@ -241,7 +234,7 @@ class Endpoint:
             code, message = _HTTP_UNPROCESSABLE, str(error)
         except Exception:
             _logger.exception("a run for %d requests failed", len(calls))
-            code, message = _HTTP_FAILED, "the server failed; its log has the reason"
+            code, message = HTTP_FAILED, "the server failed; its log has the reason"
         if len(calls) == 1:
             return [self.refuse(calls[0], code, message)]
         return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay
@@ -271,14 +264,17 @@ class Endpoint:
         signature, tensors = self.predictor.signature, call.tensors
         if tensors is None:
             predictions = to_predictions(outputs, signature.classes)
-            return _json({"model": self.name, "version": self.version, "predictions": predictions})
+            body = {"model": self.name, "version": self.version, "predictions": predictions}
+            return json_response(body, headers=self._headers)
         given, blobs = protocol.infer_answer(outputs, signature, tensors.wanted, tensors.raw)
         answer = {"model_name": self.name, "model_version": self.version, "outputs": given}
-        response = _json({"id": tensors.id, **answer} if isinstance(tensors.id, str) else answer)
+        response = json_response(
+            {"id": tensors.id, **answer} if isinstance(tensors.id, str) else answer, headers=self._headers
+        )
         if not tensors.raw:
             return response
         length = str(len(response.body)).encode()
-        headers = ((b"content-type", b"application/octet-stream"), (RAW_HEADER, length))
+        headers = ((b"content-type", b"application/octet-stream"), *self._headers[1:], (RAW_HEADER, length))
         return Response(HTTP_OK, b"".join([response.body, *blobs]), headers)
 
     def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
@@ -319,27 +315,29 @@ def _parse_json(text: bytes | bytearray | memoryview) -> Any:
         raise protocol.ProtocolError(f"the body must be JSON: {error.args[0]}") from error
 
 
-def _json(content: Any, code: int = HTTP_OK) -> Response:
-    return Response(code, orjson.dumps(content, option=_OPTIONS))
+def json_response(
+    content: Any, code: int = HTTP_OK, headers: tuple[tuple[bytes, bytes], ...] = _JSON_HEADERS
+) -> Response:
+    """Return a response whose body is ``content``, which may hold arrays."""
+    return Response(code, orjson.dumps(content, option=_OPTIONS), headers)
 
 
-def _error(code: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
+def error_response(code: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
     """Return the response that says what is wrong."""
-    response = _json({"error": message}, code)
     if code == HTTP_UNAVAILABLE:
         headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
-    return Response(code, response.body, (*response.headers, *headers))
+    return json_response({"error": message}, code, (*_JSON_HEADERS, *headers))
 
 
 def _not_found(path: str) -> Response:
-    return _error(_HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
+    return error_response(HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
 
 
 def _get(method: str, content: Any) -> Response:
     """Answer GET; HEAD is GET without the body, which the server leaves out."""
-    return _json(content) if method in ("GET", "HEAD") else _only("GET, HEAD", method)
+    return json_response(content) if method in ("GET", "HEAD") else _only("GET, HEAD", method)
 
 
 def _only(allowed: str, method: str) -> Response:
-    response = _error(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {allowed}")
+    response = error_response(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {allowed}")
     return Response(response.code, response.body, (*response.headers, (b"allow", allowed.encode())))

@@ -13,9 +13,9 @@ import time
 from email.utils import formatdate
 from typing import Any
 
-from lepton_ray.serve.batching import Batcher
 from lepton_ray.serve.connection import STATUS_OK, Connection, ConnectionLimits, Slot
-from lepton_ray.serve.endpoint import Call, Endpoint, Response
+from lepton_ray.serve.endpoint import Call, Response
+from lepton_ray.serve.front import Front
 
 _SWEEP_S = 1.0
 _DRAIN_POLL_S = 0.05
@@ -26,7 +26,7 @@ _PROBE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\
 class Listener:
     """Answers the calls of an endpoint over HTTP."""
 
-    def __init__(self, endpoint: Endpoint, batcher: Batcher, limits: ConnectionLimits) -> None:
+    def __init__(self, endpoint: Front, limits: ConnectionLimits) -> None:
         self.endpoint = endpoint
         self.limits = limits
         self.is_draining = False
@@ -34,7 +34,6 @@ class Listener:
         """For connections that are opened from now on; None is plain HTTP."""
         self.date = b""
         self.buffered_bytes = 0
-        self._batcher = batcher
         self._connections: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._id_prefix = secrets.token_hex(8)
@@ -116,7 +115,7 @@ class Listener:
             slot.response = response
             connection.flush()
 
-        self._batcher.submit(call, done)
+        self.endpoint.submit(call, done)
 
     def opened(self, connection: Connection) -> None:
         """Know a connection."""

@@ -10,10 +10,9 @@ import logging
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from ray import serve
@@ -22,26 +21,28 @@ from ray.serve import metrics as serve_metrics
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.exceptions import RayServeException
 
-from lepton_ray.artifacts.package import ModelPackage
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray import __version__
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core import settings
-from lepton_ray.core.errors import ArtifactError, EngineError
+from lepton_ray.core.errors import EngineError, LeptonError
+from lepton_ray.core.files import sha256_json
 from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
-from lepton_ray.serve.batching import Batcher, measure
 from lepton_ray.serve.connection import ConnectionLimits
-from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, Outputs, answer_golden_records
+from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
 from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
 from lepton_ray.serve.rate.on_ray import Shares
+from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.serve.rollout.on_ray import DEPLOYMENT, Reporter, end_keeper, read_plan
+from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.serve.sockets import SharedSocket, share
 from lepton_ray.serve.tls import local_file, watch_certificate
 from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
+from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
-DEPLOYMENT = "model"
 LISTENER_REQUESTS = "listener_requests"
 """Name of the statistic: requests under way at a replica's listener, on average."""
 _SHUTDOWN_S, _DRAIN_S = 20.0, 15.0  # Ray Serve waits for its own requests first, for 2 s at least
@@ -72,6 +73,8 @@ class Entrance:
     node_ip: str
     reason: str = ""
     scheme: str = "http"
+    problem: str = ""
+    """Why the replica does not answer with what it should."""
 
 
 @dataclass(frozen=True)
@@ -86,70 +89,91 @@ class Addresses:
 
 @dataclass(frozen=True)
 class Served:
-    """Which package the replicas open; the digest makes sure that all of them have the same."""
+    """What all replicas of an application have in common, whichever packages they hold."""
 
-    open_model: Callable[[], ModelPackage]
-    """Called in each replica, on whatever machine it is."""
-    digest: str
-    name: str
-    num_threads: int
-    limits: Limits
-    max_waiting: int
+    serving: Serving
     listening: Listening | None
     auth: AuthSpec | None
     rate_limit: RateLimitSpec | None
     tls: TlsSpec | None
 
 
-class _RayMeter:
-    """Exports the catalogue's metrics through Ray.
+class _RayMeters:
+    """Exports the catalogue's metrics through Ray, of all versions that a replica has.
 
-    One update of a Ray counter takes as long as a fifth of a request, so counts are kept here until they are flushed.
+    One update of a Ray counter takes as long as a fifth of a request, so counts are kept until they are flushed.
     """
 
-    def __init__(self, name: str, version: str) -> None:
-        self._model = {"model": name, "version": version}
-        self._tags = {protocol: {**self._model, "protocol": protocol} for protocol in ("records", "oip")}
-        self._requests = _counter(catalogue.REQUESTS)
-        self._rows = _counter(catalogue.ROWS)
-        self._predictions = _counter(catalogue.PREDICTIONS)
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.requests = _counter(catalogue.REQUESTS)
+        self.rows = _counter(catalogue.ROWS)
+        self.predictions = _counter(catalogue.PREDICTIONS)
+        self.differences = _counter(catalogue.SHADOW_DIFFERENCES)
         self._failures = _counter(catalogue.RELOAD_FAILURES)
-        latency = catalogue.LATENCY
-        self._latency = serve_metrics.Histogram(
-            latency.name, latency.description, list(latency.buckets), latency.labels
-        )
+        share, latency = catalogue.ROLLOUT_SHARE, catalogue.LATENCY
+        self.share = serve_metrics.Gauge(share.name, share.description, share.labels)
+        self.latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
+        self._by_version: dict[str, _RayMeter] = {}
+        self._differing_rows: Counter[str] = Counter()
+
+    def of(self, version: str) -> "_RayMeter":
+        """Return the meter of one version."""
+        return self._by_version.setdefault(version, _RayMeter(self, version))
+
+    def count_failure(self, what: str) -> None:
+        """Count a changed file that could not be used."""
+        self._failures.inc(1, {"model": self.name, "what": what})
+
+    def flush(self) -> None:
+        """Hand the counts to Ray."""
+        for meter in list(self._by_version.values()):
+            meter.flush()
+
+    def tell_rollout(self, plan: TrafficPlan, before: TrafficPlan | None) -> None:
+        """Export the share that a plan gives to its challenger, and that the one before has none."""
+        for told, fraction in ((before, 0.0), (plan, plan.share)):
+            if told is not None and told.challenger is not None:
+                labels = {"model": self.name, "version": told.challenger.version, "mode": told.mode or ""}
+                self.share.set(fraction, labels)
+
+    def tell_differences(self, tallies: dict[str, Tally]) -> None:
+        """Export how many rows shadows have answered otherwise."""
+        for version, tally in tallies.items():
+            if (more := tally.differing_rows - self._differing_rows[version]) > 0:
+                self.differences.inc(more, {"model": self.name, "version": version})
+            self._differing_rows[version] = tally.differing_rows
+
+
+class _RayMeter:
+    """Of one version."""
+
+    def __init__(self, all_versions: _RayMeters, version: str) -> None:
+        self._to = all_versions
+        self._model = {"model": all_versions.name, "version": version}
+        self._tags = {protocol: {**self._model, "protocol": protocol} for protocol in get_args(ProtocolName)}
         self._lock = threading.Lock()
         self._counts = _Counts()
 
     def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
         """Count a request."""
-        self._latency.observe(seconds * 1000, self._tags[protocol_name])
+        self._to.latency.observe(seconds * 1000, self._tags[protocol_name])
         labels = outputs["label"].tolist() if outputs is not None and "label" in outputs else ()
         with self._lock:
             self._counts.requests[protocol_name, code] += 1
             self._counts.labels.update(labels)
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
 
-    def count_failure(self, what: str) -> None:
-        """Count a change of files that could not be used."""
-        self._failures.inc(1, {**self._model, "what": what})
-
     def flush(self) -> None:
         """Hand the counts to Ray."""
         with self._lock:
             counts, self._counts = self._counts, _Counts()
         for (protocol_name, code), count in counts.requests.items():
-            self._requests.inc(count, {**self._tags[protocol_name], "code": str(code)})
+            self._to.requests.inc(count, {**self._tags[protocol_name], "code": str(code)})
         for label, count in counts.labels.items():
-            self._predictions.inc(count, {**self._model, "label": label})
+            self._to.predictions.inc(count, {**self._model, "label": label})
         if counts.rows:
-            self._rows.inc(counts.rows, self._model)
-
-    async def flush_for_ever(self) -> None:
-        """Flush now and then."""
-        while True:
-            await asyncio.sleep(_FLUSH_S)
-            self.flush()
+            self._to.rows.inc(counts.rows, self._model)
 
 
 @dataclass
@@ -165,36 +189,55 @@ def _counter(metric: Metric) -> Any:
 
 @serve.ingress()
 class ModelReplica:
-    """Holds one package. Ready once it is warm, has answered the package's golden records, and listens."""
+    """Holds what its plan names. Ready once that is warm, has answered its golden records, and the replica listens."""
 
     _shared: SharedSocket | None = None
     _tasks: "tuple[asyncio.Task[None], ...]" = ()
 
     def __init__(self, served: Served) -> None:
-        package = served.open_model()
-        if package.digest != served.digest:
-            raise ArtifactError(
-                f"{package.path} must hold the package {served.digest[:12]}, got {package.version}. Deploy again"
-            )
         self._listening = served.listening
         self._tls = served.tls
         self._reason = "it is off"
-        predictor = Predictor(package, served.num_threads)
-        answer_golden_records(predictor)
-        self._meter = _RayMeter(served.name, package.version)
-        self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meter.count_failure)
-        self._endpoint = Endpoint(predictor, served.name, served.limits, self._meter, self._guard)
-        self._batcher = Batcher(self._endpoint, measure(predictor), served.max_waiting)
+        self._meters = _RayMeters(served.serving.name)
+        self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meters.count_failure)
+        self._holding = Holding(served.serving, self._meters.of, self._guard)
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
-        """Start the listener and return the application for Ray Serve's HTTP, both in the loop of the replica."""
-        await self._start_tasks()
-        if self._listening is not None:
-            await self._start_listener(self._listening)
-        return asgi_app(self._endpoint, self._batcher)
+        """Return the application for Ray Serve's HTTP, in the loop of the replica."""
+        return asgi_app(self._holding.front)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Follow a plan: Ray Serve calls this before the replica is ready, and whenever the plan changes."""
+        plan, before = TrafficPlan.model_validate(user_config), self._holding.plan
+        await self._holding.follow(plan)
+        self._meters.tell_rollout(plan, before)
+        if not self._tasks:
+            await self._start_tasks()
+            if self._listening is not None:
+                await self._start_listener(self._listening)
+
+    async def prepare(self, ref: dict[str, Any]) -> dict[str, Any]:
+        """Open a package that may become the challenger; returns it with its digest, or ``problem``."""
+        try:
+            prepared = await self._holding.prepare(ModelRef.model_validate(ref))
+        except LeptonError as error:
+            return {"problem": str(error)}
+        return prepared.model_dump()
+
+    async def _tick_for_ever(self) -> None:
+        """Export metrics, and report to the rollout's keeper while there is one."""
+        reporter = Reporter(serve.get_replica_context())
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            self._meters.flush()
+            plan = self._holding.plan
+            if plan is not None and plan.challenger is not None:
+                tallies = self._holding.tallies()
+                self._meters.tell_differences(tallies)
+                await reporter.report(plan, tallies, self._holding.problem)
 
     async def _start_tasks(self) -> None:
-        followed = [self._meter.flush_for_ever()]
+        followed = [self._tick_for_ever()]
         if self._tokens is not None:
             followed.append(self._tokens.follow())
         if self._guard is not None:
@@ -206,9 +249,9 @@ class ModelReplica:
         self._tasks = tuple(asyncio.create_task(one) for one in followed)
 
     async def _start_listener(self, listening: Listening) -> None:
-        self._listener = Listener(self._endpoint, self._batcher, listening.limits)
+        self._listener = Listener(self._holding.front, listening.limits)
         if self._tls is not None:
-            followed = watch_certificate(self._tls, self._use_certificate, self._meter.count_failure)
+            followed = watch_certificate(self._tls, self._use_certificate, self._meters.count_failure)
             self._tasks += (asyncio.create_task(followed.follow()),)
         try:
             shared = await asyncio.to_thread(share, _meeting_place(listening), listening.host, listening.port)
@@ -230,13 +273,14 @@ class ModelReplica:
         """Say where the listener is."""
         node_id, node_ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         if self._listening is None or self._shared is None:
-            return Entrance(None, node_id, node_ip, self._reason)
+            return Entrance(None, node_id, node_ip, self._reason, problem=self._holding.problem)
+        address = (self._listening.host, self._listening.port)
         scheme = "http" if self._tls is None else "https"
-        return Entrance((self._listening.host, self._listening.port), node_id, node_ip, scheme=scheme)
+        return Entrance(address, node_id, node_ip, scheme=scheme, problem=self._holding.problem)
 
     async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Answer one POST of the cluster's own; returns status and body."""
-        response = await asyncio.to_thread(self._endpoint.ask, "POST", path, body)
+        response = await asyncio.to_thread(self._holding.front.champion.ask, "POST", path, body)
         return response.code, response.body
 
     async def check_health(self) -> None:
@@ -256,10 +300,10 @@ class ModelReplica:
         if shared is not None:
             await self._listener.drain(_DRAIN_S)
             shared.close()
-        self._batcher.close()
+        self._holding.close()
         for task in self._tasks:
             task.cancel()
-        self._meter.flush()
+        self._meters.flush()
 
 
 def _meeting_place(listening: Listening) -> Path:
@@ -300,12 +344,17 @@ def listen_at(spec: ServeSpec) -> Listening | None:
     return Listening(listener.host or spec.host, port if 0 < port <= _MAX_PORT else free_port(), limits)
 
 
-def build_application(served: Served, spec: ServeSpec) -> Any:
-    """Return the Serve application, not yet deployed."""
+def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any:
+    """Return the Serve application, not yet deployed.
+
+    Its version is that of the settings: where they stay, an update changes the plan of the replicas that are there, and Ray
+    Serve 2.60 would otherwise replace them.
+    """
     scaling = spec.autoscaling
     deployment = serve.deployment(
         ModelReplica,
         name=DEPLOYMENT,
+        user_config=plan.model_dump(mode="json"),
         ray_actor_options={"num_cpus": spec.cpus_per_replica},
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
@@ -320,7 +369,15 @@ def build_application(served: Served, spec: ServeSpec) -> Any:
             policy=AutoscalingPolicy(policy_function=follow_requests),
         ),
     )
-    return deployment.bind(served)
+    return deployment.options(version=_version_of(served), _internal=True).bind(served)
+
+
+def _version_of(served: Served) -> str:
+    serving = served.serving
+    what = serving.open_model
+    facts = {**vars(serving), "open_model": f"{what.__module__}.{what.__qualname__}", "limits": asdict(serving.limits)}
+    listening = served.listening and asdict(served.listening)
+    return sha256_json({"code": __version__, "serving": facts, "listening": listening})
 
 
 def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
@@ -330,6 +387,12 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         EngineError: If it does not become ready.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if is_running(name) and (running := read_plan(name)) is not None and running.challenger is not None:
+        rule = "must have no rollout under way while another package is deployed"
+        raise EngineError(
+            f"serve: the application {name!r} {rule}, got one of {running.challenger.version}. "
+            f"Run lepton-ray rollout promote {name}, or abort {name}"
+        )
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
         handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
@@ -341,6 +404,8 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
             "If the port is in use, choose another, or 0 for a free one",
             retryable=True,
         ) from error
+    if entrance.problem:
+        raise EngineError(f"serve: the replicas of {name!r} must answer with the package, but {entrance.problem}")
     options = serve.context._get_global_client().http_config  # Ray 2.60 has no public way to ask for the port in use
     host = "127.0.0.1" if options.host in (*_EVERY_INTERFACE, None) else options.host
     scheme = "https" if options.ssl_certfile and not settings.serve_uses_haproxy() else "http"
@@ -395,5 +460,6 @@ def is_running(name: str) -> bool:
 def stop(name: str) -> None:
     """Remove an application; without any left, Serve stops too."""
     serve.delete(name)
+    end_keeper(name)
     if not serve.status().applications:
         serve.shutdown()

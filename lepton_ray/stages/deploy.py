@@ -6,8 +6,6 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from pyarrow.fs import LocalFileSystem
@@ -24,10 +22,10 @@ from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
 from lepton_ray.spec.release import AuthSpec, ExportSpec, ServeSpec
+from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from lepton_ray.stages.context import RunContext
 
 VERSION = 2
-OpenModel = Callable[[], ModelPackage]
 _FILE_SCHEMES = ("/", "file://", "s3://", "gs://", "hdfs://")
 _REQUEST_TIMEOUT_S = 30.0
 
@@ -61,67 +59,72 @@ def build_app(args: dict[str, Any]) -> Any:
     if ignored := parsed.serve.model_fields_set & {"host", "port", "route_prefix", "application"}:
         rule = "must not be given: the deploy file says it in http_options, route_prefix and name"
         raise SpecError([f"args.serve.{field} {rule}" for field in sorted(ignored)], "the application")
-    open_model = locate_model(parsed.model, parsed.tracking_uri)
-    return _application(open_model, open_model(), parsed.name, parsed.serve)
+    ref, package = locate_model(parsed.model, parsed.tracking_uri)
+    return _application(ref, parsed.name or package.name, parsed.serve)
 
 
-def locate_model(model: str, tracking_uri: str | None) -> OpenModel:
-    """Return what opens the package that ``model`` names now, in this process and in every replica.
+def locate_model(model: str, tracking_uri: str | None) -> tuple[ModelRef, ModelPackage]:
+    """Return where the package that ``model`` names now lies, with its digest, and the opened package.
 
     Args:
         model: Folder or pyarrow filesystem URI of a package, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
         tracking_uri: MLflow server or database; None takes MLFLOW_TRACKING_URI.
 
     Raises:
-        ArtifactError: If there is no such model.
+        ArtifactError: If there is no such model, or it is damaged.
+    """
+    ref = find_model(model, tracking_uri)
+    package = open_model(ref)
+    return ref.model_copy(update={"digest": package.digest}), package
+
+
+def find_model(model: str, tracking_uri: str | None) -> ModelRef:
+    """Return where the package that ``model`` names now lies; nobody has opened it yet.
+
+    Raises:
+        ArtifactError: If the registry has no such model.
     """
     if not settings.expand(model).startswith("models:/"):
         filesystem, path = open_filesystem(model)
-        return partial(open_stored, path if isinstance(filesystem, LocalFileSystem) else model)
+        return ModelRef(uri=path if isinstance(filesystem, LocalFileSystem) else model)
     require("mlflow", "a registered model")
     from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
 
     registry = tracking_uri or "${MLFLOW_TRACKING_URI}"
     source, version = on_mlflow.resolve(settings.expand(model), settings.expand(registry))
-    if source.startswith(_FILE_SCHEMES):
-        return partial(open_stored, source)  # what Arrow reads needs no MLflow in the replicas
-    return partial(_open_registered, version, registry)
+    uri = source if source.startswith(_FILE_SCHEMES) else version  # what Arrow reads needs no MLflow in the replicas
+    return ModelRef(uri=uri, tracking_uri=registry, registered=version.removeprefix("models:/"))
 
 
-def open_stored(uri: str, path: str | None = None) -> ModelPackage:
-    """Open the package at a folder or pyarrow filesystem URI, or at ``path`` in that filesystem.
+def open_model(ref: ModelRef) -> ModelPackage:
+    """Open the package at a place; replicas call this.
 
     Raises:
         ArtifactError: If it is not there, or damaged.
     """
-    filesystem, root = open_filesystem(uri)
-    return open_package(fetch_folder(filesystem, path or root))
+    if ref.uri.startswith("models:/"):
+        from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
+
+        return open_package(on_mlflow.download(ref.uri, settings.expand(ref.tracking_uri or "${MLFLOW_TRACKING_URI}")))
+    filesystem, root = open_filesystem(ref.uri)
+    return open_package(fetch_folder(filesystem, ref.path or root))
 
 
-def _open_registered(uri: str, tracking_uri: str) -> ModelPackage:
-    from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
-
-    return open_package(on_mlflow.download(uri, settings.expand(tracking_uri)))
-
-
-def _application(open_model: OpenModel, package: ModelPackage, name: str | None, spec: ServeSpec) -> Any:
+def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
     require("ray.serve", "serving")
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
     from lepton_ray.serve.endpoint import Limits  # noqa: PLC0415
+    from lepton_ray.serve.rollout.holding import Serving  # noqa: PLC0415
 
-    served = on_ray.Served(
+    serving = Serving(
         open_model=open_model,
-        digest=package.digest,
-        name=name or package.name,
+        name=name,
         num_threads=max(1, int(spec.cpus_per_replica)),
         limits=Limits(spec.max_request_bytes, spec.max_rows_per_request),
         max_waiting=spec.max_queued_requests,
-        listening=on_ray.listen_at(spec),
-        auth=_locate_tokens(spec.auth),
-        rate_limit=spec.rate_limit,
-        tls=spec.tls,
     )
-    return on_ray.build_application(served, spec)
+    served = on_ray.Served(serving, on_ray.listen_at(spec), _locate_tokens(spec.auth), spec.rate_limit, spec.tls)
+    return on_ray.build_application(served, TrafficPlan(model=ref), spec)
 
 
 def _locate_tokens(auth: AuthSpec | None) -> AuthSpec | None:
@@ -139,13 +142,13 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
             before is taken down again; one that was updated stays up.
     """
     opened = open_package(package.path)
-    open_model = partial(open_stored, ctx.storage, f"{package.location}/package")
+    ref = ModelRef(uri=ctx.storage, path=f"{package.location}/package", digest=opened.digest)
     name = serve.application or ctx.name
     session = connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     is_update = on_ray.is_running(name)
-    at = on_ray.run(_application(open_model, opened, None, serve), name, serve)
+    at = on_ray.run(_application(ref, opened.name, serve), name, serve)
     ctx.update("application ready")
     try:
         records = (opened.path / "golden_records.json").read_bytes()
@@ -170,14 +173,12 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
     )
 
 
-def start_application(
-    open_model: OpenModel, package: ModelPackage, spec: ServeSpec, name: str
-) -> tuple[str, str, str | None]:
+def start_application(ref: ModelRef, package: ModelPackage, spec: ServeSpec, name: str) -> tuple[str, str, str | None]:
     """Deploy a package in the connected cluster; returns its URL, which way in that is, and the URL of the node's metrics."""
     session = connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    at = on_ray.run(_application(open_model, package, None, spec), spec.application or name, spec)
+    at = on_ray.run(_application(ref, package.name, spec), spec.application or name, spec)
     return at.url, at.through, session.metrics_url
 
 

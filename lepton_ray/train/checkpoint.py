@@ -106,9 +106,10 @@ def _gather(tensors: dict[str, torch.Tensor]) -> None:
         _whole(value)
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
+def _whole(value: Any) -> torch.Tensor:
     """Return a tensor with the parts of all workers, which all call this."""
-    return value.full_tensor() if _is_parted(value) else value
+    whole: torch.Tensor = value.full_tensor() if _is_parted(value) else value
+    return whole
 
 
 def _is_parted(value: Any) -> bool:
@@ -116,7 +117,7 @@ def _is_parted(value: Any) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def _part(value: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+def _part(value: torch.Tensor, like: Any) -> torch.Tensor:
     """Return this worker's part of a whole tensor, where ``like`` is one of its shape."""
     if like is None or not _is_parted(like) or value.shape != like.shape:
         return value

@@ -27,6 +27,8 @@ class Head:
     """A head node with token authentication."""
 
     dashboard: str
+    address: str
+    """``RAY_ADDRESS`` of drivers on this machine."""
     environment: dict[str, str]
     home: Path
 
@@ -103,7 +105,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     try:
         wait_until(lambda: process.poll() is not None or answers(f"{url}/api/version"), "the head's start", 90)
         assert process.poll() is None, (home / "head.log").read_text()
-        yield Head(url, environment, home)
+        yield Head(url, f"127.0.0.1:{ports['--port']}", environment, home)
     finally:
         stop_group(process)
         log.close()

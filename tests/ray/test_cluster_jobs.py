@@ -1,6 +1,7 @@
 """What a platform engineer does: ``ray job submit`` and ``serve deploy`` against a head with token authentication."""
 
 import json
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,15 +60,26 @@ def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the file that is deployed lies."""
+    return tmp_path_factory.mktemp("serve") / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def deployed(head: Any, submitted: Any, config: Path) -> Iterator[list[str]]:
     """The application of serve_configs, on free ports: Ray Serve's address, and that of the listener."""
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    config = yaml.safe_load(Path("serve_configs/medical_diagnosis.yaml").read_text())
-    ports = config["http_options"]["port"], listener = free_port(), free_port()
-    config["applications"][0]["args"]["serve"]["listener"] = {"port": listener}
-    path = tmp_path_factory.mktemp("serve") / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    done = head.run("serve", "deploy", str(path), "--address", head.dashboard)
+    content = yaml.safe_load(Path("serve_configs/medical_diagnosis.yaml").read_text())
+    ports = content["http_options"]["port"], listener = free_port(), free_port()
+    content["applications"][0]["args"]["serve"]["listener"] = {"port": listener}
+    config.write_text(yaml.safe_dump(content))
+    _deploy(head, config)
+    yield [f"http://127.0.0.1:{port}" for port in ports]
+    head.run("serve", "shutdown", "-y", "--address", head.dashboard)
+
+
+def _deploy(head: Any, config: Path) -> None:
+    done = head.run("serve", "deploy", str(config), "--address", head.dashboard)
     assert done.returncode == 0, done.stdout + done.stderr
 
     def is_running() -> bool:
@@ -76,8 +88,6 @@ def deployed(head: Any, submitted: Any, tmp_path_factory: pytest.TempPathFactory
         return "status: RUNNING" in status
 
     wait_until(is_running, "the deployment", 120)
-    yield [f"http://127.0.0.1:{port}" for port in ports]
-    head.run("serve", "shutdown", "-y", "--address", head.dashboard)
 
 
 def test_deployed_application_answers_as_the_training_code(head: Any, deployed: list[str]) -> None:
@@ -103,6 +113,48 @@ def test_serving_process_has_loaded_no_training_framework(deployed: list[str]) -
         assert "onnxruntime" in loaded
         assert "/torch/" not in loaded
         assert "/tensorflow/" not in loaded
+
+
+def test_a_registered_version_is_rolled_out_in_place_and_is_what_a_later_deploy_serves(
+    head: Any, deployed: list[str], config: Path, tmp_path: Path
+) -> None:
+    from lepton_ray.artifacts.package import open_package, seal
+    from lepton_ray.registry.on_mlflow import Candidate, register, resolve
+
+    registry = head.environment["MLFLOW_TRACKING_URI"]
+    old = next((head.home / "runs/medical_diagnosis/export").glob("*/package"))
+    shutil.copytree(old, tmp_path / "package")
+    (tmp_path / "package" / "MODEL_CARD.md").write_text("# another\n")
+    digest = seal(tmp_path / "package")
+    candidate = Candidate("medical_diagnosis", digest, tmp_path / "package", [], {}, {}, [])
+    number = register(candidate, registry, "lepton_ray", "challenger", None).version
+
+    def run(*arguments: str) -> Any:
+        done = head.run("lepton-ray", "rollout", *arguments, RAY_ADDRESS=head.address)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def version() -> str:
+        return str(post(f"{deployed[1]}/v2/models/medical_diagnosis/infer", _infer_body())["model_version"])
+
+    def replica() -> str:
+        """Told by the ids that it gives."""
+        with urllib.request.urlopen(f"{deployed[1]}/v2", timeout=30) as response:
+            return str(response.headers["x-request-id"].partition("-")[0])
+
+    before = replica()
+    assert version() == open_package(old).version
+    challenger = "models:/medical_diagnosis@challenger"
+    storage = ["--storage", str(head.home / "runs"), "--json"]
+    run("start", "medical_diagnosis", challenger, "--mode", "blue-green", *storage)
+    assert version() == open_package(old).version
+    run("promote", "medical_diagnosis", "--json")
+    assert version() == digest[:12]
+    assert resolve("models:/medical_diagnosis@champion", registry)[1] == f"models:/medical_diagnosis/{number}"
+    run("promote", "medical_diagnosis", "--json")
+    _deploy(head, config)
+    assert version() == digest[:12]
+    assert replica() == before
 
 
 def _infer_body() -> dict[str, Any]:

@@ -10,9 +10,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,11 +64,12 @@ class Application:
         """Deploy, or update, with a spec; returns where it answers."""
         from lepton_ray.artifacts.package import open_package
         from lepton_ray.serve import on_ray
-        from lepton_ray.stages.deploy import _application, open_stored
+        from lepton_ray.spec.rollout import ModelRef
+        from lepton_ray.stages.deploy import _application
 
         served = ServeSpec(**{"port": 0, "cpus_per_replica": 0.5, **spec})
-        opened = open_package(Path(self.package))
-        return on_ray.run(_application(partial(open_stored, self.package), opened, None, served), self.name, served)
+        ref = ModelRef(uri=self.package, digest=open_package(Path(self.package)).digest)
+        return on_ray.run(_application(ref, "sizes", served), self.name, served)
 
 
 @pytest.fixture
@@ -90,6 +91,7 @@ class Load:
     failures: list[str] = field(default_factory=list)
     replicas: set[str] = field(default_factory=set)
     """Told by the ids that they give."""
+    versions: Counter[str] = field(default_factory=Counter)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -109,12 +111,13 @@ class Load:
         connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
         while not self._stop.is_set():
             try:
-                connection.request("POST", "/predict", self.body)
+                connection.request("POST", "/predict", self.body, {"x-user-id": f"user-{random.randrange(50)}"})
                 response = connection.getresponse()
                 labels = [one["label"] for one in json.loads(response.read())["predictions"]]
                 assert response.status == 200
                 assert set(labels) <= {"small", "large"}
                 self.replicas.add(response.headers["x-request-id"].partition("-")[0])
+                self.versions[response.headers["x-model-version"]] += 1
                 self.answered += 1
             except (OSError, http.client.HTTPException, ValueError, LookupError, AssertionError) as error:
                 self.failures.append(repr(error))

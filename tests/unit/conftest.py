@@ -143,6 +143,8 @@ def _sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probabilities = expected_probabilities(_GOLDEN)
     outputs = {"label": [classes[i] for i in probabilities.argmax(1)], "probabilities": probabilities.tolist()}
     _write_package(folder / "mixed", _MIXED, _MIXED_STATE, WEIGHTS, classes, _GOLDEN, outputs)
+    rival = {"label": [classes[i] for i in probabilities.argmin(1)], "probabilities": probabilities[:, ::-1].tolist()}
+    _write_package(folder / "rival", _MIXED, _MIXED_STATE, -WEIGHTS, classes, _GOLDEN, rival)
     weights = np.array([[1, 0], [0, 1], [1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
     picture = {"picture": [[[255], [0], [255]], [[0], [255], [0]]]}
     outputs = {"label": ["odd"], "probabilities": _softmax(np.array([[3.0, 0.0]])).tolist()}
@@ -155,6 +157,12 @@ def _sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixed_package(_sealed: Path, tmp_path: Path) -> Path:
     """A package of its own: numbers age (0 to 120, required) and income, categories colour and size, three classes."""
     return Path(shutil.copytree(_sealed / "mixed", tmp_path / "mixed"))
+
+
+@pytest.fixture
+def rival_package(_sealed: Path, tmp_path: Path) -> Path:
+    """The mixed package with all weights turned round."""
+    return Path(shutil.copytree(_sealed / "rival", tmp_path / "rival"))
 
 
 @pytest.fixture

@@ -42,6 +42,29 @@ _SURFACE = {
     "token create": {"id", "--file", "--scope", "--expires-days", "--requests-per-second"},
     "token list": {"--file", "--json"},
     "token revoke": {"id", "--file"},
+    "rollout start": {
+        "application",
+        "model",
+        "--mode",
+        "--share",
+        "--steps",
+        "--step-seconds",
+        "--sticky-header",
+        "--sticky-field",
+        "--min-requests",
+        "--max-error-rate",
+        "--max-p95-ratio",
+        "--max-psi",
+        "--max-disagreement",
+        "--alpha",
+        "--alias",
+        "--storage",
+        "--tracking-uri",
+        "--json",
+    },
+    "rollout status": {"application", "--json"},
+    "rollout promote": {"application", "--json"},
+    "rollout abort": {"application", "--json"},
 }
 
 
@@ -86,6 +109,29 @@ def test_every_command_has_help(name: str) -> None:
 
 def test_version() -> None:
     assert _run("--version").stdout == f"{__version__}\n"
+
+
+def test_rollouts_need_a_cluster_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_JOB_SUBMISSION_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("lepton_ray.stages.rollout.is_connected", lambda: False)
+    for arguments in (["status", "a"], ["promote", "a"], ["abort", "a"], ["start", "a", "package"]):
+        assert "RAY_ADDRESS must name the cluster" in _error(_run("rollout", *arguments), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "50,5"], "steps must rise"),
+        (["--steps", "a"], "--steps must be percents"),
+        (["--max-psi", "-1"], "max_psi: Input should be greater than 0"),
+        (["--mode", "ab", "--steps", "5"], "steps must be given to a canary only"),
+    ],
+)
+def test_wrong_rules_of_a_rollout_exit_with_2(options: list[str], message: str) -> None:
+    result = _run("rollout", "start", "a", "package", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Endpoint, Limits
+from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.listener import Listener
 
 SHORT, LONG = Cost(0.0, 0.0), Cost(1.0, 1.0)
@@ -108,11 +109,10 @@ class Running:
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         self.meter = CountingMeter()
         self.loop = loop
-        self.endpoint = Endpoint(
-            Predictor(open_package(folder)), "demo", options.get("limits", Limits()), self.meter, options.get("guard")
-        )
+        self.endpoint = Endpoint(Predictor(open_package(folder)), "demo", options.get("limits", Limits()), self.meter)
         self.batcher = Batcher(self.endpoint, options.get("cost", SHORT), options.get("max_waiting", 1000))
-        self.listener = Listener(self.endpoint, self.batcher, options.get("connections", ConnectionLimits()))
+        self.front = Front.of(Variant(self.endpoint, self.batcher), options.get("guard"))
+        self.listener = Listener(self.front, options.get("connections", ConnectionLimits()))
         self.listener.tls = options.get("tls")
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.socket.setblocking(False)

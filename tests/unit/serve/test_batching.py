@@ -14,6 +14,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.batching import Batcher, Cost, measure
 from lepton_ray.serve.endpoint import Call, Endpoint, Limits, NoMeter, Response
+from lepton_ray.serve.front import Front, Variant
 
 _RECORD = st.fixed_dictionaries(
     {"age": st.floats(0, 120) | st.sampled_from([-1, None, "40"]), "size": st.sampled_from(["S", "M", "L", "XL"])},
@@ -88,9 +89,10 @@ def test_any_batching_gives_the_answers_of_single_calls(
 ) -> None:
     alone = [endpoint.predict([_call(*content)])[0] for content in contents]
     batcher = Batcher(endpoint, cost, 100)
+    front = Front.of(Variant(endpoint, batcher))
 
     async def ask() -> list[Response]:
-        return await asyncio.gather(*(batcher.answer(_call(*content)) for content in contents))
+        return await asyncio.gather(*(front.answer(_call(*content)) for content in contents))
 
     for answers in (endpoint.predict([_call(*content) for content in contents]), asyncio.run(ask())):
         for answer, expected in zip(answers, alone, strict=True):
@@ -125,11 +127,12 @@ def test_one_that_fails_costs_the_others_nothing(endpoint: Endpoint, monkeypatch
 def test_the_body_of_a_waiting_call_may_be_large(endpoint: Endpoint) -> None:
     """It is parsed in the thread, and refused there too."""
     batcher = Batcher(endpoint, Cost(0, 0), 10)
+    front = Front.of(Variant(endpoint, batcher))
     padding = b" " * (70 << 10)
 
     async def ask() -> list[int]:
         calls = [Call("records", b'[{"age": 3, "size": "S"}]' + padding), Call("records", b"{" + padding)]
-        return [answer.code for answer in await asyncio.gather(*map(batcher.answer, calls))]
+        return [answer.code for answer in await asyncio.gather(*map(front.answer, calls))]
 
     assert asyncio.run(ask()) == [200, 400]
     batcher.close()
@@ -137,10 +140,11 @@ def test_the_body_of_a_waiting_call_may_be_large(endpoint: Endpoint) -> None:
 
 def test_a_cancelled_caller_leaves_the_batch_as_it_is(endpoint: Endpoint) -> None:
     batcher = Batcher(endpoint, Cost(1, 1), 10)
+    front = Front.of(Variant(endpoint, batcher))
 
     async def ask() -> int:
-        gone = asyncio.ensure_future(batcher.answer(_call("records", [{"age": 3, "size": "S"}])))
-        stays = asyncio.ensure_future(batcher.answer(_call("records", [{"age": 3, "size": "S"}])))
+        gone = asyncio.ensure_future(front.answer(_call("records", [{"age": 3, "size": "S"}])))
+        stays = asyncio.ensure_future(front.answer(_call("records", [{"age": 3, "size": "S"}])))
         await asyncio.sleep(0)
         gone.cancel()
         return (await stays).code

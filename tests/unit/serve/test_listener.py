@@ -470,7 +470,7 @@ def test_draining_answers_whom_the_kernel_has_let_in(listen: Any) -> None:
 def test_the_probe_is_answered_and_tells_of_what_is_not(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen()
     running.call(running.listener.probe())
-    monkeypatch.setattr(running.endpoint.__class__, "find", lambda self, method, path: 1 / 0)
+    monkeypatch.setattr(running.front, "find", lambda method, path: 1 / 0)
     running.loop.set_exception_handler(lambda loop, context: None)
     with pytest.raises(RuntimeError, match="the listener must answer"):
         running.call(running.listener.probe())

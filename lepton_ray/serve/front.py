@@ -1,0 +1,115 @@
+"""The front of a replica: what both ways in ask, whichever package answers.
+
+With one package its ``find`` and ``submit`` are that package's own, so a rollout costs nothing while there is none.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from lepton_ray.serve.batching import Batcher, Done
+from lepton_ray.serve.endpoint import HTTP_OK, Asked, Call, Endpoint, Limits, Response
+from lepton_ray.serve.guard import Denial, Guard, Headers
+
+_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
+"""Answered without a token: who asks for health often cannot have one."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A package that answers, and the queues of its calls."""
+
+    endpoint: Endpoint
+    batcher: Batcher
+
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return self.endpoint.version
+
+
+class Division(Protocol):
+    """What stands before two variants while both are there."""
+
+    key_header: bytes | None
+    """The header that names the caller; None if nobody needs to know."""
+
+    def find(self, method: str, path: str) -> Response | Asked:
+        """Return what a request asks for, or its response."""
+
+    def submit(self, call: Call, done: Done) -> None:
+        """Have a call answered: ``done`` is called in the event loop, now or later, once."""
+
+
+class Front:
+    """Belongs to the event loop. Calls that have been submitted are answered by the model that they were given."""
+
+    find: Callable[[str, str], Response | Asked]
+    submit: Callable[[Call, Done], None]
+    key_header: bytes | None
+    limits: Limits
+    champion: Endpoint
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
+
+    @classmethod
+    def of(cls, variant: Variant, guard: Guard | None = None) -> "Front":
+        """Return the front of one package."""
+        front = cls(guard)
+        front.switch(variant, None)
+        return front
+
+    def switch(self, champion: Variant, division: Division | None) -> None:
+        """Let what comes from now on be answered by a champion, or as a division has it."""
+        self.champion = champion.endpoint
+        self.limits = champion.endpoint.limits
+        if division is None:
+            self.find, self.submit, self.key_header = champion.endpoint.find, champion.batcher.submit, None
+        else:
+            self.find, self.submit, self.key_header = division.find, division.submit, division.key_header
+
+    def admit(self, method: str, path: str, authorization: bytes | None) -> tuple[Response | Asked, str]:
+        """Return what ``find`` does if the guard lets the caller in, else the refusal, and the id of the caller's token, if any.
+
+        Args:
+            method: Of the request.
+            path: Decoded.
+            authorization: Value of that header; empty if it came more than once.
+        """
+        guard = self._guard
+        if guard is None or path in _OPEN_PATHS:
+            return self.find(method, path), ""
+        caller = guard.identify(authorization)
+        found = self.find(method, path)
+        if isinstance(caller, Denial):
+            return self._deny(found, caller), ""
+        if isinstance(found, Response):
+            denial = guard.admit(caller, "metadata" if found.code == HTTP_OK else None)
+        else:
+            denial = guard.admit(caller, "predict")
+        return found if denial is None else self._deny(found, denial), caller.id
+
+    def _deny(self, found: Response | Asked, denial: Denial) -> Response:
+        call = None if isinstance(found, Response) else Call(found.protocol_name)
+        return self.refuse(call, denial.code, denial.message, denial.headers)
+
+    async def answer(self, call: Call) -> Response:
+        """Return the response to a call."""
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def answer(response: Response) -> None:
+            if not future.done():  # the caller may have gone
+                future.set_result(response)
+
+        self.submit(call, answer)
+        return await future
+
+    def refuse(self, call: Call | None, code: int, message: str, headers: Headers = ()) -> Response:
+        """Return the response to what comes to nothing; counted if it was a call."""
+        return self.champion.refuse(call, code, message, headers)
+
+    def refuse_large(self, call: Call | None) -> Response:
+        """Return and count the response to a body beyond the limit."""
+        return self.champion.refuse_large(call)

@@ -1,0 +1,174 @@
+"""Who is answered by which of two variants.
+
+A caller is chosen by a hash of its name and the rollout's id: the same at every replica and way in, and a caller that a share
+has chosen a larger one chooses too. The challenger never costs a caller an answer: what it does not answer with 200,
+the champion answers, and if the champion can, the failure is the challenger's.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from lepton_ray.serve.batching import PARSED_SHORT_BYTES, Done
+from lepton_ray.serve.endpoint import (
+    HTTP_BAD_REQUEST,
+    HTTP_FAILED,
+    HTTP_OK,
+    Asked,
+    Call,
+    Endpoint,
+    Outputs,
+    Response,
+    error_response,
+    json_response,
+)
+from lepton_ray.serve.front import Variant
+from lepton_ray.serve.rollout.shadow import Shadow
+from lepton_ray.serve.rollout.tally import TallyMeter
+from lepton_ray.spec.rollout import TrafficPlan
+
+_HASH_BYTES = 8
+_REQUEST_ID = b"x-request-id"
+
+
+def is_chosen(rollout: str, key: bytes, share: float) -> bool:
+    """Whether the caller ``key`` is of the ``share`` of callers that the challenger answers."""
+    digest = hashlib.blake2b(key, digest_size=_HASH_BYTES, key=rollout.encode()[:64]).digest()
+    return int.from_bytes(digest, "big") < share * (1 << 8 * _HASH_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed(Response):
+    """A response with the outputs that it was made of; None if it is an error."""
+
+    outputs: Outputs | None = None
+
+
+class ObservedEndpoint(Endpoint):
+    """Gives ``Observed``."""
+
+    def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
+        super()._finish(call, response, outputs)
+        return Observed(response.code, response.body, response.headers, outputs)
+
+
+@dataclass(frozen=True)
+class Two:
+    """A champion and a challenger that are compared."""
+
+    champion: Variant
+    challenger: Variant
+    champion_meter: TallyMeter
+    challenger_meter: TallyMeter
+    shadow: Shadow | None
+    """Of the mode ``shadow``."""
+
+
+class Divided:
+    """Divides calls as a plan says."""
+
+    def __init__(self, two: Two, plan: TrafficPlan) -> None:
+        self._two = two
+        self._plan = plan
+        name = two.champion.endpoint.name
+        self._outcomes = ("POST", f"/v2/models/{name}/outcomes")
+        header = plan.sticky_header.encode() if plan.sticky_header else None
+        is_keyed = plan.share > 0 or plan.mode == "ab"
+        self._key_of = _field_reader(plan.sticky_field) if plan.sticky_field and header is None else None
+        self.key_header = header or _REQUEST_ID if is_keyed else None
+
+    def find(self, method: str, path: str) -> Response | Asked:
+        """Return what a request asks for, or its response; both versions can be asked by name."""
+        if (method, path) == self._outcomes:
+            return Asked("outcomes")
+        challenger = self._two.challenger.endpoint
+        if f"/versions/{challenger.version}" in path:
+            return challenger.find(method, path)
+        return self._two.champion.endpoint.find(method, path)
+
+    def submit(self, call: Call, done: Done) -> None:
+        """Have a call answered by the one it is for."""
+        champion, challenger = self._two.champion, self._two.challenger
+        if call.protocol_name == "outcomes":
+            done(self._take_outcome(call))
+        elif call.version is not None:
+            (challenger if call.version == challenger.version else champion).batcher.submit(call, done)
+        elif self._two.shadow is not None:
+            champion.batcher.submit(call, self._then_copy(call, done, self._two.shadow))
+        elif self._key_of is not None and (refusal := self._read_key(call, self._key_of)) is not None:
+            done(refusal)
+        elif self._is_chosen(call.key):
+            challenger.batcher.submit(call, self._or_by_champion(call, done))
+        else:
+            champion.batcher.submit(call, done)
+
+    def _is_chosen(self, key: bytes | None) -> bool:
+        return key is not None and is_chosen(self._plan.rollout, key, self._plan.share)
+
+    def _read_key(self, call: Call, key_of: Callable[[Call], bytes | None]) -> Response | None:
+        """Read the caller's name from the body; a large one, of many records, is the champion's."""
+        if len(call.body) > PARSED_SHORT_BYTES:
+            call.key = None
+            return None
+        refusal = self._two.champion.endpoint.parse(call)
+        if refusal is None:
+            call.key = key_of(call) or call.key
+        return refusal
+
+    def _or_by_champion(self, call: Call, done: Done) -> Done:
+        def take(response: Response) -> None:
+            if response.code == HTTP_OK:
+                done(response)
+                return
+            again = Call(call.protocol_name, call.body, call.json_bytes)
+            self._two.champion.batcher.submit(again, lambda better: self._settle(response, better, done))
+
+        return take
+
+    def _settle(self, response: Response, better: Response, done: Done) -> None:
+        if better.code == HTTP_OK and response.code < HTTP_FAILED:  # what failed is counted already
+            self._two.challenger_meter.add_error()
+        done(better)
+
+    def _then_copy(self, call: Call, done: Done, shadow: Shadow) -> Done:
+        def take(response: Response) -> None:
+            done(response)
+            if isinstance(response, Observed) and response.outputs is not None and self._is_chosen(call.key):
+                shadow.copy(call, response.outputs)
+
+        return take
+
+    def _take_outcome(self, call: Call) -> Response:
+        """Count what came of an answer, for the variant that gave it."""
+        try:
+            body: Any = orjson.loads(call.body)
+        except orjson.JSONDecodeError:
+            body = None
+        if not isinstance(body, dict) or not isinstance(value := body.get("value"), int | float):
+            rule = "the body must be an object with a number 'value', and 'key' (the caller, or the request's id) or 'version'"
+            return error_response(HTTP_BAD_REQUEST, rule)
+        meter = self._meter_of(body)
+        if meter is None:
+            held = f"{self._two.champion.version!r} or {self._two.challenger.version!r}"
+            return error_response(HTTP_BAD_REQUEST, f"the body must have a text 'key', or 'version' {held}")
+        meter.add_outcome(float(value))
+        return json_response({"counted": True})
+
+    def _meter_of(self, body: dict[str, Any]) -> TallyMeter | None:
+        two = self._two
+        by_version = {two.champion.version: two.champion_meter, two.challenger.version: two.challenger_meter}
+        if isinstance(key := body.get("key"), str):
+            return two.challenger_meter if self._is_chosen(key.encode()) else two.champion_meter
+        return by_version.get(body.get("version", ""))
+
+
+def _field_reader(name: str) -> Callable[[Call], bytes | None]:
+    def read(call: Call) -> bytes | None:
+        first = call.records[0] if call.records else None
+        value = first.get(name) if isinstance(first, dict) else None
+        return None if value is None else str(value).encode()
+
+    return read

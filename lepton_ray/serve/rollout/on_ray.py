@@ -1,0 +1,468 @@
+"""Rollouts on Ray: plans reach the replicas in place, their counts come back, and one actor keeps the course.
+
+A plan is Ray Serve's ``user_config``: new replicas get it before they are ready, and Ray Serve waits until all follow it. The
+keeper is an actor that outlives who started it; its course and its audit lines are in the storage, so that it goes on
+where it stood when it is restarted. Replicas report once a second while there is a challenger, and each report is the
+keeper's clock.
+"""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from pyarrow.fs import FileType, LocalFileSystem
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve._private.config import DeploymentConfig
+from ray.serve.exceptions import RayServeException
+from ray.serve.generated.serve_pb2 import ApplicationArgs, DeploymentArgs, DeploymentRoute
+
+from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.core.errors import EngineError, LeptonError
+from lepton_ray.engine.faults import last_line
+from lepton_ray.serve.rollout.course import Course, decide, promote
+from lepton_ray.serve.rollout.judge import Verdict, compare_outcomes, judge
+from lepton_ray.serve.rollout.tally import Tally, total
+from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
+
+DEPLOYMENT = "model"
+_NAMESPACE = "lepton_ray"
+_PREPARE_TIMEOUT_S, _FOLLOW_TIMEOUT_S = 300.0, 300.0
+_REPORT_TIMEOUT_S = 30.0
+_POLL_S = 0.2
+_CHUNK_S, _WINDOW_S = 5.0, 600.0  # the verdict is on what the last ten minutes of a step have brought
+_AGAIN_S = 10.0  # after so long a plan that a replica does not follow yet is given again
+_logger = logging.getLogger("lepton_ray.serve")
+
+MoveAlias = Callable[[ModelRef, str], None]
+
+
+def _controller() -> Any:
+    return serve.context._get_global_client()._controller  # Ray 2.60 has no public way to an application's user_config
+
+
+def _route_of(application: str) -> Any:
+    """Return what Ray Serve knows of the application's deployment, or None if it has none of ours."""
+    try:
+        return DeploymentRoute.FromString(ray.get(_controller().get_deployment_info.remote(DEPLOYMENT, application)))
+    except (RayServeException, RayTaskError):  # no Ray Serve here; a KeyError there
+        return None
+
+
+def read_plan(application: str) -> TrafficPlan | None:
+    """Return the plan of a running application, or None if there is no such application of this project's."""
+    route = _route_of(application)
+    config = route and DeploymentConfig.from_proto(route.deployment_info.deployment_config).user_config
+    return TrafficPlan.model_validate(config) if isinstance(config, dict) else None
+
+
+def give_plan(application: str, plan: TrafficPlan) -> None:
+    """Have all replicas of an application follow a plan, in place, and wait until they do.
+
+    Everything but ``user_config`` is as Ray Serve has it, also the code's version, so it replaces no replica.
+
+    Raises:
+        EngineError: If Ray Serve does not take it, or the replicas are not ready in time.
+    """
+    try:
+        info = _route_of(application)
+        if info is None:
+            raise no_application(application)
+        deployment = info.deployment_info
+        config = DeploymentConfig.from_proto(deployment.deployment_config)
+        config.user_config = plan.model_dump(mode="json")
+        config.version = deployment.version
+        args = DeploymentArgs(
+            deployment_name=DEPLOYMENT,
+            deployment_config=config.to_proto_bytes(),
+            replica_config=deployment.replica_config.SerializeToString(),
+            deployer_job_id=ray.get_runtime_context().get_job_id(),
+            ingress=True,
+            route_prefix=info.route,
+        )
+        ray.get(
+            _controller().deploy_applications.remote(
+                {application: [args.SerializeToString()]}, {application: ApplicationArgs().SerializeToString()}
+            )
+        )
+        _wait_until_running(application)
+    except (RayError, RayServeException, RuntimeError, ValueError) as error:
+        if isinstance(error, LeptonError):
+            raise
+        raise EngineError(
+            f"the replicas of {application!r} must take the plan, got: {last_line(error)}", retryable=True
+        ) from error
+
+
+def _wait_until_running(application: str) -> None:
+    deadline = time.monotonic() + _FOLLOW_TIMEOUT_S
+    while (found := serve.status().applications.get(application)) is None or found.status != "RUNNING":
+        status = "gone" if found is None else str(found.status)
+        if time.monotonic() > deadline or status == "DEPLOY_FAILED":
+            raise EngineError(f"the application {application!r} must run again, but it is {status}", retryable=True)
+        time.sleep(_POLL_S)
+
+
+def no_application(application: str) -> EngineError:
+    """Return the error of a name that no application of this project's has."""
+    known = ", ".join(sorted(serve.status().applications)) or "none"
+    return EngineError(
+        f"{application!r} must be an application that lepton-ray deployed, got none of that name. Running: {known}"
+    )
+
+
+class Reporter:
+    """A replica's reports to the keeper."""
+
+    def __init__(self, context: Any) -> None:
+        self._application = context.app_name
+        self._replica = context.replica_id.unique_id
+        self._keeper: Any = None
+
+    async def report(self, plan: TrafficPlan, tallies: dict[str, Tally], problem: str) -> None:
+        """Send one, and wait until it is taken. A keeper that is being restarted gets the next one: counts are whole."""
+        try:
+            if self._keeper is None:
+                self._keeper = await asyncio.to_thread(find_keeper, self._application)
+            if self._keeper is None:
+                return
+            sent = self._keeper.report.remote(self._replica, plan.rollout, plan.serial, tallies, problem)
+            await asyncio.wait_for(asyncio.wrap_future(sent.future()), _REPORT_TIMEOUT_S)
+        except (RayError, TimeoutError) as error:
+            self._keeper = None
+            _logger.warning("the rollout's keeper did not take a report: %s", last_line(error))
+
+
+def find_keeper(application: str) -> Any:
+    """Return the actor that keeps the rollouts of an application, or None."""
+    try:
+        return ray.get_actor(_name(application), namespace=_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def end_keeper(application: str) -> None:
+    """End the actor that keeps the rollouts of an application, if there is one."""
+    if (keeper := find_keeper(application)) is not None:
+        ray.kill(keeper)
+
+
+def _name(application: str) -> str:
+    return f"lepton-rollout-{application}"
+
+
+def start_keeper(application: str, storage: str, move_alias: MoveAlias) -> Any:
+    """Return the actor that keeps the rollouts of an application; a new one keeps its records in ``storage``."""
+    options = {"name": _name(application), "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    return ray.remote(Keeper).options(**options, num_cpus=0, max_restarts=-1).remote(application, storage, move_alias)
+
+
+def ask_keeper(keeper: Any, method: str, *args: Any) -> Any:
+    """Return what the keeper answers.
+
+    Raises:
+        LeptonError: As the keeper raises it.
+        EngineError: If it cannot be reached.
+    """
+    try:
+        return ray.get(getattr(keeper, method).remote(*args), timeout=_PREPARE_TIMEOUT_S + _FOLLOW_TIMEOUT_S)
+    except RayTaskError as error:
+        if isinstance(error.cause, LeptonError):
+            raise error.cause from None
+        raise EngineError(f"the rollout's keeper must answer, got: {last_line(error)}") from error
+    except RayError as error:
+        raise EngineError(f"the rollout's keeper must answer, got: {last_line(error)}", retryable=True) from error
+
+
+@dataclass
+class _Chunk:
+    began: float
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+
+class Keeper:
+    """An actor, one for each application: it alone changes plans while a rollout is under way."""
+
+    def __init__(self, application: str, storage: str, move_alias: MoveAlias) -> None:
+        self._application = application
+        self._records = Records(storage, application)
+        self._move_alias = move_alias
+        self._course = self._records.read_course()
+        self._seen: dict[str, dict[str, Tally]] = {}
+        """By replica: all that it has counted since the rollout began."""
+        self._chunks: deque[_Chunk] = deque()
+        self._given = 0.0
+        self._sequential_p = 1.0
+
+    def start(self, spec: dict[str, Any], ref: dict[str, Any], by: str) -> dict[str, Any]:
+        """Begin a rollout, once a replica has opened the challenger; returns its status.
+
+        Raises:
+            EngineError: If there is no application, or a rollout is under way.
+            SpecError, ArtifactError: If the challenger cannot be one.
+        """
+        plan = read_plan(self._application)
+        if plan is None:
+            raise no_application(self._application)
+        if self._course is not None and self._course.phase == "running" and plan.rollout == self._course.rollout:
+            raise EngineError(
+                f"{self._application!r} must have one rollout at a time, got one of {self._course.challenger.version} "
+                f"under way. Promote or abort it first"
+            )
+        parsed = RolloutSpec.model_validate(spec)
+        prepared = self._prepare(ref)
+        now = time.time()
+        self._change(
+            Course(
+                application=self._application,
+                rollout=uuid.uuid4().hex[:12],
+                spec=parsed,
+                champion=plan.model,
+                challenger=prepared,
+                began=now,
+                by=by,
+                share=parsed.first_share,
+                step_began=now,
+            ),
+            "start",
+            by,
+        )
+        return self.status()
+
+    def _prepare(self, ref: dict[str, Any]) -> ModelRef:
+        handle = serve.get_app_handle(self._application)
+        answer = handle.prepare.remote(ref).result(timeout_s=_PREPARE_TIMEOUT_S)
+        if "problem" in answer:
+            raise EngineError(f"a replica of {self._application!r} cannot answer with it: {answer['problem']}")
+        return ModelRef.model_validate(answer)
+
+    def report(self, replica: str, rollout: str, serial: int, tallies: dict[str, Tally], problem: str) -> None:
+        """Take what a replica has counted since the rollout began, and go on from there."""
+        course, now = self._course, time.time()
+        if course is None:
+            return
+        if rollout != course.rollout:
+            return  # of another rollout, or another deployment: it will hear of the plan that Ray Serve has
+        if serial != course.serial and now - self._given > _AGAIN_S:
+            self._give(course)
+        if course.phase != "running":
+            return
+        self._count(replica, tallies, now)
+        if problem:
+            changed = course.changed(phase="rolled_back", reason=f"replica {replica}: {problem}")
+            self._change(changed, "rollback", "the rules")
+            return
+        changed_or_none = decide(course, self._verdict(course), now)
+        if changed_or_none is not None:
+            events = {"rolled_back": "rollback", "promoted": "promote", "running": "step"}
+            self._change(changed_or_none, events[changed_or_none.phase], "the rules")
+
+    def _count(self, replica: str, tallies: dict[str, Tally], now: float) -> None:
+        before = self._seen.get(replica, {})
+        if not self._chunks or now - self._chunks[-1].began > _CHUNK_S:
+            self._chunks.append(_Chunk(now))
+        while now - self._chunks[0].began > _WINDOW_S:
+            self._chunks.popleft()
+        chunk = self._chunks[-1].tallies
+        for version, tally in tallies.items():
+            chunk[version] = chunk.get(version, Tally()).plus(tally.minus(before.get(version, Tally())))
+        self._seen[replica] = tallies
+
+    def _of_step(self, ref: ModelRef) -> Tally:
+        return total([chunk.tallies.get(ref.version, Tally()) for chunk in self._chunks])
+
+    def _of_all(self, ref: ModelRef) -> Tally:
+        return total([tallies.get(ref.version, Tally()) for tallies in self._seen.values()])
+
+    def _verdict(self, course: Course) -> Verdict:
+        return judge(course.spec, self._of_step(course.champion), self._of_step(course.challenger))
+
+    def promote(self, by: str) -> dict[str, Any]:
+        """Make the challenger the champion, whatever the rules say; after a promotion, let the old one go.
+
+        Raises:
+            EngineError: If there is nothing to promote.
+        """
+        course = self._current("promote")
+        self._change(promote(course, "asked for"), "promote" if course.phase == "running" else "release", by)
+        return self.status()
+
+    def abort(self, by: str) -> dict[str, Any]:
+        """Go back to the champion of before.
+
+        Raises:
+            EngineError: If there is nothing to abort.
+        """
+        course = self._current("abort")
+        self._change(course.changed(phase="aborted", reason="asked for"), "abort", by)
+        return self.status()
+
+    def _current(self, what: str) -> Course:
+        course, plan = self._course, read_plan(self._application)
+        if plan is None:
+            raise no_application(self._application)
+        is_current = course is not None and plan.rollout == course.rollout
+        if course is None or not is_current or not (course.phase == "running" or course.keeps_old):
+            raise EngineError(f"{self._application!r} must have a rollout to {what}, got none. Start one")
+        return course
+
+    def status(self) -> dict[str, Any]:
+        """Return where the rollout stands, as plain data.
+
+        Raises:
+            EngineError: If there has been none.
+        """
+        course = self._course
+        if course is None:
+            raise EngineError(f"{self._application!r} must have had a rollout, got none. Start one")
+        plan = read_plan(self._application)
+        is_current = plan is not None and plan.rollout == course.rollout
+        verdict = self._verdict(course)
+        facts = course.model_dump(mode="json")
+        return {
+            "application": course.application,
+            "rollout": course.rollout,
+            "mode": course.spec.mode,
+            "phase": course.phase if is_current else "replaced",
+            "reason": course.reason if is_current else "the application has been deployed anew",
+            "share": course.share if course.phase == "running" else 0.0,
+            "step": course.step,
+            "steps": list(course.spec.steps),
+            "verdict": verdict.conclusion,
+            "verdict_reason": verdict.reason,
+            "psi": verdict.numbers["psi"],
+            "champion": {**facts["champion"], "version": course.champion.version, **verdict.numbers["champion"]},
+            "challenger": {
+                **facts["challenger"],
+                "version": course.challenger.version,
+                **verdict.numbers["challenger"],
+            },
+            "test": self._test(course),
+            "replicas": len(self._seen),
+            "audit": self._records.audit_path,
+        }
+
+    def _test(self, course: Course) -> dict[str, Any] | None:
+        """Return what the outcomes of an A/B test say."""
+        champion, challenger = self._of_all(course.champion), self._of_all(course.challenger)
+        found = compare_outcomes(champion, challenger)
+        if found is None or course.spec.mode != "ab":
+            return None
+        outcomes = min(champion.outcomes, challenger.outcomes)
+        is_enough = outcomes >= course.spec.min_outcomes
+        if is_enough:
+            self._sequential_p = min(
+                self._sequential_p, found.sequential_p
+            )  # valid at any look, so the least one counts
+        is_significant = is_enough and self._sequential_p < course.spec.alpha
+        winner = (course.challenger if found.difference > 0 else course.champion).version if is_significant else None
+        return {
+            "outcomes": [champion.outcomes, challenger.outcomes],
+            "difference": found.difference,
+            "sequential_p": self._sequential_p,
+            "fixed_p": found.fixed_p,
+            "is_significant": is_significant,
+            "winner": winner,
+        }
+
+    def _change(self, course: Course, event: str, by: str) -> None:
+        """Go on with a changed course: recorded, then given to the replicas, then said in the audit."""
+        before, numbers = self._course, {} if event == "start" else self._verdict(course).numbers
+        self._records.write_course(course)
+        self._course = course
+        try:
+            self._give(course)
+        except LeptonError as error:
+            if event == "start":
+                self._course = before
+                self._records.write_course(before)
+            self._audit(course, f"{event} failed", by, str(error), numbers)
+            raise
+        self._chunks.clear()
+        if event == "start":
+            self._seen, self._sequential_p = {}, 1.0
+        self._audit(course, event, by, course.reason, numbers)
+        if before is not None and event in ("promote", "abort") and before.plan.model != course.plan.model:
+            self._follow_in_registry(course, by)
+
+    def _give(self, course: Course) -> None:
+        self._given = time.time()
+        give_plan(self._application, course.plan)
+        self._given = time.time()
+
+    def _follow_in_registry(self, course: Course, by: str) -> None:
+        champion = course.plan.model
+        if champion.registered is None:
+            return
+        try:
+            self._move_alias(champion, course.spec.alias)
+        except LeptonError as error:
+            self._audit(course, "alias failed", by, str(error), {})
+        else:
+            self._audit(course, "alias", by, f"{course.spec.alias} is {champion.registered}", {})
+
+    def _audit(self, course: Course, event: str, by: str, reason: str, numbers: dict[str, Any]) -> None:
+        self._records.add_audit_line(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "application": self._application,
+                "rollout": course.rollout,
+                "event": event,
+                "by": by,
+                "reason": reason,
+                "mode": course.spec.mode,
+                "champion": course.champion.version,
+                "challenger": course.challenger.version,
+                "share": course.share,
+                "numbers": numbers,
+            }
+        )
+
+
+class Records:
+    """The course and the audit lines of an application's rollouts, in ``STORAGE/rollouts/APPLICATION``."""
+
+    def __init__(self, storage: str, application: str) -> None:
+        self._filesystem, root = open_filesystem(storage)
+        self._folder = f"{root.rstrip('/')}/rollouts/{application}"
+        self._filesystem.create_dir(self._folder, recursive=True)
+        self.audit_path = f"{self._folder}/audit.jsonl"
+        self._course_path = f"{self._folder}/course.json"
+
+    def read_course(self) -> Course | None:
+        """Return the course that was written last, or None."""
+        text = self._read(self._course_path)
+        return Course.model_validate_json(text) if text else None
+
+    def write_course(self, course: Course | None) -> None:
+        """Write the course, whole or not at all."""
+        text = b"" if course is None else course.model_dump_json(indent=2).encode()
+        self._write(f"{self._course_path}.new", text)
+        self._filesystem.move(f"{self._course_path}.new", self._course_path)
+
+    def add_audit_line(self, line: dict[str, Any]) -> None:
+        """Add a line; object stores cannot append, so there the file is written again."""
+        text = json.dumps(line).encode() + b"\n"
+        if isinstance(self._filesystem, LocalFileSystem):
+            with self._filesystem.open_append_stream(self.audit_path) as stream:
+                stream.write(text)
+        else:
+            self._write(self.audit_path, self._read(self.audit_path) + text)
+
+    def _read(self, path: str) -> bytes:
+        if self._filesystem.get_file_info(path).type == FileType.NotFound:
+            return b""
+        with self._filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _write(self, path: str, text: bytes) -> None:
+        with self._filesystem.open_output_stream(path) as stream:
+            stream.write(text)

@@ -1,0 +1,45 @@
+"""Copies of requests that the champion has answered, for the challenger: compared, and never returned."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from lepton_ray.serve.endpoint import HTTP_FAILED, Call, Endpoint, Outputs
+from lepton_ray.serve.rollout.tally import TallyMeter
+
+_MAX_WAITING = 64  # requests; more are dropped, and counted
+_logger = logging.getLogger("lepton_ray.serve")
+
+
+class Shadow:
+    """One thread for all copies, so that callers wait for none of them; ``challenger`` must give ``Observed`` responses."""
+
+    def __init__(self, challenger: Endpoint, meter: TallyMeter) -> None:
+        self._challenger = challenger
+        self._meter = meter
+        self._worker = ThreadPoolExecutor(1, "lepton-shadow")
+        self._places = threading.Semaphore(_MAX_WAITING)
+
+    def copy(self, call: Call, outputs: Outputs) -> None:
+        """Have the challenger answer a call too, and compare with the champion's outputs; never an error."""
+        if self._places.acquire(blocking=False):
+            running = self._worker.submit(self._run, call, outputs)
+            running.add_done_callback(lambda _: self._places.release())
+        else:
+            self._meter.add_dropped()
+
+    def close(self) -> None:
+        """End when all copies that wait are compared."""
+        self._worker.shutdown(wait=False)
+
+    def _run(self, call: Call, outputs: Outputs) -> None:
+        own = self._challenger.predict([Call(call.protocol_name, call.body, call.json_bytes)])[0]
+        theirs: Outputs | None = getattr(own, "outputs", None)
+        try:
+            if theirs is not None:
+                self._meter.compare(outputs, theirs)
+            elif own.code < HTTP_FAILED:  # what failed is counted already
+                self._meter.add_error()
+        except Exception:
+            _logger.exception("the answers of a copied request could not be compared")
+            self._meter.add_error()

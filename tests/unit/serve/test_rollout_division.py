@@ -1,0 +1,348 @@
+"""Who is answered by which of two packages, and what comes of it; nobody ever gets less than the champion's answer."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from lepton_ray.artifacts.package import ModelPackage, open_package
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.core.errors import ArtifactError, RecordError
+from lepton_ray.serve.batching import Batcher, Cost
+from lepton_ray.serve.endpoint import Asked, Call, Endpoint, Limits, NoMeter, Response
+from lepton_ray.serve.front import Front, Variant
+from lepton_ray.serve.http import asgi_app
+from lepton_ray.serve.rollout.division import is_chosen
+from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.spec.rollout import ModelRef, TrafficPlan
+
+_RECORD = {"age": 40.0, "income": 1200.0, "colour": "red", "size": "M"}
+
+
+def _open(ref: ModelRef) -> ModelPackage:
+    return open_package(Path(ref.uri))
+
+
+def _ref(folder: Path) -> ModelRef:
+    return ModelRef(uri=str(folder), digest=open_package(folder).digest)
+
+
+@pytest.fixture
+def held() -> Holding:
+    return Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+
+
+@pytest.fixture
+def champion(mixed_package: Path) -> ModelRef:
+    return _ref(mixed_package)
+
+
+@pytest.fixture
+def challenger(rival_package: Path) -> ModelRef:
+    return _ref(rival_package)
+
+
+@pytest.fixture
+def canary(champion: ModelRef, challenger: ModelRef) -> TrafficPlan:
+    return TrafficPlan(model=champion, challenger=challenger, mode="canary", share=0.5, rollout="r")
+
+
+def _predict(holding: Holding, key: str, records: Any = None, version: str | None = None) -> Awaitable[Response]:
+    call = Call("records", json.dumps(records or [_RECORD]).encode(), version=version, key=key.encode())
+    return holding.front.answer(call)
+
+
+def _version(response: Response) -> str:
+    assert response.code == 200, response.body
+    assert dict(response.headers)[b"x-model-version"].decode() == json.loads(response.body)["version"]
+    return str(json.loads(response.body)["version"])
+
+
+def _change(plan: TrafficPlan, **values: Any) -> TrafficPlan:
+    return TrafficPlan.model_validate({**plan.model_dump(), **values})
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, ref: ModelRef, error: Exception) -> None:
+    run = Predictor.run
+
+    def run_or_fail(self: Predictor, feeds: Any) -> Any:
+        if self.package.digest == ref.digest:
+            raise error
+        return run(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", run_or_fail)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_the_share_of_callers_is_what_is_asked_for(share: float) -> None:
+    chosen = sum(is_chosen("rollout", f"user-{index}".encode(), share) for index in range(20_000))
+    low, high = stats.binom.interval(1 - 1e-6, 20_000, share)
+    assert low <= chosen <= high
+
+
+def test_a_larger_share_keeps_the_callers_of_a_smaller_one_and_another_rollout_has_others() -> None:
+    def chosen(rollout: str, share: float) -> set[int]:
+        return {index for index in range(2000) if is_chosen(rollout, str(index).encode(), share)}
+
+    assert chosen("a", 0) == set()
+    assert chosen("a", 0.05) < chosen("a", 0.25) < chosen("a", 1.0) == set(range(2000))
+    overlap = len(chosen("a", 0.5) & chosen("b", 0.5))
+    assert 400 < overlap < 600
+
+
+def test_a_caller_stays_with_one_version_whatever_the_replica(canary: TrafficPlan) -> None:
+    async def ask() -> list[list[str]]:
+        answers = []
+        for _ in range(2):
+            holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+            await holding.follow(canary)
+            answers.append([_version(await _predict(holding, f"user-{index % 20}")) for index in range(60)])
+        return answers
+
+    one, other = asyncio.run(ask())
+    assert one == other
+    assert one[:20] == one[20:40] == one[40:]
+    assert set(one) == {canary.model.version, canary.challenger and canary.challenger.version}
+
+
+def test_without_a_rollout_both_ways_in_ask_the_package_itself(held: Holding, champion: ModelRef) -> None:
+    asyncio.run(held.follow(TrafficPlan(model=champion)))
+    assert held.front.find == held.front.champion.find
+    assert held.front.key_header is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("inside"), RecordError("a number is too large for the model")])
+def test_what_the_challenger_cannot_answer_the_champion_does(
+    held: Holding, canary: TrafficPlan, challenger: ModelRef, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def ask() -> list[Response]:
+        await held.follow(canary)
+        _fail(monkeypatch, challenger, error)
+        return list(await asyncio.gather(*(_predict(held, f"user-{index}") for index in range(100))))
+
+    versions = {_version(answer) for answer in asyncio.run(ask())}
+    assert versions == {canary.model.version}
+    tallies = held.tallies()
+    chosen = sum(is_chosen("r", f"user-{index}".encode(), 0.5) for index in range(100))
+    assert tallies[challenger.version].requests == tallies[challenger.version].errors == chosen
+    assert (tallies[canary.model.version].requests, tallies[canary.model.version].errors) == (100, 0)
+
+
+def test_a_callers_mistake_is_no_failure_of_the_challenger(
+    held: Holding, canary: TrafficPlan, challenger: ModelRef
+) -> None:
+    async def ask() -> Response:
+        await held.follow(_change(canary, share=1.0))
+        return await _predict(held, "user", [{**_RECORD, "age": -1}])
+
+    assert asyncio.run(ask()).code == 422
+    assert held.tallies()[challenger.version].requests == 1
+    assert held.tallies()[challenger.version].errors == 0
+
+
+def test_a_version_can_be_asked_by_name(held: Holding, canary: TrafficPlan, challenger: ModelRef) -> None:
+    async def ask() -> list[str]:
+        await held.follow(_change(canary, share=0.0, mode="blue_green"))
+        assert held.front.find("POST", f"/v2/models/demo/versions/{challenger.version}/infer") == Asked(
+            "oip", challenger.version
+        )
+        missing = held.front.find("GET", "/v2/models/demo/versions/000000000000")
+        assert isinstance(missing, Response)
+        assert missing.code == 404
+        versions = [None, challenger.version, canary.model.version]
+        return [_version(await _predict(held, "user", version=version)) for version in versions]
+
+    assert asyncio.run(ask()) == [canary.model.version, challenger.version, canary.model.version]
+
+
+def test_the_field_of_a_record_names_the_caller(held: Holding, canary: TrafficPlan) -> None:
+    async def ask() -> dict[float, set[str]]:
+        await held.follow(_change(canary, sticky_field="age"))
+        versions: dict[float, set[str]] = {}
+        for index in range(60):
+            answer = await _predict(held, f"request-{index}", [{**_RECORD, "age": float(index % 20)}])
+            versions.setdefault(index % 20, set()).add(_version(answer))
+        return versions
+
+    found = asyncio.run(ask())
+    assert all(len(versions) == 1 for versions in found.values())
+    assert len(set.union(*found.values())) == 2
+
+
+def test_a_shadow_is_compared_and_never_returned(held: Holding, canary: TrafficPlan, challenger: ModelRef) -> None:
+    async def ask() -> Counter[str]:
+        await held.follow(_change(canary, mode="shadow", share=1.0))
+        answers = await asyncio.gather(*(_predict(held, f"user-{index}") for index in range(40)))
+        while held.tallies()[challenger.version].compared_rows + held.tallies()[challenger.version].dropped < 40:
+            await asyncio.sleep(0)
+        return Counter(map(_version, answers))
+
+    assert asyncio.run(ask()) == {canary.model.version: 40}
+    tally = held.tallies()[challenger.version]
+    assert tally.differing_rows == tally.compared_rows > 0
+    assert tally.largest_difference > 0.1
+
+
+def test_a_shadow_that_does_not_keep_up_is_dropped_and_a_failing_one_only_counted(
+    held: Holding, canary: TrafficPlan, challenger: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_run = threading.Event()
+    run = Predictor.run
+
+    def wait_and_fail(self: Predictor, feeds: Any) -> Any:
+        if self.package.digest != challenger.digest:
+            return run(self, feeds)
+        may_run.wait(20)
+        raise RuntimeError("inside")
+
+    async def ask() -> list[Response]:
+        await held.follow(_change(canary, mode="shadow", share=1.0))
+        monkeypatch.setattr(Predictor, "run", wait_and_fail)
+        answers = list(await asyncio.gather(*(_predict(held, f"user-{index}") for index in range(100))))
+        may_run.set()
+        while held.tallies()[challenger.version].errors < 64:
+            await asyncio.sleep(0)
+        return answers
+
+    assert {_version(answer) for answer in asyncio.run(ask())} == {canary.model.version}
+    tally = held.tallies()[challenger.version]
+    assert (tally.errors, tally.dropped, tally.compared_rows) == (64, 36, 0)
+
+
+def test_a_challenger_that_cannot_be_opened_leaves_the_champion_serving(held: Holding, canary: TrafficPlan) -> None:
+    async def ask() -> Response:
+        gone = {**canary.model_dump()["challenger"], "uri": "/gone"}
+        await held.follow(_change(canary, challenger=gone, share=1.0))
+        return await _predict(held, "user")
+
+    assert _version(asyncio.run(ask())) == canary.model.version
+    assert "/gone must be a model package" in held.problem
+
+
+def test_a_champion_that_cannot_be_opened_leaves_the_one_before_serving(held: Holding, champion: ModelRef) -> None:
+    async def ask() -> Response:
+        await held.follow(TrafficPlan(model=champion))
+        await held.follow(TrafficPlan(model=ModelRef(uri="/gone", digest="1" * 64)))
+        return await _predict(held, "user")
+
+    assert _version(asyncio.run(ask())) == champion.version
+    assert held.problem.startswith(f"the champion stays {champion.version}: /gone must be a model package")
+
+
+def test_the_first_champion_must_open(held: Holding) -> None:
+    with pytest.raises(ArtifactError, match="/gone must be a model package"):
+        asyncio.run(held.follow(TrafficPlan(model=ModelRef(uri="/gone", digest="1" * 64))))
+
+
+def test_a_package_whose_digest_is_another_is_not_served(held: Holding, champion: ModelRef) -> None:
+    with pytest.raises(ArtifactError, match="must hold the package 111111111111"):
+        asyncio.run(held.follow(TrafficPlan(model=champion.model_copy(update={"digest": "1" * 64}))))
+
+
+def test_what_waits_is_answered_by_the_model_that_it_was_given(champion: ModelRef, challenger: ModelRef) -> None:
+    def variant(ref: ModelRef) -> Variant:
+        endpoint = Endpoint(Predictor(_open(ref)), "demo", Limits(), NoMeter())
+        return Variant(endpoint, Batcher(endpoint, Cost(0, 0), 10))
+
+    async def ask() -> tuple[list[Response], Response]:
+        front = Front.of(variant(champion))
+        old: list[Response] = []
+        call = Call("records", json.dumps([_RECORD]).encode())
+        front.submit(call, old.append)
+        assert old == []  # it waits for the end of this turn of the loop
+        front.switch(variant(challenger), None)
+        new = await front.answer(Call("records", call.body))
+        return old, new
+
+    (old,), new = asyncio.run(ask())
+    assert (_version(old), _version(new)) == (champion.version, challenger.version)
+
+
+@pytest.mark.parametrize("what", ["itself", "pictures", "gone"])
+def test_what_cannot_be_a_challenger_is_refused_before_it_starts(
+    held: Holding, champion: ModelRef, picture_package: Path, what: str
+) -> None:
+    uri = {"itself": champion.uri, "pictures": str(picture_package), "gone": "/gone"}[what]
+    message = {
+        "itself": "must be another package than the champion",
+        "pictures": "the challenger must have the champion's signature, but columns.age must be .*, got 'None'",
+        "gone": "/gone must be a model package",
+    }[what]
+
+    async def prepare() -> None:
+        await held.follow(TrafficPlan(model=champion))
+        await held.prepare(ModelRef(uri=uri))
+
+    with pytest.raises(ArtifactError, match=message):
+        asyncio.run(prepare())
+
+
+def test_a_share_changes_without_opening_or_forgetting_anything(
+    held: Holding, canary: TrafficPlan, challenger: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask() -> None:
+        await held.follow(canary)
+        for index in range(20):
+            await _predict(held, f"user-{index}")
+        monkeypatch.setattr("lepton_ray.serve.rollout.holding._open", None)
+        await held.follow(_change(canary, share=1.0, serial=1))
+        assert _version(await _predict(held, "user")) == challenger.version
+
+    asyncio.run(ask())
+    assert sum(tally.requests for tally in held.tallies().values()) == 21
+
+
+def test_outcomes_are_counted_for_who_answered(held: Holding, canary: TrafficPlan, challenger: ModelRef) -> None:
+    def post(content: Any) -> Awaitable[Response]:
+        return held.front.answer(Call("outcomes", json.dumps(content).encode()))
+
+    async def ask() -> list[int]:
+        await held.follow(_change(canary, mode="ab"))
+        assert held.front.find("POST", "/v2/models/demo/outcomes") == Asked("outcomes")
+        for index in range(10):
+            answer = await post({"key": f"user-{index}", "value": 1})
+            assert answer.code == 200
+        await post({"version": challenger.version, "value": 0.5})
+        wrong = [{"key": "user"}, {"value": 1}, {"value": "1", "key": "user"}, {"value": 1, "version": "other"}, []]
+        return [(await post(content)).code for content in wrong]
+
+    assert asyncio.run(ask()) == [400] * 5
+    chosen = sum(is_chosen("r", f"user-{index}".encode(), 0.5) for index in range(10))
+    tallies = held.tallies()
+    assert tallies[challenger.version].outcomes == chosen + 1
+    assert tallies[challenger.version].outcome_sum == chosen + 0.5
+    assert tallies[canary.model.version].outcomes == 10 - chosen
+
+
+def test_without_a_rollout_there_is_no_place_for_outcomes(held: Holding, champion: ModelRef) -> None:
+    asyncio.run(held.follow(TrafficPlan(model=champion)))
+    answer = held.front.find("POST", "/v2/models/demo/outcomes")
+    assert isinstance(answer, Response)
+    assert answer.code == 404
+
+
+def test_both_ways_in_give_a_caller_the_same_version(
+    listen: Callable[..., Any], call_app: Any, held: Holding, canary: TrafficPlan
+) -> None:
+    body = json.dumps([_RECORD]).encode()
+    asyncio.run(held.follow(_change(canary, sticky_header="x-user-id")))
+    running = listen()
+    running.listener.endpoint = held.front
+    client = call_app(asgi_app(held.front))
+    versions = set()
+    for index in range(12):
+        raw = b"POST /predict HTTP/1.1\r\nhost: a\r\nX-User-Id: user-%d\r\ncontent-length: %d\r\n\r\n" % (
+            index,
+            len(body),
+        )
+        direct = running.ask(raw + body)
+        other = client.post("/predict", content=body, headers={"x-user-id": f"user-{index}"})
+        assert direct.headers["x-model-version"] == other.headers["x-model-version"]
+        versions.add(direct.headers["x-model-version"])
+    assert len(versions) == 2
