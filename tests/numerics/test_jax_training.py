@@ -1,7 +1,7 @@
 """The loop of Keras on JAX: what Keras on TensorFlow gives, many devices equal one, resumed equals undisturbed.
 
 JAX and TensorFlow run in processes of their own, which give each other checkpoints. Tolerances: float32 sums in another order
-differ by some 1e-7 a step; Adam divides by a gradient's own size, and bfloat16 rounds to 4e-3 of a number.
+differ by some 1e-7 a step, of 12; bfloat16 rounds to 4e-3 of a number.
 """
 
 import json
@@ -22,9 +22,9 @@ from . import jax_case
 from .jax_case import CASES, SEED, SHARED
 
 pytest.importorskip("jax")
-pytestmark = pytest.mark.slow  # a program is compiled for each case
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a program is compiled for each case
 _REPOSITORY = Path(__file__).parents[2]
-_TOLERANCE = {"adam": 1e-3, "adamw": 1e-3, "bfloat16": 2e-2}
+_TOLERANCE = {"bfloat16": 5e-3}
 _TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
@@ -37,7 +37,7 @@ def _start(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
 
 def _finish(*workers: subprocess.Popen[bytes]) -> None:
     try:
-        assert [worker.wait(timeout=250) for worker in workers] == [0] * len(workers)
+        assert [worker.wait(timeout=600) for worker in workers] == [0] * len(workers)
     finally:
         for worker in workers:
             worker.kill()
@@ -74,7 +74,7 @@ def _assert_close(mine: Path, theirs: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_from_equal_weights_jax_trains_to_what_tensorflow_does(folder: Path, name: str) -> None:
-    _assert_close(folder / "one" / name, folder / "tensorflow" / name, _TOLERANCE.get(name, 2e-5))
+    _assert_close(folder / "one" / name, folder / "tensorflow" / name, _TOLERANCE.get(name, 5e-6))
     start, end = (load_file(folder / run / name / "model.safetensors") for run in ("start", "one"))
     assert max(np.abs(end[path] - value).max() for path, value in start.items()) > 1e-2
 
@@ -92,4 +92,4 @@ def test_two_processes_and_two_devices_take_the_steps_of_one(folder: Path) -> No
     _finish(_start(str(folder), "devices", **_TWO_DEVICES))
     for name in SHARED:
         for run in ("two", "devices"):
-            _assert_close(folder / run / name, folder / "one" / name, _TOLERANCE.get(name, 2e-5))
+            _assert_close(folder / run / name, folder / "one" / name, _TOLERANCE.get(name, 5e-6))

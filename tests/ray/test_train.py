@@ -162,7 +162,7 @@ def test_slices_of_tpus_are_counted_as_ray_counts_them() -> None:
             slices = {"tpu_type": f"TPU-{version.upper()}", "tpu_topology": topology}
             try:
                 ray_takes = ScalingConfig(
-                    num_workers, use_tpu=True, topology=topology, accelerator_type=slices["tpu_type"]
+                    num_workers=num_workers, use_tpu=True, topology=topology, accelerator_type=slices["tpu_type"]
                 )
             except ValueError:
                 ray_takes = None
