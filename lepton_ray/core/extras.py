@@ -1,6 +1,7 @@
 """Optional dependencies: imported when first needed, with the install command in the error."""
 
 import importlib
+import importlib.util
 from typing import Any
 
 from lepton_ray.core.errors import MissingExtraError
@@ -23,6 +24,7 @@ _EXTRA_OF_MODULE = {
     "keras": "keras",
     "tf2onnx": "keras",
     "ai_edge_litert": "keras",
+    "jax": "jax",
     "mlflow": "mlflow",
     "httptools": "serve",
     "fsspec": "pipeline",
@@ -52,6 +54,17 @@ def require(module: str, purpose: str) -> Any:
         if explained := explain(error, purpose):
             raise explained from error
         raise
+
+
+def check_installed(module: str, purpose: str) -> None:
+    """Check that a package is there without importing it.
+
+    Raises:
+        MissingExtraError: If it is not installed; names the extra that brings it.
+    """
+    if importlib.util.find_spec(module) is None:
+        error = ModuleNotFoundError(name=module)
+        raise explain(error, purpose) or error
 
 
 def explain(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:

@@ -23,6 +23,9 @@ _RAY_DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+# Set in the workers that train on JAX: a process has one backend of Keras for good, and what the user's shell says is none of it.
+_KERAS_BACKEND = "LEPTON_RAY_KERAS_BACKEND"
+
 # TensorFlow's C++ code writes about the machine's instructions on standard error whenever it starts.
 _TENSORFLOW_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
@@ -102,13 +105,18 @@ def prepare_ray() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
-def prepare_tensorflow() -> None:
-    """Set what TensorFlow and Keras read when they are imported; what the user has set stays.
+def jax_environment(platform: str) -> dict[str, str]:
+    """Return what a process that trains on JAX must find when it starts; ``platform`` is ``cpu``, ``cuda`` or ``tpu``."""
+    return {_KERAS_BACKEND: "jax", "JAX_PLATFORMS": platform}
+
+
+def prepare_keras() -> None:
+    """Set what Keras and TensorFlow read when they are imported; what the user has set stays, but for the backend.
 
     Ray gives a worker its CPUs as ``OMP_NUM_THREADS``, which torch follows; TensorFlow has a name of its own for them.
     """
     for name, value in _TENSORFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # the loop is TensorFlow's own
+    os.environ["KERAS_BACKEND"] = os.environ.get(_KERAS_BACKEND, "tensorflow")
     if threads := os.environ.get("OMP_NUM_THREADS"):
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", threads)

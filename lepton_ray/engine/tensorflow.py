@@ -1,47 +1,11 @@
-"""TensorFlow and Keras, from one place: what they read from the environment must stand there before they are imported.
+"""TensorFlow, from one place; imported only where Keras is on it."""
 
-Nothing else imports them, and this is imported only where ``train.framework`` is ``keras``.
-"""
-
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lepton_ray.core import settings
 from lepton_ray.core.extras import require
+from lepton_ray.engine.keras import quiet  # Keras first: what both read from the environment is set before
 
-_STDERR = 2
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what is written to standard error: TensorFlow 2.21 and LiteRT greet there whatever their log level."""
-    kept = os.dup(_STDERR)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), _STDERR)
-    try:
-        yield
-    finally:
-        os.dup2(kept, _STDERR)
-        os.close(kept)
-
-
-settings.prepare_tensorflow()
 with quiet():
     tf: Any = require("tensorflow", "train.framework 'keras'")
-    keras: Any = require("keras", "train.framework 'keras'")
 
 tf.get_logger().setLevel("ERROR")
-keras.config.set_floatx("float32")  # and not what a file in the user's home says
-keras.config.set_image_data_format("channels_last")
-
-
-def call(model: Any, inputs: Sequence[Any], *, training: bool | None) -> Any:
-    """Call a model with its inputs: Keras takes the one alone, several as a list. Without ``training`` the caller's holds."""
-    return model(inputs[0] if len(inputs) == 1 else list(inputs), training=training)
-
-
-def layers_of(model: Any) -> list[Any]:
-    """Return the model and all layers within it, also those within layers."""
-    return list(model._flatten_layers())

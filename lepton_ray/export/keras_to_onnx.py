@@ -16,7 +16,8 @@ from onnx import helper, version_converter
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
-from lepton_ray.engine.tensorflow import call, keras, layers_of, quiet, tf
+from lepton_ray.engine.keras import call, keras, layers_of, quiet
+from lepton_ray.engine.tensorflow import tf
 from lepton_ray.export.join import join, opset_of
 from lepton_ray.spec.release import ExtraFile
 

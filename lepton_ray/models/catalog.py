@@ -1,11 +1,11 @@
-"""Framework and kind of a model -> the module that builds it, imported when it is asked for."""
+"""Library and kind of a model -> the module that builds it, imported when it is asked for."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.extras import require
-from lepton_ray.spec.model import Framework, Model
+from lepton_ray.spec.model import Framework, Model, library_of
 
 
 def build_model(spec: Model, inputs: Sequence[ModelInput], num_outputs: int, framework: Framework = "torch") -> Any:
@@ -18,6 +18,5 @@ def build_model(spec: Model, inputs: Sequence[ModelInput], num_outputs: int, fra
         MissingExtraError: If the framework is not installed.
         SpecError: If a custom model cannot be built, or is not what a model must be.
     """
-    require(framework, f"a model of kind {spec.kind!r}")
-    module = require(f"lepton_ray.models.{framework}.{spec.kind}", "building a model")
+    module = require(f"lepton_ray.models.{library_of(framework)}.{spec.kind}", f"a model of kind {spec.kind!r}")
     return module.build(spec, inputs, num_outputs)

@@ -11,7 +11,11 @@ OF_TORCH = ("factorization", "two_towers", "pretrained")
 
 def check_framework(model: Model | None, train: TrainSpec, export: ExportSpec) -> list[str]:
     """Return a sentence for each setting that ``train.framework`` cannot follow."""
-    if train.framework == "keras":
+    if train.use_tpu and train.framework != "jax":
+        return [
+            f"train.use_tpu must be false for train.framework {train.framework!r}, got true. Use train.framework jax"
+        ]
+    if train.framework != "torch":
         return list(_check_keras(model, train))
     if export.also:
         return [
@@ -23,13 +27,14 @@ def check_framework(model: Model | None, train: TrainSpec, export: ExportSpec) -
 
 def _check_keras(model: Model | None, train: TrainSpec) -> Iterator[str]:
     way_out = "or train.framework torch"
+    by = f"for train.framework {train.framework!r}"
     for place, part in parts_of(model).items():
         if part.kind in OF_TORCH:
             yield f"{place}.kind must be one that Keras has (not {', '.join(OF_TORCH)}), got {part.kind!r}. Use another, {way_out}"
     if train.parallelism != "ddp":
-        yield f"train.parallelism must be left out for train.framework 'keras', got {train.parallelism!r}. Remove it, {way_out}"
-    if train.use_gpu:
+        yield f"train.parallelism must be left out {by}, got {train.parallelism!r}. Remove it, {way_out}"
+    if train.use_gpu and train.framework == "keras":
         yield (
             "train.use_gpu must be false for train.framework 'keras', whose TensorFlow is built for CPUs, got true. "
-            "Use train.framework torch"
+            "Use train.framework torch or jax"
         )

@@ -6,8 +6,9 @@ from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section, StrTuple
+from lepton_ray.spec.tpu import TpuTopology, TpuType, chips_per_host, num_chips
 
-Framework = Literal["torch", "keras"]
+Framework = Literal["torch", "keras", "jax"]
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -196,8 +197,8 @@ class CustomModel(Section):
     """``package.module:function``, called as ``function(spec, inputs, num_outputs)`` with this section, the
     ``lepton_ray.artifacts.kinds.ModelInput`` of each input and the number of outputs. It gives a torch module that is called
     with a tensor (rows, ...) for each input, in their order, and gives (rows, num_outputs): logits of classes, scaled numbers, or
-    for anomalies the one thing that training makes smaller for normal rows; for ``train.framework: keras`` a Keras model, called
-    with the one tensor or with the list of them."""
+    for anomalies the one thing that training makes smaller for normal rows; for ``train.framework: keras`` and ``jax`` a Keras
+    model, called with the one tensor or with the list of them."""
     options: dict[str, Any] = Field(default_factory=dict)
     """For the function, which finds them in ``spec.options``."""
 
@@ -245,11 +246,17 @@ def backbones_of(model: Model | None) -> dict[str, PretrainedModel]:
     return {place: part for place, part in parts_of(model).items() if isinstance(part, PretrainedModel)}
 
 
+def library_of(framework: Framework) -> Literal["torch", "keras"]:
+    """Return what a framework's models are made in: JAX trains those of Keras."""
+    return "torch" if framework == "torch" else "keras"
+
+
 class TrainSpec(Section):
     """Distributed training through Ray Train; the step does not depend on the number of workers."""
 
     framework: Framework = "torch"
-    """PyTorch, or Keras on TensorFlow: the same families, settings and packages."""
+    """PyTorch, Keras on TensorFlow, or Keras on JAX: the same settings and packages. ``jax`` trains in workers of Ray Train
+    always, and gives what ``keras`` gives; it is the one for TPUs."""
     num_workers: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Processes; 1 without a GPU and on local storage trains in the driver, with no worker group to start."""
     min_workers: PositiveInt | None = None
@@ -261,6 +268,13 @@ class TrainSpec(Section):
     cpus_per_worker: PositiveFloat = 1.0
     use_gpu: bool = False
     """One GPU for each worker."""
+    use_tpu: bool = False
+    """All chips of a TPU host for each worker: ``num_workers`` is the number of hosts, those of one slice or of several. For
+    ``framework: jax``."""
+    tpu_type: TpuType | None = None
+    """Generation of the TPUs, as Ray names it."""
+    tpu_topology: TpuTopology | None = None
+    """Chips of a slice along each axis, as Google Cloud names it (``4x4``)."""
     epochs: PositiveInt = 20
     global_batch_size: PositiveInt = 64
     """Rows of one optimizer step, over all workers."""
@@ -294,6 +308,34 @@ class TrainSpec(Section):
     """Restarts from the last checkpoint after lost workers, before the stage fails."""
     start_timeout_s: PositiveFloat = 120.0
     """How long to wait for the cluster to have the workers' resources."""
+
+    @model_validator(mode="after")
+    def _check_tpu(self) -> Self:
+        """As Ray's ``ScalingConfig`` does, and before anything runs."""
+        if not self.use_tpu:
+            if self.tpu_type or self.tpu_topology:
+                raise ValueError(
+                    "tpu_type and tpu_topology must be left out without use_tpu. Set use_tpu, or remove them"
+                )
+            return self
+        if self.use_gpu:
+            raise ValueError("use_gpu must be false with use_tpu, got true: a worker has one kind. Remove one of them")
+        if self.tpu_type is None or self.tpu_topology is None:
+            lacking = "tpu_type" if self.tpu_type is None else "tpu_topology"
+            raise ValueError(f"{lacking} must be given with use_tpu: Ray reserves whole slices by both. Set it")
+        chips, each = num_chips(self.tpu_topology), chips_per_host(self.tpu_type, self.tpu_topology)
+        if chips % each:
+            raise ValueError(
+                f"tpu_topology must hold whole hosts of {each} chips, got {self.tpu_topology} with {chips}. Use another"
+            )
+        hosts = chips // each
+        for name, count in (("num_workers", self.num_workers), ("min_workers", self.min_workers or hosts)):
+            if count % hosts:
+                raise ValueError(
+                    f"{name} must be a multiple of the {hosts} hosts of a {self.tpu_type} slice of {self.tpu_topology}, got "
+                    f"{count}: Ray gives each worker a host and takes whole slices. Use {-(-count // hosts) * hosts}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:

@@ -137,6 +137,11 @@ class RunSpec(Section):
     def _check_search_space(self) -> Self:
         if self.tune is None:
             return self
+        if self.train.framework == "jax" and self.tune.workers_per_trial == 1:
+            raise ValueError(
+                "tune.workers_per_trial must be at least 2 for train.framework 'jax', which trains in workers of its own, got 1. "
+                "Raise it, or search with train.framework keras, whose steps are the same"
+            )
         trial = self
         if self.tune.workers_per_trial > 1:
             try:

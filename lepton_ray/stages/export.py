@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from lepton_ray.export.model_card import write_card
 from lepton_ray.models.catalog import build_model
 from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, NoMeter
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.spec.model import Framework, Model
+from lepton_ray.spec.model import Framework, Model, library_of
 from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import load_split
 from lepton_ray.stages.train import only_normal, target_of
-from lepton_ray.train.frameworks import load_training
+from lepton_ray.train.frameworks import load_library
 
 VERSION = 3
 _ROWS_AT_ONCE = 4096
@@ -55,7 +56,7 @@ def export(
         QualityGateError: If the package does not answer as the training code does.
     """
     framework: Framework = read_json(checkpoint.folder / "train.json")["framework"]
-    exporter = require(_EXPORTERS[framework], "exporting")
+    exporter = require(_EXPORTERS[library_of(framework)], "exporting")
     package = ctx.folder / "package"
     package.mkdir()
     signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
@@ -115,7 +116,7 @@ def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
 def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet, target: Target, framework: Framework) -> Any:
     spec: Any = TypeAdapter(Model).validate_json((checkpoint.folder / "model.json").read_bytes())
     model = build_model(spec, feature_set.inputs, target.num_outputs, framework)
-    load_training(framework).checkpoint.load_weights(model, checkpoint.folder / "model.safetensors")
+    load_library(framework).checkpoint.load_weights(model, checkpoint.folder / "model.safetensors")
     return model
 
 
@@ -145,7 +146,8 @@ def _write_facts(
         "versions": {
             "lepton_ray": __version__,
             "python": platform.python_version(),
-            **{name: require(name, "exporting").__version__ for name in _PACKAGES[train["framework"]]},
+            **{name: metadata.version(name) for name in ("jax",) if train["framework"] == name},
+            **{name: require(name, "exporting").__version__ for name in _PACKAGES[library_of(train["framework"])]},
         },
     }
     shutil.copyfile(feature_set.folder / "signature.json", package / "signature.json")

@@ -30,7 +30,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import Split, feature_names, load_split
 from lepton_ray.train import in_process
 from lepton_ray.train.batches import TrainData
-from lepton_ray.train.frameworks import load_training
+from lepton_ray.train.frameworks import load_library
 
 VERSION = 4
 
@@ -39,7 +39,7 @@ def train(
     model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trials | None, ctx: RunContext
 ) -> Checkpoint:
     """Train with the best settings that the search found, or those of the spec."""
-    checkpoint = load_training(train.framework).checkpoint
+    checkpoint = load_library(train.framework).checkpoint
     if trials is not None:
         model, train = apply_values(model, train, trials.best)
     target = target_of(feature_set)
@@ -119,7 +119,7 @@ def with_backbones(
         path = (*place.split(".")[1:], "config")
         data = replace(described, path, dict(_read(place, part).config))
         described = TypeAdapter[Model](Model).validate_python(data)
-    start = load_training(train.framework).loop.start_state(partial(build, model), train, seed)
+    start = load_library(train.framework).loop.start_state(partial(build, model), train, seed)
     return described, BuildWithWeights(partial(build, described), start.model.state_dict())
 
 
@@ -139,7 +139,8 @@ class BuildWithWeights:
 
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
     data = load_data(feature_set, ctx)
-    if train.num_workers == 1 and not train.use_gpu and ctx.is_local:
+    is_here = train.num_workers == 1 and not train.use_gpu and train.framework != "jax"
+    if is_here and ctx.is_local:
         return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update)
     connect()
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect

@@ -18,7 +18,7 @@ from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import fingerprint as backbones_fingerprint
 from lepton_ray.stages.train import load_data, target_of
-from lepton_ray.train.frameworks import load_training
+from lepton_ray.train.frameworks import load_library, load_training
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import TrainData
@@ -41,7 +41,7 @@ def fingerprint(model: Model) -> dict[str, dict[str, str]] | None:
 
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:
     """Search."""
-    load_training(train.framework)
+    load_library(train.framework)
     connect()
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
     from lepton_ray.tune.journal import Journal  # noqa: PLC0415
@@ -133,7 +133,7 @@ def start_nested_trial(
     from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415
 
     model, train = apply_values(model, train, values)
-    num_parameters = load_training(train.framework).loop.num_parameters(build(model))
+    num_parameters = load_library(train.framework).loop.num_parameters(build(model))
     own = on_ray.Storage(storage.filesystem, f"{storage.path}/{uuid.uuid4().hex}")
     try:
         with closing(on_ray.stream(partial(build, model), shared_data, train, seed, own)) as epochs:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import read_json, write_json
-from lepton_ray.train.keras_loop import TrainState, Weights, weights_of
+from lepton_ray.train.keras_state import TrainState, Weights, weights_of
 
 
 def save(state: TrainState, folder: Path) -> None:

@@ -7,28 +7,35 @@ A step adds the gradients of all workers' shares up, weighted so that their sum 
 start from equal weights and take equal steps, so nothing else is exchanged: Keras' own ``fit`` does not synchronise them.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_ray.engine.tensorflow import call, keras, layers_of, tf
-from lepton_ray.spec.augment import AugmentSpec
+from lepton_ray.engine.keras import call
+from lepton_ray.engine.tensorflow import tf
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Share, TrainData, validation_rows
 from lepton_ray.train.keras_loss import sums
-from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
-from lepton_ray.train.schedule import learning_rate
+from lepton_ray.train.keras_state import (
+    TrainState,
+    is_varied,
+    num_parameters,
+    rates,
+    row_batches,
+    run_epochs,
+    run_forward,
+    seed_layers,
+    start_state,
+    take_step,
+)
+from lepton_ray.train.progress import METRICS
 
-_MOMENTUM = 0.9
-_EPSILON = 1e-8  # as torch; Keras takes 1e-7
-_CLIP_EPSILON = 1e-6  # as torch: added to the norm that gradients are divided by
+__all__ = ["Group", "is_any", "join_workers", "num_parameters", "start_state", "train_epochs"]
 
 Tensor = Any
-Weights = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,6 @@ class Group:
     """Sums tensors over all workers; called within a graph."""
     total: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda numbers: numbers
     """Sums numbers over all workers."""
-
-
-@dataclass
-class TrainState(Progress):
-    """All that training resumes from."""
-
-    model: Any
-    optimizer: Any
-    averaged: Any = None
-    """The model with the moving average of the weights, where one is kept."""
-    best_weights: Weights = field(default_factory=dict)
-
-    @property
-    def evaluated(self) -> Any:
-        """The model whose weights are evaluated and kept."""
-        return self.averaged or self.model
 
 
 def join_workers(rank: int, world_size: int) -> Group:
@@ -79,72 +70,19 @@ def is_any(flag: bool, group: Group) -> bool:
     return bool(group.total(np.array([float(flag)]))[0])
 
 
-def start_state(build_model: Callable[[], Any], spec: TrainSpec, seed: int) -> TrainState:
-    """Return the state before the first epoch; equal on all workers."""
-    keras.utils.set_random_seed(seed)
-    model = build_model()
-    optimizer = _build_optimizer(spec)
-    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _is_decayed(v)])
-    optimizer.build(model.trainable_variables)
-    return TrainState(model, optimizer, None if spec.average_decay is None else _twin(model, build_model))
-
-
-def _twin(model: Any, build_model: Callable[[], Any]) -> Any:
-    """Return another model with the same weights, by the same paths."""
-    twin = build_model()
-    twin.set_weights(model.get_weights())
-    return twin
-
-
-def num_parameters(model: Any) -> int:
-    """Return how many numbers are learned."""
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-
-
-def _is_decayed(variable: Any) -> bool:
-    """Whether it is a weight, not a bias or what scales."""
-    return len(variable.shape) > 1
-
-
-def _build_optimizer(spec: TrainSpec) -> Any:
-    if spec.optimizer == "sgd":
-        return keras.optimizers.SGD(spec.lr, momentum=_MOMENTUM, name="optimizer")
-    if spec.optimizer == "adamw":
-        return keras.optimizers.AdamW(spec.lr, weight_decay=spec.weight_decay, epsilon=_EPSILON, name="optimizer")
-    return keras.optimizers.Adam(spec.lr, epsilon=_EPSILON, name="optimizer")
-
-
 def train_epochs(
     state: TrainState, data: TrainData, spec: TrainSpec, seed: int, group: Group | None = None
 ) -> Iterator[TrainState]:
     """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
     group = group or Group()
     trainer = _Trainer(state, data, spec, group)
-    run_epoch = _run_varied if _is_varied(spec.augment) else _run_whole
-    feed = run_epoch(trainer, data, spec, seed)
-    while state.epoch < spec.epochs and not has_stalled(state, spec):
-        _seed_layers(state.model, seed, state.epoch, group.rank)
-        if state.add(name_splits(data.task, feed(state.epoch), _evaluate(trainer, data, group))):
-            state.best_weights = weights_of(state.evaluated)
-        yield state
+    run_epoch = (_run_varied if is_varied(spec.augment) else _run_whole)(trainer, data, spec, seed)
 
+    def feed(epoch: int) -> NDArray[np.float64]:
+        seed_layers(state.model, seed, epoch, group.rank)
+        return run_epoch(epoch)
 
-def weights_of(model: Any) -> Weights:
-    """Return copies of the weights, by their paths in the model."""
-    return {variable.path: np.array(variable.numpy()) for variable in model.weights}
-
-
-def _is_varied(spec: AugmentSpec | None) -> bool:
-    """Whether batches hold more than rows of the data as they are."""
-    return spec is not None and spec != AugmentSpec(balance=spec.balance)
-
-
-def _seed_layers(model: Any, seed: int, epoch: int, rank: int) -> None:
-    """Let what layers draw in an epoch follow from (seed, epoch, rank): the state of their generators is no weight."""
-    weights = {id(variable) for variable in model.weights}
-    generators = [variable for variable in model.variables if id(variable) not in weights]
-    for place, state in enumerate(generators):
-        state.assign(np.array([mix(seed, epoch, rank, place), 0], state.dtype))
+    yield from run_epochs(state, data.task, spec, feed, lambda: _evaluate(trainer, data, group))
 
 
 Feed = Callable[[int], NDArray[np.float64]]
@@ -154,10 +92,7 @@ Feed = Callable[[int], NDArray[np.float64]]
 def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
     """Hold the data as tensors and run an epoch as one call; batches are made of the rows' numbers."""
     group = trainer.group
-    numbers = np.arange(len(data.y_train))[:, None]
-    balance = spec.augment and AugmentSpec(balance=spec.augment.balance)
-    rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0], data.task)
-    batches = Batches(rows, balance, spec.global_batch_size, seed)
+    batches = row_batches(data, spec, seed)
     x = [tf.convert_to_tensor(values) for values in data.x_train.values()]
 
     def feed(epoch: int) -> NDArray[np.float64]:
@@ -169,7 +104,7 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
             np.concatenate([trainer.targets(share) for share in shares]),
             bounds,
             np.array([_scale(share) for share in shares]),
-            _rates(spec, epoch, batches.num_steps),
+            rates(spec, epoch, batches.num_steps),
         ).numpy()
         return _means(totals, shares, group)
 
@@ -183,9 +118,11 @@ def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int
 
     def feed(epoch: int) -> NDArray[np.float64]:
         totals, seen = np.zeros(len(METRICS[data.task])), []
-        rates = _rates(spec, epoch, batches.num_steps)
-        for share, rate in zip(batches.shares(epoch, group.rank, group.world_size), rates, strict=True):
-            totals += trainer.run_step(list(share.x.values()), trainer.targets(share), _scale(share), rate).numpy()
+        steps = zip(
+            batches.shares(epoch, group.rank, group.world_size), rates(spec, epoch, batches.num_steps), strict=True
+        )
+        for share, rates_2 in steps:
+            totals += trainer.run_step(list(share.x.values()), trainer.targets(share), _scale(share), rates_2).numpy()
             seen.append(Share({}, share.y[:0], share.batch_weight))
         return _means(totals, seen, group)
 
@@ -197,14 +134,6 @@ def _scale(share: Share) -> NDArray[np.float32]:
     return np.array([0.0 if share.is_idle else 1.0, share.batch_weight], np.float32)
 
 
-def _rates(spec: TrainSpec, epoch: int, num_steps: int) -> NDArray[np.float32]:
-    """Return for each step of an epoch the learning rate, and how far averaged weights move to those of the model."""
-    steps = range(epoch * num_steps, (epoch + 1) * num_steps)
-    rates = [learning_rate(spec, step, spec.epochs * num_steps) for step in steps]
-    moves = [1 - min(spec.average_decay or 0.0, (1 + step) / (10 + step)) for step in steps]
-    return np.array([rates, moves], np.float32).T
-
-
 def _means(totals: Any, shares: Sequence[Share], group: Group) -> NDArray[np.float64]:
     return group.total(totals) / sum(share.batch_weight for share in shares)
 
@@ -214,21 +143,15 @@ class _Trainer:
 
     def __init__(self, state: TrainState, data: TrainData, spec: TrainSpec, group: Group) -> None:
         self.group = group
-        self._model, self._optimizer = state.model, state.optimizer
-        self._averaged, self._evaluated = state.averaged, state.evaluated
-        self._precision, self._max_rows = spec.precision, spec.max_rows_per_pass
-        self._task = data.task
+        self._state, self._spec, self._task = state, spec, data.task
         self._num_outputs = int(state.model.output_shape[-1])
-        self._clip_norm = spec.clip_norm
-        self._decay = 0.0 if spec.optimizer == "adamw" else spec.weight_decay  # Keras' own is AdamW's
         x = [tf.TensorSpec([None, *values.shape[1:]], values.dtype) for values in data.x_train.values()]
         rows = tf.TensorSpec([None], tf.int64)
         has_weights = spec.augment is not None and (spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights")
         targets = _target_spec(data, self._num_outputs if has_weights else None)
         scales = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
-        rates = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
-        self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0], rates[0]], autograph=False)
-        self.run_step = tf.function(self._step, [x, targets, scales[1], rates[1]], autograph=False)
+        self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0], scales[0]], autograph=False)
+        self.run_step = tf.function(self._step, [x, targets, scales[1], scales[1]], autograph=False)
         self.run_validation = tf.function(self._run_validation, [x, _target_spec(data)], autograph=False)
 
     def targets(self, share: Share) -> Any:
@@ -249,28 +172,15 @@ class _Trainer:
         num_steps = tf.shape(scales_S2)[0]
         return tf.while_loop(lambda step, _: step < num_steps, body, start, parallel_iterations=1)[1]
 
-    def _step(self, x: list[Tensor], target: Tensor, scale: Tensor, rates: Tensor) -> Tensor:
+    def _step(self, x: list[Tensor], target: Tensor, scale: Tensor, rates_2: Tensor) -> Tensor:
         """Take a step and return what ``keras_loss.sums`` does."""
-        variables = self._model.trainable_variables
         gradients, totals = self._gradients(x, target, scale)
-        gradients = self.group.add_up(gradients)
-        if self._clip_norm is not None:
-            norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients]))
-            shrink = tf.minimum(1.0, self._clip_norm / (norm + _CLIP_EPSILON))
-            gradients = [g * shrink for g in gradients]
-        if self._decay:
-            gradients = [
-                g + self._decay * v if _is_decayed(v) else g for g, v in zip(gradients, variables, strict=True)
-            ]
-        self._set_rate(rates[0])
-        self._optimizer.apply(gradients, variables)
-        if self._averaged is not None:
-            self._average(rates[1])
+        take_step(self._state, self._spec, self.group.add_up(gradients), rates_2)
         return totals
 
     def _gradients(self, x: list[Tensor], target: Tensor, scale: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the gradients of all rows and what ``keras_loss.sums`` does, one pass after another."""
-        size = self._max_rows
+        size = self._spec.max_rows_per_pass
         if size is None:
             return self._pass(x, target, scale)
 
@@ -279,51 +189,22 @@ class _Trainer:
             more, more_totals = self._pass([values[rows] for values in x], target[rows], scale)
             return start + size, [g + m for g, m in zip(gradients, more, strict=True)], totals + more_totals
 
-        nothing = [tf.zeros_like(variable) for variable in self._model.trainable_variables]
+        nothing = [tf.zeros_like(variable) for variable in self._state.model.trainable_variables]
         start = (tf.constant(0), nothing, tf.zeros(len(METRICS[self._task]), tf.float64))
         num_rows = tf.shape(target)[0]
         _, gradients, totals = tf.while_loop(lambda start, *_: start < num_rows, body, start, parallel_iterations=1)
         return gradients, totals
 
     def _pass(self, x: list[Tensor], target: Tensor, scale: Tensor) -> tuple[list[Tensor], Tensor]:
-        with tf.GradientTape() as tape, _computed_in(self._precision, self._model):
-            outputs_NC = tf.cast(call(self._model, x, training=True), tf.float32)
-            totals = [value * scale[0] for value in sums(self._task, outputs_NC, target)]
+        model = self._state.model
+        with tf.GradientTape() as tape:
+            totals = run_forward(model, self._spec, self._task, x, target, scale[0])
             loss = totals[0] / scale[1]
-        gradients = tape.gradient(loss, self._model.trainable_variables)
+        gradients = tape.gradient(loss, model.trainable_variables)
         return [tf.convert_to_tensor(gradient) for gradient in gradients], _stack(totals)
 
-    def _average(self, move: Tensor) -> None:
-        """Move the averaged weights towards those of the model; what is not trained is taken as it is."""
-        for mean, value in zip(self._averaged.trainable_weights, self._model.trainable_weights, strict=True):
-            mean.assign_add(move * (value - mean))
-        pairs = zip(self._averaged.non_trainable_weights, self._model.non_trainable_weights, strict=True)
-        for kept, value in pairs:
-            kept.assign(value)
-
-    def _set_rate(self, rate: Tensor) -> None:
-        """Set the learning rate of the next step. SGD's momentum holds gradients times rates: torch's holds gradients alone."""
-        if isinstance(self._optimizer, keras.optimizers.SGD):
-            for momentum in self._optimizer.momentums:
-                momentum.assign(momentum * (rate / self._optimizer.learning_rate))
-        self._optimizer.learning_rate.assign(rate)
-
     def _run_validation(self, x: list[Tensor], y: Tensor) -> Tensor:
-        return _stack(sums(self._task, call(self._evaluated, x, training=False), y))
-
-
-@contextlib.contextmanager
-def _computed_in(precision: str, model: Any) -> Iterator[None]:
-    """Let a model compute in a precision where it is called within; its weights and their gradients stay float32."""
-    layers = layers_of(model) if precision == "bfloat16" else []
-    before = [layer.dtype_policy for layer in layers]
-    for layer in layers:
-        layer.dtype_policy = "mixed_bfloat16"
-    try:
-        yield
-    finally:
-        for layer, policy in zip(layers, before, strict=True):
-            layer.dtype_policy = policy
+        return _stack(sums(self._task, call(self._state.evaluated, x, training=False), y))
 
 
 def _stack(values: Sequence[Tensor]) -> Tensor:

@@ -23,13 +23,15 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
+from lepton_ray.spec.tpu import chips_per_host
 from lepton_ray.train.batches import TrainData
-from lepton_ray.train.frameworks import load_training
+from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import Progress, has_stalled
 
@@ -104,7 +106,7 @@ def fit(
     Raises:
         EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
     """
-    loop, checkpoint = load_training(spec.framework)
+    loop, checkpoint = load_library(spec.framework)
     state = loop.start_state(build_model, spec, seed)  # first: a model that cannot be built is no failure of a worker
     name = "num_workers" if spec.min_workers is None else "min_workers"
     count = spec.min_workers or spec.num_workers
@@ -153,8 +155,16 @@ def stream(
 
 
 def worker_resources(spec: TrainSpec) -> dict[str, float]:
-    """Return what a worker asks the cluster for."""
-    return {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if spec.use_gpu else {})}
+    """Return what a worker asks the cluster for, as Ray itself does of TPUs; whole numbers, which Ray counts devices by."""
+    resources: dict[str, float] = {"CPU": spec.cpus_per_worker}
+    if spec.use_gpu:
+        resources["GPU"] = 1
+    if spec.tpu_type and spec.tpu_topology:
+        resources |= {
+            "TPU": chips_per_host(spec.tpu_type, spec.tpu_topology),
+            f"accelerator_type:{spec.tpu_type}": 0.001,
+        }
+    return resources
 
 
 def _build_trainer(
@@ -171,11 +181,7 @@ def _build_trainer(
     return _trainer_class(spec)(
         _work,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=spec.num_workers if spec.min_workers is None else (spec.min_workers, spec.num_workers),
-            use_gpu=spec.use_gpu,
-            resources_per_worker=worker_resources(spec),
-        ),
+        scaling_config=_scaling(spec),
         run_config=ray.train.RunConfig(
             name=_NAME,
             storage_path=storage.path,
@@ -183,8 +189,26 @@ def _build_trainer(
             failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_NUM_CHECKPOINTS),
             callbacks=[_WriteProgress(storage)],
+            worker_runtime_env=_runtime_env(spec),
         ),
     )
+
+
+def _scaling(spec: TrainSpec) -> Any:
+    return ray.train.ScalingConfig(
+        num_workers=spec.num_workers if spec.min_workers is None else (spec.min_workers, spec.num_workers),
+        use_gpu=spec.use_gpu,
+        use_tpu=spec.use_tpu,
+        topology=spec.tpu_topology,
+        accelerator_type=spec.tpu_type,
+        resources_per_worker=worker_resources(spec),
+    )
+
+
+def _runtime_env(spec: TrainSpec) -> dict[str, Any]:
+    if spec.framework != "jax":
+        return {}
+    return {"env_vars": settings.jax_environment("tpu" if spec.use_tpu else "cuda" if spec.use_gpu else "cpu")}
 
 
 def _supervise(trainer: Any, max_failures: int, check_owner: Callable[[], None], update: Callable[[str], None]) -> Any:
@@ -213,6 +237,11 @@ def _trainer_class(spec: TrainSpec) -> Any:
         import ray.train.tensorflow  # noqa: PLC0415  TensorFlow is optional
 
         return ray.train.tensorflow.TensorflowTrainer
+    if spec.framework == "jax":
+        from ray.train.v2.jax import JaxConfig, JaxTrainer  # noqa: PLC0415  it imports JAX in workers alone
+
+        # Ray joins processes only of these two kinds of devices; on CPUs it does as for GPUs, and JAX_PLATFORMS decides.
+        return partial(JaxTrainer, jax_config=JaxConfig(use_tpu=spec.use_tpu, use_gpu=not spec.use_tpu))
     import ray.train.torch  # noqa: PLC0415  torch is optional
 
     return ray.train.torch.TorchTrainer
@@ -225,7 +254,7 @@ def _work(config: dict[str, Any]) -> None:
     if ray.train.get_context().get_world_rank() == 0:
         threading.Thread(target=_end_without_owner, args=(check_owner,), daemon=True, name="lepton-ray-owner").start()
     loop, checkpoint = load_training(spec.framework)
-    group, placement = _join_keras(loop) if spec.framework == "keras" else _join_torch(loop, spec)
+    group, placement = _join_torch(loop, spec) if spec.framework == "torch" else _join_keras(loop)
     gives_parts = spec.parallelism == "fsdp"
     state = loop.start_state(ray.get(config["build_model"]), spec, config["seed"], *placement)
     if latest := ray.train.get_checkpoint():

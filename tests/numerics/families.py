@@ -51,7 +51,7 @@ def build_bag(spec: Any, inputs: Any, num_outputs: int) -> Any:
 
 def build_keras_custom(spec: Any, inputs: Any, num_outputs: int) -> Any:
     """``build_custom`` in Keras, whose layers have no names."""
-    from lepton_ray.engine.tensorflow import keras
+    from lepton_ray.engine.keras import keras
 
     class Sums(keras.Model):  # type: ignore[misc]
         def __init__(self) -> None:

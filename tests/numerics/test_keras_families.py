@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import SpecError
-from lepton_ray.engine.tensorflow import call, keras, tf
+from lepton_ray.engine.keras import call, keras
+from lepton_ray.engine.tensorflow import tf
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.framework_check import OF_TORCH
 from lepton_ray.spec.model import CustomModel, TrainSpec
 from lepton_ray.spec.run import RunSpec
 from lepton_ray.train import keras_checkpoint, torch_loop
 from lepton_ray.train.batches import TrainData
-from lepton_ray.train.keras_loop import Group, TrainState, start_state, train_epochs
+from lepton_ray.train.keras_loop import Group, start_state, train_epochs
+from lepton_ray.train.keras_state import TrainState
 
 from .families import DROPOUT, FAMILIES, FEATURES, KERAS_CUSTOM, KERAS_FAMILIES, NUM_CLASSES, STEPS, TOKENS, Family
 from .keras_case import copy_weights, to_keras, twins
@@ -332,7 +334,7 @@ def with_a_loss(spec: Any, inputs: Any, num_outputs: int) -> Any:
     ("name", "message"),
     [
         ("nowhere", "model.module must name a function that can be imported"),
-        ("not_a_model", "must give a keras.Model for train.framework 'keras', got a Linear"),
+        ("not_a_model", "must give a keras.Model for train.framework 'keras' and 'jax', got a Linear"),
         ("without_weights", "must give a model with weights to train, got none"),
         ("that_fails", "must build a model without an error, got KeyError: 'depth'"),
         ("of_other_input", r"must take the inputs features \(2, 4\), got ValueError: "),

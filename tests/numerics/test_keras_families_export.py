@@ -12,7 +12,8 @@ import pytest
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.core.errors import EngineError
-from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.engine.keras import keras
+from lepton_ray.engine.tensorflow import tf
 from lepton_ray.export.keras_to_onnx import export_model, predict, write_extra
 from lepton_ray.features.graph import compile_graph
 from lepton_ray.stages.featurize import inputs_of

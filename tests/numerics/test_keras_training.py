@@ -18,14 +18,16 @@ import pytest
 import torch
 
 from lepton_ray.core.errors import ArtifactError
+from lepton_ray.engine.keras import keras
 from lepton_ray.engine.session import free_port
-from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.engine.tensorflow import tf
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
 from lepton_ray.train import in_process, keras_checkpoint, keras_loop, torch_loop
 from lepton_ray.train.batches import Batches, TrainData
-from lepton_ray.train.keras_loop import Group, TrainState, start_state, train_epochs, weights_of
+from lepton_ray.train.keras_loop import Group, start_state, train_epochs
 from lepton_ray.train.keras_loss import sums
+from lepton_ray.train.keras_state import TrainState, seed_layers, weights_of
 
 from .keras_case import CASES, CNN, MLP, NUM_CLASSES, copy_weights, inputs_of, to_keras, twins
 
@@ -130,7 +132,7 @@ def test_an_epoch_in_one_graph_takes_the_steps_of_a_plain_loop_to_the_bit(
     data = _data(shape=(2, 8, 9))
     spec = _spec(augment=augment, weight_decay=0.01)
     whole = _train(spec, data, model)
-    monkeypatch.setattr(keras_loop, "_is_varied", lambda augment: True)
+    monkeypatch.setattr(keras_loop, "is_varied", lambda augment: True)
     _assert_equal(_train(spec, data, model), whole)
 
 
@@ -146,7 +148,7 @@ def test_an_epoch_gives_what_fit_gives_on_the_same_batches_to_the_bit(optimizer:
     batches = Batches(data, None, spec.global_batch_size, _SEED)
     for epoch in range(2):
         shares = list(batches.shares(epoch, 0, 1))
-        keras_loop._seed_layers(theirs.model, _SEED, epoch, 0)
+        seed_layers(theirs.model, _SEED, epoch, 0)
         x, y = (np.concatenate(parts) for parts in zip(*((share.x["x"], share.y) for share in shares), strict=True))
         theirs.model.fit(x, y, batch_size=spec.global_batch_size, shuffle=False, verbose=0)
     for mine, wanted in zip(ours.model.get_weights(), theirs.model.get_weights(), strict=True):

@@ -1,7 +1,9 @@
 """Ray Train and Ray Data give what this process gives; a cluster that is too small says so at once."""
 
+import json
 import shutil
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,63 @@ def test_two_workers_take_the_steps_of_one_while_layers_begin_to_learn(
     ]
     assert any("layer.0" in name for name in moved)
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
+
+
+@pytest.mark.slow  # two workers that compile
+def test_two_workers_on_jax_give_a_package_that_answers_as_the_training_code(cluster: None, tmp_path: Path) -> None:
+    """Through the stages, from the features to the package; the graph is held against Keras on TensorFlow."""
+    from lepton_ray.pipeline.runner import run
+    from lepton_ray.spec.run import RunSpec
+
+    numbers = np.random.default_rng(0).normal(size=(400, 2))
+    lines = [f"{a:.6f},{b:.6f},{'yes' if a + b > 0 else 'no'}" for a, b in numbers]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    columns = {"a": "number", "b": "number", "y": "category"}
+    spec = {
+        "name": "on-jax",
+        "storage": str(tmp_path / "runs"),
+        "data": {"source": {"kind": "csv", "uri": str(tmp_path / "rows.csv")}, "label": "y", "columns": columns},
+        "model": {"kind": "mlp", "hidden": [8]},
+        "train": {"framework": "jax", "num_workers": 2, "epochs": 5, "lr": 0.02, "global_batch_size": 32},
+        "evaluate": {"gates": {"accuracy": {"min": 0.9}}},
+    }
+    result = run(RunSpec.model_validate(spec))
+    assert result["train"].num_workers == 2
+    assert len(result["train"].history) == 5
+    assert result["export"].parity["package"] < 1e-5
+    assert "jax" in json.loads((result["export"].folder / "package/lineage.json").read_text())["versions"]
+
+
+def test_slices_of_tpus_are_counted_as_ray_counts_them() -> None:
+    """Each type, each topology that Ray knows, up to 16 workers: both take it, or both refuse it."""
+    from ray._private.accelerators.tpu import VALID_TPU_TOPOLOGY
+    from ray.train import ScalingConfig
+
+    from lepton_ray.train import on_ray
+
+    num_taken = 0
+    for version, topologies in VALID_TPU_TOPOLOGY.items():
+        for topology, num_workers in product([*sorted(topologies)[:12], "1x1", "2x4"], range(1, 17)):
+            slices = {"tpu_type": f"TPU-{version.upper()}", "tpu_topology": topology}
+            try:
+                ray_takes = ScalingConfig(
+                    num_workers=num_workers, use_tpu=True, topology=topology, accelerator_type=slices["tpu_type"]
+                )
+            except ValueError:
+                ray_takes = None
+            try:
+                spec = TrainSpec(
+                    framework="jax", use_tpu=True, num_workers=num_workers, global_batch_size=720_720, **slices
+                )
+            except ValueError:
+                assert ray_takes is None, (slices, num_workers)
+                continue
+            assert ray_takes is not None, (slices, num_workers)
+            num_taken += 1
+            ours = on_ray._scaling(spec)
+            assert ours.num_tpus_per_worker == ray_takes.num_tpus_per_worker
+            assert (ours.use_tpu, ours.topology, ours.accelerator_type) == (True, topology, slices["tpu_type"])
+    assert num_taken > 50
 
 
 def test_too_many_workers_are_refused_at_once(cluster: None, tmp_path: Path) -> None:

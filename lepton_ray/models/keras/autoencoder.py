@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.engine.tensorflow import keras
+from lepton_ray.engine.keras import keras
 from lepton_ray.models.keras.layers import dense, entry
 from lepton_ray.spec.model import AutoencoderModel
 

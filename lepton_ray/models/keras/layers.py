@@ -8,12 +8,12 @@ import math
 from typing import Any
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.engine.tensorflow import keras
+from lepton_ray.engine.keras import keras
 
 
 def entry(given: ModelInput) -> Any:
     """Return the placeholder of an input."""
-    return keras.Input(given.shape, dtype="float32" if given.num_ids is None else "int64", name=given.name)
+    return keras.Input(given.shape, dtype="float32" if given.num_ids is None else "int", name=given.name)
 
 
 def uniform(fan_in: int) -> Any:
@@ -41,5 +41,5 @@ def convolve(x_NHWK: Any, channels: int, size: int, name: str, **settings: Any) 
 
 
 def channels_last(image_NKHW: Any) -> Any:
-    """Return the image as TensorFlow convolves it on CPUs; it comes with channels first, as for every framework."""
+    """Return the image as it is convolved on CPUs; it comes with channels first, as for every framework."""
     return keras.layers.Permute((2, 3, 1), name="channels_last")(image_NKHW)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.engine.keras import keras
 from lepton_ray.models.keras.layers import dense, entry, uniform
 from lepton_ray.models.keras.tokens import Backwards, Take, embed, mean_of_tokens
 from lepton_ray.spec.model import RnnModel
@@ -37,11 +37,12 @@ class _Lstm(_Cell):
 
     def call(self, input_NG: Any, states: Any) -> Any:
         """Return the next state and both of them."""
+        ops = keras.ops
         state_NH, memory_NH = states
-        gates = tf.split(input_NG + (tf.matmul(state_NH, self.kernel) + self.bias), 4, axis=1)
-        write, keep, show = (tf.sigmoid(gates[place]) for place in (0, 1, 3))
-        memory_NH = keep * memory_NH + write * tf.tanh(gates[2])
-        state_NH = show * tf.tanh(memory_NH)
+        gates = ops.split(input_NG + (ops.matmul(state_NH, self.kernel) + self.bias), 4, axis=1)
+        write, keep, show = (ops.sigmoid(gates[place]) for place in (0, 1, 3))
+        memory_NH = keep * memory_NH + write * ops.tanh(gates[2])
+        state_NH = show * ops.tanh(memory_NH)
         return state_NH, [state_NH, memory_NH]
 
 
@@ -50,11 +51,12 @@ class _Gru(_Cell):
 
     def call(self, input_NG: Any, states: Any) -> Any:
         """Return the next state, twice."""
+        ops = keras.ops
         (state_NH,) = states
-        of_input = tf.split(input_NG, 3, axis=1)
-        of_state = tf.split(tf.matmul(state_NH, self.kernel) + self.bias, 3, axis=1)
-        reset, keep = (tf.sigmoid(of_input[gate] + of_state[gate]) for gate in (0, 1))
-        new_NH = tf.tanh(of_input[2] + reset * of_state[2])
+        of_input = ops.split(input_NG, 3, axis=1)
+        of_state = ops.split(ops.matmul(state_NH, self.kernel) + self.bias, 3, axis=1)
+        reset, keep = (ops.sigmoid(of_input[gate] + of_state[gate]) for gate in (0, 1))
+        new_NH = ops.tanh(of_input[2] + reset * of_state[2])
         state_NH = (1 - keep) * new_NH + keep * state_NH
         return state_NH, [state_NH]
 

@@ -6,7 +6,7 @@ The padding of token ids may stand anywhere and changes nothing. Each step of a 
 from typing import Any
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.engine.tensorflow import keras, tf
+from lepton_ray.engine.keras import keras
 from lepton_ray.models.keras.layers import dense
 
 
@@ -31,8 +31,9 @@ class TokensFirst(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, is_token_NL: Any) -> Any:
         """Return places (N, L)."""
+        ops = keras.ops
         length = is_token_NL.shape[1]
-        return tf.argsort(tf.range(length) + tf.where(is_token_NL, 0, length), axis=1)
+        return ops.argsort(ops.arange(length) + ops.where(is_token_NL, 0, length), axis=1)
 
 
 class Backwards(keras.layers.Layer):  # type: ignore[misc]
@@ -40,17 +41,21 @@ class Backwards(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, is_token_NL: Any) -> Any:
         """Return places (N, L)."""
-        place_L = tf.range(is_token_NL.shape[1])
-        last_N1 = tf.reduce_sum(tf.cast(is_token_NL, tf.int32), axis=1, keepdims=True) - 1
-        return tf.where(is_token_NL, last_N1 - place_L, place_L)
+        ops = keras.ops
+        place_L = ops.arange(is_token_NL.shape[1])
+        last_N1 = ops.sum(ops.cast(is_token_NL, "int32"), axis=1, keepdims=True) - 1
+        return ops.where(is_token_NL, last_N1 - place_L, place_L)
 
 
 class Take(keras.layers.Layer):  # type: ignore[misc]
-    """Puts what each row has in another order."""
+    """Puts what each row has in another order. Keras' own ``take_along_axis`` repeats the places for each number."""
 
     def call(self, values: Any, places_NL: Any) -> Any:
         """Return ``values`` (N, L, ...) of a row in the order of its places."""
-        return tf.gather(values, places_NL, axis=1, batch_dims=1)
+        ops = keras.ops
+        first_N1 = ops.arange(ops.shape(values)[0])[:, None] * values.shape[1]
+        flat = ops.reshape(values, (-1, *values.shape[2:]))
+        return ops.take(flat, places_NL + first_N1, axis=0)
 
 
 def mean_of_tokens(values_NLW: Any, is_token_NL: Any) -> Any:

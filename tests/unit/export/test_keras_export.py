@@ -9,7 +9,7 @@ import pytest
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.engine.tensorflow import keras
+from lepton_ray.engine.keras import keras
 from lepton_ray.export.keras_to_onnx import export_model, predict, write_extra
 from lepton_ray.features.categories import CategoryState
 from lepton_ray.features.graph import compile_graph

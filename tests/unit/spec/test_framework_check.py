@@ -1,5 +1,6 @@
 """``train.framework``: what it refuses, and that neither framework loads the other."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from lepton_ray.core import settings
 from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import CnnModel, FactorizationModel, FusionModel, MlpModel, TrainSpec
 from lepton_ray.spec.release import ExportSpec
@@ -41,7 +43,7 @@ def test_keras_takes_what_torch_takes() -> None:
             r"train.use_gpu must be false for train.framework 'keras'",
         ),
         ({"export": {"also": ["litert"]}}, r"export.also must be empty for train.framework 'torch', got 'litert'"),
-        ({"train": {"framework": "jax"}}, "Input should be 'torch' or 'keras'"),
+        ({"train": {"framework": "tensorflow"}}, "Input should be 'torch', 'keras' or 'jax'"),
         ({"train": {"framework": "keras"}, "export": {"also": ["onnx"]}}, "Input should be 'saved_model' or 'litert'"),
         ({"train": {"framework": "keras"}, "export": {"also": ["litert", "litert"]}}, "also must name each file once"),
     ],
@@ -60,10 +62,57 @@ def test_a_family_that_keras_lacks_is_refused() -> None:
         assert "got 'factorization'" in problem
 
 
-def test_what_torch_alone_shares_among_workers_is_refused() -> None:
-    train = TrainSpec(framework="keras", parallelism="fsdp", num_workers=2)
+@pytest.mark.parametrize("framework", ["keras", "jax"])
+def test_what_torch_alone_shares_among_workers_is_refused(framework: Any) -> None:
+    train = TrainSpec(framework=framework, parallelism="fsdp", num_workers=2)
     (problem,) = check_framework(MlpModel(kind="mlp"), train, ExportSpec())
-    assert problem.startswith("train.parallelism must be left out for train.framework 'keras', got 'fsdp'")
+    assert problem.startswith(f"train.parallelism must be left out for train.framework {framework!r}, got 'fsdp'")
+
+
+def test_jax_takes_what_keras_takes_and_devices_beside() -> None:
+    for device in ({"use_gpu": True}, {"use_tpu": True, **_SLICE}, {}):
+        _spec(train={"framework": "jax", "num_workers": 4, **device}, export={"also": ["litert"]})
+    (problem,) = check_framework(FactorizationModel(kind="factorization"), TrainSpec(framework="jax"), ExportSpec())
+    assert "must be one that Keras has" in problem
+
+
+_SLICE = {"tpu_type": "TPU-V6E", "tpu_topology": "4x4"}
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            {"use_tpu": True, **_SLICE, "framework": "keras"},
+            "use_tpu must be false for train.framework 'keras', got true",
+        ),
+        ({"use_tpu": True, **_SLICE, "use_gpu": True}, "use_gpu must be false with use_tpu, got true"),
+        ({"use_tpu": True, "tpu_type": "TPU-V6E"}, "tpu_topology must be given with use_tpu"),
+        ({"use_tpu": True, "tpu_topology": "4x4"}, "tpu_type must be given with use_tpu"),
+        (_SLICE, "tpu_type and tpu_topology must be left out without use_tpu"),
+        ({"use_tpu": True, "tpu_type": "TPU-V6E", "tpu_topology": "16"}, "String should match pattern"),
+        ({"use_tpu": True, "tpu_type": "v6e", "tpu_topology": "4x4"}, "Input should be 'TPU-V2'"),
+        (
+            {"use_tpu": True, "tpu_type": "TPU-V4", "tpu_topology": "1x1x1"},
+            "must hold whole hosts of 4 chips, got 1x1x1 with 1",
+        ),
+        (
+            {"use_tpu": True, **_SLICE, "num_workers": 6},
+            "num_workers must be a multiple of the 4 hosts of a TPU-V6E slice of 4x4, got 6: Ray .* Use 8",
+        ),
+        ({"use_tpu": True, **_SLICE, "min_workers": 2}, "min_workers must be a multiple of the 4 hosts .* got 2"),
+    ],
+)
+def test_slices_that_ray_would_not_reserve_are_refused(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _spec(train={"framework": "jax", "num_workers": 8, "global_batch_size": 48, **train})
+
+
+def test_a_search_in_one_process_is_refused_for_jax() -> None:
+    space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2]}}
+    with pytest.raises(ValidationError, match=r"tune.workers_per_trial must be at least 2 for train.framework 'jax'"):
+        _spec(train={"framework": "jax"}, tune={"space": space})
+    assert _spec(train={"framework": "jax"}, tune={"space": space, "workers_per_trial": 2}).tune is not None
 
 
 _TRAINED = """
@@ -86,8 +135,12 @@ print([name for name in ("torch", "tensorflow", "keras") if name in sys.modules]
 """
 
 
-@pytest.mark.parametrize(("framework", "loaded"), [("torch", ["torch"]), ("keras", ["tensorflow", "keras"])])
+@pytest.mark.parametrize(
+    ("framework", "loaded"), [("torch", ["torch"]), ("keras", ["tensorflow", "keras"]), ("jax", ["keras"])]
+)
 def test_training_loads_its_own_framework_alone_and_prints_nothing(framework: str, loaded: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", _TRAINED, framework], capture_output=True, text=True, check=True)
+    environment = {**os.environ, **(settings.jax_environment("cpu") if framework == "jax" else {})}
+    command = [sys.executable, "-c", _TRAINED, framework]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == f"{loaded}\n"
     assert done.stderr == ""
