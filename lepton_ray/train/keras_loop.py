@@ -1,13 +1,14 @@
 """The training loop in Keras on TensorFlow: the contract of ``torch_loop``, to the meaning of each setting.
 
 An epoch is one call of a graph that holds the data as tensors: its steps are those of a plain loop to the bit, without
-Python between them. Where batches are augmented, which NumPy does, each step is a call of its own.
+Python between them. Where batches are augmented, which NumPy does, or streamed, each step is a call of its own.
 
 A step adds the gradients of all workers' shares up, weighted so that their sum is the gradient of the joined batch. Workers
 start from equal weights and take equal steps, so nothing else is exchanged: Keras' own ``fit`` does not synchronise them.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from lepton_ray.engine.tensorflow import call, keras, layers_of, tf
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Share, TrainData, validation_rows
+from lepton_ray.train.batches import Batches, Share, Source, TrainData, validation_shares
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
@@ -115,16 +116,19 @@ def _build_optimizer(spec: TrainSpec) -> Any:
 
 
 def train_epochs(
-    state: TrainState, data: TrainData, spec: TrainSpec, seed: int, group: Group | None = None
+    state: TrainState, data: Source, spec: TrainSpec, seed: int, group: Group | None = None
 ) -> Iterator[TrainState]:
-    """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
+    """Train until ``spec.epochs`` or early stopping, yielding the state after each leg: ``state.step`` is 0 at an epoch's end."""
     group = group or Group()
-    trainer = _Trainer(state, data, spec, group)
-    run_epoch = _run_varied if _is_varied(spec.augment) else _run_whole
-    feed = run_epoch(trainer, data, spec, seed)
+    trainer = _Trainer(state, data.head, spec, group)
+    if isinstance(data, TrainData) and not _is_varied(spec.augment):
+        feed = _run_whole(trainer, data, spec, seed)
+    else:
+        feed = _run_varied(trainer, data, spec, seed)
     while state.epoch < spec.epochs and not has_stalled(state, spec):
-        _seed_layers(state.model, seed, state.epoch, group.rank)
-        if state.add(name_splits(data.task, feed(state.epoch), _evaluate(trainer, data, group))):
+        _seed_layers(state.model, seed, state.epoch, group.rank, state.step)
+        train = feed(state)
+        if train is not None and state.add(name_splits(data.head.task, train, _evaluate(trainer, data, group))):
             state.best_weights = weights_of(state.evaluated)
         yield state
 
@@ -139,16 +143,17 @@ def _is_varied(spec: AugmentSpec | None) -> bool:
     return spec is not None and spec != AugmentSpec(balance=spec.balance)
 
 
-def _seed_layers(model: Any, seed: int, epoch: int, rank: int) -> None:
-    """Let what layers draw in an epoch follow from (seed, epoch, rank): the state of their generators is no weight."""
+def _seed_layers(model: Any, seed: int, epoch: int, rank: int, step: int) -> None:
+    """Let what layers draw in a leg follow from (seed, epoch, rank, step): the state of their generators is no weight."""
     weights = {id(variable) for variable in model.weights}
+    of_leg = (step,) if step else ()  # an epoch's first leg draws as a whole epoch does
     generators = [variable for variable in model.variables if id(variable) not in weights]
     for place, state in enumerate(generators):
-        state.assign(np.array([mix(seed, epoch, rank, place), 0], state.dtype))
+        state.assign(np.array([mix(seed, epoch, rank, place, *of_leg), 0], state.dtype))
 
 
-Feed = Callable[[int], NDArray[np.float64]]
-"""From an epoch, counted from 0, to its training metrics, in the order of ``progress.METRICS``."""
+Feed = Callable[[TrainState], Sequence[float] | None]
+"""Trains a leg of the epoch under way; returns the epoch's metrics at its end, in the order of ``progress.METRICS``."""
 
 
 def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
@@ -160,8 +165,8 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
     batches = Batches(rows, balance, spec.global_batch_size, seed)
     x = [tf.convert_to_tensor(values) for values in data.x_train.values()]
 
-    def feed(epoch: int) -> NDArray[np.float64]:
-        shares = list(batches.shares(epoch, group.rank, group.world_size))
+    def feed(state: TrainState) -> Sequence[float]:
+        shares = list(batches.shares(state.epoch, group.rank, group.world_size))
         bounds = np.cumsum([0, *(len(share.y) for share in shares)])
         totals = trainer.run_epoch(
             x,
@@ -169,25 +174,31 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
             np.concatenate([trainer.targets(share) for share in shares]),
             bounds,
             np.array([_scale(share) for share in shares]),
-            _rates(spec, epoch, batches.num_steps),
+            np.array([_rates(spec, state.epoch, step, batches.num_steps) for step in range(batches.num_steps)]),
         ).numpy()
-        return _means(totals, shares, group)
+        return state.add_steps(len(shares), group.total(totals).tolist(), sum(share.batch_weight for share in shares))
 
     return feed
 
 
-def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
-    """Run an epoch step by step, on batches that NumPy varies."""
+def _run_varied(trainer: "_Trainer", data: Source, spec: TrainSpec, seed: int) -> Feed:
+    """Run a leg step by step, on batches that NumPy makes."""
     group = trainer.group
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
+    shares: Iterator[Share] | None = None
 
-    def feed(epoch: int) -> NDArray[np.float64]:
-        totals, seen = np.zeros(len(METRICS[data.task])), []
-        rates = _rates(spec, epoch, batches.num_steps)
-        for share, rate in zip(batches.shares(epoch, group.rank, group.world_size), rates, strict=True):
-            totals += trainer.run_step(list(share.x.values()), trainer.targets(share), _scale(share), rate).numpy()
-            seen.append(Share({}, share.y[:0], share.batch_weight))
-        return _means(totals, seen, group)
+    def feed(state: TrainState) -> Sequence[float] | None:
+        nonlocal shares
+        if shares is None or state.step == 0:
+            shares = batches.shares(state.epoch, group.rank, group.world_size, state.step)
+        totals, weight = np.zeros(len(METRICS[batches.task])), state.weight
+        first_step = step = state.step
+        for step, share in enumerate(itertools.islice(shares, batches.leg_steps), first_step):
+            rates = _rates(spec, state.epoch, step, batches.num_steps)
+            totals += trainer.run_step(list(share.x.values()), trainer.targets(share), _scale(share), rates).numpy()
+            weight += share.batch_weight
+        means = state.add_steps(step + 1 - first_step, group.total(totals).tolist(), weight)
+        return means if state.step == batches.num_steps else None
 
     return feed
 
@@ -197,16 +208,11 @@ def _scale(share: Share) -> NDArray[np.float32]:
     return np.array([0.0 if share.is_idle else 1.0, share.batch_weight], np.float32)
 
 
-def _rates(spec: TrainSpec, epoch: int, num_steps: int) -> NDArray[np.float32]:
-    """Return for each step of an epoch the learning rate, and how far averaged weights move to those of the model."""
-    steps = range(epoch * num_steps, (epoch + 1) * num_steps)
-    rates = [learning_rate(spec, step, spec.epochs * num_steps) for step in steps]
-    moves = [1 - min(spec.average_decay or 0.0, (1 + step) / (10 + step)) for step in steps]
-    return np.array([rates, moves], np.float32).T
-
-
-def _means(totals: Any, shares: Sequence[Share], group: Group) -> NDArray[np.float64]:
-    return group.total(totals) / sum(share.batch_weight for share in shares)
+def _rates(spec: TrainSpec, epoch: int, step: int, num_steps: int) -> NDArray[np.float32]:
+    """Return the learning rate of a step of an epoch, and how far averaged weights move to those of the model."""
+    step += epoch * num_steps
+    move = 1 - min(spec.average_decay or 0.0, (1 + step) / (10 + step))
+    return np.array([learning_rate(spec, step, spec.epochs * num_steps), move], np.float32)
 
 
 class _Trainer:
@@ -337,12 +343,9 @@ def _target_spec(data: TrainData, num_classes: int | None = None) -> Any:
     return tf.TensorSpec([None, *data.y_train.shape[1:]], data.y_train.dtype)
 
 
-def _evaluate(trainer: _Trainer, data: TrainData, group: Group) -> NDArray[np.float64]:
-    totals = np.zeros(len(METRICS[data.task]))
-    share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = validation_rows(data)
-    for start in range(0, len(share), size):
-        rows = share[start : start + size]
-        x = [values[rows] for values in data.x_val.values()]
-        totals += trainer.run_validation(x, data.y_val[rows]).numpy()
-    return group.total(totals) / len(data.y_val)
+def _evaluate(trainer: _Trainer, data: Source, group: Group) -> NDArray[np.float64]:
+    totals = np.zeros(len(METRICS[data.head.task]))
+    for share in validation_shares(data, group.rank, group.world_size):
+        if not share.is_idle:
+            totals += trainer.run_validation(list(share.x.values()), share.y).numpy()
+    return group.total(totals) / data.num_val_rows
