@@ -130,6 +130,11 @@ class ModelInput(BaseModel):
     """Token id of what is not in the vocabulary."""
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
+        return int(np.prod(self.shape)) * (4 if self.num_ids is None else 8)
+
+    @property
     def kind(self) -> Literal["table", "image", "tokens", "steps", "ids"]:
         """What it holds; ``ids`` are those of categories."""
         if self.columns:

@@ -69,8 +69,14 @@ class Folder:
         _write_ipc(whole, pa.FixedSizeBufferWriter(content))
         return self._write_part(name, content, table.num_rows)
 
-    def write_parquet(self, name: str, table: pa.Table) -> PartFile:
-        """Write a table as a Parquet file; text columns are compressed, dictionaries stay dictionaries."""
+    def write_parquet(self, name: str, table: pa.Table, group_rows: int = _PARQUET_ROW_GROUP) -> PartFile:
+        """Write a table as a Parquet file; text columns are compressed, dictionaries stay dictionaries.
+
+        Args:
+            name: Path in the folder.
+            table: The rows.
+            group_rows: Most rows of a row group.
+        """
         schema = table.schema
         dictionaries = [field.name for field in schema if pa.types.is_dictionary(field.type)]
         sink = pa.BufferOutputStream()
@@ -80,7 +86,7 @@ class Folder:
             compression={field.name: _compression(field.type) for field in schema},
             use_dictionary=dictionaries or False,
             write_statistics=False,
-            row_group_size=_PARQUET_ROW_GROUP,
+            row_group_size=min(group_rows, _PARQUET_ROW_GROUP),
         )
         return self._write_part(name, sink.getvalue(), table.num_rows)
 
@@ -135,6 +141,20 @@ def read_parquet(folder: Folder, part: PartFile, columns: Sequence[str] | None =
     with folder.open(part.name) as source:
         file = pq.ParquetFile(source)
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def row_groups(folder: Folder, part: PartFile) -> list[int]:
+    """Return how many rows each row group of a Parquet part has."""
+    with folder.open(part.name) as source:
+        facts = pq.ParquetFile(source).metadata
+        return [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
+
+
+def read_row_group(folder: Folder, part: PartFile, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a row group of a Parquet part; of the columns named those that it has."""
+    with folder.open(part.name) as source:
+        file = pq.ParquetFile(source)
+        return file.read_row_group(number, columns=None if columns is None else list(columns), use_threads=False)
 
 
 def read_parts(folder: Folder, parts: Iterable[PartFile], columns: Sequence[str] | None = None) -> pa.Table:

@@ -302,6 +302,15 @@ class TrainSpec(Section):
     gradients add up: less memory for the same step."""
     augment: AugmentSpec | None = None
     """Variation of the training batches."""
+    data: Literal["auto", "memory", "stream"] = "auto"
+    """Where the rows are: ``memory`` holds both splits, and an epoch is a permutation of all rows; ``stream`` reads them from their
+    files in each epoch, and shuffles row groups, then rows within windows of them (Xu et al. 2022, arXiv:2206.05830); ``auto``
+    streams what takes more than ``max_memory_bytes``."""
+    max_memory_bytes: PositiveInt = 4 << 30
+    """The most that the rows for training and validation may take, as a model takes them, for ``data: auto`` to hold them in memory.
+    A number and not what happens to be free, so that a spec gives the same result on any machine."""
+    shuffle_window_bytes: PositiveInt = 256 << 20
+    """Rows that are shuffled with each other where they are streamed. A process that reads holds two windows."""
     early_stopping_epochs: PositiveInt | None = None
     """Stop when the validation loss has not improved for this many epochs; the best epoch's weights are kept."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -335,6 +344,17 @@ class TrainSpec(Section):
                     f"{name} must be a multiple of the {hosts} hosts of a {self.tpu_type} slice of {self.tpu_topology}, got "
                     f"{count}: Ray gives each worker a host and takes whole slices. Use {-(-count // hosts) * hosts}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> Self:
+        balance = self.augment.balance if self.augment else None
+        if self.data == "stream" and balance in ("oversample", "undersample"):
+            raise ValueError(
+                f"augment.balance must be 'weights' or left out with data 'stream', got {balance!r}. Change one of them"
+            )
+        if self.data == "stream" and self.framework == "jax":
+            raise ValueError("data must be 'auto' or 'memory' with framework 'jax', got 'stream'. Change one of them")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 from lepton_ray.stages.featurize import Split, load_split
-from lepton_ray.stages.train import target_of
+from lepton_ray.stages.train_data import target_of
 
 VERSION = 4
 

@@ -32,7 +32,7 @@ from lepton_ray.spec.release import ExportSpec, ServeSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import load_split
-from lepton_ray.stages.train import only_normal, target_of
+from lepton_ray.stages.train_data import only_normal, target_of
 from lepton_ray.train.frameworks import load_library
 
 VERSION = 3

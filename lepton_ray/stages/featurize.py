@@ -43,10 +43,11 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 5
+VERSION = 6
 LABEL = "_label"
 _SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D
+_GROUP_BYTES = 16 << 20  # of model input: what training reads at once where it streams
 
 
 def featurize(
@@ -212,7 +213,13 @@ def write_prepared(
     prepared = preparer(table, is_training)
     if fitted.data.label is not None:
         prepared = prepared.append_column(LABEL, _encode_label(table, fitted.data, fitted.data.label, fitted.classes))
-    return target.write_parquet(f"{split}/{part_name(index, 'parquet')}", prepared).model_dump()
+    name, row_bytes = f"{split}/{part_name(index, 'parquet')}", _row_bytes(fitted.state)
+    return target.write_parquet(name, prepared, max(1, _GROUP_BYTES // row_bytes)).model_dump()
+
+
+@lru_cache(maxsize=4)
+def _row_bytes(state: str) -> int:
+    return max(1, sum(given.row_bytes for given in inputs_of(FeatureState.model_validate_json(state))))
 
 
 def _encode_label(table: pa.Table, data: DataSpec, label: str, classes: Sequence[str]) -> pa.Array | pa.ChunkedArray:
@@ -248,9 +255,13 @@ the number or the series (float64), or 0 and 1 for each class that is a tag (flo
 
 def load_split(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:
     """Read a split into memory."""
-    table = read_parts(folder_of(feature_set, ctx), feature_set.splits[split])
+    return split_of(read_parts(folder_of(feature_set, ctx), feature_set.splits[split]), load_state(feature_set))
+
+
+def split_of(table: pa.Table, state: FeatureState | None = None) -> Split:
+    """Return prepared rows as a model takes them; without a state the labels alone."""
     y = _to_labels(table.column(LABEL)) if LABEL in table.column_names else np.zeros(table.num_rows, np.int64)
-    return to_arrays(table, load_state(feature_set)), y
+    return {} if state is None else to_arrays(table, state), y
 
 
 def feature_names(feature_set: FeatureSet) -> tuple[str, ...]:

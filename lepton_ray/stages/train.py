@@ -3,17 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from dataclasses import replace as replace_fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Target, Trials
-from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.errors import DataError, EngineError, SpecError
+from lepton_ray.core.errors import EngineError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
 from lepton_ray.core.imports import load_function
@@ -27,12 +24,11 @@ from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.model import CustomModel, Model, PretrainedModel, TrainSpec, backbones_of, parts_of
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.featurize import Split, feature_names, load_split
+from lepton_ray.stages.train_data import load_data, target_of
 from lepton_ray.train import in_process
-from lepton_ray.train.batches import TrainData
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 4
+VERSION = 5
 
 
 def train(
@@ -138,7 +134,7 @@ class BuildWithWeights:
 
 
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
-    data = load_data(feature_set, ctx)
+    data = load_data(feature_set, train, ctx)
     is_here = train.num_workers == 1 and not train.use_gpu and train.framework != "jax"
     if is_here and ctx.is_local:
         return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update)
@@ -146,53 +142,6 @@ def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext)
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     return on_ray.fit(build, data, train, ctx.seed, on_ray.Storage(ctx.filesystem, ctx.work_path), ctx.update)
-
-
-def load_data(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
-    """Read the prepared splits into memory."""
-    signature = Signature.model_validate_json((feature_set.folder / "signature.json").read_bytes())
-    numbers = tuple(name if name in signature.of_kind("number") else None for name in feature_names(feature_set))
-    target = target_of(feature_set)
-    (x_train, y_train), (x_val, y_val) = (load_split(feature_set, split, ctx) for split in ("train", "val"))
-    if target.task == "anomaly_detection":
-        (x_train, y_train), (x_val, y_val) = (
-            only_normal(split, target) for split in ((x_train, y_train), (x_val, y_val))
-        )
-    y_train, y_val = _scale(y_train, target), _scale(y_val, target)
-    ids = tuple(i.name for i in feature_set.inputs if i.kind == "ids")
-    data = TrainData(x_train, y_train, x_val, y_val, target.task, number_columns=numbers, category_ids=ids)
-    tokens = next((i for i in feature_set.inputs if i.kind == "tokens"), None)
-    return data if tokens is None else replace_fields(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
-
-
-def only_normal(split: Split, target: Target) -> Split:
-    """Return the rows of a split that count as normal.
-
-    Raises:
-        DataError: If there are none.
-    """
-    x, y = split
-    rows = np.flatnonzero(target.is_normal(y))
-    if not len(rows):
-        raise DataError(
-            f"data.anomalies.normal_class ({target.normal_class}) must have rows in each split, got none. Change it, or the split"
-        )
-    return {name: values[rows] for name, values in x.items()}, np.zeros(len(rows), np.int64)
-
-
-def target_of(feature_set: FeatureSet) -> Target:
-    """Return what the model of a run predicts.
-
-    Raises:
-        ValueError: If there is no label; the spec is not valid then.
-    """
-    if feature_set.target is None:
-        raise ValueError("a model must have a label")
-    return feature_set.target
-
-
-def _scale(y: Any, target: Target) -> Any:
-    return ((y - target.mean) / target.std).astype(np.float32) if target.task == "regression" else y
 
 
 def _in_units(metrics: dict[str, float], target: Target) -> dict[str, float]:

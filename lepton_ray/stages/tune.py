@@ -17,11 +17,11 @@ from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import fingerprint as backbones_fingerprint
-from lepton_ray.stages.train import load_data, target_of
+from lepton_ray.stages.train_data import load_data, target_of
 from lepton_ray.train.frameworks import load_library, load_training
 
 if TYPE_CHECKING:
-    from lepton_ray.train.batches import TrainData
+    from lepton_ray.train.batches import Source
     from lepton_ray.train.on_ray import Storage
     from lepton_ray.tune.on_ray import Epoch, Place
 
@@ -82,7 +82,7 @@ def _trials(
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
     from lepton_ray.tune.on_ray import Place  # noqa: PLC0415
 
-    data = load_data(feature_set, ctx)
+    data = load_data(feature_set, train, ctx)
     settings = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
     sections = apply_values(model, train, {f"train.{name}": value for name, value in settings.items()})
     if tune.workers_per_trial == 1:
@@ -100,7 +100,7 @@ def start_trial(
     build: Callable[[Model], Any],
     seed: int,
     values: dict[str, Any],
-    data: "TrainData",
+    data: "Source",
     folder: Path | None,
 ) -> "Generator[Epoch, None, None]":
     """Start training one trial in this process; from ``folder`` with the weights there, but its own settings."""
@@ -115,6 +115,7 @@ def start_trial(
     return (
         Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now), num_parameters)
         for state_now in loop.train_epochs(state, data, train, seed)
+        if state_now.step == 0
     )
 
 

@@ -2,10 +2,12 @@
 
 All workers know the whole order of an epoch; a worker's share of a batch is every world_size-th of its rows. What a row
 becomes depends on (seed, epoch, place in the epoch) alone, so the shares of many workers are the batch of one.
+
+Rows come from a ``Source``: arrays in memory (``TrainData``), or files that are read as the epoch goes on (``streamed``).
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -18,41 +20,34 @@ from lepton_ray.spec.augment import AugmentSpec, ImageAugment, TableAugment, Tex
 from lepton_ray.spec.data import Task
 from lepton_ray.train import augment
 from lepton_ray.train.augment import Floats, Ints
+from lepton_ray.train.rows import (
+    Cut,
+    Input,
+    Inputs,
+    Labels,
+    RowsOfBatch,
+    Source,
+    TrainData,
+    epoch_order,
+)
+
+__all__ = [
+    "Batches",
+    "Inputs",
+    "Labels",
+    "Share",
+    "Source",
+    "TrainData",
+    "class_weights",
+    "epoch_order",
+    "validation_rows",
+    "validation_shares",
+]
 
 _IMAGE_DIMENSIONS, _STEPS_DIMENSIONS, _TABLE_DIMENSIONS = 4, 3, 2
-_SCALE_ROWS = 65_536  # the spread of a column is taken from at most so many rows, evenly spaced
 _VALIDATION_ROWS = 4096
 _VALIDATION_BYTES = 8 << 20  # of input: what layers make of it is a multiple
 _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does not change what is on
-
-Input = NDArray[np.float32] | NDArray[np.int64]
-Inputs = Mapping[str, Input]
-"""Model inputs by name, rows first: float32 values, or int64 ids; in the order in which a model takes them."""
-Labels = Ints | Floats
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """Model inputs and labels of two splits; read only.
-
-    Labels are the class index (N,) int64 of each row, or float32: which labels hold (N, classes), the numbers to predict (N,) or
-    (N, numbers).
-    """
-
-    x_train: Inputs
-    y_train: Labels
-    x_val: Inputs
-    y_val: Labels
-    task: Task = "classification"
-    number_columns: tuple[str | None, ...] = ()
-    """For each column of a table the number that it stands for, None where it encodes something else; empty where that is
-    not known: then columns of zeros and ones alone are taken to encode categories."""
-    unknown_id: int = 1
-    """Token id of what is not in the vocabulary."""
-    padding_id: int = 0
-    """Token id of what only fills a row up."""
-    category_ids: tuple[str, ...] = ()
-    """Inputs whose ids are those of categories, not of tokens."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,16 @@ class Share:
         return weights_NC
 
 
+def validation_shares(data: Source, rank: int, world_size: int) -> Iterator[Share]:
+    """Yield this worker's validation rows, as many as are evaluated at once; as often on all workers."""
+    cut = Cut(validation_rows(data.head) * world_size, rank, world_size)
+    for batch in data.validation_batches(cut):
+        places = cut.places(batch.num_rows)
+        yield Share(batch.take(places), batch.labels(places), batch.num_rows, cut.is_idle(batch.num_rows))
+
+
 def validation_rows(data: TrainData) -> int:
-    """Return how many rows are evaluated at once."""
+    """Return how many rows a worker evaluates at once."""
     row_bytes = sum(_row_bytes(x, name in data.category_ids) for name, x in data.x_val.items())
     return max(1, min(_VALIDATION_ROWS, _VALIDATION_BYTES // row_bytes))
 
@@ -127,56 +130,52 @@ class Batches:
         SpecError: If the spec asks for what the data has not.
     """
 
-    def __init__(self, data: TrainData, spec: AugmentSpec | None, global_batch_size: int, seed: int) -> None:
+    def __init__(self, data: Source, spec: AugmentSpec | None, global_batch_size: int, seed: int) -> None:
         self._data, self._seed, self._size = data, seed, global_batch_size
         self._spec = spec or AugmentSpec()
-        _check(self._spec, data)
+        _check(self._spec, data.head)
         self._vary = _variations(self._spec, data)
-        self._class_weights = class_weights(data.y_train) if self._spec.balance == "weights" else None
+        self._class_weights = class_weights(data.class_counts()) if self._spec.balance == "weights" else None
+        self.num_steps = -(-data.num_epoch_rows(self._spec.balance) // global_batch_size)
+        """Batches of an epoch."""
+        self.leg_steps = data.leg_steps or self.num_steps
+        """Steps after which training may stop and go on from there."""
 
     @property
     def task(self) -> Task:
         """What the model is for."""
-        return self._data.task
+        return self._data.head.task
 
-    @property
-    def num_steps(self) -> int:
-        """Batches of an epoch."""
-        return -(-num_epoch_rows(self._data.y_train, self._spec.balance) // self._size)
-
-    def shares(self, epoch: int, rank: int, world_size: int) -> Iterator[Share]:
-        """Yield this worker's share of each batch of an epoch, counted from 0."""
-        order = epoch_order(self._data.y_train, self._spec.balance, self._seed, epoch)
+    def shares(self, epoch: int, rank: int, world_size: int, first_step: int = 0) -> Iterator[Share]:
+        """Yield this worker's share of each batch of an epoch, counted from 0, from a step on."""
+        is_whole = bool(self._spec.mixup_alpha) or self._class_weights is not None
+        cut = Cut(self._size, rank, world_size, first_step, is_whole)
         keys = functools.cache(functools.partial(_key, self._seed, epoch))
-        for start in range(0, len(order), self._size):
-            batch_B = order[start : start + self._size]
-            places = np.arange(rank, len(batch_B), world_size)
-            if len(places):
-                yield self._share(batch_B, places[np.argsort(batch_B[places], kind="stable")], start, keys)
-            else:  # a last batch may have fewer rows than workers
-                yield replace(self._share(batch_B, np.zeros(1, np.int64), start, keys), is_idle=True)
+        for batch in self._data.training_batches(self._spec.balance, self._seed, epoch, cut):
+            share = self._share(batch, batch.near(cut.places(batch.num_rows)), keys)
+            yield replace(share, is_idle=True) if cut.is_idle(batch.num_rows) else share
 
-    def _share(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> Share:
+    def _share(self, batch: RowsOfBatch, places: Ints, keys: Keys) -> Share:
         if self._spec.mixup_alpha:
-            return self._mixed_share(batch_B, places, start, keys)
-        x, y_B = self._rows(batch_B, places, start, keys), self._data.y_train[batch_B]
+            return self._mixed_share(batch, places, keys)
+        x, y = self._rows(batch, places, keys), batch.labels(places)
         if self._class_weights is None:
-            return Share(x, y_B[places], len(batch_B))
-        weight_B = self._class_weights[y_B]
-        labels = (y_B[places], weight_B[places].astype(np.float32))
-        return Share(x, y_B[places], float(weight_B.sum()), labels=(labels,))
+            return Share(x, y, batch.num_rows)
+        weight_B = self._class_weights[batch.labels(np.arange(batch.num_rows))]
+        labels = (y, weight_B[places].astype(np.float32))
+        return Share(x, y, float(weight_B.sum()), labels=(labels,))
 
-    def _mixed_share(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> Share:
+    def _mixed_share(self, batch: RowsOfBatch, places: Ints, keys: Keys) -> Share:
         """Mix each row with its partner, both varied as they are wherever they stand."""
-        alpha, y_B = self._spec.mixup_alpha, self._data.y_train[batch_B]
-        rng = np.random.default_rng([keys(_Purpose.MIXUP), start])
-        partner_B = rng.permutation(len(batch_B))
-        own_share_B = rng.beta(alpha, alpha, len(batch_B))
+        alpha, y_B = self._spec.mixup_alpha, batch.labels(np.arange(batch.num_rows))
+        rng = np.random.default_rng([keys(_Purpose.MIXUP), batch.start])
+        partner_B = rng.permutation(batch.num_rows)
+        own_share_B = rng.beta(alpha, alpha, batch.num_rows)
         read, where = np.unique(np.concatenate([places, partner_B[places]]), return_inverse=True)
-        x = self._rows(batch_B, read, start, keys)
+        x = self._rows(batch, read, keys)
         mine, theirs = where[: len(places)], where[len(places) :]
         x = {name: augment.mix(rows[mine], rows[theirs], own_share_B[places]) for name, rows in x.items()}
-        weight_B = np.ones(len(batch_B)) if self._class_weights is None else self._class_weights[y_B]
+        weight_B = np.ones(batch.num_rows) if self._class_weights is None else self._class_weights[y_B]
         own_B, other_B = own_share_B * weight_B, (1 - own_share_B) * weight_B[partner_B]
         labels = (
             (y_B[places], own_B[places].astype(np.float32)),
@@ -184,45 +183,16 @@ class Batches:
         )
         return Share(x, y_B[places], float((own_B + other_B).sum()), labels=labels)
 
-    def _rows(self, batch_B: Ints, places: Ints, start: int, keys: Keys) -> dict[str, Any]:
-        x = {name: rows[batch_B[places]] for name, rows in self._data.x_train.items()}
+    def _rows(self, batch: RowsOfBatch, places: Ints, keys: Keys) -> dict[str, Any]:
+        x = batch.take(places)
         for name, vary in self._vary:
-            x[name] = vary(x[name], start + places, keys)
+            x[name] = vary(x[name], batch.start + places, keys)
         return x
 
 
-def epoch_order(y: Labels, balance: str | None, seed: int, epoch: int) -> Ints:
-    """Return the rows of an epoch in the order in which batches take them."""
-    rng = np.random.default_rng([seed, epoch])
-    if balance not in ("oversample", "undersample"):
-        return rng.permutation(len(y))
-    target = _rows_per_class(y, balance)
-    by_class = np.split(np.argsort(y, kind="stable"), np.cumsum(np.bincount(y))[:-1])
-    return rng.permutation(np.concatenate([_resample(rows, target, rng) for rows in by_class if len(rows)]))
-
-
-def num_epoch_rows(y: Labels, balance: str | None) -> int:
-    """Return the length of ``epoch_order``."""
-    if balance not in ("oversample", "undersample"):
-        return len(y)
-    return _rows_per_class(y, balance) * len(np.unique(y))
-
-
-def _rows_per_class(y: Labels, balance: str) -> int:
-    counts = np.bincount(y)
-    return int(counts.max() if balance == "oversample" else counts[counts > 0].min())
-
-
-def _resample(rows: Ints, target: int, rng: np.random.Generator) -> Ints:
-    """Return ``target`` of the rows: each as often as any other, or once more."""
-    repeats, rest = divmod(target, len(rows))
-    return np.concatenate([np.tile(rows, repeats), rng.choice(rows, rest, replace=False)])
-
-
-def class_weights(y: Labels) -> NDArray[np.float64]:
+def class_weights(counts: Ints) -> NDArray[np.float64]:
     """Return the weight of each class: rows / (classes * rows of the class), so that the rows' weights sum to the rows."""
-    counts = np.bincount(y)
-    weights: NDArray[np.float64] = len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    weights: NDArray[np.float64] = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return weights
 
 
@@ -265,29 +235,30 @@ def _check(spec: AugmentSpec, data: TrainData) -> None:
         raise SpecError(problems)
 
 
-def _variations(spec: AugmentSpec, data: TrainData) -> list[tuple[str, Vary]]:
+def _variations(spec: AugmentSpec, data: Source) -> list[tuple[str, Vary]]:
     """Return what is done to which input."""
-    names = _name_by_kind(data)
+    head = data.head
+    names = _name_by_kind(head)
     variations: list[tuple[str, Vary]] = []
     if spec.image != ImageAugment():
         name = names[_IMAGE]
-        variations.append((name, _ImageVariation(spec.image, data.x_train[name])))
+        variations.append((name, _ImageVariation(spec.image, functools.partial(data.colour_bounds, name))))
     if spec.text != TextAugment():
-        variations.append((names[_TOKENS], _TextVariation(spec.text, data.unknown_id, data.padding_id)))
+        variations.append((names[_TOKENS], _TextVariation(spec.text, head.unknown_id, head.padding_id)))
     if spec.table != TableAugment():
         name = names[_TABLE]
-        variations.append((name, _TableVariation(spec.table, data.x_train[name], data.number_columns)))
+        variations.append((name, _TableVariation(spec.table, data.spread_rows(name), head.number_columns)))
     return variations
 
 
 class _ImageVariation:
     """Flips, crop, colours, cut-out, in this order."""
 
-    def __init__(self, spec: ImageAugment, images: Any) -> None:
+    def __init__(self, spec: ImageAugment, bounds: Callable[[], tuple[Floats, Floats]]) -> None:
         self._spec = spec
         self._has_colours = bool(spec.brightness or spec.contrast or spec.saturation)
         if self._has_colours:
-            self._black_K, self._white_K = images.min(axis=(0, 2, 3)), images.max(axis=(0, 2, 3))
+            self._black_K, self._white_K = bounds()
 
     def __call__(self, x_NKHW: Floats, places: Ints, keys: Keys) -> Floats:
         spec = self._spec
@@ -329,9 +300,8 @@ class _TextVariation:
 class _TableVariation:
     """Noise on the columns that are numbers."""
 
-    def __init__(self, spec: TableAugment, table: Any, number_columns: tuple[str | None, ...]) -> None:
+    def __init__(self, spec: TableAugment, sample: Any, number_columns: tuple[str | None, ...]) -> None:
         self._spec = spec
-        sample = table[:: len(table) // _SCALE_ROWS + 1]
         self._columns = _noisy_columns(spec, number_columns, sample)
         self._std_C = (spec.noise_std * sample[:, self._columns].std(0, dtype=np.float64)).astype(np.float32)
 

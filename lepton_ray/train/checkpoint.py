@@ -1,10 +1,10 @@
 """Checkpoints: safetensors and JSON, no pickle.
 
-model.safetensors      weights after the last finished epoch
+model.safetensors      weights after the last step
 average.safetensors    their moving average, where one is kept
 best.safetensors       weights of the best epoch
 optimizer.safetensors  its tensors, as INDEX.NAME
-state.json             history, best epoch, the optimizer's settings
+state.json             history, best epoch, place in the epoch under way, the optimizer's settings
 """
 
 from pathlib import Path
@@ -39,8 +39,7 @@ def save(state: TrainState, folder: Path | None) -> None:
             save_file(_contiguous(tensors), folder / name)
     if folder is None:
         return
-    facts = {"history": state.history, "best_epoch": state.best_epoch, "optimizer_groups": optimizer["param_groups"]}
-    write_json(folder / "state.json", facts)
+    write_json(folder / "state.json", {**state.facts, "optimizer_groups": optimizer["param_groups"]})
 
 
 def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
@@ -62,7 +61,7 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
         groups = facts["optimizer_groups"] if with_settings else state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         _lay_out(state.optimizer)
-        state.history, state.best_epoch = facts["history"], facts["best_epoch"]
+        state.go_on_from(facts)
         kept = state.evaluated.state_dict()
         best = {name: _part(value, kept[name]) for name, value in load_file(folder / "best.safetensors").items()}
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, OSError, SafetensorError) as error:

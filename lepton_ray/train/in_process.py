@@ -1,15 +1,17 @@
 """The loop in the driver's own process: what one worker needs, without a worker group to start."""
 
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.pace import Pace
+from lepton_ray.train.progress import CHECKPOINT_EVERY_S
 
 _LATEST = "latest"
 _PREVIOUS = "previous"
@@ -17,7 +19,7 @@ _PREVIOUS = "previous"
 
 def fit(
     build_model: Callable[[], Any],
-    data: TrainData,
+    data: Source,
     spec: TrainSpec,
     seed: int,
     folder: Path,
@@ -28,10 +30,17 @@ def fit(
     state = loop.start_state(build_model, spec, seed)
     if latest := next((folder / name for name in (_LATEST, _PREVIOUS) if (folder / name).is_dir()), None):
         checkpoint.restore(state, latest)
-    pace = Pace(spec.epochs, len(data.y_train))
+    pace, saved_s = Pace(spec.epochs, data.num_rows), time.monotonic()
     for state_now in loop.train_epochs(state, data, spec, seed):
-        _save(partial(checkpoint.save, state_now), folder)
-        update(pace.words(state_now.epoch, state_now.history[-1]["val_loss"]))
+        is_end = state_now.step == 0
+        if is_end or time.monotonic() - saved_s >= CHECKPOINT_EVERY_S:
+            _save(partial(checkpoint.save, state_now), folder)
+            saved_s = time.monotonic()
+            update(
+                pace.words(state_now.epoch, state_now.history[-1]["val_loss"])
+                if is_end
+                else pace.words_within(state_now.epoch, state_now.step)
+            )
     return state
 
 

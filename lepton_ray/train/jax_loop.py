@@ -80,9 +80,9 @@ def train_epochs(
     program = _Program(state, data, spec, group or Group())
     run_epoch = (_run_varied if is_varied(spec.augment) else _run_whole)(program, data, spec, seed)
 
-    def feed(epoch: int) -> Floats:
-        seed_layers(state.model, seed, epoch, 0)  # devices draw apart from each other within the program
-        return run_epoch(epoch)
+    def feed(state: TrainState) -> Floats:
+        seed_layers(state.model, seed, state.epoch, 0)  # devices draw apart from each other within the program
+        return run_epoch(state.epoch)
 
     yield from run_epochs(state, data.task, spec, feed, lambda: _evaluate(program, data))
 
@@ -102,12 +102,13 @@ def _run_whole(program: "_Program", data: TrainData, spec: TrainSpec, seed: int)
         rows, targets, weights = (
             np.stack(parts) for parts in zip(*((f[0][0], f[1], f[2]) for f in filled), strict=True)
         )
+        rates_S2 = np.array([rates(spec, epoch, step, batches.num_steps) for step in range(batches.num_steps)])
         batch_weights = np.array([share.batch_weight for share in shares], np.float32)
         values, totals_SM = program.run_epoch(
             program.values(),
             x,
             *(program.put(array, _JOINED_STEPS) for array in (rows[..., 0], targets, weights)),
-            *(program.put(array, _EQUAL) for array in (batch_weights, rates(spec, epoch, batches.num_steps))),
+            *(program.put(array, _EQUAL) for array in (batch_weights, rates_S2)),
         )
         program.keep(values)
         return _sum(totals_SM) / sum(share.batch_weight for share in shares)
@@ -122,7 +123,8 @@ def _run_varied(program: "_Program", data: TrainData, spec: TrainSpec, seed: int
     def feed(epoch: int) -> Floats:
         values, totals, weight = program.values(), [], 0.0
         shares = batches.shares(epoch, group.rank, group.world_size)
-        for share, rates_2 in zip(shares, rates(spec, epoch, batches.num_steps), strict=True):
+        for step, share in enumerate(shares):
+            rates_2 = rates(spec, epoch, step, batches.num_steps)
             x, target, weight_R = program.fill(share)
             values, totals_M = program.run_step(
                 values,

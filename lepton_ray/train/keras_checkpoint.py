@@ -1,10 +1,10 @@
 """Checkpoints of Keras: the files of ``checkpoint``, with variables by their paths.
 
-model.safetensors      weights after the last finished epoch
+model.safetensors      weights after the last step
 average.safetensors    their moving average, where one is kept
 best.safetensors       weights of the best epoch
 optimizer.safetensors  its variables, among them the learning rate and the number of steps
-state.json             history, best epoch
+state.json             history, best epoch, place in the epoch under way
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ def save(state: TrainState, folder: Path) -> None:
     save_weights(state.best_weights, folder / "best.safetensors")
     optimizer = {variable.path: np.array(variable.numpy()) for variable in state.optimizer.variables}
     save_weights(optimizer, folder / "optimizer.safetensors")
-    write_json(folder / "state.json", {"history": state.history, "best_epoch": state.best_epoch})
+    write_json(folder / "state.json", state.facts)
 
 
 def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
@@ -45,7 +45,7 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
         if state.averaged is not None:
             load_weights(state.averaged, folder / "average.safetensors")
         _assign(state.optimizer.variables, load_file(folder / "optimizer.safetensors"))
-        state.history, state.best_epoch = facts["history"], facts["best_epoch"]
+        state.go_on_from(facts)
         state.best_weights = load_file(folder / "best.safetensors")
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise ArtifactError(

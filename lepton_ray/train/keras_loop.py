@@ -1,12 +1,13 @@
 """The training loop in Keras on TensorFlow: the contract of ``torch_loop``, to the meaning of each setting.
 
 An epoch is one call of a graph that holds the data as tensors: its steps are those of a plain loop to the bit, without
-Python between them. Where batches are augmented, which NumPy does, each step is a call of its own.
+Python between them. Where batches are augmented, which NumPy does, or streamed, each step is a call of its own.
 
 A step adds the gradients of all workers' shares up, weighted so that their sum is the gradient of the joined batch. Workers
 start from equal weights and take equal steps, so nothing else is exchanged: Keras' own ``fit`` does not synchronise them.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from lepton_ray.engine.keras import call
 from lepton_ray.engine.tensorflow import tf
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Share, TrainData, validation_rows
+from lepton_ray.train.batches import Batches, Share, Source, TrainData, validation_shares
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.keras_state import (
     TrainState,
@@ -71,22 +72,25 @@ def is_any(flag: bool, group: Group) -> bool:
 
 
 def train_epochs(
-    state: TrainState, data: TrainData, spec: TrainSpec, seed: int, group: Group | None = None
+    state: TrainState, data: Source, spec: TrainSpec, seed: int, group: Group | None = None
 ) -> Iterator[TrainState]:
-    """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
+    """Train until ``spec.epochs`` or early stopping, yielding the state after each leg: ``state.step`` is 0 at an epoch's end."""
     group = group or Group()
-    trainer = _Trainer(state, data, spec, group)
-    run_epoch = (_run_varied if is_varied(spec.augment) else _run_whole)(trainer, data, spec, seed)
+    trainer = _Trainer(state, data.head, spec, group)
+    if isinstance(data, TrainData) and not is_varied(spec.augment):
+        run_leg = _run_whole(trainer, data, spec, seed)
+    else:
+        run_leg = _run_varied(trainer, data, spec, seed)
 
-    def feed(epoch: int) -> NDArray[np.float64]:
-        seed_layers(state.model, seed, epoch, group.rank)
-        return run_epoch(epoch)
+    def feed(state: TrainState) -> Sequence[float] | None:
+        seed_layers(state.model, seed, state.epoch, group.rank, state.step)
+        return run_leg(state)
 
-    yield from run_epochs(state, data.task, spec, feed, lambda: _evaluate(trainer, data, group))
+    yield from run_epochs(state, data.head.task, spec, feed, lambda: _evaluate(trainer, data, group))
 
 
-Feed = Callable[[int], NDArray[np.float64]]
-"""From an epoch, counted from 0, to its training metrics, in the order of ``progress.METRICS``."""
+Feed = Callable[[TrainState], Sequence[float] | None]
+"""Trains a leg of the epoch under way; returns the epoch's metrics at its end, in the order of ``progress.METRICS``."""
 
 
 def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
@@ -95,8 +99,8 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
     batches = row_batches(data, spec, seed)
     x = [tf.convert_to_tensor(values) for values in data.x_train.values()]
 
-    def feed(epoch: int) -> NDArray[np.float64]:
-        shares = list(batches.shares(epoch, group.rank, group.world_size))
+    def feed(state: TrainState) -> Sequence[float]:
+        shares = list(batches.shares(state.epoch, group.rank, group.world_size))
         bounds = np.cumsum([0, *(len(share.y) for share in shares)])
         totals = trainer.run_epoch(
             x,
@@ -104,27 +108,31 @@ def _run_whole(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int)
             np.concatenate([trainer.targets(share) for share in shares]),
             bounds,
             np.array([_scale(share) for share in shares]),
-            rates(spec, epoch, batches.num_steps),
+            np.array([rates(spec, state.epoch, step, batches.num_steps) for step in range(batches.num_steps)]),
         ).numpy()
-        return _means(totals, shares, group)
+        return state.add_steps(len(shares), group.total(totals).tolist(), sum(share.batch_weight for share in shares))
 
     return feed
 
 
-def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int) -> Feed:
-    """Run an epoch step by step, on batches that NumPy varies."""
+def _run_varied(trainer: "_Trainer", data: Source, spec: TrainSpec, seed: int) -> Feed:
+    """Run a leg step by step, on batches that NumPy makes."""
     group = trainer.group
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
+    shares: Iterator[Share] | None = None
 
-    def feed(epoch: int) -> NDArray[np.float64]:
-        totals, seen = np.zeros(len(METRICS[data.task])), []
-        steps = zip(
-            batches.shares(epoch, group.rank, group.world_size), rates(spec, epoch, batches.num_steps), strict=True
-        )
-        for share, rates_2 in steps:
+    def feed(state: TrainState) -> Sequence[float] | None:
+        nonlocal shares
+        if shares is None or state.step == 0:
+            shares = batches.shares(state.epoch, group.rank, group.world_size, state.step)
+        totals, weight = np.zeros(len(METRICS[batches.task])), state.weight
+        first_step = step = state.step
+        for step, share in enumerate(itertools.islice(shares, batches.leg_steps), first_step):
+            rates_2 = rates(spec, state.epoch, step, batches.num_steps)
             totals += trainer.run_step(list(share.x.values()), trainer.targets(share), _scale(share), rates_2).numpy()
-            seen.append(Share({}, share.y[:0], share.batch_weight))
-        return _means(totals, seen, group)
+            weight += share.batch_weight
+        means = state.add_steps(step + 1 - first_step, group.total(totals).tolist(), weight)
+        return means if state.step == batches.num_steps else None
 
     return feed
 
@@ -132,10 +140,6 @@ def _run_varied(trainer: "_Trainer", data: TrainData, spec: TrainSpec, seed: int
 def _scale(share: Share) -> NDArray[np.float32]:
     """Return what the share's summed loss is multiplied by to count, and what it is divided by to step."""
     return np.array([0.0 if share.is_idle else 1.0, share.batch_weight], np.float32)
-
-
-def _means(totals: Any, shares: Sequence[Share], group: Group) -> NDArray[np.float64]:
-    return group.total(totals) / sum(share.batch_weight for share in shares)
 
 
 class _Trainer:
@@ -218,12 +222,9 @@ def _target_spec(data: TrainData, num_classes: int | None = None) -> Any:
     return tf.TensorSpec([None, *data.y_train.shape[1:]], data.y_train.dtype)
 
 
-def _evaluate(trainer: _Trainer, data: TrainData, group: Group) -> NDArray[np.float64]:
-    totals = np.zeros(len(METRICS[data.task]))
-    share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = validation_rows(data)
-    for start in range(0, len(share), size):
-        rows = share[start : start + size]
-        x = [values[rows] for values in data.x_val.values()]
-        totals += trainer.run_validation(x, data.y_val[rows]).numpy()
-    return group.total(totals) / len(data.y_val)
+def _evaluate(trainer: _Trainer, data: Source, group: Group) -> NDArray[np.float64]:
+    totals = np.zeros(len(METRICS[data.head.task]))
+    for share in validation_shares(data, group.rank, group.world_size):
+        if not share.is_idle:
+            totals += trainer.run_validation(list(share.x.values()), share.y).numpy()
+    return group.total(totals) / data.num_val_rows

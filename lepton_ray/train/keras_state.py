@@ -6,7 +6,7 @@ checkpoint of either is one of the other.
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,19 +93,24 @@ def weights_of(model: Any) -> Weights:
 
 
 def run_epochs(
-    state: TrainState, task: Task, spec: TrainSpec, feed: Callable[[int], Floats], evaluate: Callable[[], Floats]
+    state: TrainState,
+    task: Task,
+    spec: TrainSpec,
+    feed: Callable[[TrainState], Iterable[float] | None],
+    evaluate: Callable[[], Floats],
 ) -> Iterator[TrainState]:
-    """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping.
+    """Train until ``spec.epochs`` or early stopping, yielding the state after each leg: ``state.step`` is 0 at an epoch's end.
 
     Args:
         state: Where to begin; it moves on.
         task: What the model is for.
         spec: How to train.
-        feed: Takes the steps of an epoch, counted from 0, and returns its training metrics in the order of ``progress.METRICS``.
+        feed: Trains a leg of the epoch under way; returns the epoch's metrics, in the order of ``progress.METRICS``, at its end.
         evaluate: Returns those of validation.
     """
     while state.epoch < spec.epochs and not has_stalled(state, spec):
-        if state.add(name_splits(task, feed(state.epoch), evaluate())):
+        train = feed(state)
+        if train is not None and state.add(name_splits(task, train, evaluate())):
             state.best_weights = weights_of(state.evaluated)
         yield state
 
@@ -116,10 +121,11 @@ def generators_of(model: Any) -> list[Any]:
     return [variable for variable in model.variables if id(variable) not in weights]
 
 
-def seed_layers(model: Any, seed: int, epoch: int, rank: int) -> None:
-    """Let what layers draw in an epoch follow from (seed, epoch, rank)."""
+def seed_layers(model: Any, seed: int, epoch: int, rank: int, step: int = 0) -> None:
+    """Let what layers draw in a leg follow from (seed, epoch, rank, its first step)."""
+    of_leg = (step,) if step else ()  # an epoch's first leg draws as a whole epoch does
     for place, state in enumerate(generators_of(model)):
-        state.assign(np.array([mix(seed, epoch, rank, place), 0], state.dtype))
+        state.assign(np.array([mix(seed, epoch, rank, place, *of_leg), 0], state.dtype))
 
 
 def is_varied(spec: AugmentSpec | None) -> bool:
@@ -135,12 +141,11 @@ def row_batches(data: TrainData, spec: TrainSpec, seed: int) -> Batches:
     return Batches(rows, balance, spec.global_batch_size, seed)
 
 
-def rates(spec: TrainSpec, epoch: int, num_steps: int) -> NDArray[np.float32]:
-    """Return for each step of an epoch the learning rate, and how far averaged weights move to those of the model."""
-    steps = range(epoch * num_steps, (epoch + 1) * num_steps)
-    values = [learning_rate(spec, step, spec.epochs * num_steps) for step in steps]
-    moves = [1 - min(spec.average_decay or 0.0, (1 + step) / (10 + step)) for step in steps]
-    return np.array([values, moves], np.float32).T
+def rates(spec: TrainSpec, epoch: int, step: int, num_steps: int) -> NDArray[np.float32]:
+    """Return the learning rate of a step of an epoch, and how far averaged weights move to those of the model."""
+    step += epoch * num_steps
+    move = 1 - min(spec.average_decay or 0.0, (1 + step) / (10 + step))
+    return np.array([learning_rate(spec, step, spec.epochs * num_steps), move], np.float32)
 
 
 def run_forward(model: Any, spec: TrainSpec, task: Task, x: Sequence[Tensor], target: Tensor, weight: Tensor) -> Any:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.spec.tpu import chips_per_host
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.pace import Pace
-from lepton_ray.train.progress import Progress, has_stalled
+from lepton_ray.train.progress import CHECKPOINT_EVERY_S, Progress, has_stalled
+from lepton_ray.train.streamed.data import StreamedData
+from lepton_ray.train.streamed.on_ray import read_ahead
 
 _NAME = "train"
 _SHARDS = "lepton_ray.train.torch_shards"
@@ -93,7 +95,7 @@ class SharedData:
 
 def fit(
     build_model: Callable[[], Any],
-    data: TrainData,
+    data: Source,
     spec: TrainSpec,
     seed: int,
     storage: Storage,
@@ -113,14 +115,14 @@ def fit(
     wait_for_capacity(worker_resources(spec), count, f"train.{name} ({count})", spec.start_timeout_s, update)
     mark = storage.take_over()
     trainer = _build_trainer(build_model, share(data), spec, seed, storage, mark)
-    with _show_progress(storage, Pace(spec.epochs, len(data.y_train)), update):
+    with _show_progress(storage, Pace(spec.epochs, data.num_rows), update):
         result = _supervise(trainer, spec.max_failures, partial(storage.check_owner, mark), update)
     with result.checkpoint.as_directory() as folder:
         checkpoint.restore(state, Path(folder))
     return state
 
 
-def share(data: TrainData) -> SharedData:
+def share(data: Source) -> SharedData:
     """Put the data where workers on every machine read it, once."""
     return SharedData(ray.put(data))
 
@@ -261,9 +263,13 @@ def _work(config: dict[str, Any]) -> None:
         with latest.as_directory() as folder:
             checkpoint.restore(state, Path(folder))
     reported_s = time.monotonic()
-    for state_now in loop.train_epochs(state, ray.get(config["data"]), spec, config["seed"], group):
+    data = ray.get(config["data"])
+    if isinstance(data, StreamedData):
+        data = replace(data, read_ahead=partial(read_ahead, data.window_bytes))
+    for state_now in loop.train_epochs(state, data, spec, config["seed"], group):
         is_last = state_now.epoch == spec.epochs or has_stalled(state_now, spec)
-        if is_last or _is_due(loop, group, reported_s):
+        every_s = CHECKPOINT_EVERY_S if state_now.step else _REPORT_EVERY_S
+        if is_last or _is_due(loop, group, reported_s, every_s):
             check_owner()
             _report(checkpoint.save, state_now, group.rank, gives_parts)
             reported_s = time.monotonic()
@@ -304,14 +310,14 @@ def _join_torch(loop: Any, spec: TrainSpec) -> tuple[Any, tuple[Any, ...]]:
     return loop.Group(rank, world_size, str(device), add_up, ray.train.torch.prepare_model), (str(device),)
 
 
-def _is_due(loop: Any, group: Any, reported_s: float) -> bool:
+def _is_due(loop: Any, group: Any, reported_s: float, every_s: float) -> bool:
     """Whether it is time to report; rank 0's clock decides for all, because a report waits for every worker."""
-    return bool(loop.is_any(group.rank == 0 and time.monotonic() - reported_s >= _REPORT_EVERY_S, group))
+    return bool(loop.is_any(group.rank == 0 and time.monotonic() - reported_s >= every_s, group))
 
 
 def _report(write: Callable[[Any, Path | None], None], state: Progress, rank: int, gives_parts: bool) -> None:
     """Report an epoch, with a checkpoint from the first worker, to which the others may have to give their parts."""
-    metrics = {"epoch": state.epoch, "history": state.history}
+    metrics = {"epoch": state.epoch, "step": state.step, "history": state.history}
     if rank > 0:
         if gives_parts:
             write(state, None)
@@ -339,12 +345,12 @@ def _show_progress(storage: Storage, pace: Pace, update: Callable[[str], None]) 
     stop = threading.Event()
 
     def watch() -> None:
-        shown = 0
+        shown = (0, 0)
         while not stop.wait(_POLL_S):
             report = storage.read_progress()
-            if report and report["epoch"] != shown:
-                shown = report["epoch"]
-                update(pace.words(shown, report["history"][-1]["val_loss"]))
+            if report and (report["epoch"], report["step"]) != shown:
+                shown = epoch, step = report["epoch"], report["step"]
+                update(pace.words_within(epoch, step) if step else pace.words(epoch, report["history"][-1]["val_loss"]))
 
     watcher = threading.Thread(target=watch, daemon=True, name="lepton-ray-progress")
     watcher.start()

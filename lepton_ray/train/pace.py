@@ -22,6 +22,10 @@ class Pace:
         left = seconds * (self._epochs - epoch)
         return f"{text}, {self._rows / max(seconds, 1e-9):,.0f} rows/s, {_duration(left)} left"
 
+    def words_within(self, epoch: int, step: int) -> str:
+        """Return the progress within an epoch, after so many finished ones."""
+        return f"epoch {epoch + 1} of {self._epochs}, step {step:,}"
+
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,22 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "anomaly_detection": ("loss",),
 }
 """What is told of each epoch, for each split."""
+CHECKPOINT_EVERY_S = 60.0
+"""Least time between two checkpoints within an epoch."""
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """The metrics of each finished epoch."""
+    """The metrics of each finished epoch, and how far the one under way is."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
+    step: int = 0
+    """Steps taken of the epoch that is under way; 0 between epochs."""
+    sums: list[float] = field(default_factory=list)
+    """What ``METRICS`` names, added up over the rows of those steps; equal on all workers."""
+    weight: float = 0.0
+    """Of those rows."""
 
     @property
     def epoch(self) -> int:
@@ -35,8 +44,32 @@ class Progress:
         """Metrics of the epoch with the least validation loss."""
         return self.history[self.best_epoch - 1]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        names = ("history", "best_epoch", "step", "sums", "weight")
+        return {name: getattr(self, name) for name in names}
+
+    def go_on_from(self, facts: dict[str, Any]) -> None:
+        """Take over what ``facts`` gave.
+
+        Raises:
+            KeyError: If something is missing.
+        """
+        self.history, self.best_epoch = facts["history"], facts["best_epoch"]
+        self.step, self.sums, self.weight = facts["step"], facts["sums"], facts["weight"]
+
+    def add_steps(self, count: int, sums: Iterable[float], weight: float) -> list[float]:
+        """Add steps of the epoch under way; returns the means over all its steps so far."""
+        self.step += count
+        more = list(sums)
+        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(more), more, strict=True)]
+        self.weight = weight
+        return [value / weight for value in self.sums]
+
     def add(self, metrics: dict[str, float]) -> bool:
         """Add a finished epoch and return whether it is the best so far; anything is better than NaN."""
+        self.step, self.sums, self.weight = 0, [], 0.0
         self.history.append(metrics)
         loss, best = metrics["val_loss"], self.best_metrics["val_loss"]
         is_best = self.epoch == 1 or loss < best or (math.isnan(best) and not math.isnan(loss))

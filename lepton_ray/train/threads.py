@@ -18,8 +18,9 @@ _STEPS_DIMENSIONS = 3  # rows, steps, series
 
 
 def threads_for(model: nn.Module, x: Inputs, rows: int) -> int:
-    """Return how many threads to run a step of ``rows`` rows with: all that torch has, or 1."""
-    batch = {name: values[:rows] for name, values in x.items()}
+    """Return how many threads to run a step of ``rows`` rows with: all that torch has, or 1. ``x`` may hold fewer rows."""
+    batch = {name: values[:rows].copy() for name, values in x.items()}
+    times = rows / min(map(len, batch.values()))
     is_training = model.training
     with torch.random.fork_rng(devices=()), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(*map(torch.from_numpy, batch.values()))
@@ -27,7 +28,7 @@ def threads_for(model: nn.Module, x: Inputs, rows: int) -> int:
     length = max(x.shape[1] if x.dtype == np.int64 or x.ndim == _STEPS_DIMENSIONS else 1 for x in batch.values())
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     dense = 2 * rows * length * num_weights  # of recurrent layers, which the counter leaves out
-    return 1 if max(counter.get_total_flops(), dense) < _FEW_OPERATIONS else torch.get_num_threads()
+    return 1 if max(counter.get_total_flops() * times, dense) < _FEW_OPERATIONS else torch.get_num_threads()
 
 
 @contextlib.contextmanager

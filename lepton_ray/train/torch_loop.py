@@ -1,24 +1,25 @@
-"""The training loop in PyTorch: a generator that yields after each epoch, the same for one worker or many.
+"""The training loop in PyTorch: a generator that yields wherever training can go on from, the same for one worker or many.
 
 A step takes ``global_batch_size`` rows in an order that all workers know; each worker takes its share of them, and losses
-are weighted so that the averaged gradient is that of the joined batch, also when shares are unequal. An epoch's randomness
-comes from (seed, epoch, rank) alone, that of its batches without rank: resumed training goes on as if undisturbed.
+are weighted so that the averaged gradient is that of the joined batch, also when shares are unequal. An epoch is one leg, or
+several where it is streamed. A leg's randomness comes from (seed, epoch, rank, its first step) alone, that of its batches without
+rank: resumed training goes on as if undisturbed.
 """
 
 import contextlib
 import copy
 import gc
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Inputs, Share, TrainData, validation_rows
+from lepton_ray.train.batches import Batches, Inputs, Share, Source, validation_shares
 from lepton_ray.train.layer_groups import optimizer_groups, set_learning
 from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
@@ -96,13 +97,14 @@ def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer
 
 
 def train_epochs(
-    state: TrainState, data: TrainData, spec: TrainSpec, seed: int, group: Group | None = None
+    state: TrainState, data: Source, spec: TrainSpec, seed: int, group: Group | None = None
 ) -> Iterator[TrainState]:
-    """Train, yielding the state after each epoch, until ``spec.epochs`` or early stopping."""
+    """Train until ``spec.epochs`` or early stopping, yielding the state after each leg: ``state.step`` is 0 at an epoch's end."""
     group = group or Group()
     batches = Batches(data, spec.augment, spec.global_batch_size, seed)
     num_threads = _num_threads(state.model, data, spec, group)
     model: nn.Module | None = None
+    shares: Iterator[Share] | None = None
     with freed_memory_kept():
         while state.epoch < spec.epochs and not has_stalled(state, spec):
             is_other = set_learning(state.model, state.epoch)
@@ -111,29 +113,35 @@ def train_epochs(
                 gc.collect()  # a wrapper takes its hooks along; the next one is made for what learns now
             if model is None:
                 model = group.wrap(state.model)
-            torch.manual_seed(mix(seed, state.epoch, group.rank))
+            if shares is None or state.step == 0:
+                shares = batches.shares(state.epoch, group.rank, group.world_size, state.step)
+            torch.manual_seed(mix(seed, state.epoch, group.rank, *([state.step] if state.step else ())))
             with use_threads(num_threads):
-                train, val = _train_epoch(model, state, batches, spec, group), _evaluate(state.evaluated, data, group)
-            if state.add(name_splits(data.task, train.tolist(), val.tolist())):
+                train = _train_leg(model, state, itertools.islice(shares, batches.leg_steps), batches, spec, group)
+                val = _evaluate(state.evaluated, data, group) if state.step == batches.num_steps else None
+            if val is not None and state.add(name_splits(batches.task, train, val.tolist())):
                 weights = state.evaluated.state_dict()
                 state.best_weights = {name: value.detach().clone() for name, value in weights.items()}
             yield state
 
 
-def _num_threads(model: nn.Module, data: TrainData, spec: TrainSpec, group: Group) -> int:
+def _num_threads(model: nn.Module, data: Source, spec: TrainSpec, group: Group) -> int:
     if torch.device(group.device).type != "cpu":
         return torch.get_num_threads()
-    rows = min(spec.global_batch_size // group.world_size, len(data.y_train), spec.max_rows_per_pass or sys.maxsize)
-    return threads_for(model, data.x_train, max(rows, 1))
+    rows = min(spec.global_batch_size // group.world_size, data.num_rows, spec.max_rows_per_pass or sys.maxsize)
+    return threads_for(model, data.head.x_train, max(rows, 1))
 
 
-def _train_epoch(model: nn.Module, state: TrainState, batches: Batches, spec: TrainSpec, group: Group) -> Tensor:
-    """Take a step for each batch and return the means of what they were; ``model`` is ``state.model``, wrapped by the group."""
+def _train_leg(
+    model: nn.Module, state: TrainState, shares: Iterator[Share], batches: Batches, spec: TrainSpec, group: Group
+) -> list[float]:
+    """Take a step for each share and return the means over the epoch so far; ``model`` is ``state.model``, wrapped by the group."""
     model.train()
     totals = torch.zeros(len(METRICS[batches.task]), dtype=torch.float64)
-    weight = 0.0
-    first_step, num_steps = state.epoch * batches.num_steps, spec.epochs * batches.num_steps
-    for step, share in enumerate(batches.shares(state.epoch, group.rank, group.world_size), first_step):
+    weight = state.weight
+    first_step = step = state.epoch * batches.num_steps + state.step
+    num_steps = spec.epochs * batches.num_steps
+    for step, share in enumerate(shares, first_step):
         state.optimizer.zero_grad(set_to_none=True)
         passes = list(share.passes(spec.max_rows_per_pass))
         for rows in passes:
@@ -147,7 +155,7 @@ def _train_epoch(model: nn.Module, state: TrainState, batches: Batches, spec: Tr
             _average(state.averaged, state.model, min(spec.average_decay, (1 + step) / (10 + step)))
         weight += share.batch_weight
     group.add_up(totals)
-    return totals / weight
+    return state.add_steps(step + 1 - first_step, totals.tolist(), weight)
 
 
 def _add_gradients(
@@ -179,19 +187,14 @@ def _to_tensors(x: Inputs, device: str) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def _evaluate(model: nn.Module, data: TrainData, group: Group) -> Tensor:
+def _evaluate(model: nn.Module, data: Source, group: Group) -> Tensor:
     """Return the means of what ``torch_loss.sums`` adds up over the validation rows."""
     model.eval()
-    totals = torch.zeros(len(METRICS[data.task]), dtype=torch.float64)
-    share = np.arange(len(data.y_val))[group.rank :: group.world_size]
-    size = validation_rows(data)
-    num_rows = -(-len(data.y_val) // group.world_size)  # as many batches on all workers: fsdp gathers in each
-    for start in range(0, num_rows, size):
-        rows = share[start : start + size]
-        is_idle = not len(rows)
-        rows = np.zeros(1, np.int64) if is_idle else rows
-        y = torch.from_numpy(data.y_val[rows]).to(group.device)
-        outputs_NC = model(*_to_tensors({name: x[rows] for name, x in data.x_val.items()}, group.device))
-        totals += sums(data.task, outputs_NC, y).double().cpu() * (0.0 if is_idle else 1.0)
+    task = data.head.task
+    totals = torch.zeros(len(METRICS[task]), dtype=torch.float64)
+    for share in validation_shares(data, group.rank, group.world_size):  # as many on all workers: fsdp gathers in each
+        y = torch.from_numpy(share.y).to(group.device)
+        outputs_NC = model(*_to_tensors(share.x, group.device))
+        totals += sums(task, outputs_NC, y).double().cpu() * (0.0 if share.is_idle else 1.0)
     group.add_up(totals)
-    return totals / len(data.y_val)
+    return totals / data.num_val_rows

@@ -123,7 +123,7 @@ def test_class_weights_in_the_loss_are_those_of_torch() -> None:
     data = data_of("table", num_classes=4)
     gradients = _step("table", data, AugmentSpec(balance="weights"))
     model = start_state(_BUILD["table"], _train_spec(None), SEED).model
-    loss = nn.CrossEntropyLoss(torch.from_numpy(class_weights(data.y_train)).float())
+    loss = nn.CrossEntropyLoss(torch.from_numpy(class_weights(np.bincount(data.y_train))).float())
     torch.autograd.backward(loss(model(torch.from_numpy(data.x_train["x"])), torch.from_numpy(data.y_train)))
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None

@@ -1,0 +1,94 @@
+"""Workers that Ray Data feeds take the steps that this process takes on the same files."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+import ray
+
+from lepton_ray.artifacts.kinds import ModelInput
+from lepton_ray.core.errors import DataError
+from lepton_ray.models.catalog import build_model
+from lepton_ray.spec.model import MlpModel, TrainSpec
+from tests.numerics.streamed_case import row_numbers, streamed
+
+WIDTH, CLASSES = 5, 3
+ROWS = 203
+
+
+def build(framework: Any = "torch") -> Any:
+    return build_model(MlpModel(kind="mlp", hidden=(8,)), [ModelInput(name="x", shape=(WIDTH,))], CLASSES, framework)
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    if hasattr(model, "state_dict"):
+        return {name: value.numpy() for name, value in model.state_dict().items()}
+    return {variable.path: variable.numpy() for variable in model.weights}
+
+
+def make_data(**settings: Any) -> Any:
+    from lepton_ray.train.batches import TrainData
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
+    y = (x @ rng.normal(size=(WIDTH, CLASSES))).argmax(1)
+    data = TrainData({"x": x[:150]}, y[:150], {"x": x[150:]}, y[150:])
+    return streamed(data, group_size=7, groups_per_window=4, **settings)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("augment", [None, {"mixup_alpha": 0.4, "balance": "weights"}])
+def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path, framework: Any, augment: Any) -> None:
+    """The last batch has 22 of 32 rows; sums in float32 depend on their order."""
+    from lepton_ray.train import in_process, on_ray
+
+    step = {"epochs": 2, "global_batch_size": 32, "lr": 1e-2, "augment": augment}
+    spec = TrainSpec.model_validate({"framework": framework, "num_workers": 2, **step})
+    storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
+    build_it = partial(build, framework)
+    two = on_ray.fit(build_it, make_data(leg_steps=2), spec, 5, storage, lambda text: None)
+    one = in_process.fit(build_it, make_data(leg_steps=2), spec, 5, tmp_path / "alone", lambda text: None)
+    for name, weights in weights_of(one.model).items():
+        np.testing.assert_allclose(weights_of(two.model)[name], weights, atol=1e-4)
+    for mine, theirs in zip(two.history, one.history, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_ray_data_gives_rows_in_their_order_where_workers_hold_all_processors(cluster: None) -> None:
+    from lepton_ray.train.rows import Cut
+    from lepton_ray.train.streamed.on_ray import read_ahead
+    from lepton_ray.train.streamed.reading import Pass
+
+    @ray.remote(num_cpus=4)
+    def take_all() -> Any:
+        stored = streamed(row_numbers(100), group_size=3).train
+        for rank in (0, 1):
+            here, there = (
+                [
+                    batch.labels(cut.places(batch.num_rows)).tolist()
+                    for batch in Pass(stored, 12, (5, 1), cut).batches(read)
+                ]
+                for cut, read in (
+                    (Cut(8, rank, 2), partial(read_ahead, 1 << 20)),
+                    (Cut(8, rank, 2), make_data().read_ahead),
+                )
+            )
+            assert here == there
+        return here
+
+    assert len(ray.get(take_all.remote(), timeout=100)) == 13
+
+
+def no_rows(window: Any) -> Any:
+    raise DataError("rows must be there, got none. Look for them")
+
+
+def test_what_a_reader_says_is_said(cluster: None) -> None:
+    from lepton_ray.train.streamed.on_ray import read_ahead
+    from lepton_ray.train.streamed.order import Window
+
+    with pytest.raises(DataError, match="rows must be there"):
+        list(read_ahead(1 << 20, no_rows, [Window(0, (0,), 0, 1)]))
