@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lepton_ray.artifacts.package import open_package
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.progress import Silent
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
@@ -135,6 +135,10 @@ def test_auto_streams_what_takes_more_than_it_may(source: Path, tmp_path: Path) 
     assert [text.split(":")[0] for text in said] == ["rows in memory"] * 2 + ["rows streamed", "rows in memory"]
     assert "more than train.max_memory_bytes" in said[2]
     assert "as train.data says" in said[3]
+    with pytest.raises(SpecError, match=r"train.data must be 'memory' with framework 'jax'.*Raise the limit"):
+        load_data(features, TrainSpec(framework="jax", max_memory_bytes=num_bytes - 1), context)
+    with pytest.raises(ValueError, match="data must be 'auto' or 'memory' with framework 'jax', got 'stream'"):
+        TrainSpec(framework="jax", data="stream")
 
 
 def test_no_normal_row_is_an_error(source: Path, tmp_path: Path) -> None:
