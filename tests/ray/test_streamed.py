@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, EngineError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, TrainSpec
 from tests.numerics.streamed_case import row_numbers, streamed
@@ -90,5 +90,5 @@ def test_what_a_reader_says_is_said(cluster: None) -> None:
     from lepton_ray.train.streamed.on_ray import read_ahead
     from lepton_ray.train.streamed.order import Window
 
-    with pytest.raises(DataError, match="rows must be there"):
+    with pytest.raises(EngineError, match=r"a Ray Data task failed: .*rows must be there"):
         list(read_ahead(1 << 20, no_rows, [Window(0, (0,), 0, 1)]))
