@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lepton_ray.spec.model import Model, TrainSpec, parts_of
 from lepton_ray.spec.release import ExportSpec
 
-OF_TORCH = ("factorization", "two_towers", "pretrained")
+OF_TORCH = ("pretrained",)
 """Kinds of models that Keras does not have yet."""
 
 

@@ -120,7 +120,7 @@ FAMILIES = {
         {"kind": "custom", "module": f"{__name__}:build_custom", "options": {"width": 3}}, (FEATURES, TOKENS)
     ),
 }
-KERAS_FAMILIES = {name: family for name, family in FAMILIES.items() if IDS not in family.inputs and name != "custom"}
+KERAS_FAMILIES = {name: family for name, family in FAMILIES.items() if name != "custom"}
 """Those that Keras has too, by the same settings."""
 KERAS_CUSTOM = Family(
     {"kind": "custom", "module": f"{__name__}:build_keras_custom", "options": {"width": 3}}, (FEATURES, TOKENS)

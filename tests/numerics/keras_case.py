@@ -141,7 +141,27 @@ def _of_transformer(spec: Any, given: ModelInput) -> Iterator[_Path]:
     yield from _dense("logits")
 
 
+def _biases() -> Iterator[_Path]:
+    yield "bias/bias", None
+    yield "id_biases/embeddings", None
+
+
+def _of_factorization(spec: Any, given: ModelInput) -> Iterator[_Path]:
+    yield from _biases()
+    yield "embedding/embeddings", None
+
+
+def _of_two_towers(spec: Any, given: ModelInput) -> Iterator[_Path]:
+    if spec.similarity == "cosine":
+        yield "scale/scale", None
+    yield from _of_factorization(spec, given)
+    for side in ("user", "item"):
+        yield from _dense(*(f"{side}_hidden_{place}" for place in range(len(spec.hidden))), f"{side}_encoding")
+
+
 _PATHS = {
+    "factorization": _of_factorization,
+    "two_towers": _of_two_towers,
     "linear": _of_mlp,
     "mlp": _of_mlp,
     "cnn": _of_cnn,
