@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from lepton_ray.core.errors import EngineError, LeptonError
-from lepton_ray.engine.faults import last_line
+from lepton_ray.engine.faults import last_line_of_data
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +34,7 @@ def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
     def work(batch: pa.Table) -> pa.Table:
         done = []
         for index, value in _pairs(batch):
-            done.append(_row(index, function(_load(value))))
+            done.append(_row(index, _apply(function, _load(value))))
             pa.default_memory_pool().release_unused()  # a worker lives on between tasks
         return pa.concat_tables(done)
 
@@ -41,11 +42,26 @@ def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
     try:
         for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for index, value in _pairs(block):
-                yield index, _load(value)
+                result = _load(value)
+                if isinstance(result, _Refusal):
+                    raise result.error
+                yield index, result
     except RayTaskError as error:
-        if isinstance(error.cause, LeptonError):
-            raise error.cause from error
-        raise EngineError(f"a Ray Data task failed: {last_line(error)}", retryable=True) from error
+        raise EngineError(f"a Ray Data task failed: {last_line_of_data(error)}", retryable=True) from error
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What a function says of its input, as a result: Ray Data keeps the text of an exception alone."""
+
+    error: LeptonError
+
+
+def _apply(function: Callable[[T], R], item: T) -> R | _Refusal:
+    try:
+        return function(item)
+    except LeptonError as error:
+        return _Refusal(error)
 
 
 def _items_per_task(num_items: int) -> int:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lepton_ray.core.errors import DataError
-from lepton_ray.data import csv_text
+from lepton_ray.core.errors import DataError, EngineError
+from lepton_ray.data import csv_text, on_ray
 from lepton_ray.data.connectors import files
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean
@@ -111,3 +111,20 @@ def test_many_rows_in_many_parts(cluster, tmp_path, monkeypatch):
     raw, dataset, _ = local
     assert len(raw["rows"]) > 2
     assert dataset["ledger"]["rows_kept"] + sum(dataset["ledger"]["removed"].values()) == 40_000
+
+
+def _refuse_three(item: int) -> int:
+    if item == 3:
+        raise DataError("column 'a' must be whole, got 1.5. Mend it")
+    return item
+
+
+def _break_at_three(item: int) -> float:
+    return 1 / (item - 3)
+
+
+def test_an_error_within_a_task_is_told_as_it_is_without_ray(cluster: None) -> None:
+    with pytest.raises(DataError, match=r"^column 'a' must be whole, got 1\.5\. Mend it$"):
+        list(on_ray.map_parts(_refuse_three, range(6)))
+    with pytest.raises(EngineError, match=r"a Ray Data task failed: ZeroDivisionError: division by zero$"):
+        list(on_ray.map_parts(_break_at_three, range(6)))

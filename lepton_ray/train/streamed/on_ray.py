@@ -12,14 +12,13 @@ from ray.data import ExecutionResources
 from ray.exceptions import RayTaskError
 
 from lepton_ray.core.errors import EngineError
-from lepton_ray.engine.faults import last_line
+from lepton_ray.engine.faults import last_line_of_data
 from lepton_ray.train.streamed.order import Window
 from lepton_ray.train.streamed.reading import Chunk
 
 _NUMBER, _PLACES, _LABELS, _INPUT = "number", "places", "labels", "input "
 _TASKS = 2  # at a time, for each worker
 _WINDOWS_HELD = 4
-_WRAPPED = "The above exception was the direct cause"
 
 
 def read_ahead(window_bytes: int, read: Callable[[Window], Chunk], windows: Sequence[Window]) -> Iterator[Chunk]:
@@ -51,5 +50,4 @@ def read_ahead(window_bytes: int, read: Callable[[Window], Chunk], windows: Sequ
             x = {name.removeprefix(_INPUT): values for name, values in block.items() if name.startswith(_INPUT)}
             yield Chunk(block[_PLACES], x, block[_LABELS])
     except RayTaskError as error:
-        of_reader = RuntimeError(str(error).partition(_WRAPPED)[0])  # the rest is Ray Data's advice
-        raise EngineError(f"a Ray Data task failed: {last_line(of_reader)}", retryable=True) from error
+        raise EngineError(f"a Ray Data task failed: {last_line_of_data(error)}", retryable=True) from error
