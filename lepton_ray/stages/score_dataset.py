@@ -79,7 +79,7 @@ def score_dataset(
     _make_folder(filesystem, root, path, output)
     data = _data_spec(package, path).model_copy(update={"engine": "ray" if use_ray else "auto"})
     connector = open_connector(data)
-    job = _describe_job(package, data, connector, path)
+    job = _describe_job(package, data, connector)
     folder = Folder(filesystem, root)
     with Store(filesystem, root).lock():
         plan = _plan(folder, job, connector)
@@ -90,11 +90,14 @@ def score_dataset(
             facts = Mapper(data, connector.size_bytes(), ctx).map_resumable(
                 "scoring", score, [Part(where) for where in plan["parts"]], _count
             )
-            if job != _describe_job(package, data, open_connector(data), path):
+            if job != _describe_job(package, data, open_connector(data)):
                 raise DataError(f"{path} must stay as it is while it is scored. Score it again, into another folder")
-            folder.write_json(MANIFEST, _manifest(job, facts, path))
+            manifest = _manifest(job, facts, path)
+            _check_files(folder, manifest)
+            folder.write_json(MANIFEST, manifest)
         manifest = folder.read_json(MANIFEST)
-        _clear(folder, manifest)
+        _check_files(folder, manifest)
+        _clear(folder)
         counts = manifest["counts"]
     return counts["scored"], counts["refused"]
 
@@ -134,7 +137,7 @@ def _make_folder(filesystem: pafs.FileSystem, root: str, path: str, output: str)
         ) from error
 
 
-def _describe_job(package: ModelPackage, data: DataSpec, connector: Connector, path: str) -> dict[str, Any]:
+def _describe_job(package: ModelPackage, data: DataSpec, connector: Connector) -> dict[str, Any]:
     """What tells one job from another; no secret."""
     source = data.source.model_dump(mode="json", exclude={"uri"})
     digest = sha256_json([source, connector.fingerprint()])
@@ -306,19 +309,22 @@ def _manifest(job: dict[str, Any], facts: list[dict[str, Any]], path: str) -> di
     return {"job": job, "source": without_credentials(path), "counts": counts, **files}
 
 
-def _clear(folder: Folder, manifest: dict[str, Any]) -> None:
-    """See that the folder has the manifest's files, whole; remove what killed processes have left beside them.
+def _check_files(folder: Folder, manifest: dict[str, Any]) -> None:
+    """See that the folder has the manifest's files.
 
     Raises:
-        ArtifactError: If a file is gone or has another size.
+        ArtifactError: If one is gone or has another size.
     """
-    filesystem = folder.filesystem
     files = [PartFile.model_validate(file) for kind in _FOLDERS for file in manifest[kind]]
-    for file, info in zip(
-        files, filesystem.get_file_info([f"{folder.path}/{file.name}" for file in files]), strict=True
-    ):
+    infos = folder.filesystem.get_file_info([f"{folder.path}/{file.name}" for file in files])
+    for file, info in zip(files, infos, strict=True):
         if info.type != pafs.FileType.File or info.size != file.num_bytes:
             raise ArtifactError(f"{info.path} must be as it was written, but has changed. Score into another folder")
+
+
+def _clear(folder: Folder) -> None:
+    """Remove what only a job under way needs, and what killed processes have left."""
+    filesystem = folder.filesystem
     for place in (folder.path, *(f"{folder.path}/{kind}" for kind in _FOLDERS)):
         for info in filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True)):
             if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):

@@ -206,6 +206,18 @@ def test_a_changed_output_is_named(mixed_package: Path, tmp_path: Path) -> None:
         _score(mixed_package, tmp_path / "d.csv", tmp_path / "o")
 
 
+def test_a_part_that_is_gone_before_the_end_makes_no_manifest(mixed_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(_csv(5))
+
+    def remove(message: str) -> None:
+        for path in (tmp_path / "o" / "predictions").iterdir():
+            path.unlink()
+
+    with pytest.raises(ArtifactError, match="must be as it was written"):
+        score_dataset(partial(open_package, mixed_package), str(tmp_path / "d.csv"), str(tmp_path / "o"), False, remove)
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
 def test_an_input_that_changes_meanwhile_is_no_result(mixed_package: Path, tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text(_csv(5))
 
