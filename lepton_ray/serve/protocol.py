@@ -21,6 +21,7 @@ from lepton_ray.core.text import show
 _NUMERIC = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
 _ACCEPTED = {"FP64": _NUMERIC[1:], "BYTES": ("BYTES",), "UINT8": ("UINT8",)}
 _DTYPES = {
+    "BOOL": np.dtype("?"),
     **{
         name: np.dtype(f"<u{bits // 8}")
         for name, bits in (("UINT8", 8), ("UINT16", 16), ("UINT32", 32), ("UINT64", 64))

@@ -1,7 +1,8 @@
 """Map a function over parts: by threads of this process or by Ray Data, going on from what a killed run has done."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _IN_PROCESS_LIMIT_BYTES = 4 << 30
+_CLOCK_S = 1e-3
+_FILE_BYTES = 64 << 20  # of rows: what a reader of a file holds
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ class Mapper:
         return pa.concat_tables([found[index] for index in sorted(found)]).unify_dictionaries()
 
     def map_resumable(
-        self, name: str, function: Callable[[int, T], dict[str, Any]], items: Sequence[T]
+        self,
+        name: str,
+        function: Callable[[int, T], dict[str, Any]],
+        items: Sequence[T],
+        count_rows: Callable[[dict[str, Any]], int] | None = None,
     ) -> list[dict[str, Any]]:
         """Return ``function(index, item)`` of all items in order; what a killed run has done is not done again.
 
@@ -71,15 +78,21 @@ class Mapper:
             name: What is done, for the folder of facts and for people.
             function: Writes a part and returns facts about it, as JSON; done again it writes the same.
             items: What to do.
+            count_rows: Tells from a part's facts how many rows it has, where people shall see how fast it goes.
         """
         pa.default_memory_pool().release_unused()  # what was done before may have held much
         done = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/{name}")
         facts: dict[int, dict[str, Any]] = {int(file.partition(".")[0]): done.read_json(file) for file in done.names()}
         missing = [index for index in range(len(items)) if index not in facts]
         step = partial(_do, function, done)
+        start, rows = time.monotonic(), 0
         for position, result in self.map(step, [(index, items[index]) for index in missing]):
             facts[missing[position]] = result
-            self.ctx.update(f"{name}: {len(facts)} of {len(items)} parts")
+            message = f"{name}: {len(facts)} of {len(items)} parts"
+            if count_rows is not None:
+                rows += count_rows(result)
+                message += f", {rows / max(time.monotonic() - start, _CLOCK_S):,.0f} rows/s"
+            self.ctx.update(message)
         return [facts[index] for index in range(len(items))]
 
 
@@ -92,6 +105,25 @@ def _do(function: Callable[[int, T], dict[str, Any]], done: Folder, item: tuple[
     facts = function(*item)
     done.write_json(f"{item[0]:05d}.json", facts)
     return facts
+
+
+def in_groups(pairs: Iterable[tuple[pa.Table, pa.Table]]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yield kept and removed rows of blocks in groups of bounded size, each for a file; no group for no block."""
+    group: list[tuple[pa.Table, pa.Table]] = []
+    num_bytes = 0
+    for pair in pairs:
+        group.append(pair)
+        num_bytes += sum(table.nbytes for table in pair)
+        if num_bytes >= _FILE_BYTES:
+            yield _joined(group)
+            group, num_bytes = [], 0
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Table]:
+    rows, removed = (pa.concat_tables(tables) for tables in zip(*group, strict=True))
+    return rows, removed
 
 
 def folder_of(artifact: Artifact, ctx: RunContext) -> Folder:

@@ -1,11 +1,8 @@
 """ingest: the source's records -> typed rows in parts, and quarantine for what cannot be a row."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from lepton_ray.artifacts.kinds import PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
@@ -20,12 +17,11 @@ from lepton_ray.data.mended import Mender, mended_by_place, read_mended
 from lepton_ray.data.mended import fingerprint as mended_fingerprint
 from lepton_ray.data.parts import Folder, read_parquet
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.stages.blocks import Mapper
+from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
 VERSION = 3
 _PLAN = "plan.json"
-_FILE_BYTES = 64 << 20  # of typed rows: what a reader of a file holds
 
 
 def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
@@ -90,7 +86,7 @@ def read_part(
     removed: Counter[str] = Counter()
     files: dict[str, list[dict[str, Any]]] = {"rows": [], "quarantine": []}
     checked = (check_block(block, data) for block in mender(connector.read(part)))
-    for number, (rows, bad) in enumerate(_in_groups(checked)):
+    for number, (rows, bad) in enumerate(in_groups(checked)):
         name = f"{index:05d}" + (f"-{number:05d}" if number else "")
         removed.update(bad.column(REASON).to_pylist())
         if rows.num_rows:
@@ -98,25 +94,6 @@ def read_part(
         if bad.num_rows:
             files["quarantine"].append(folder.write_parquet(f"quarantine/{name}.parquet", bad).model_dump())
     return {"removed": removed, **files}
-
-
-def _in_groups(checked: Iterable[tuple[pa.Table, pa.Table]]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Yield kept and removed rows of blocks in groups of bounded size; no group for no block."""
-    group: list[tuple[pa.Table, pa.Table]] = []
-    num_bytes = 0
-    for pair in checked:
-        group.append(pair)
-        num_bytes += sum(table.nbytes for table in pair)
-        if num_bytes >= _FILE_BYTES:
-            yield _joined(group)
-            group, num_bytes = [], 0
-    if group:
-        yield _joined(group)
-
-
-def _joined(group: list[tuple[pa.Table, pa.Table]]) -> tuple[pa.Table, pa.Table]:
-    rows, removed = (pa.concat_tables(tables) for tables in zip(*group, strict=True))
-    return rows, removed
 
 
 def _part_files(facts: list[dict[str, Any]], name: str) -> tuple[PartFile, ...]:

@@ -18,7 +18,7 @@ from lepton_ray.data.connectors import open_connector
 from lepton_ray.data.connectors.filesystems import COMPRESSED
 from lepton_ray.spec.data import DataSpec
 
-_SUFFIXES = {
+SUFFIXES = {
     "csv": (".csv", ".tsv", ".tab"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "parquet": (".parquet", ".pq"),
@@ -39,11 +39,11 @@ def source_of(path: str) -> dict[str, Any]:
         return {"kind": "image_folder", "uri": path}
     name = path.lower()
     plain = next((name.removesuffix(packed) for packed in COMPRESSED if name.endswith(packed)), name)
-    for kind, suffixes in _SUFFIXES.items():
+    for kind, suffixes in SUFFIXES.items():
         if (plain if kind in _COMPRESSIBLE else name).endswith(suffixes):
             is_tab_separated = plain.endswith(_TAB_SEPARATED)
             return {"kind": kind, "uri": path, **({"delimiter": "\t"} if is_tab_separated else {})}
-    known = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+    known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
     packed = f"{' and '.join(_COMPRESSIBLE)} may be packed: {', '.join(COMPRESSED)}"
     raise DataError(f"the file must end in {known} ({packed}), got {path!r}. Rename or convert it")
 
@@ -59,7 +59,7 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
     """
     opened = open_package(package)
     predictor = Predictor(opened)
-    data = _data_spec(opened.lineage["spec"]["data"], path)
+    data = features_of(opened.lineage["spec"]["data"], source_of(path), path)
     connector = open_connector(data)
     scored = refused = 0
     for part in connector.parts():
@@ -72,9 +72,12 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
     return scored, refused
 
 
-def _data_spec(trained: dict[str, Any], path: str) -> DataSpec:
-    """The data section of the training, with the file to score as its source and no label: score files need not have one."""
-    source = source_of(path)
+def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> DataSpec:
+    """The data section of the training, with the source to score and no label: records to score need not have one.
+
+    Raises:
+        DataError: If the package takes images and the source has none, or the other way round.
+    """
     takes_images = trained["source"]["kind"] == "image_folder"
     if takes_images != (source["kind"] == "image_folder"):
         kind = "a folder of images" if takes_images else "a file of records"

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lepton_ray.client import CallError, Client, Options
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
@@ -178,6 +179,50 @@ def test_going_from_two_replicas_to_one_under_load_loses_no_request(application:
         wait_until(lambda: bool(load.failures) or len(replicas_of(at.url)) == 1, "the end of a replica", 60)
         load.sees(lambda: True, "answers")
     assert load.failures == []
+
+
+def test_a_killed_replica_and_an_update_fail_no_call_of_the_client(application: Application) -> None:
+    import ray
+
+    port = free_port()
+    two = AutoscalingSpec(min_replicas=2, max_replicas=2)
+    at = application.deploy(listener=ListenerSpec(port=port, connection_age_s=0.5), autoscaling=two)
+    wanted = ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]
+    answered, is_over = [0] * 6, threading.Event()
+    failures: list[Exception] = []
+
+    def ask_on(client: Client, index: int) -> None:
+        while not is_over.is_set() and not failures:
+            try:
+                assert client.predict(json.loads(_RECORDS)) == wanted
+                answered[index] += 1
+            except (CallError, AssertionError) as error:
+                failures.append(error)
+
+    def sees_more() -> None:
+        enough = sum(answered) + 300
+        wait_until(lambda: bool(failures) or sum(answered) > enough, "more answers")
+
+    with Client(at.url, options=Options(deadline_s=60, max_tries=50)) as client:
+        threads = [threading.Thread(target=ask_on, args=(client, index)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        try:
+            sees_more()
+            named = ray.util.list_named_actors(all_namespaces=True)
+            replicas = [one for one in named if one["name"].startswith("SERVE_REPLICA::sizes#")]
+            assert len(replicas) == 2
+            ray.kill(ray.get_actor(replicas[0]["name"], replicas[0]["namespace"]), no_restart=True)
+            sees_more()
+            application.deploy(
+                listener=ListenerSpec(port=port, connection_age_s=0.5), autoscaling=two, max_rows_per_request=50
+            )
+            sees_more()
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join(70)
+    assert failures == []
 
 
 def test_requests_at_the_listener_bring_more_replicas(application: Application) -> None:

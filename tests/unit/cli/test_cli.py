@@ -30,7 +30,7 @@ _SURFACE = {
     "schema": set(),
     "run": {"spec", "--set", "--from", "--force", "--serve", "--json"},
     "inspect": {"package", "--json"},
-    "predict": {"package", "file", "--output", "-o"},
+    "predict": {"package", "file", "--output", "-o", "--ray", "--tracking-uri"},
     "serve": {"model", "--name", "--host", "--port", "--max-replicas", "--tracking-uri"},
     "data list": {"name", "--storage", "--json"},
     "data show": {"snapshot", "--storage", "--json"},

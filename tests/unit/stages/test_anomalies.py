@@ -13,6 +13,7 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import read_json
 from lepton_ray.pipeline import run
+from lepton_ray.serve import protocol
 from lepton_ray.spec import parse_spec
 
 _ROWS = 600
@@ -73,6 +74,8 @@ def test_what_is_unlike_normal_rows_is_found(folder: Path, framework: str) -> No
     fine, broken = to_predictions(predictor.predict(_RECORDS), package.signature.classes)
     assert (fine["is_anomaly"], broken["is_anomaly"]) == (False, True)
     assert broken["score"] > 10 * fine["score"]
+    raw = frozenset({"is_anomaly"})
+    assert protocol.infer_answer(predictor.predict(_RECORDS), package.signature, [*raw], raw)[1] == [b"\x00\x01"]
     outputs = read_json(package.path / "golden_outputs.json")
     assert len(outputs["score"]) == len(outputs["scale"])
     assert "Predicts how odd a record is from" in (package.path / "MODEL_CARD.md").read_text()

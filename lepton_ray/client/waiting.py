@@ -1,0 +1,74 @@
+"""The client for programs without an event loop: it runs ``AsyncClient`` in a thread of its own, and waits."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from numpy.typing import NDArray
+
+from lepton_ray.client.calls import AsyncClient, Options
+
+T = TypeVar("T")
+
+
+class Client:
+    """Asks the endpoint at one or several addresses. Thread-safe: its threads share connections; made anew after a fork."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        token: str | None = None,
+        ca_file: str | Path | None = None,
+        options: Options | None = None,
+    ) -> None:
+        """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
+        self._client = AsyncClient(urls, token, ca_file, options)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="lepton-ray-client")
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return repr(self._client).removeprefix("Async")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; done again it does nothing."""
+        if not self._loop.is_closed():
+            self._wait(self._client.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def predict(self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None) -> list[Any]:
+        """Return a prediction for each raw record; see ``AsyncClient.predict``."""
+        return self._wait(self._client.predict(records, deadline_s))
+
+    def infer(
+        self,
+        model: str,
+        tensors: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        deadline_s: float | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Return the model's outputs for arrays; see ``AsyncClient.infer``."""
+        return self._wait(self._client.infer(model, tensors, outputs, deadline_s))
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            call.close()
+            raise ValueError("the client must be open, and is closed. Make another")
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # Ctrl-C ends the call too; an answer is not changed by it

@@ -1,0 +1,396 @@
+"""The client against the listener, and against servers that stall, break off, ask to wait and close what was kept open."""
+
+import asyncio
+import pickle
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepton_ray.artifacts.package import open_package
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.client import AnswerError, AsyncClient, CallError, Client, DeadlineError, Options, UnavailableError
+from lepton_ray.client.tensors import decode, encode
+from lepton_ray.serve.connection import ConnectionLimits
+
+_RECORDS = [{"age": 30, "income": 1200.5, "colour": "red", "size": "S"}, {"age": 45, "size": "L"}]
+_TENSORS = {
+    "numbers": np.array([[30, 1200.5], [45, np.nan]]),
+    "categories": np.array([["red", "S"], [None, "L"]], object),
+}
+_QUICK = Options(deadline_s=20, try_s=5, first_wait_s=0.001, longest_wait_s=0.01)
+_ANSWER = b'{"predictions": [1]}'
+
+
+class Awaited:
+    """An ``AsyncClient`` in an event loop of this thread, called as a ``Client`` is."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(*arguments, **options)
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        return self._runner.run(self._client.predict(*arguments, **options))
+
+    def infer(self, *arguments: Any, **options: Any) -> Any:
+        return self._runner.run(self._client.infer(*arguments, **options))
+
+    def close(self) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+
+@pytest.fixture(params=[Client, Awaited], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    made: list[Any] = []
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        made.append(request.param(*arguments, **{"options": _QUICK, **options}))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+def _said(status: str, body: bytes = b'{"error": "no"}', *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+_FINE = _said("200 OK", _ANSWER)
+_CLOSE, _STALL = b"close", b"stall"
+
+
+class Fake:
+    """A server that answers each request with the next line of its script, and then well; keeps what it was sent."""
+
+    def __init__(self, *script: bytes, context: ssl.SSLContext | None = None) -> None:
+        self._context = context
+        self.script = list(script)
+        self.requests: list[bytes] = []
+        self.times: list[float] = []
+        self.connections = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"{'https' if context else 'http'}://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        if self._context is not None:
+            try:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            except OSError:  # the client does not trust it
+                connection.close()
+                return
+        with connection:
+            while request := self._read(connection):
+                self.requests.append(request)
+                self.times.append(time.monotonic())
+                said = self.script.pop(0) if self.script else _FINE
+                if said == _STALL:
+                    connection.recv(1)  # until the client goes
+                    return
+                if said == _CLOSE:
+                    return
+                connection.sendall(said.removesuffix(_CLOSE))
+                if said.endswith(_CLOSE):
+                    return
+
+    def _read(self, connection: socket.socket) -> bytes:
+        data = b""
+        try:
+            while b"\r\n\r\n" not in data or len(data.partition(b"\r\n\r\n")[2]) < _length(data):
+                if not (part := connection.recv(1 << 16)):
+                    return b""
+                data += part
+        except OSError:
+            return b""
+        return data
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def _length(request: bytes) -> int:
+    head = request.partition(b"\r\n\r\n")[0].lower()
+    return int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+
+
+@pytest.fixture
+def fake() -> Iterator[Callable[..., Fake]]:
+    made: list[Fake] = []
+
+    def start(*script: bytes, **options: Any) -> Fake:
+        made.append(Fake(*script, **options))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def test_the_listener_answers_records_and_arrays(
+    listen: Callable[..., Any], connect: Callable[..., Any], mixed_package: Path
+) -> None:
+    running = listen()
+    client = connect(f"http://127.0.0.1:{running.port}/")
+    wanted = Predictor(open_package(mixed_package)).predict(_RECORDS)
+    answers = client.predict(_RECORDS)
+    assert [answer["label"] for answer in answers] == wanted["label"].tolist()
+    outputs = client.infer("demo", _TENSORS)
+    assert outputs.keys() == wanted.keys()
+    assert outputs["label"].tolist() == wanted["label"].tolist()
+    np.testing.assert_allclose(outputs["probabilities"], wanted["probabilities"], rtol=1e-6)
+    assert outputs["probabilities"].dtype == np.float32
+    assert list(client.infer("demo", _TENSORS, outputs=["label"])) == ["label"]
+
+
+def test_what_the_listener_refuses_is_told_and_not_sent_again(
+    listen: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    running = listen()
+    client = connect(f"http://127.0.0.1:{running.port}")
+    with pytest.raises(AnswerError, match=r"age must be") as caught:
+        client.predict([{"age": -1, "size": "S"}])
+    assert caught.value.status == 422
+    assert len(caught.value.request_id) == 32
+    with pytest.raises(AnswerError, match="the model must be 'demo'"):
+        client.infer("other", _TENSORS)
+    assert running.meter.calls == [("records", 422)]
+    with pytest.raises(ValueError, match="must be numbers or texts"):
+        client.infer("demo", {"numbers": np.array(["2020-01-01"], "datetime64[s]")})
+
+
+def test_a_full_queue_is_waited_for(
+    listen: Callable[..., Any], connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = listen(max_waiting=0)
+    observe = running.meter.observe
+
+    def make_room(*facts: Any) -> None:
+        running.batcher._max_waiting = 10
+        observe(*facts)
+
+    monkeypatch.setattr(running.meter, "observe", make_room)
+    assert len(connect(f"http://127.0.0.1:{running.port}").predict(_RECORDS)) == 2
+    assert running.meter.calls == [("records", 503), ("records", 200)]
+
+
+def test_connections_that_the_listener_closes_at_their_age_lose_nothing(
+    listen: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
+    running = listen(connections=ConnectionLimits(age_s=0.0))
+    client = connect(f"http://127.0.0.1:{running.port}", options=Options(max_tries=1))
+    for _ in range(20):
+        assert len(client.predict(_RECORDS)) == 2
+
+
+def test_a_connection_is_used_again(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake()
+    client = connect(server.url)
+    assert [client.predict([{}]) for _ in range(5)] == [[1]] * 5
+    assert server.connections == 1
+
+
+def test_a_kept_connection_that_is_closed_is_no_failure(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    """The server takes the second request on a kept connection and closes it without an answer; one try is allowed."""
+    server = fake(_FINE, _CLOSE)
+    client = connect(server.url, options=Options(max_tries=1))
+    assert [client.predict([{}]) for _ in range(3)] == [[1]] * 3
+    assert (server.connections, len(server.requests)) == (2, 4)
+
+
+_PASSING = {
+    "closed": _CLOSE,
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-" + _CLOSE,
+    "half a body": _FINE[:-3] + _CLOSE,
+    "no HTTP": b"what\r\n\r\n" + _CLOSE,
+    "429": _said("429 Too Many Requests"),
+    "502": _said("502 Bad Gateway", b"<html>"),
+    "503": _said("503 Service Unavailable"),
+    "504": _said("504 Gateway Timeout", b""),
+}
+
+
+@pytest.mark.parametrize("fault", _PASSING)
+def test_what_passes_is_tried_again_a_bounded_number_of_times(
+    fake: Callable[..., Fake], connect: Callable[..., Any], fault: str
+) -> None:
+    server = fake(*[_PASSING[fault]] * 4)
+    assert connect(server.url).predict([{}]) == [1]
+    assert len(server.requests) == 5
+    assert len(set(server.requests)) == 1  # also the request id
+    server = fake(*[_PASSING[fault]] * 9)
+    with pytest.raises(UnavailableError, match="within 3 tries") as caught:
+        connect(server.url, options=Options(max_tries=3, first_wait_s=0.001)).predict([{}])
+    assert len(server.requests) == 3
+    assert caught.value.status == (int(fault) if fault.isdigit() else None)
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "400 Bad", "401 Who", "404 Not", "422 Bad", "500 Broken"])
+def test_other_statuses_are_final(fake: Callable[..., Fake], connect: Callable[..., Any], status: str) -> None:
+    server = fake(_said(status, b'{"error": "so it is"}', "X-Request-Id: theirs", "Location: http://127.0.0.1:9/"))
+    with pytest.raises(AnswerError, match="so it is") as caught:
+        connect(server.url).predict([{}])
+    assert (caught.value.status, caught.value.request_id) == (int(status[:3]), "theirs")
+    assert len(server.requests) == 1
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.status) == (str(caught.value), caught.value.status)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"predictions": 3}', b'{"outputs": [{}]}'])
+def test_an_answer_that_is_none_is_told(fake: Callable[..., Fake], connect: Callable[..., Any], body: bytes) -> None:
+    for ask in (lambda client: client.predict([{}]), lambda client: client.infer("m", _TENSORS)):
+        with pytest.raises(AnswerError, match="must be of the protocol"):
+            ask(connect(fake(_said("200 OK", body)).url))
+
+
+def test_retry_after_is_honoured(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake(_said("503 Busy", b"{}", "Retry-After: 1"))
+    assert connect(server.url).predict([{}]) == [1]
+    assert server.times[1] - server.times[0] >= 1
+
+
+@pytest.mark.parametrize("script", [[_STALL], [_said("503 Busy", b"{}", "Retry-After: 3600")]], ids=["stall", "later"])
+def test_the_deadline_ends_a_call(fake: Callable[..., Fake], connect: Callable[..., Any], script: list[bytes]) -> None:
+    server = fake(*script)
+    with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
+        connect(server.url).predict([{}], deadline_s=0.2)
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_stalls_is_left_for_another_try(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake(_STALL)
+    assert connect(server.url, options=Options(try_s=0.1, first_wait_s=0.001)).predict([{}]) == [1]
+    assert len(server.requests) == 2
+
+
+def test_another_address_answers_in_the_place_of_one_that_does_not(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    busy, fine = fake(*[_said("503 Busy", b"{}", "Retry-After: 3600")] * 99), fake()
+    client = connect([nowhere, busy.url, fine.url])
+    assert [client.predict([{}]) for _ in range(30)] == [[1]] * 30
+    assert len(fine.requests) == 30
+    with pytest.raises(UnavailableError, match="Connect"):
+        connect(nowhere, options=Options(max_tries=2, first_wait_s=0.001)).predict([{}])
+
+
+def test_addresses_share_the_calls(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    servers = [fake(), fake()]
+    client = connect([server.url for server in servers])
+    for _ in range(10):
+        client.predict([{}])
+    assert [len(server.requests) for server in servers] == [5, 5]
+
+
+@pytest.mark.parametrize("source", ["argument", "environment"])
+def test_a_token_is_sent_and_never_shown(
+    fake: Callable[..., Fake], connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setenv("LEPTON_RAY_TOKEN", "other" if source == "argument" else "s3cret")
+    server = fake(_FINE, _said("401 Unauthorized"))
+    client = connect(server.url, token="s3cret" if source == "argument" else None)
+    client.predict([{}])
+    assert b"authorization: bearer s3cret\r\n" in server.requests[0].lower()
+    with pytest.raises(CallError) as caught:
+        client.predict([{}])
+    assert "s3cret" not in f"{client!r} {caught.value!r} {caught.value}"
+    with pytest.raises(ValueError, match="visible ASCII") as refused:
+        AsyncClient(server.url, token="s3cret\r\nx: y")
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    key, pem = tmp_path / "key.pem", tmp_path / "ca.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test",
+    ]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True)
+    return pem, key
+
+
+def test_https_is_trusted_by_the_given_certificates_alone(
+    fake: Callable[..., Fake], connect: Callable[..., Any], certificate: tuple[Path, Path]
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = fake(context=context)
+    assert connect(server.url, ca_file=certificate[0]).predict([{}]) == [1]
+    with pytest.raises(UnavailableError, match="must be one to trust"):
+        connect(server.url).predict([{}])
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://", "http://user:pass@a", "http://a?b", []])
+def test_an_address_that_is_none_is_refused(url: Any) -> None:
+    with pytest.raises(ValueError, match="urls must") as caught:
+        AsyncClient(url)
+    assert "pass" not in str(caught.value)
+
+
+def test_options_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="try_s must be greater than 0"):
+        Options(try_s=0)
+
+
+def test_a_closed_client_says_so() -> None:
+    client = Client("http://127.0.0.1:1")
+    client.close()
+    client.close()
+    with pytest.raises(ValueError, match="is closed"):
+        client.predict([{}])
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "<u2", ">u4", "i1", "<i8", ">i2", "<f2", ">f4", "<f8"])
+def test_arrays_come_back_as_they_went(dtype: str) -> None:
+    values = np.arange(12).reshape(4, 3).astype(dtype)
+    body, length = encode({"a": values, "t": np.array(["", "é", None], object)}, None)
+    back = decode(body.replace(b'"inputs":', b'"outputs":'), length + 1)
+    np.testing.assert_array_equal(back["a"], values)
+    assert back["t"].tolist() == ["", "é", ""]
+    assert back["a"].shape == (4, 3)
+
+
+def test_the_client_loads_no_engine() -> None:
+    command = [sys.executable, "-c", "import sys, lepton_ray.client; print(*sys.modules)"]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert {"aiohttp", "numpy"} <= set(loaded)
+    assert {"ray", "onnxruntime", "pyarrow", "pydantic"} & set(loaded) == set()
