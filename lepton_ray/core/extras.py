@@ -24,6 +24,8 @@ _EXTRA_OF_MODULE = {
     "tf2onnx": "keras",
     "ai_edge_litert": "keras",
     "mlflow": "mlflow",
+    "grafana_api": "observe",
+    "grafana_foundation_sdk": "observe",
     "httptools": "serve",
     "fsspec": "pipeline",
     "scipy": "pipeline",
