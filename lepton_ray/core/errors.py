@@ -59,6 +59,10 @@ class EngineError(LeptonError, RuntimeError):
         return type(self), (str(self), self.retryable), vars(self)
 
 
+class GrafanaError(LeptonError):
+    """Grafana cannot be reached, or refused what was asked."""
+
+
 class QualityGateError(LeptonError):
     """A gate (parity, quality) was not met: nothing is promoted and what is serving stays."""
 

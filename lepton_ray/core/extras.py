@@ -26,6 +26,8 @@ _EXTRA_OF_MODULE = {
     "ai_edge_litert": "keras",
     "jax": "jax",
     "mlflow": "mlflow",
+    "grafana_api": "observe",
+    "grafana_foundation_sdk": "observe",
     "httptools": "serve",
     "aiohttp": "serve",
     "fsspec": "pipeline",

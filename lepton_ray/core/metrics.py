@@ -12,7 +12,7 @@ class Metric:
     """One exported metric; ``buckets`` are the upper bounds of a histogram, in the metric's unit."""
 
     name: str
-    kind: Literal["counter", "histogram", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     description: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...] = ()
@@ -55,4 +55,32 @@ SHADOW_DIFFERENCES = Metric(
     ("model", "version"),
 )
 
-CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS, RELOAD_FAILURES, ROLLOUT_SHARE, SHADOW_DIFFERENCES)
+TRAIN_EPOCH = Metric("lepton_train_epoch", "gauge", "Finished epochs of the training that runs.", ())
+TRAIN_LOSS = Metric("lepton_train_val_loss", "gauge", "Validation loss after the last reported epoch.", ())
+TRAIN_ROWS = Metric("lepton_train_rows", "counter", "Rows trained on, once for each epoch.", ())
+TRAIN_PROGRESS = Metric(
+    "lepton_train_progress_timestamp_s",
+    "gauge",
+    "Unix time of the start or the last reported epoch of the training that runs, seconds; 0 when none does.",
+    (),
+)
+TRIALS = Metric("lepton_trials", "counter", "Trials of searches that ended, by state: finished or failed.", ("state",))
+TRIAL_BEST_LOSS = Metric("lepton_trial_best_loss", "gauge", "Least validation loss that the search has found.", ())
+SEARCH_SECONDS = Metric("lepton_search_s", "gauge", "How long the search has run, seconds.", ())
+
+CATALOGUE = (
+    REQUESTS,
+    ROWS,
+    LATENCY,
+    PREDICTIONS,
+    RELOAD_FAILURES,
+    ROLLOUT_SHARE,
+    SHADOW_DIFFERENCES,
+    TRAIN_EPOCH,
+    TRAIN_LOSS,
+    TRAIN_ROWS,
+    TRAIN_PROGRESS,
+    TRIALS,
+    TRIAL_BEST_LOSS,
+    SEARCH_SECONDS,
+)

@@ -23,10 +23,12 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from lepton_ray.core import metrics as catalogue
 from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 from lepton_ray.engine.faults import last_line
+from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.spec.tpu import chips_per_host
@@ -115,7 +117,7 @@ def fit(
     wait_for_capacity(worker_resources(spec), count, f"train.{name} ({count})", spec.start_timeout_s, update)
     mark = storage.take_over()
     trainer = _build_trainer(build_model, share(data), spec, seed, storage, mark)
-    with _show_progress(storage, Pace(spec.epochs, data.num_rows), update):
+    with _show_progress(storage, Pace(spec.epochs, data.num_rows), _Meter(data.num_rows), update):
         result = _supervise(trainer, spec.max_failures, partial(storage.check_owner, mark), update)
     with result.checkpoint.as_directory() as folder:
         checkpoint.restore(state, Path(folder))
@@ -340,17 +342,52 @@ class _WriteProgress(ray.train.UserCallback):  # type: ignore[misc]  # Ray has n
             stream.write(json.dumps(metrics[0]).encode())
 
 
+class _Meter:
+    """Exports how far a training is, from the driver."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._epoch, self._loss = gauge(catalogue.TRAIN_EPOCH), gauge(catalogue.TRAIN_LOSS)
+        self._rows, self._progress = counter(catalogue.TRAIN_ROWS), gauge(catalogue.TRAIN_PROGRESS)
+        self.go_on()
+
+    def advance(self, num_epochs: int, epoch: int, loss: float) -> None:
+        """Tell of ``num_epochs`` more epochs, with which ``epoch`` are finished."""
+        self._epoch.set(epoch)
+        self._loss.set(loss)
+        if num_epochs > 0:  # a training that goes on from an older checkpoint steps back
+            self._rows.inc(num_epochs * self._num_rows)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Tell of progress within an epoch."""
+        self._progress.set(time.time())
+
+    def end(self) -> None:
+        """Tell that no training runs."""
+        self._progress.set(0)
+
+
 @contextlib.contextmanager
-def _show_progress(storage: Storage, pace: Pace, update: Callable[[str], None]) -> Iterator[None]:
+def _show_progress(storage: Storage, pace: Pace, meter: _Meter, update: Callable[[str], None]) -> Iterator[None]:
+    before = storage.read_progress()  # of the run that this one goes on from
     stop = threading.Event()
 
     def watch() -> None:
-        shown = (0, 0)
+        shown, counted = (0, 0), before["epoch"] if before else 0
         while not stop.wait(_POLL_S):
             report = storage.read_progress()
-            if report and (report["epoch"], report["step"]) != shown:
-                shown = epoch, step = report["epoch"], report["step"]
-                update(pace.words_within(epoch, step) if step else pace.words(epoch, report["history"][-1]["val_loss"]))
+            if not report or (report["epoch"], report["step"]) == shown:
+                continue
+            shown = epoch, step = report["epoch"], report["step"]
+            if step:
+                update(pace.words_within(epoch, step))
+                meter.go_on()
+                continue
+            loss = report["history"][-1]["val_loss"]
+            update(pace.words(epoch, loss))
+            meter.advance(epoch - counted, epoch, loss)
+            counted = epoch
 
     watcher = threading.Thread(target=watch, daemon=True, name="lepton-ray-progress")
     watcher.start()
@@ -359,3 +396,4 @@ def _show_progress(storage: Storage, pace: Pace, update: Callable[[str], None]) 
     finally:
         stop.set()
         watcher.join()
+        meter.end()

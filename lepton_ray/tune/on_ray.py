@@ -15,9 +15,11 @@ from typing import Any
 
 from ray import tune
 
+from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.files import read_json, write_json
 from lepton_ray.engine.faults import last_line
+from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import num_held, wait_for_capacity
 from lepton_ray.spec.tune import NoScheduler, PbtScheduler, TuneSpec
 from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
@@ -249,6 +251,8 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         self._start = time.monotonic() - journal.read_seconds()
         self._noted = -math.inf
         self._running: dict[str, dict[str, Any]] = {}
+        self._trials = counter(catalogue.TRIALS)
+        self._best_loss, self._clock = gauge(catalogue.TRIAL_BEST_LOSS), gauge(catalogue.SEARCH_SECONDS)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves this with the experiment, which is thrown away: nothing of it needs to be kept."""
@@ -287,6 +291,7 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         if self.seconds - self._noted >= _CLOCK_S:
             self._noted = self.seconds
             self.journal.write_seconds(self.seconds)
+            self._clock.set(self.seconds)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write a trial down."""
@@ -297,6 +302,7 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         """Count a trial that failed again; it is not written down, a later search tries its values anew."""
         self._running.pop(trial.trial_id, None)
         self.num_failed += 1
+        self._trials.inc(1, {"state": "failed"})
 
     def write_cut_off(self) -> None:
         """Write down the trials that ran when the search was ended: what they came to counts."""
@@ -317,6 +323,9 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         )
         self.done.append(trial)
         self.journal.write(trial)
+        self._trials.inc(1, {"state": "finished"})
         best = best_of(self.done)
+        if best.loss is not None:
+            self._best_loss.set(best.loss)
         shown = "none yet" if best.loss is None else f"{best.loss:.4f}"
         self.update(f"trial {len(self.done)} of {self.spec.total_trials}, best validation loss {shown}")

@@ -152,7 +152,7 @@ def test_models_in_the_documents_are_those_of_the_spec() -> None:
 def test_metrics_in_the_documents_are_those_of_the_catalogue() -> None:
     from lepton_ray.core.metrics import CATALOGUE
 
-    text = (REPOSITORY / "docs/endpoint.md").read_text()
+    text = "".join((REPOSITORY / "docs" / name).read_text() for name in ("endpoint.md", "monitoring.md"))
     for metric in CATALOGUE:
         assert f"`ray_{metric.name}{'_total' if metric.kind == 'counter' else ''}`" in text
 

@@ -25,6 +25,8 @@ data:
 model: {kind: mlp}
 """
 _SURFACE = {
+    "dashboards render": {"--output", "-o"},
+    "dashboards push": {"--url", "--token-env", "--prometheus-url", "--contact-url", "--force"},
     "init": {"data", "--label", "--output", "-o"},
     "validate": {"spec", "--set", "--json"},
     "schema": set(),

@@ -1,0 +1,137 @@
+"""The dashboards as data: which question each panel answers, and the query that answers it.
+
+``$__rate_interval`` is Grafana's: four scrapes at the least.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A graph; ``unit`` is Grafana's name of it."""
+
+    title: str
+    query: str
+    legend: str
+    unit: str = "short"
+
+
+@dataclass(frozen=True)
+class Board:
+    """A dashboard; ``uid`` stays, whatever becomes of its title."""
+
+    uid: str
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def _rate(metric: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}[$__rate_interval]))"
+
+
+def _latency(quantile: float) -> Panel:
+    buckets = _rate("ray_lepton_request_latency_ms_bucket", "le, model, version")
+    query = f"histogram_quantile({quantile}, {buckets})"
+    return Panel(f"Latency, {quantile:.0%} of requests below", query, "{{model}} {{version}}", "ms")
+
+
+SERVING = Board(
+    "lepton-serving",
+    "Lepton: serving",
+    (
+        Panel("Requests", _rate("ray_lepton_requests_total", "model, version"), "{{model}} {{version}}", "reqps"),
+        Panel("Requests by status", _rate("ray_lepton_requests_total", "model, code"), "{{model}} {{code}}", "reqps"),
+        _latency(0.5),
+        _latency(0.99),
+        Panel(
+            "Failing requests of 5 minutes (SLO 0.1 %)",
+            "lepton:request_errors:ratio_rate5m",
+            "{{model}}",
+            "percentunit",
+        ),
+        Panel(
+            "Requests above 100 ms of 5 minutes (SLO 1 %)",
+            "lepton:slow_requests:ratio_rate5m",
+            "{{model}}",
+            "percentunit",
+        ),
+        Panel("Error budget, pace of its use in 1 hour", "lepton:request_errors:ratio_rate1h / 0.001", "{{model}}"),
+        Panel("Latency budget, pace of its use in 1 hour", "lepton:slow_requests:ratio_rate1h / 0.01", "{{model}}"),
+        Panel("Rows predicted", _rate("ray_lepton_rows_total", "model, version"), "{{model}} {{version}}", "rowsps"),
+        Panel("Answers", _rate("ray_lepton_predictions_total", "model, label"), "{{model}} {{label}}", "rowsps"),
+        Panel(
+            "Healthy replicas",
+            "sum by (application, deployment) (ray_serve_deployment_replica_healthy)",
+            "{{application}} {{deployment}}",
+        ),
+        Panel("Replicas wanted", "ray_serve_autoscaling_target_replicas", "{{application}} {{deployment}}"),
+        Panel(
+            "Replicas busy",
+            "avg by (application, deployment) (ray_serve_replica_utilization_percent)",
+            "{{application}} {{deployment}}",
+            "percent",
+        ),
+    ),
+)
+
+PIPELINE = Board(
+    "lepton-pipeline",
+    "Lepton: pipeline",
+    (
+        Panel("Rows put out", "sum by (dataset, operator) (ray_data_output_rows)", "{{dataset}} {{operator}}"),
+        Panel("Cores in use", "sum by (dataset, operator) (ray_data_cpu_usage_cores)", "{{dataset}} {{operator}}"),
+        Panel("Memory of blocks", "sum by (dataset) (ray_data_current_bytes)", "{{dataset}}", "bytes"),
+        Panel("Spilled to disk", "sum by (dataset) (ray_data_spilled_bytes)", "{{dataset}}", "bytes"),
+        Panel("Tasks", "sum by (State) (ray_tasks)", "{{State}}"),
+        Panel("Object store in use", "sum by (instance) (ray_object_store_used_memory)", "{{instance}}", "bytes"),
+    ),
+)
+
+TRAINING = Board(
+    "lepton-training",
+    "Lepton: training",
+    (
+        Panel("Finished epochs", "ray_lepton_train_epoch", "{{WorkerId}}"),
+        Panel("Validation loss", "ray_lepton_train_val_loss", "{{WorkerId}}"),
+        Panel("Rows trained on", _rate("ray_lepton_train_rows_total", "WorkerId"), "{{WorkerId}}", "rowsps"),
+        Panel("Since the last epoch", "time() - (ray_lepton_train_progress_timestamp_s > 0)", "{{WorkerId}}", "s"),
+        Panel(
+            "Waiting for reports",
+            "sum by (ray_train_run_id) (ray_train_report_total_blocked_time_s)",
+            "{{ray_train_run_id}}",
+            "s",
+        ),
+        Panel(
+            "Starts of workers",
+            "sum by (ray_train_run_id) (ray_train_worker_group_start_total_time_s)",
+            "{{ray_train_run_id}}",
+            "s",
+        ),
+    ),
+)
+
+SEARCH = Board(
+    "lepton-search",
+    "Lepton: search",
+    (
+        Panel("Trials that ended", "sum by (WorkerId, state) (ray_lepton_trials_total)", "{{WorkerId}} {{state}}"),
+        Panel("Best validation loss", "ray_lepton_trial_best_loss", "{{WorkerId}}"),
+        Panel("Seconds spent", "ray_lepton_search_s", "{{WorkerId}}", "s"),
+        Panel("Actors", "sum by (State) (ray_actors)", "{{State}}"),
+    ),
+)
+
+CLUSTER = Board(
+    "lepton-cluster",
+    "Lepton: cluster",
+    (
+        Panel("Nodes that tell of themselves", "count(ray_node_cpu_count)", "nodes"),
+        Panel("CPU", "ray_node_cpu_utilization", "{{ip}}", "percent"),
+        Panel("Memory", "ray_node_mem_used / ray_node_mem_total", "{{ip}}", "percentunit"),
+        Panel("Disk", "ray_node_disk_utilization_percentage", "{{ip}}", "percent"),
+        Panel("Network in", "ray_node_network_receive_speed", "{{ip}}", "Bps"),
+        Panel("Network out", "ray_node_network_send_speed", "{{ip}}", "Bps"),
+    ),
+)
+
+BOARDS = (SERVING, PIPELINE, TRAINING, SEARCH, CLUSTER)
