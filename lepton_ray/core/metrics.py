@@ -41,6 +41,9 @@ RELOAD_FAILURES = Metric(
     "Changes of the token file or the certificate that a replica could not use.",
     ("model", "what"),
 )
+ACCESS_LOG_DROPPED = Metric(
+    "lepton_access_log_dropped", "counter", "Requests that the access log could not take or write.", ("model",)
+)
 
 ROLLOUT_SHARE = Metric(
     "lepton_rollout_share",
@@ -55,4 +58,13 @@ SHADOW_DIFFERENCES = Metric(
     ("model", "version"),
 )
 
-CATALOGUE = (REQUESTS, ROWS, LATENCY, PREDICTIONS, RELOAD_FAILURES, ROLLOUT_SHARE, SHADOW_DIFFERENCES)
+CATALOGUE = (
+    REQUESTS,
+    ROWS,
+    LATENCY,
+    PREDICTIONS,
+    RELOAD_FAILURES,
+    ACCESS_LOG_DROPPED,
+    ROLLOUT_SHARE,
+    SHADOW_DIFFERENCES,
+)

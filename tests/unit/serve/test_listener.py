@@ -167,6 +167,14 @@ def test_malformed_requests_end_the_connection(listen: Any, raw: bytes, code: in
     assert running.ask(get(b"/v2/health/live")).code == 200
 
 
+def test_the_refusal_of_a_head_request_has_no_body(listen: Any) -> None:
+    client = listen().connect()
+    client.send(b"HEAD /v2 HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n")
+    answer = client.read("HEAD")
+    assert (answer.code, answer.headers["connection"]) == (400, "close")
+    assert client.is_closed()
+
+
 def test_nothing_is_taken_after_connection_close(listen: Any) -> None:
     running = listen()
     client = running.connect()
