@@ -300,6 +300,7 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Take a part of the target."""
         self._incoming.url += url
+        self._incoming.slot.method = self._parser.get_method().decode()
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -323,7 +324,6 @@ class Connection(asyncio.Protocol):
         incoming.is_in_head = False
         version = self._parser.get_http_version()
         slot = incoming.slot
-        slot.method = self._parser.get_method().decode()
         request_id = headers.get(b"x-request-id")
         slot.request_id = request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None
         self._check_framing(version)

@@ -32,6 +32,7 @@ HTTP_NOT_FOUND, HTTP_TIMEOUT, HTTP_FAILED = 404, 408, 500
 _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
+_FAILURE = "the server failed; its log has the reason"
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 VERSION_HEADER = b"x-model-version"
@@ -204,6 +205,9 @@ class Endpoint:
                 call.rows = len(next(iter(call.tensors.feeds.values())))
         except protocol.ProtocolError as error:
             return self.refuse(call, HTTP_BAD_REQUEST, str(error))
+        except Exception:  # one that left here would stop the queue that the call stands in
+            _logger.exception("a body could not be read")
+            return self.refuse(call, HTTP_FAILED, _FAILURE)
         return None
 
     def _parse_records(self, body: Any) -> list[Any]:
@@ -236,7 +240,7 @@ class Endpoint:
             code, message = _HTTP_UNPROCESSABLE, str(error)
         except Exception:
             _logger.exception("a run for %d requests failed", len(calls))
-            code, message = HTTP_FAILED, "the server failed; its log has the reason"
+            code, message = HTTP_FAILED, _FAILURE
         if len(calls) == 1:
             return [self.refuse(calls[0], code, message)]
         return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay

@@ -91,6 +91,7 @@ def test_under_five_times_the_load_waiting_is_bounded_and_refusals_are_immediate
         ready, _, _ = select.select([client.socket for client, _ in accepted], [], [], 20)
         assert len(ready) == 1
         client, came_at = next((one, at) for one, at in accepted if one.socket in ready)
+        assert came_at == min(at for _, at in accepted)
         assert model.runs - came_at <= _MAX_WAITING + 1  # those before it, and its own
         accepted = deque((one, at) for one, at in accepted if one is not client)
         answers[client.read().code] += 1
