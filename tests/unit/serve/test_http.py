@@ -355,12 +355,16 @@ def test_raw_tensors_are_what_the_same_in_json_is(client: Any) -> None:
 def test_a_signalling_nan_is_missing_too(client: Any) -> None:
     texts = _raw_text("red", "S")
     answers = []
-    for missing in (b"\0\0\0\0\0\0\xf8\x7f", b"\1\0\0\0\0\0\xf0\x7f"):
-        numbers = np.array([30.0]).tobytes() + missing
-        inputs = [_raw_tensor("numbers", "FP64", [1, 2], numbers), _raw_tensor("categories", "BYTES", [1, 2], texts)]
+    for dtype, datatype, missing in (
+        ("<f8", "FP64", b"\0\0\0\0\0\0\xf8\x7f"),
+        ("<f8", "FP64", b"\1\0\0\0\0\0\xf0\x7f"),
+        ("<f4", "FP32", b"\1\0\x80\x7f"),
+    ):
+        numbers = np.array([30.0], dtype).tobytes() + missing
+        inputs = [_raw_tensor("numbers", datatype, [1, 2], numbers), _raw_tensor("categories", "BYTES", [1, 2], texts)]
         answers.append(client.post(_INFER, **_raw(numbers, texts, inputs=inputs)))
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert answers[0].json() == answers[1].json()
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[0].json() == answers[1].json() == answers[2].json()
 
 
 def test_outputs_go_raw_where_that_is_asked_for(client: Any, mixed_package: Path) -> None:
