@@ -91,7 +91,8 @@ class _Numbers(_Columns[NumberColumn]):
         return _to_float(self._tidy(value) if isinstance(value, str) else value, column)
 
     def check(self, values: NDArray[np.float64], problems: Problems) -> None:
-        values += 0.0  # no negative zero
+        with np.errstate(invalid="ignore"):  # a signalling NaN is missing like any other
+            values += 0.0  # no negative zero
         for position, name, _ in self._positions() if self._missing_numbers else ():
             if numbers := self._missing_numbers.get(name):
                 values[np.isin(values[:, position], numbers), position] = np.nan

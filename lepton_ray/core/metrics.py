@@ -41,6 +41,9 @@ RELOAD_FAILURES = Metric(
     "Changes of the token file or the certificate that a replica could not use.",
     ("model", "what"),
 )
+ACCESS_LOG_DROPPED = Metric(
+    "lepton_access_log_dropped", "counter", "Requests that the access log could not take or write.", ("model",)
+)
 
 ROLLOUT_SHARE = Metric(
     "lepton_rollout_share",
@@ -74,6 +77,7 @@ CATALOGUE = (
     LATENCY,
     PREDICTIONS,
     RELOAD_FAILURES,
+    ACCESS_LOG_DROPPED,
     ROLLOUT_SHARE,
     SHADOW_DIFFERENCES,
     TRAIN_EPOCH,

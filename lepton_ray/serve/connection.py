@@ -7,6 +7,7 @@ pipelined; they are answered in their order.
 
 import asyncio
 import re
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,9 +17,11 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
+from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
+    HTTP_TIMEOUT,
     HTTP_UNAVAILABLE,
     RAW_HEADER,
     Call,
@@ -34,7 +37,7 @@ _BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
 _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
 _IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
-_HTTP_TIMEOUT, _HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 408, 417, 431, 501, 505
+_HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 417, 431, 501, 505
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 STATUS_OK = _STATUS[HTTP_OK]
@@ -60,12 +63,19 @@ class ConnectionLimits:
 class Slot:
     """The place of one response in its connection."""
 
+    started: float = field(default_factory=time.perf_counter)
+    """With the first byte of the request."""
     request_id: bytes | None = None
-    is_head: bool = False
+    method: str = ""
+    path: str = ""
+    """Decoded; empty if the request was refused before."""
     is_http_10: bool = False
     keep_alive: bool = False
     caller: str = ""
     """Id of its token."""
+    request_bytes: int = 0
+    """Of the body."""
+    rows: int = 0
     response: Response | None = None
 
 
@@ -84,7 +94,6 @@ class _Incoming:
     """Of a prediction."""
     body: bytes | bytearray = b""
     """Of a prediction; most come in one piece, which is then not copied."""
-    body_bytes: int = 0
 
 
 class Owner(Protocol):
@@ -96,6 +105,7 @@ class Owner(Protocol):
     date: bytes
     buffered_bytes: int
     """Of bodies that are not answered yet, in all connections."""
+    access_log: AccessLog | None
 
     def now(self) -> float:
         """Return the time of the event loop."""
@@ -194,12 +204,14 @@ class Connection(asyncio.Protocol):
         self._is_ending = True
         self._transport = None
         self._give_up()
+        for slot in self._slots:
+            self._note(slot, None)
         self._owner.closed(self)
 
     def _give_up(self) -> None:
         """Take note that a request that is being received will never be whole."""
         if self._receive_by is not None:
-            self._refuse(HTTP_BAD_REQUEST, "the body must be complete")
+            self._note(self._incoming.slot, self._refuse(HTTP_BAD_REQUEST, "the body must be complete"))
             self._receive_by = None
 
     def pause_writing(self) -> None:
@@ -228,7 +240,7 @@ class Connection(asyncio.Protocol):
         elif self._receive_by is not None:
             if now >= self._receive_by:
                 rule = f"the request must come within {self._owner.limits.receive_s:g} s"
-                self._end(self._refuse(_HTTP_TIMEOUT, rule))
+                self._end(self._refuse(HTTP_TIMEOUT, rule))
                 self.flush()
         elif not self._slots and now >= self._idle_since + self._idle_s():
             self._transport.close()
@@ -288,6 +300,7 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Take a part of the target."""
         self._incoming.url += url
+        self._incoming.slot.method = self._parser.get_method().decode()
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -310,25 +323,23 @@ class Connection(asyncio.Protocol):
         incoming, headers = self._incoming, self._incoming.headers
         incoming.is_in_head = False
         version = self._parser.get_http_version()
-        self._check_framing(version)
-        method = self._parser.get_method().decode()
+        slot = incoming.slot
         request_id = headers.get(b"x-request-id")
-        incoming.slot = Slot(
-            request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None,
-            is_head=method == "HEAD",
-            is_http_10=version == "1.0",
-            keep_alive=self._parser.should_keep_alive(),
-        )
-        found, incoming.slot.caller = self._owner.endpoint.admit(method, self._path(), headers.get(b"authorization"))
+        slot.request_id = request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None
+        self._check_framing(version)
+        slot.path = self._path()
+        slot.is_http_10 = version == "1.0"
+        slot.keep_alive = self._parser.should_keep_alive()
+        found, slot.caller = self._owner.endpoint.admit(slot.method, slot.path, headers.get(b"authorization"))
         if isinstance(found, Response):
-            incoming.slot.response = found
+            slot.response = found
         else:
             length = headers.get(RAW_HEADER)
             json_bytes = None if length is None else parse_length(length)
             incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version)
             if (key_header := self._owner.endpoint.key_header) is not None:
-                incoming.slot.request_id = incoming.slot.request_id or self._owner.next_id()
-                incoming.call.key = headers.get(key_header) or incoming.slot.request_id
+                slot.request_id = slot.request_id or self._owner.next_id()
+                incoming.call.key = headers.get(key_header) or slot.request_id
         if (size := headers.get(b"content-length")) is not None:
             self._check_size(int(size))
         if (expected := headers.get(b"expect")) is not None:
@@ -337,8 +348,8 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""
         incoming = self._incoming
-        incoming.body_bytes += len(data)
-        self._check_size(incoming.body_bytes)
+        incoming.slot.request_bytes += len(data)
+        self._check_size(incoming.slot.request_bytes)
         if incoming.call is None:
             return  # of a request that needs none
         self._owner.buffered_bytes += len(data)
@@ -434,20 +445,48 @@ class Connection(asyncio.Protocol):
             return
         self._is_ending = self._is_refusing = True
         self._receive_by = None
-        self._slots.append(Slot(self._incoming.slot.request_id, response=response))
+        slot = self._incoming.slot
+        slot.response, slot.keep_alive = response, False
+        self._slots.append(slot)
+
+    def _note(self, slot: Slot, response: Response | None) -> None:
+        """Put a request into the access log; without a response its client has gone."""
+        if (log := self._owner.access_log) is None:
+            return
+        code, size, headers = (
+            (None, 0, ()) if response is None else (response.code, len(response.body), response.headers)
+        )
+        seconds = time.perf_counter() - slot.started
+        log.add(
+            Entry(
+                time.time(),
+                slot.request_id or b"",
+                slot.method,
+                slot.path,
+                code,
+                seconds,
+                slot.request_bytes,
+                0 if slot.method == "HEAD" else size,
+                slot.rows,
+                headers,
+                slot.caller,
+            )
+        )
 
     def _send(self, slot: Slot, response: Response, must_close: bool) -> None:
+        slot.request_id = slot.request_id or self._owner.next_id()
+        self._note(slot, response)
         head = [
             _head_of(response.code, response.headers),
             b"content-length: %d\r\nx-request-id: %b\r\ndate: %b\r\n"
-            % (len(response.body), slot.request_id or self._owner.next_id(), self._owner.date),
+            % (len(response.body), slot.request_id, self._owner.date),
         ]
         if must_close:
             head.append(b"connection: close\r\n")
         elif slot.is_http_10:
             head.append(b"connection: keep-alive\r\n")
         head.append(b"\r\n")
-        if slot.is_head:
+        if slot.method == "HEAD":
             self._transport.write(b"".join(head))
         elif len(response.body) <= _COPIED_BYTES:
             self._transport.write(b"".join([*head, response.body]))

@@ -4,7 +4,7 @@ A server finds what a path is (``find``): either a response, or the protocol of 
 the body. Calls are predicted together (``predict``), as many as there are; each gets the response that it would get alone.
 
 Status codes: 400 not JSON or not of the protocol; 401 no good token; 403 a token for other things; 404 unknown path, model or
-version; 413 too large; 422 a record that breaks the signature; 429 more than a limit; 503 too many wait; 500 never on purpose, and without a word on the inside.
+version; 408 too slow; 413 too large; 422 a record that breaks the signature; 429 more than a limit; 503 too many wait; 500 never on purpose, and without a word on the inside.
 """
 
 import logging
@@ -28,10 +28,11 @@ from lepton_ray.serve import protocol
 _logger = logging.getLogger("lepton_ray.serve")
 
 HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
-HTTP_NOT_FOUND, HTTP_FAILED = 404, 500
+HTTP_NOT_FOUND, HTTP_TIMEOUT, HTTP_FAILED = 404, 408, 500
 _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
+_FAILURE = "the server failed; its log has the reason"
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 VERSION_HEADER = b"x-model-version"
@@ -70,6 +71,8 @@ class Limits:
 
     max_request_bytes: int = 16 << 20
     max_rows: int = 4096
+    receive_s: float = 30.0
+    """A body must have come this long after its head, at Ray Serve's HTTP; a listener has a clock of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,9 @@ class Endpoint:
                 call.rows = len(next(iter(call.tensors.feeds.values())))
         except protocol.ProtocolError as error:
             return self.refuse(call, HTTP_BAD_REQUEST, str(error))
+        except Exception:  # one that left here would stop the queue that the call stands in
+            _logger.exception("a body could not be read")
+            return self.refuse(call, HTTP_FAILED, _FAILURE)
         return None
 
     def _parse_records(self, body: Any) -> list[Any]:
@@ -234,7 +240,7 @@ class Endpoint:
             code, message = _HTTP_UNPROCESSABLE, str(error)
         except Exception:
             _logger.exception("a run for %d requests failed", len(calls))
-            code, message = HTTP_FAILED, "the server failed; its log has the reason"
+            code, message = HTTP_FAILED, _FAILURE
         if len(calls) == 1:
             return [self.refuse(calls[0], code, message)]
         return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay

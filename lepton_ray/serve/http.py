@@ -1,13 +1,18 @@
 """The endpoint as plain ASGI: Ray Serve wraps it; tests and other servers can run it too."""
 
+import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.batching import Batcher, measure
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
+    HTTP_TIMEOUT,
     RAW_HEADER,
     Call,
     Endpoint,
@@ -35,14 +40,32 @@ def build_http_app(
     return asgi_app(Front.of(Variant(endpoint, Batcher(endpoint, measure(predictor), _MAX_WAITING)), guard))
 
 
-def asgi_app(endpoint: Front) -> AsgiApp:
-    """Return the ASGI application of an endpoint."""
+@dataclass(slots=True)
+class _Exchange:
+    """A request, and what is known of it by and by."""
+
+    started: float = field(default_factory=time.perf_counter)
+    caller: str = ""
+    """Id of its token."""
+    call: Call | None = None
+    request_bytes: int = 0
+    """Of the body, as much of it as was read."""
+    response: Response | None = None
+
+
+def asgi_app(endpoint: Front, access_log: AccessLog | None = None) -> AsgiApp:
+    """Return the ASGI application of an endpoint, which notes each request in a log, if there is one."""
 
     async def app(scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["type"] == "http":
-            response = await _respond(endpoint, scope, receive)
+            exchange = _Exchange()
+            try:
+                response = exchange.response = await _respond(endpoint, exchange, scope, receive)
+            finally:  # the client may have gone before
+                if access_log is not None:
+                    access_log.add(_entry(exchange, scope))
             length = (b"content-length", str(len(response.body)).encode())
             headers = [*response.headers, length]
             await send({"type": "http.response.start", "status": response.code, "headers": headers})
@@ -59,36 +82,64 @@ async def _live(receive: _Receive, send: _Send) -> None:
             return
 
 
-async def _respond(endpoint: Front, scope: Mapping[str, Any], receive: _Receive) -> Response:
-    path = scope["path"].removeprefix(scope.get("root_path") or "")
+def _path(scope: Mapping[str, Any]) -> str:
+    return str(scope["path"].removeprefix(scope.get("root_path") or ""))
+
+
+def _entry(exchange: _Exchange, scope: Mapping[str, Any]) -> Entry:
+    call, response = exchange.call, exchange.response
+    return Entry(
+        time.time(),
+        next((value for name, value in scope["headers"] if name == b"x-request-id"), b""),
+        scope["method"],
+        _path(scope),
+        None if response is None else response.code,
+        time.perf_counter() - exchange.started,
+        exchange.request_bytes,
+        0 if response is None or scope["method"] == "HEAD" else len(response.body),
+        0 if call is None else call.rows,
+        () if response is None else response.headers,
+        exchange.caller,
+    )
+
+
+async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any], receive: _Receive) -> Response:
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     authorization = (given[0] if len(given) == 1 else b"") if given else None
-    found, _ = endpoint.admit(scope["method"], path, authorization)
+    found, exchange.caller = endpoint.admit(scope["method"], _path(scope), authorization)
     if isinstance(found, Response):
         return found
-    call = Call(found.protocol_name, version=found.version)
-    refusal = await _read(endpoint, call, scope, receive)
+    call = exchange.call = Call(found.protocol_name, version=found.version)
+    _read_headers(endpoint, call, scope)
+    try:
+        async with asyncio.timeout(endpoint.limits.receive_s):
+            refusal = await _read(endpoint, exchange, call, receive)
+    except TimeoutError:
+        rule = f"the body must come within {endpoint.limits.receive_s:g} s"
+        refusal = endpoint.refuse(call, HTTP_TIMEOUT, rule, ((b"connection", b"close"),))
     return refusal or await endpoint.answer(call)
 
 
-async def _read(endpoint: Front, call: Call, scope: Mapping[str, Any], receive: _Receive) -> Response | None:
-    """Read the body, but never more than the limit."""
+def _read_headers(endpoint: Front, call: Call, scope: Mapping[str, Any]) -> None:
     for name, value in scope["headers"]:
         if name == RAW_HEADER:
             call.json_bytes = parse_length(value)
     if endpoint.key_header is not None:
         headers = dict(scope["headers"])
         call.key = headers.get(endpoint.key_header) or headers.get(b"x-request-id") or secrets.token_bytes(8)
+
+
+async def _read(endpoint: Front, exchange: _Exchange, call: Call, receive: _Receive) -> Response | None:
+    """Read the body, but never more than the limit."""
     parts: list[bytes] = []
-    size = 0
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":  # nobody reads the answer; it is no failure of the server
             return endpoint.refuse(call, HTTP_BAD_REQUEST, "the body must be complete")
         part, more = message.get("body", b""), message.get("more_body", False)
-        size += len(part)
-        if size > endpoint.limits.max_request_bytes:
+        exchange.request_bytes += len(part)
+        if exchange.request_bytes > endpoint.limits.max_request_bytes:
             return endpoint.refuse_large(call)
         parts.append(part)
     call.body = b"".join(parts)

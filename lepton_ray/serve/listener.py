@@ -13,6 +13,7 @@ import time
 from email.utils import formatdate
 from typing import Any
 
+from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.connection import STATUS_OK, Connection, ConnectionLimits, Slot
 from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.front import Front
@@ -26,9 +27,10 @@ _PROBE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\
 class Listener:
     """Answers the calls of an endpoint over HTTP."""
 
-    def __init__(self, endpoint: Front, limits: ConnectionLimits) -> None:
+    def __init__(self, endpoint: Front, limits: ConnectionLimits, access_log: AccessLog | None = None) -> None:
         self.endpoint = endpoint
         self.limits = limits
+        self.access_log = access_log
         self.is_draining = False
         self.tls: ssl.SSLContext | None = None
         """For connections that are opened from now on; None is plain HTTP."""
@@ -112,6 +114,7 @@ class Listener:
         def done(response: Response) -> None:
             self._count(-1)
             self.buffered_bytes -= len(call.body)
+            slot.rows = call.rows
             slot.response = response
             connection.flush()
 

@@ -7,6 +7,7 @@ them (``record_autoscaling_stats``), probes its listener (``check_health``) and 
 import asyncio
 import hashlib
 import logging
+import re
 import ssl
 import threading
 from collections import Counter
@@ -29,6 +30,7 @@ from lepton_ray.core.files import sha256_json
 from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
+from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
 from lepton_ray.serve.guard import build_guard
@@ -96,6 +98,7 @@ class Served:
     auth: AuthSpec | None
     rate_limit: RateLimitSpec | None
     tls: TlsSpec | None
+    access_log: bool
 
 
 class _RayMeters:
@@ -111,6 +114,8 @@ class _RayMeters:
         self.predictions = _counter(catalogue.PREDICTIONS)
         self.differences = _counter(catalogue.SHADOW_DIFFERENCES)
         self._failures = _counter(catalogue.RELOAD_FAILURES)
+        self._unlogged = _counter(catalogue.ACCESS_LOG_DROPPED)
+        self._told_unlogged = 0
         share, latency = catalogue.ROLLOUT_SHARE, catalogue.LATENCY
         self.share = serve_metrics.Gauge(share.name, share.description, share.labels)
         self.latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
@@ -124,6 +129,12 @@ class _RayMeters:
     def count_failure(self, what: str) -> None:
         """Count a changed file that could not be used."""
         self._failures.inc(1, {"model": self.name, "what": what})
+
+    def tell_unlogged(self, total: int) -> None:
+        """Export how many requests the access log has not in it."""
+        if total > self._told_unlogged:
+            self._unlogged.inc(total - self._told_unlogged, {"model": self.name})
+        self._told_unlogged = total
 
     def flush(self) -> None:
         """Hand the counts to Ray."""
@@ -199,12 +210,13 @@ class ModelReplica:
         self._tls = served.tls
         self._reason = "it is off"
         self._meters = _RayMeters(served.serving.name)
+        self._access_log = AccessLog(_access_log_file()) if served.access_log else None
         self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meters.count_failure)
         self._holding = Holding(served.serving, self._meters.of, self._guard)
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
         """Return the application for Ray Serve's HTTP, in the loop of the replica."""
-        return asgi_app(self._holding.front)
+        return asgi_app(self._holding.front, self._access_log)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Follow a plan: Ray Serve calls this before the replica is ready, and whenever the plan changes."""
@@ -230,6 +242,8 @@ class ModelReplica:
         while True:
             await asyncio.sleep(_FLUSH_S)
             self._meters.flush()
+            if self._access_log is not None:
+                self._meters.tell_unlogged(self._access_log.dropped)
             plan = self._holding.plan
             if plan is not None and plan.challenger is not None:
                 tallies = self._holding.tallies()
@@ -238,6 +252,8 @@ class ModelReplica:
 
     async def _start_tasks(self) -> None:
         followed = [self._tick_for_ever()]
+        if self._access_log is not None:
+            followed.append(self._access_log.follow())
         if self._tokens is not None:
             followed.append(self._tokens.follow())
         if self._guard is not None:
@@ -249,7 +265,7 @@ class ModelReplica:
         self._tasks = tuple(asyncio.create_task(one) for one in followed)
 
     async def _start_listener(self, listening: Listening) -> None:
-        self._listener = Listener(self._holding.front, listening.limits)
+        self._listener = Listener(self._holding.front, listening.limits, self._access_log)
         if self._tls is not None:
             followed = watch_certificate(self._tls, self._use_certificate, self._meters.count_failure)
             self._tasks += (asyncio.create_task(followed.follow()),)
@@ -301,6 +317,8 @@ class ModelReplica:
             await self._listener.drain(_DRAIN_S)
             shared.close()
         self._holding.close()
+        if self._access_log is not None:
+            await self._access_log.flush()
         for task in self._tasks:
             task.cancel()
         self._meters.flush()
@@ -312,6 +330,13 @@ def _meeting_place(listening: Listening) -> Path:
     key = f"{serve.get_replica_context().app_name} {listening.host} {listening.port}"
     name = hashlib.sha256(key.encode()).hexdigest()[:8]  # short: the path of a Unix socket has 107 bytes at most
     return Path(context.get_temp_dir(), context.get_session_name(), f"lr{name}")
+
+
+def _access_log_file() -> Path:
+    """Where Ray's dashboard looks for logs of Serve, and a name that no other replica has."""
+    context, replica = ray.get_runtime_context(), serve.get_replica_context()
+    name = re.sub(r"[^\w.-]", "_", f"access_{replica.app_name}_{replica.replica_tag}.log")
+    return Path(context.get_temp_dir(), context.get_session_name(), "logs", "serve", name)
 
 
 def follow_requests(context: Any) -> tuple[float, dict[str, Any]]:
@@ -377,7 +402,9 @@ def _version_of(served: Served) -> str:
     what = serving.open_model
     facts = {**vars(serving), "open_model": f"{what.__module__}.{what.__qualname__}", "limits": asdict(serving.limits)}
     listening = served.listening and asdict(served.listening)
-    return sha256_json({"code": __version__, "serving": facts, "listening": listening})
+    sections = [one and one.model_dump(mode="json") for one in (served.auth, served.rate_limit, served.tls)]
+    rest = {"sections": sections, "access_log": served.access_log}
+    return sha256_json({"code": __version__, "serving": facts, "listening": listening, **rest})
 
 
 def run(application: Any, name: str, spec: ServeSpec) -> Addresses:

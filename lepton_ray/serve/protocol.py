@@ -186,7 +186,10 @@ def _from_raw(raw: memoryview, datatype: str, count: int, tensor: TensorSpec, pl
         rule = f"must have {count * dtype.itemsize} bytes for its shape"
         raise ProtocolError(f"{place} {rule}, got {len(raw)}")
     values = np.frombuffer(raw, dtype)
-    return values if tensor.datatype == "UINT8" else values.astype(np.float64)
+    if tensor.datatype == "UINT8":
+        return values
+    with np.errstate(invalid="ignore"):  # a signalling NaN is missing like any other
+        return values.astype(np.float64)
 
 
 def _texts_from_raw(raw: memoryview, count: int, place: str) -> NDArray[np.object_]:

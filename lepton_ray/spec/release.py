@@ -132,7 +132,8 @@ class ListenerSpec(Section):
     max_connections: PositiveInt = 1024
     """Connections that one replica has open; more wait in the kernel's queue."""
     receive_timeout_s: PositiveFloat = 30.0
-    """A request must have arrived this long after its first byte, and its answer must be taken; else 408."""
+    """A request must have arrived this long after its first byte, and its answer must be taken; else 408. Bodies at Ray Serve's
+    own HTTP have this time too."""
     idle_timeout_s: PositiveFloat = 75.0
     """A connection without a request is closed after this."""
     connection_age_s: PositiveFloat = 60.0
@@ -216,6 +217,9 @@ class ServeSpec(Section):
     """Of all callers together; beyond it they are answered with 429."""
     tls: TlsSpec | None = None
     """None leaves both ways in plain HTTP."""
+    access_log: bool = True
+    """A line for each request in Ray's log folder, without payloads. On, as nobody can ask later for what was not written, it costs a
+    request some microseconds, and its files are bounded."""
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:

@@ -21,7 +21,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
-from lepton_ray.spec.release import AuthSpec, ExportSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ServeSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from lepton_ray.stages.context import RunContext
 
@@ -120,10 +120,13 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         open_model=open_model,
         name=name,
         num_threads=max(1, int(spec.cpus_per_replica)),
-        limits=Limits(spec.max_request_bytes, spec.max_rows_per_request),
+        limits=Limits(
+            spec.max_request_bytes, spec.max_rows_per_request, (spec.listener or ListenerSpec()).receive_timeout_s
+        ),
         max_waiting=spec.max_queued_requests,
     )
-    served = on_ray.Served(serving, on_ray.listen_at(spec), _locate_tokens(spec.auth), spec.rate_limit, spec.tls)
+    auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
+    served = on_ray.Served(serving, listening, auth, spec.rate_limit, spec.tls, spec.access_log)
     return on_ray.build_application(served, TrafficPlan(model=ref), spec)
 
 

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -153,6 +153,48 @@ def test_both_ways_in_answer_alike(application: Application) -> None:
     for path in ("/v2", "/v2/models/sizes", "/v2/health/ready"):
         assert ask(at.url + path)[0] == ask(standard + path)[0]
     assert ask(at.url + "/v2", **{"x-request-id": "mine"})[1]["x-request-id"] == "mine"
+
+
+def test_requests_at_both_ways_in_stand_in_a_log_of_serve(application: Application) -> None:
+    import ray
+
+    at = application.deploy()
+    standard = at.through.rpartition(" ")[2]
+    for url in (at.url, standard):
+        ask(f"{url}/predict", _RECORDS, **{"x-request-id": f"of {url}".replace(" ", "-")})
+    context = ray.get_runtime_context()
+    folder = Path(context.get_temp_dir(), context.get_session_name(), "logs", "serve")
+
+    def lines() -> dict[str, Any]:
+        logs = folder.glob(f"access_{application.name}_*.log")
+        return {one["id"]: one for one in map(json.loads, "".join(log.read_text() for log in logs).splitlines())}
+
+    wait_until(lambda: {f"of-{at.url}", f"of-{standard}"} <= lines().keys(), "the lines of both requests")
+    for url in (at.url, standard):
+        line = lines()[f"of-{url}"]
+        assert (line["path"], line["status"], line["rows"]) == ("/predict", 200, 2)
+        assert line["request_bytes"] == len(_RECORDS)
+
+
+def test_every_setting_that_changes_makes_new_replicas() -> None:
+    from lepton_ray.artifacts.package import open_package
+    from lepton_ray.serve import on_ray
+    from lepton_ray.serve.endpoint import Limits
+    from lepton_ray.serve.rollout.holding import Serving
+
+    serving = Serving(open_package, "sizes", 1, Limits(), 10)  # type: ignore[arg-type]  # never called
+    served = on_ray.Served(serving, None, None, None, None, access_log=True)
+    changed = [
+        served,
+        replace(served, auth=AuthSpec(tokens_file="a.json")),
+        replace(served, auth=AuthSpec(tokens_file="b.json")),
+        replace(served, rate_limit=RateLimitSpec(requests_per_second=5)),
+        replace(served, tls=TlsSpec(certificate_file="a.pem", key_file="a.key")),
+        replace(served, access_log=False),
+        replace(served, serving=replace(serving, limits=Limits(receive_s=1.0))),
+    ]
+    assert len({on_ray._version_of(one) for one in changed}) == len(changed)
+    assert on_ray._version_of(served) == on_ray._version_of(replace(served))
 
 
 def test_an_update_under_load_loses_no_request(application: Application) -> None:

@@ -15,6 +15,7 @@ import uvloop
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Endpoint, Limits
@@ -112,7 +113,8 @@ class Running:
         self.endpoint = Endpoint(Predictor(open_package(folder)), "demo", options.get("limits", Limits()), self.meter)
         self.batcher = Batcher(self.endpoint, options.get("cost", SHORT), options.get("max_waiting", 1000))
         self.front = Front.of(Variant(self.endpoint, self.batcher), options.get("guard"))
-        self.listener = Listener(self.front, options.get("connections", ConnectionLimits()))
+        self.access_log: AccessLog | None = options.get("access_log")
+        self.listener = Listener(self.front, options.get("connections", ConnectionLimits()), self.access_log)
         self.listener.tls = options.get("tls")
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.socket.setblocking(False)

@@ -16,6 +16,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.endpoint import Limits, NoMeter, answer_golden_records
+from lepton_ray.serve.front import Front
 from lepton_ray.serve.http import build_http_app
 
 _MODEL = "/v2/models/demo"
@@ -351,6 +352,21 @@ def test_raw_tensors_are_what_the_same_in_json_is(client: Any) -> None:
     assert client.post(_INFER, **_raw(integers, texts, inputs=inputs)).json() == expected
 
 
+def test_a_signalling_nan_is_missing_too(client: Any) -> None:
+    texts = _raw_text("red", "S")
+    answers = []
+    for dtype, datatype, missing in (
+        ("<f8", "FP64", b"\0\0\0\0\0\0\xf8\x7f"),
+        ("<f8", "FP64", b"\1\0\0\0\0\0\xf0\x7f"),
+        ("<f4", "FP32", b"\1\0\x80\x7f"),
+    ):
+        numbers = np.array([30.0], dtype).tobytes() + missing
+        inputs = [_raw_tensor("numbers", datatype, [1, 2], numbers), _raw_tensor("categories", "BYTES", [1, 2], texts)]
+        answers.append(client.post(_INFER, **_raw(numbers, texts, inputs=inputs)))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+
+
 def test_outputs_go_raw_where_that_is_asked_for(client: Any, mixed_package: Path) -> None:
     _, expected = _run_directly(mixed_package, [[30, math.nan], [60.5, 1e3]], [["red", "S"], ["", "L"]])
     for more, raw in (
@@ -484,3 +500,72 @@ def test_a_client_that_goes_away_is_no_failure_of_the_server(
     asyncio.run(app(scope, receive, send))
     assert meter.calls == [("records", 400, None)]
     assert caplog.records == []
+
+
+def test_a_body_that_does_not_come_is_waited_for_no_longer_than_the_limit(mixed_package: Path) -> None:
+    meter = _Counts()
+    app = build_http_app(Predictor(open_package(mixed_package)), "demo", Limits(receive_s=0.05), meter)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def stall(parts: list[bytes]) -> None:
+        """Send the parts of a body, and no end."""
+        left = iter(parts)
+
+        async def receive() -> Any:
+            for part in left:
+                return {"type": "http.request", "body": part, "more_body": True}
+            return await asyncio.Event().wait()
+
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+
+    for parts in ([], [b"[{"], [b"[{", b'"age"']):
+        sent.clear()
+        asyncio.run(asyncio.wait_for(stall(parts), 20))
+        start, body = sent
+        assert (start["status"], dict(start["headers"])[b"connection"]) == (408, b"close")
+        assert json.loads(body["body"]) == {"error": "the body must come within 0.05 s"}
+    assert meter.calls == [("records", 408, None)] * 3
+
+
+def test_a_body_that_drips_is_not_given_more_time_by_each_drop(mixed_package: Path) -> None:
+    app = build_http_app(Predictor(open_package(mixed_package)), "demo", Limits(receive_s=0.1), NoMeter())
+    codes: list[int] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        codes.append(message.get("status", 0))
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert codes == [408, 0]
+
+
+def test_the_time_of_the_model_is_none_of_the_body(mixed_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that waits for its answer is not cut off."""
+    app = build_http_app(Predictor(open_package(mixed_package)), "demo", Limits(receive_s=0.05), NoMeter())
+    codes: list[int] = []
+    parts = iter([{"type": "http.request", "body": json.dumps([_RECORD]).encode()}])
+    answer = Front.answer
+
+    async def answer_late(front: Front, call: Any) -> Any:
+        await asyncio.sleep(0.2)
+        return await answer(front, call)
+
+    monkeypatch.setattr(Front, "answer", answer_late)
+
+    async def receive() -> Any:
+        return next(parts)
+
+    async def send(message: Any) -> None:
+        codes.append(message.get("status", 0))
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert codes == [200, 0]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve import protocol
 from lepton_ray.serve.batching import Cost
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Limits
@@ -165,6 +166,15 @@ def test_malformed_requests_end_the_connection(listen: Any, raw: bytes, code: in
     assert [call for call in running.meter.calls if call[1] == 200] == []
     assert len(running.meter.calls) <= 1
     assert running.ask(get(b"/v2/health/live")).code == 200
+
+
+@pytest.mark.parametrize("rest", [b"Host: y\r\n\r\n", b"X : y\r\n\r\n", b"Content-Length: 2\r\nX\r\n\r\n[]"])
+def test_the_refusal_of_a_head_request_has_no_body(listen: Any, rest: bytes) -> None:
+    client = listen().connect()
+    client.send(b"HEAD /v2 HTTP/1.1\r\nHost: x\r\n" + rest)
+    answer = client.read("HEAD")
+    assert (answer.code, answer.headers["connection"]) == (400, "close")
+    assert client.is_closed()
 
 
 def test_nothing_is_taken_after_connection_close(listen: Any) -> None:
@@ -429,6 +439,20 @@ def test_a_long_call_keeps_no_short_one_waiting(listen: Any, monkeypatch: pytest
     assert running.ask(post([_RECORD])).code == 200
     gate.opened.set()
     assert large.read().code == 200
+
+
+@pytest.mark.parametrize("filler", [b"", b" " * (65 << 10)], ids=["loop", "thread"])
+def test_a_parser_that_fails_stops_no_queue(listen: Any, monkeypatch: pytest.MonkeyPatch, filler: bytes) -> None:
+    running = listen()
+    client = running.connect()
+    raw = post(json.dumps([_RECORD]).encode() + filler)
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "split_body", lambda body, json_bytes: 1 / 0)
+        answers = [client.ask(raw), client.ask(raw)]
+    assert [(answer.code, "division" in answer.body.decode()) for answer in answers] == [(500, False)] * 2
+    assert client.ask(raw).code == 200
+    assert (running.listener.buffered_bytes, running.listener._under_way) == (0, 0)
+    assert running.meter.calls == [("records", 500)] * 2 + [("records", 200)]
 
 
 def test_draining_loses_nothing(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
