@@ -24,6 +24,7 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
+from lepton_ray.serve.statistics import RunTimes, Statistics
 
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -115,7 +116,7 @@ class Endpoint:
     name: str
     limits: Limits
     meter: Meter
-    """None lets everybody in who comes by HTTP."""
+    statistics: Statistics = field(default_factory=Statistics)
 
     @property
     def version(self) -> str:
@@ -153,10 +154,13 @@ class Endpoint:
             case ["", "predict"]:
                 return _only("POST", method)
             case ["", "v2"]:
-                about = {"name": "lepton_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
-                return _get(method, about)
+                return _get(method, {"name": "lepton_ray", "version": __version__, "extensions": protocol.EXTENSIONS})
             case ["", "v2", "health", "live" | "ready" as what]:
                 return _get(method, {what: True})
+            case ["", "v2", "repository", "index"]:
+                return answer_index(method, [self])
+            case ["", "v2", "models", "stats"] if self.name != "stats":
+                return answer_statistics(method, [self])
             case ["", "v2", "models", name, "versions", version, *rest] if len(rest) <= 1:
                 return self._find_model(method, path, name, version, "".join(rest))
             case ["", "v2", "models", name, *rest] if len(rest) <= 1:
@@ -164,7 +168,7 @@ class Endpoint:
         return _not_found(path)
 
     def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response:
-        if what not in ("", "ready", "infer"):
+        if what not in ("", "ready", "infer", "config", "stats"):
             return _not_found(path)
         if name != self.name:
             return error_response(HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
@@ -174,6 +178,10 @@ class Endpoint:
             return _only("POST", method)
         if what == "ready":
             return _get(method, {"name": self.name, "ready": True})
+        if what == "config":
+            return _get(method, protocol.config(self.name, self.predictor.signature, self.limits.max_rows))
+        if what == "stats":
+            return answer_statistics(method, [self])
         return _get(method, protocol.metadata(self.name, [self.version], self.predictor.signature))
 
     def refuse(
@@ -181,7 +189,10 @@ class Endpoint:
     ) -> Response:
         """Return the response to what comes to nothing; counted if it was a call."""
         response = error_response(code, message, headers)
-        return response if call is None else self._finish(call, response, None)
+        if call is None:
+            return response
+        self.statistics.add_failure(time.perf_counter() - call.start)
+        return self._finish(call, response, None)
 
     def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""
@@ -227,9 +238,18 @@ class Endpoint:
     def _answer(self, calls: list[Call]) -> list[Response]:
         if not calls:
             return []
+        begun = time.perf_counter()
         try:
-            outputs = self._run(calls)
-            return [self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)]
+            feeds = self._encode(calls)
+            encoded = time.perf_counter()
+            outputs = _divide(calls, self.predictor.run(feeds))
+            ran = time.perf_counter()
+            answers = [
+                self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)
+            ]
+            times = RunTimes(begun, encoded, ran, time.perf_counter())
+            self.statistics.add_run([call.start for call in calls], sum([call.rows for call in calls]), times)
+            return answers
         except RecordError as error:
             code, message = _HTTP_UNPROCESSABLE, str(error)
         except Exception:
@@ -239,26 +259,17 @@ class Endpoint:
             return [self.refuse(calls[0], code, message)]
         return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay
 
-    def _run(self, calls: list[Call]) -> list[Outputs]:
-        """Return the outputs of each call, of one run for all."""
+    def _encode(self, calls: list[Call]) -> Feeds:
+        """Return the tensors of all calls: those of records first."""
         parts: list[Feeds] = []
-        of_records = [call for call in calls if call.tensors is None]
-        if of_records:
+        if of_records := [call for call in calls if call.tensors is None]:
             records = [record for call in of_records for record in call.records or ()]
             parts.append(self.predictor.signature.encode(records))
         if tensors := [call.tensors.feeds for call in calls if call.tensors is not None]:
             feeds = _join(tensors, is_copied=len(calls) > 1)
             self.predictor.signature.check(feeds)
             parts.append(feeds)
-        outputs = self.predictor.run(_join(parts))
-        if len(calls) == 1:
-            return [outputs]
-        by_call: dict[int, Outputs] = {}
-        end = 0
-        for call in [*of_records, *(call for call in calls if call.tensors is not None)]:
-            start, end = end, end + call.rows
-            by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
-        return [by_call[id(call)] for call in calls]
+        return _join(parts)
 
     def _respond(self, call: Call, outputs: Outputs) -> Response:
         signature, tensors = self.predictor.signature, call.tensors
@@ -299,6 +310,30 @@ def answer_golden_records(predictor: Predictor) -> None:
 def parse_length(value: bytes) -> int:
     """Return the whole number that a header's value spells, -1 if it does not."""
     return int(value) if value.isdigit() and len(value) < _MAX_DIGITS else -1
+
+
+def answer_index(method: str, endpoints: Sequence[Endpoint]) -> Response:
+    """Return the response that lists the packages of a replica; all are ready, so it does not matter what the body asks for."""
+    listed = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in endpoints]
+    return json_response(listed) if method == "POST" else _only("POST", method)
+
+
+def answer_statistics(method: str, endpoints: Sequence[Endpoint]) -> Response:
+    """Return the response with what packages have answered, at this replica."""
+    stats = [{"name": one.name, "version": one.version, **one.statistics.tell()} for one in endpoints]
+    return _get(method, {"model_stats": stats})
+
+
+def _divide(calls: list[Call], outputs: Outputs) -> list[Outputs]:
+    """Return the outputs of each call, of those of one run for all."""
+    if len(calls) == 1:
+        return [outputs]
+    by_call: dict[int, Outputs] = {}
+    end = 0
+    for call in sorted(calls, key=lambda call: call.tensors is not None):  # as they were encoded
+        start, end = end, end + call.rows
+        by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
+    return [by_call[id(call)] for call in calls]
 
 
 def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:

@@ -346,3 +346,19 @@ def test_both_ways_in_give_a_caller_the_same_version(
         assert direct.headers["x-model-version"] == other.headers["x-model-version"]
         versions.add(direct.headers["x-model-version"])
     assert len(versions) == 2
+
+
+def test_index_and_statistics_tell_of_both(canary: TrafficPlan) -> None:
+    async def ask() -> list[Any]:
+        holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+        await holding.follow(canary)
+        versions = {_version(await _predict(holding, f"user-{index}")) for index in range(20)}
+        pairs = (("POST", "/v2/repository/index"), ("GET", "/v2/models/demo/stats"), ("GET", "/v2/models/stats"))
+        found = [holding.front.find(method, path) for method, path in pairs]
+        return [versions, *(json.loads(one.body) for one in found if isinstance(one, Response))]
+
+    versions, index, stats, every = asyncio.run(ask())
+    assert {entry["version"] for entry in index} == versions
+    assert stats == every
+    assert {one["version"] for one in stats["model_stats"]} == versions
+    assert sum(one["inference_count"] for one in stats["model_stats"]) == 20
