@@ -6,6 +6,7 @@ what trained a model is what it gets when it serves. There is one class for each
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +27,15 @@ from lepton_ray.artifacts.rules import (
 )
 from lepton_ray.artifacts.series import read_series
 from lepton_ray.artifacts.text_form import form
-from lepton_ray.artifacts.times import MICROS_PER_NUMBER, read_time, round_seconds, spell_seconds, to_micros, to_seconds
+from lepton_ray.artifacts.times import (
+    MICROS_PER_NUMBER,
+    micros_of,
+    read_time,
+    round_seconds,
+    spell_seconds,
+    to_micros,
+    to_seconds,
+)
 from lepton_ray.spec.data import CategoryColumn, Column, ImageColumn, NumberColumn, SeriesColumn, TextColumn, TimeColumn
 
 C = TypeVar("C", bound=Column)
@@ -112,6 +121,9 @@ class _Times(_Columns[TimeColumn]):
             values = [record.get(name) for record in records]
             read = self._read_numbers if column.format in MICROS_PER_NUMBER else self._read_texts
             matrix[:, position], is_wrong = read(values, column)
+            for row, value in enumerate(values) if datetime in set(map(type, values)) else ():
+                if isinstance(value, datetime) and value.tzinfo:  # of a typed table, in no format
+                    matrix[row, position], is_wrong[row] = to_seconds(np.array([micros_of(value)]))[0], False
             for row in np.flatnonzero(is_wrong).tolist():
                 problems.add_value(row, name, f"{type_rule(column)} or null", values[row])
         return matrix

@@ -24,6 +24,7 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
+from lepton_ray.serve.bodies import Form, accepted_form, flatten
 from lepton_ray.serve.statistics import RunTimes, Statistics
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -104,6 +105,10 @@ class Call:
     tensors: _Tensors | None = None
     version: str | None = None
     """The one that the path names."""
+    form: Form | None = None
+    """Of a body of records; None is JSON."""
+    accept: bytes | None = None
+    """That header, if it came."""
     key: bytes | None = None
     """Names the caller, while a rollout divides callers."""
 
@@ -203,26 +208,28 @@ class Endpoint:
     def parse(self, call: Call) -> Response | None:
         """Read the body of a call, or return the response that refuses it."""
         try:
-            text, raw = protocol.split_body(call.body, call.json_bytes)
-            body = _parse_json(text)
             if call.protocol_name == "records":
-                call.records = self._parse_records(body)
+                call.records = self._parse_records(call)
                 call.rows = len(call.records)
             else:
+                text, raw = protocol.split_body(call.body, call.json_bytes)
+                body = _parse_json(text)
                 call.tensors = self._parse_tensors(body, raw)
                 call.rows = len(next(iter(call.tensors.feeds.values())))
         except protocol.ProtocolError as error:
             return self.refuse(call, HTTP_BAD_REQUEST, str(error))
         return None
 
-    def _parse_records(self, body: Any) -> list[Any]:
-        records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+    def _parse_records(self, call: Call) -> list[Any]:
+        if call.form is None:
+            body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0])
+            records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+        else:
+            records = call.form.read(call.body, self.predictor.signature, self.limits.max_rows)
         if not isinstance(records, list):
             raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
         if not 1 <= len(records) <= self.limits.max_rows:
-            raise protocol.ProtocolError(
-                f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request"
-            )
+            raise protocol.refuse_rows(self.limits.max_rows, str(len(records)))
         return records
 
     def _parse_tensors(self, body: Any, raw: memoryview) -> _Tensors:
@@ -274,6 +281,9 @@ class Endpoint:
     def _respond(self, call: Call, outputs: Outputs) -> Response:
         signature, tensors = self.predictor.signature, call.tensors
         if tensors is None:
+            if call.accept is not None and (form := accepted_form(call.accept)) is not None:
+                headers = ((b"content-type", form.content_type), *self._headers[1:])
+                return Response(HTTP_OK, form.write(flatten(outputs, signature)), headers)
             predictions = to_predictions(outputs, signature.classes)
             body = {"model": self.name, "version": self.version, "predictions": predictions}
             return json_response(body, headers=self._headers)

@@ -45,6 +45,11 @@ class ProtocolError(ValueError):
     """A request that is not of the protocol; answered with 400."""
 
 
+def refuse_rows(max_rows: int, got: str) -> ProtocolError:
+    """Return what refuses a body of another number of records."""
+    return ProtocolError(f"the body must have 1 to {max_rows} records, got {got}. Split the request")
+
+
 def metadata(name: str, versions: Sequence[str], signature: Signature) -> dict[str, Any]:
     """Return a model's metadata; ``parameters.columns`` says what stands at each index of the last axis."""
     return {
