@@ -120,6 +120,8 @@ def _check_schema(schema: pa.Schema, signature: Signature) -> None:
 def _is_read(kind: pa.DataType, column: Column) -> bool:
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
+    if column.kind == "image" and (types.is_binary(kind) or types.is_large_binary(kind)):
+        return True
     if column.kind in ("series", "image"):
         return _is_text(kind) or _is_numbers(kind)
     if types.is_timestamp(kind) or types.is_date(kind):

@@ -1,4 +1,4 @@
-"""Bodies of ``POST /predict`` besides JSON: which there are, and CSV. Each becomes the records that JSON would have given.
+"""Bodies of ``POST /predict`` besides JSON, and answers besides it: which there are, and CSV. Each body becomes the records that JSON would have given.
 
 So there is one way from a record to its tensors, with one set of rules and words. A body that cannot be read is a
 ``ProtocolError``; what a record holds is judged later, as that of JSON is.
@@ -8,14 +8,14 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve import arrow_body
+from lepton_ray.serve import arrow_body, image_body
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 
 Body = bytes | bytearray
@@ -26,14 +26,15 @@ _JSON = (b"application/json", b"application/*", b"*/*")
 _MAX_KNOWN = 64  # values of headers whose meaning is kept
 
 
+Read = Callable[[Body, Signature, int], Records]
+"""Reads records from a body, and never more rows than the last argument says."""
+
+
 @dataclass(frozen=True)
 class Form:
-    """A media type: how records are read from it, and how predictions are written."""
+    """How predictions are written."""
 
     content_type: bytes
-    """Of an answer."""
-    read: Callable[[Body, Signature, int], Records]
-    """Takes the most rows, of which it never reads more."""
     write: Callable[[Columns], bytes]
 
 
@@ -73,16 +74,25 @@ def write_csv(columns: Columns) -> bytes:
     return text.getvalue().encode()
 
 
+_READERS: dict[bytes, Read] = {
+    b"text/csv": read_csv,
+    arrow_body.MEDIA_TYPE: arrow_body.read_arrow,
+    b"image/png": image_body.read_image,
+    b"image/jpeg": image_body.read_image,
+}
 _FORMS = {
-    b"text/csv": Form(b"text/csv; charset=utf-8", read_csv, write_csv),
-    arrow_body.MEDIA_TYPE: Form(arrow_body.MEDIA_TYPE, arrow_body.read_arrow, arrow_body.write_arrow),
+    b"text/csv": Form(b"text/csv; charset=utf-8", write_csv),
+    arrow_body.MEDIA_TYPE: Form(arrow_body.MEDIA_TYPE, arrow_body.write_arrow),
 }
 
 
 @lru_cache(maxsize=_MAX_KNOWN)
-def form_of(content_type: bytes) -> Form | None:
-    """Return the form that a ``content-type`` names; None is JSON, which is also what is unknown."""
-    return _FORMS.get(content_type.partition(b";")[0].strip().lower())
+def reader_of(content_type: bytes) -> Read | None:
+    """Return what reads a body of a ``content-type``; None is JSON, which is also what is unknown."""
+    media_type = content_type.partition(b";")[0].strip().lower()
+    if media_type == b"multipart/form-data":
+        return partial(image_body.read_form, content_type=content_type)
+    return _READERS.get(media_type)
 
 
 @lru_cache(maxsize=_MAX_KNOWN)

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from lepton_ray.serve.bodies import form_of
+from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
             json_bytes = None if length is None else parse_length(length)
             incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version)
             if (content_type := headers.get(b"content-type")) is not None:
-                incoming.call.form = form_of(content_type)
+                incoming.call.read = reader_of(content_type)
             incoming.call.accept = headers.get(b"accept")
             if (key_header := self._owner.endpoint.key_header) is not None:
                 incoming.slot.request_id = incoming.slot.request_id or self._owner.next_id()

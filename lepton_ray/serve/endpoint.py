@@ -24,7 +24,7 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
-from lepton_ray.serve.bodies import Form, accepted_form, flatten
+from lepton_ray.serve.bodies import Read, accepted_form, flatten
 from lepton_ray.serve.statistics import RunTimes, Statistics
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -105,8 +105,8 @@ class Call:
     tensors: _Tensors | None = None
     version: str | None = None
     """The one that the path names."""
-    form: Form | None = None
-    """Of a body of records; None is JSON."""
+    read: Read | None = None
+    """What reads a body of records; None is JSON."""
     accept: bytes | None = None
     """That header, if it came."""
     key: bytes | None = None
@@ -221,11 +221,11 @@ class Endpoint:
         return None
 
     def _parse_records(self, call: Call) -> list[Any]:
-        if call.form is None:
+        if call.read is None:
             body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0])
             records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
         else:
-            records = call.form.read(call.body, self.predictor.signature, self.limits.max_rows)
+            records = call.read(call.body, self.predictor.signature, self.limits.max_rows)
         if not isinstance(records, list):
             raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
         if not 1 <= len(records) <= self.limits.max_rows:

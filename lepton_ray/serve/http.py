@@ -6,7 +6,7 @@ from typing import Any
 
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.batching import Batcher, measure
-from lepton_ray.serve.bodies import form_of
+from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     RAW_HEADER,
@@ -78,7 +78,7 @@ async def _read(endpoint: Front, call: Call, scope: Mapping[str, Any], receive: 
         if name == RAW_HEADER:
             call.json_bytes = parse_length(value)
         elif name == b"content-type":
-            call.form = form_of(value)
+            call.read = reader_of(value)
         elif name == b"accept":
             call.accept = value
     if endpoint.key_header is not None:

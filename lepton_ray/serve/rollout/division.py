@@ -115,7 +115,7 @@ class Divided:
 
     def _read_key(self, call: Call, key_of: Callable[[Call], bytes | None]) -> Response | None:
         """Read the caller's name from the body; a large one, of many records, is the champion's, as is one that is not JSON."""
-        if len(call.body) > PARSED_SHORT_BYTES or call.form is not None:
+        if len(call.body) > PARSED_SHORT_BYTES or call.read is not None:
             call.key = None
             return None
         refusal = self._two.champion.endpoint.parse(call)
@@ -128,7 +128,7 @@ class Divided:
             if response.code == HTTP_OK:
                 done(response)
                 return
-            again = Call(call.protocol_name, call.body, call.json_bytes, form=call.form, accept=call.accept)
+            again = Call(call.protocol_name, call.body, call.json_bytes, read=call.read, accept=call.accept)
             self._two.champion.batcher.submit(again, lambda better: self._settle(response, better, done))
 
         return take

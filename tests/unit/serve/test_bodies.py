@@ -19,7 +19,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import RecordError
 from lepton_ray.serve.arrow_body import MEDIA_TYPE, read_arrow
-from lepton_ray.serve.bodies import accepted_form, flatten, form_of
+from lepton_ray.serve.bodies import accepted_form, flatten, reader_of
 from lepton_ray.serve.endpoint import Limits, NoMeter
 from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.protocol import ProtocolError
@@ -163,7 +163,7 @@ def test_the_header_accept_chooses(accept: bytes, content_type: bytes | None) ->
 
 def test_other_content_types_are_json(client: Any) -> None:
     for content_type in ("application/x-www-form-urlencoded", "application/json; charset=utf-8", "x"):
-        assert form_of(content_type.encode()) is None
+        assert reader_of(content_type.encode()) is None
         assert _post(client, orjson.dumps(_RECORDS), content_type).status_code == 200
 
 

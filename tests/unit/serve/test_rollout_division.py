@@ -15,7 +15,7 @@ from lepton_ray.artifacts.package import ModelPackage, open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve.batching import Batcher, Cost
-from lepton_ray.serve.bodies import form_of
+from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import Asked, Call, Endpoint, Limits, NoMeter, Response
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.http import asgi_app
@@ -373,8 +373,8 @@ def test_what_the_challenger_cannot_answer_comes_from_the_champion_in_the_same_f
     async def ask() -> list[Response]:
         holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
         await holding.follow(_change(canary, share=1.0))
-        form = form_of(b"text/csv")
-        calls = [Call("records", b"age,size\n1,S\n", form=form, accept=b"text/csv", key=b"a") for _ in range(2)]
+        read = reader_of(b"text/csv")
+        calls = [Call("records", b"age,size\n1,S\n", read=read, accept=b"text/csv", key=b"a") for _ in range(2)]
         return [await holding.front.answer(call) for call in calls]
 
     for response in asyncio.run(ask()):
