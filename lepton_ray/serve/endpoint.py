@@ -25,6 +25,9 @@ from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
 from lepton_ray.serve.bodies import Read, accepted_form, flatten
+from lepton_ray.serve.openapi import describe
+from lepton_ray.serve.page import PATHS as PAGE_PATHS
+from lepton_ray.serve.page import read_page
 from lepton_ray.serve.statistics import RunTimes, Statistics
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -34,6 +37,7 @@ HTTP_NOT_FOUND, HTTP_FAILED = 404, 500
 _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
+_READING = ("GET", "HEAD")
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 VERSION_HEADER = b"x-model-version"
@@ -154,10 +158,18 @@ class Endpoint:
         """Return what a prediction at a decoded path is, or the response to any other request."""
         return self._calls.get((method, path)) or self._answer_other(method, path)
 
+    @cached_property
+    def _description(self) -> bytes:
+        return orjson.dumps(describe(self.name, self.version, self.predictor.signature, self.limits.max_rows))
+
     def _answer_other(self, method: str, path: str) -> Response:
+        if path in PAGE_PATHS:
+            return _show_page(method)
         match path.split("/"):
             case ["", "predict"]:
                 return _only("POST", method)
+            case ["", "openapi.json"]:
+                return Response(HTTP_OK, self._description) if method in _READING else _only("GET, HEAD", method)
             case ["", "v2"]:
                 return _get(method, {"name": "lepton_ray", "version": __version__, "extensions": protocol.EXTENSIONS})
             case ["", "v2", "health", "live" | "ready" as what]:
@@ -375,12 +387,19 @@ def error_response(code: int, message: str, headers: tuple[tuple[bytes, bytes], 
 
 
 def _not_found(path: str) -> Response:
-    return error_response(HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
+    return error_response(
+        HTTP_NOT_FOUND, f"the path must be /predict, /v2..., /openapi.json or /docs, got {path[:200]!r}"
+    )
 
 
 def _get(method: str, content: Any) -> Response:
     """Answer GET; HEAD is GET without the body, which the server leaves out."""
-    return json_response(content) if method in ("GET", "HEAD") else _only("GET, HEAD", method)
+    return json_response(content) if method in _READING else _only("GET, HEAD", method)
+
+
+def _show_page(method: str) -> Response:
+    page, headers = read_page()
+    return Response(HTTP_OK, page, headers) if method in _READING else _only("GET, HEAD", method)
 
 
 def _only(allowed: str, method: str) -> Response:
