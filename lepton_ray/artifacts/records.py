@@ -4,14 +4,17 @@ A text is read as the same text in a CSV cell is, and a number as the text that 
 what trained a model is what it gets when it serves. There is one class for each kind of tensor.
 """
 
+import base64
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.numbers import missing_numbers, parse_number
+from lepton_ray.artifacts.pixels import decode_image, num_pixel_bytes
 from lepton_ray.artifacts.problems import Problems, show_value
 from lepton_ray.artifacts.rules import (
     PLAIN,
@@ -26,12 +29,24 @@ from lepton_ray.artifacts.rules import (
 )
 from lepton_ray.artifacts.series import read_series
 from lepton_ray.artifacts.text_form import form
-from lepton_ray.artifacts.times import MICROS_PER_NUMBER, read_time, round_seconds, spell_seconds, to_micros, to_seconds
+from lepton_ray.artifacts.times import (
+    MICROS_PER_NUMBER,
+    micros_of,
+    read_time,
+    round_seconds,
+    spell_seconds,
+    to_micros,
+    to_seconds,
+)
 from lepton_ray.spec.data import CategoryColumn, Column, ImageColumn, NumberColumn, SeriesColumn, TextColumn, TimeColumn
 
 C = TypeVar("C", bound=Column)
 Records = Sequence[Mapping[str, Any]]
 
+FILE_FORMATS = ("PNG", "JPEG")
+"""Formats of image files in records, by Pillow's names: a stranger's bytes should reach as few decoders as possible."""
+MAX_DECODED_BYTES = 256 << 20
+"""Pixels of all image files of one request: a file may be a thousandth of them."""
 _MAX_PIXEL = 255
 _MAX_KNOWN = 50
 _MAX_NAME_LENGTH = 80
@@ -113,6 +128,9 @@ class _Times(_Columns[TimeColumn]):
             values = [record.get(name) for record in records]
             read = self._read_numbers if column.format in MICROS_PER_NUMBER else self._read_texts
             matrix[:, position], is_wrong = read(values, column)
+            for row, value in enumerate(values) if datetime in set(map(type, values)) else ():
+                if isinstance(value, datetime) and value.tzinfo:  # of a typed table, in no format
+                    matrix[row, position], is_wrong[row] = to_seconds(np.array([micros_of(value)]))[0], False
             for row in np.flatnonzero(is_wrong).tolist():
                 problems.add_value(row, name, f"{type_rule(column)} or null", values[row])
         return matrix
@@ -202,13 +220,27 @@ class _Series:
 
 class _Image:
     def __init__(self, name: str, column: ImageColumn) -> None:
-        self._name, self._shape = name, (column.height, column.width, column.channels)
+        self._name, self._column = name, column
+        self._shape = (column.height, column.width, column.channels)
+        self._max_files = max(1, MAX_DECODED_BYTES // num_pixel_bytes(column))
 
     def read(self, records: Records, problems: Problems) -> NDArray[np.uint8]:
+        values = [record.get(self._name) for record in records]
+        num_files = sum(isinstance(value, bytes | Mapping) for value in values)
+        if num_files > self._max_files:
+            rule = f"must be an image file in at most {self._max_files} records at once"
+            problems.add(f"records[{self._max_files}].{self._name} {rule}, got {num_files}. Split the request")
+            problems.raise_any()
         images = np.zeros((len(records), *self._shape), np.uint8)
         size = "x".join(map(str, self._shape))
-        for row, record in enumerate(records):
-            if problem := _put_image(record.get(self._name), images[row]):
+        for row, value in enumerate(values):
+            if isinstance(value, bytes | Mapping):
+                try:
+                    pixels = decode_image(_file_of(value), self._column, FILE_FORMATS)
+                    images[row] = np.frombuffer(pixels, np.uint8).reshape(self._shape)
+                except ValueError as error:
+                    problems.add(f"records[{row}].{self._name} {error}")
+            elif problem := _put_image(value, images[row]):
                 rule = f"must be {size} whole numbers from 0 to 255"
                 problems.add(f"records[{row}].{self._name} {rule}, got {problem}")
         return images
@@ -298,6 +330,23 @@ def _to_text(value: Any) -> str | None:
             text.encode()
             return text
     return None
+
+
+def _file_of(value: bytes | Mapping[str, Any]) -> bytes:
+    """Return an image file that is given as such, or as ``{"b64": base64}``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(value, bytes):
+        return value
+    text = value.get("b64")
+    if value.keys() != {"b64"} or not isinstance(text, str):
+        raise ValueError(f'must be {{"b64": base64 of an image file}}, got {show_value(value)}')
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError("must be an image file in base64, got other characters or a wrong length") from error
 
 
 def _put_image(value: Any, target: NDArray[np.uint8]) -> str | None:

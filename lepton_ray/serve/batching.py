@@ -72,7 +72,7 @@ class Batcher:
         if len(self._short) + len(self._long) >= self._max_waiting:
             message = f"at most {self._max_waiting} requests may wait. Send it again later"
             done(self._endpoint.refuse(call, HTTP_UNAVAILABLE, message))
-        elif len(call.body) > PARSED_SHORT_BYTES:
+        elif len(call.body) > PARSED_SHORT_BYTES or call.read is not None:  # of which little can be much
             self._long.append((call, done))
             self._start_long()
         elif not call.rows and (refusal := self._endpoint.parse(call)) is not None:

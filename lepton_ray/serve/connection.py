@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from lepton_ray.serve.access import AccessLog, Entry
+from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
@@ -337,6 +338,9 @@ class Connection(asyncio.Protocol):
             length = headers.get(RAW_HEADER)
             json_bytes = None if length is None else parse_length(length)
             incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version)
+            if (content_type := headers.get(b"content-type")) is not None:
+                incoming.call.read = reader_of(content_type)
+            incoming.call.accept = headers.get(b"accept")
             if (key_header := self._owner.endpoint.key_header) is not None:
                 slot.request_id = slot.request_id or self._owner.next_id()
                 incoming.call.key = headers.get(key_header) or slot.request_id

@@ -24,6 +24,11 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve import protocol
+from lepton_ray.serve.bodies import Read, accepted_form, flatten
+from lepton_ray.serve.openapi import describe
+from lepton_ray.serve.page import PATHS as PAGE_PATHS
+from lepton_ray.serve.page import read_page
+from lepton_ray.serve.statistics import RunTimes, Statistics
 
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -33,6 +38,7 @@ _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
 _FAILURE = "the server failed; its log has the reason"
+_READING = ("GET", "HEAD")
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 VERSION_HEADER = b"x-model-version"
@@ -106,6 +112,10 @@ class Call:
     tensors: _Tensors | None = None
     version: str | None = None
     """The one that the path names."""
+    read: Read | None = None
+    """What reads a body of records; None is JSON."""
+    accept: bytes | None = None
+    """That header, if it came."""
     key: bytes | None = None
     """Names the caller, while a rollout divides callers."""
 
@@ -118,7 +128,7 @@ class Endpoint:
     name: str
     limits: Limits
     meter: Meter
-    """None lets everybody in who comes by HTTP."""
+    statistics: Statistics = field(default_factory=Statistics)
 
     @property
     def version(self) -> str:
@@ -151,15 +161,26 @@ class Endpoint:
         """Return what a prediction at a decoded path is, or the response to any other request."""
         return self._calls.get((method, path)) or self._answer_other(method, path)
 
+    @cached_property
+    def _description(self) -> bytes:
+        return orjson.dumps(describe(self.name, self.version, self.predictor.signature, self.limits.max_rows))
+
     def _answer_other(self, method: str, path: str) -> Response:
+        if path in PAGE_PATHS:
+            return _show_page(method)
         match path.split("/"):
             case ["", "predict"]:
                 return _only("POST", method)
+            case ["", "openapi.json"]:
+                return Response(HTTP_OK, self._description) if method in _READING else _only("GET, HEAD", method)
             case ["", "v2"]:
-                about = {"name": "lepton_ray", "version": __version__, "extensions": ["binary_tensor_data"]}
-                return _get(method, about)
+                return _get(method, {"name": "lepton_ray", "version": __version__, "extensions": protocol.EXTENSIONS})
             case ["", "v2", "health", "live" | "ready" as what]:
                 return _get(method, {what: True})
+            case ["", "v2", "repository", "index"]:
+                return answer_index(method, [self])
+            case ["", "v2", "models", "stats"] if self.name != "stats":
+                return answer_statistics(method, [self])
             case ["", "v2", "models", name, "versions", version, *rest] if len(rest) <= 1:
                 return self._find_model(method, path, name, version, "".join(rest))
             case ["", "v2", "models", name, *rest] if len(rest) <= 1:
@@ -167,7 +188,7 @@ class Endpoint:
         return _not_found(path)
 
     def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response:
-        if what not in ("", "ready", "infer"):
+        if what not in ("", "ready", "infer", "config", "stats"):
             return _not_found(path)
         if name != self.name:
             return error_response(HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
@@ -177,6 +198,10 @@ class Endpoint:
             return _only("POST", method)
         if what == "ready":
             return _get(method, {"name": self.name, "ready": True})
+        if what == "config":
+            return _get(method, protocol.config(self.name, self.predictor.signature, self.limits.max_rows))
+        if what == "stats":
+            return answer_statistics(method, [self])
         return _get(method, protocol.metadata(self.name, [self.version], self.predictor.signature))
 
     def refuse(
@@ -184,7 +209,10 @@ class Endpoint:
     ) -> Response:
         """Return the response to what comes to nothing; counted if it was a call."""
         response = error_response(code, message, headers)
-        return response if call is None else self._finish(call, response, None)
+        if call is None:
+            return response
+        self.statistics.add_failure(time.perf_counter() - call.start)
+        return self._finish(call, response, None)
 
     def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""
@@ -195,12 +223,12 @@ class Endpoint:
     def parse(self, call: Call) -> Response | None:
         """Read the body of a call, or return the response that refuses it."""
         try:
-            text, raw = protocol.split_body(call.body, call.json_bytes)
-            body = _parse_json(text)
             if call.protocol_name == "records":
-                call.records = self._parse_records(body)
+                call.records = self._parse_records(call)
                 call.rows = len(call.records)
             else:
+                text, raw = protocol.split_body(call.body, call.json_bytes)
+                body = _parse_json(text)
                 call.tensors = self._parse_tensors(body, raw)
                 call.rows = len(next(iter(call.tensors.feeds.values())))
         except protocol.ProtocolError as error:
@@ -210,14 +238,16 @@ class Endpoint:
             return self.refuse(call, HTTP_FAILED, _FAILURE)
         return None
 
-    def _parse_records(self, body: Any) -> list[Any]:
-        records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+    def _parse_records(self, call: Call) -> list[Any]:
+        if call.read is None:
+            body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0])
+            records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+        else:
+            records = call.read(call.body, self.predictor.signature, self.limits.max_rows)
         if not isinstance(records, list):
             raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
         if not 1 <= len(records) <= self.limits.max_rows:
-            raise protocol.ProtocolError(
-                f"the body must have 1 to {self.limits.max_rows} records, got {len(records)}. Split the request"
-            )
+            raise protocol.refuse_rows(self.limits.max_rows, str(len(records)))
         return records
 
     def _parse_tensors(self, body: Any, raw: memoryview) -> _Tensors:
@@ -233,9 +263,18 @@ class Endpoint:
     def _answer(self, calls: list[Call]) -> list[Response]:
         if not calls:
             return []
+        begun = time.perf_counter()
         try:
-            outputs = self._run(calls)
-            return [self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)]
+            feeds = self._encode(calls)
+            encoded = time.perf_counter()
+            outputs = _divide(calls, self.predictor.run(feeds))
+            ran = time.perf_counter()
+            answers = [
+                self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)
+            ]
+            times = RunTimes(begun, encoded, ran, time.perf_counter())
+            self.statistics.add_run([call.start for call in calls], sum([call.rows for call in calls]), times)
+            return answers
         except RecordError as error:
             code, message = _HTTP_UNPROCESSABLE, str(error)
         except Exception:
@@ -245,30 +284,24 @@ class Endpoint:
             return [self.refuse(calls[0], code, message)]
         return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay
 
-    def _run(self, calls: list[Call]) -> list[Outputs]:
-        """Return the outputs of each call, of one run for all."""
+    def _encode(self, calls: list[Call]) -> Feeds:
+        """Return the tensors of all calls: those of records first."""
         parts: list[Feeds] = []
-        of_records = [call for call in calls if call.tensors is None]
-        if of_records:
+        if of_records := [call for call in calls if call.tensors is None]:
             records = [record for call in of_records for record in call.records or ()]
             parts.append(self.predictor.signature.encode(records))
         if tensors := [call.tensors.feeds for call in calls if call.tensors is not None]:
             feeds = _join(tensors, is_copied=len(calls) > 1)
             self.predictor.signature.check(feeds)
             parts.append(feeds)
-        outputs = self.predictor.run(_join(parts))
-        if len(calls) == 1:
-            return [outputs]
-        by_call: dict[int, Outputs] = {}
-        end = 0
-        for call in [*of_records, *(call for call in calls if call.tensors is not None)]:
-            start, end = end, end + call.rows
-            by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
-        return [by_call[id(call)] for call in calls]
+        return _join(parts)
 
     def _respond(self, call: Call, outputs: Outputs) -> Response:
         signature, tensors = self.predictor.signature, call.tensors
         if tensors is None:
+            if call.accept is not None and (form := accepted_form(call.accept)) is not None:
+                headers = ((b"content-type", form.content_type), *self._headers[1:])
+                return Response(HTTP_OK, form.write(flatten(outputs, signature)), headers)
             predictions = to_predictions(outputs, signature.classes)
             body = {"model": self.name, "version": self.version, "predictions": predictions}
             return json_response(body, headers=self._headers)
@@ -307,6 +340,30 @@ def parse_length(value: bytes) -> int:
     return int(value) if value.isdigit() and len(value) < _MAX_DIGITS else -1
 
 
+def answer_index(method: str, endpoints: Sequence[Endpoint]) -> Response:
+    """Return the response that lists the packages of a replica; all are ready, so it does not matter what the body asks for."""
+    listed = [{"name": one.name, "version": one.version, "state": "READY", "reason": ""} for one in endpoints]
+    return json_response(listed) if method == "POST" else _only("POST", method)
+
+
+def answer_statistics(method: str, endpoints: Sequence[Endpoint]) -> Response:
+    """Return the response with what packages have answered, at this replica."""
+    stats = [{"name": one.name, "version": one.version, **one.statistics.tell()} for one in endpoints]
+    return _get(method, {"model_stats": stats})
+
+
+def _divide(calls: list[Call], outputs: Outputs) -> list[Outputs]:
+    """Return the outputs of each call, of those of one run for all."""
+    if len(calls) == 1:
+        return [outputs]
+    by_call: dict[int, Outputs] = {}
+    end = 0
+    for call in sorted(calls, key=lambda call: call.tensors is not None):  # as they were encoded
+        start, end = end, end + call.rows
+        by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
+    return [by_call[id(call)] for call in calls]
+
+
 def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:
     """Concatenate rows; a copy of a single part only if asked for, as a check changes tensors in place."""
     if len(parts) == 1 and not is_copied:
@@ -336,12 +393,19 @@ def error_response(code: int, message: str, headers: tuple[tuple[bytes, bytes], 
 
 
 def _not_found(path: str) -> Response:
-    return error_response(HTTP_NOT_FOUND, f"the path must be /v2..., or /predict, got {path[:200]!r}")
+    return error_response(
+        HTTP_NOT_FOUND, f"the path must be /predict, /v2..., /openapi.json or /docs, got {path[:200]!r}"
+    )
 
 
 def _get(method: str, content: Any) -> Response:
     """Answer GET; HEAD is GET without the body, which the server leaves out."""
-    return json_response(content) if method in ("GET", "HEAD") else _only("GET, HEAD", method)
+    return json_response(content) if method in _READING else _only("GET, HEAD", method)
+
+
+def _show_page(method: str) -> Response:
+    page, headers = read_page()
+    return Response(HTTP_OK, page, headers) if method in _READING else _only("GET, HEAD", method)
 
 
 def _only(allowed: str, method: str) -> Response:

@@ -11,9 +11,10 @@ from typing import Protocol
 from lepton_ray.serve.batching import Batcher, Done
 from lepton_ray.serve.endpoint import HTTP_OK, Asked, Call, Endpoint, Limits, Response
 from lepton_ray.serve.guard import Denial, Guard, Headers
+from lepton_ray.serve.page import PATHS as PAGE_PATHS
 
-_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
-"""Answered without a token: who asks for health often cannot have one."""
+_OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready")) | PAGE_PATHS
+"""Answered without a token: who asks for health often cannot have one, and the page, which tells nothing, asks for one."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Who may ask, and how often: decided before a body is read, for both ways in alike.
 
-Everything but health needs a token if there is a token file, and counts for the limits. A guard belongs to one event loop.
+Everything but health and the page needs a token if there is a token file, and counts for the limits. A guard belongs to one event loop.
 """
 
 import math

@@ -10,6 +10,7 @@ from typing import Any
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.batching import Batcher, measure
+from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_TIMEOUT,
@@ -124,6 +125,10 @@ def _read_headers(endpoint: Front, call: Call, scope: Mapping[str, Any]) -> None
     for name, value in scope["headers"]:
         if name == RAW_HEADER:
             call.json_bytes = parse_length(value)
+        elif name == b"content-type":
+            call.read = reader_of(value)
+        elif name == b"accept":
+            call.accept = value
     if endpoint.key_header is not None:
         headers = dict(scope["headers"])
         call.key = headers.get(endpoint.key_header) or headers.get(b"x-request-id") or secrets.token_bytes(8)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lepton_ray.artifacts.signature import Feeds, Signature, TensorSpec
 from lepton_ray.core.text import show
 
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
 _NUMERIC = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
 _ACCEPTED = {"FP64": _NUMERIC[1:], "BYTES": ("BYTES",), "UINT8": ("UINT8",)}
 _DTYPES = {
@@ -45,6 +46,11 @@ class ProtocolError(ValueError):
     """A request that is not of the protocol; answered with 400."""
 
 
+def refuse_rows(max_rows: int, got: str) -> ProtocolError:
+    """Return what refuses a body of another number of records."""
+    return ProtocolError(f"the body must have 1 to {max_rows} records, got {got}. Split the request")
+
+
 def metadata(name: str, versions: Sequence[str], signature: Signature) -> dict[str, Any]:
     """Return a model's metadata; ``parameters.columns`` says what stands at each index of the last axis."""
     return {
@@ -54,6 +60,24 @@ def metadata(name: str, versions: Sequence[str], signature: Signature) -> dict[s
         "inputs": [_describe(tensor) for tensor in signature.inputs],
         "outputs": [_describe(tensor) for tensor in signature.outputs],
     }
+
+
+def config(name: str, signature: Signature, max_rows: int) -> dict[str, Any]:
+    """Return a model's configuration as Triton has it, of which clients read types, sizes of a row and ``max_batch_size``."""
+    return {
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": max_rows,
+        "input": [_configure(tensor) for tensor in signature.inputs],
+        "output": [_configure(tensor) for tensor in signature.outputs],
+    }
+
+
+def _configure(tensor: TensorSpec) -> dict[str, Any]:
+    data_type = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
+    configured = {"name": tensor.name, "data_type": data_type, "dims": list(tensor.shape[1:])}
+    return configured if configured["dims"] else {**configured, "dims": [1], "reshape": {"shape": []}}
 
 
 def _describe(tensor: TensorSpec) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 from pydantic import TypeAdapter, ValidationError
 
 from lepton_ray.artifacts.numbers import parse_numbers
+from lepton_ray.artifacts.pixels import SUFFIXES
 from lepton_ray.artifacts.rules import PLAIN
 from lepton_ray.artifacts.times import read_times, spell_times
 from lepton_ray.core import settings
@@ -29,7 +30,6 @@ from lepton_ray.data.connectors.contract import DATES, can_give
 from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.data.connectors.filesystems import list_files, open_location
 from lepton_ray.data.connectors.json_lines import JsonLinesConnector
-from lepton_ray.data.connectors.pixels import SUFFIXES
 from lepton_ray.spec.data import (
     MAX_SERIES_LENGTH,
     CategoryColumn,

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from lepton_ray.artifacts.pixels import SUFFIXES as IMAGE_SUFFIXES
 from lepton_ray.artifacts.profile import ColumnProfile, TimeProfile, summary_of
 from lepton_ray.artifacts.store import MANIFEST, open_filesystem
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.data.compare import Difference, Side, compare
 from lepton_ray.data.connectors.filesystems import list_files, open_location
-from lepton_ray.data.connectors.pixels import SUFFIXES as IMAGE_SUFFIXES
 from lepton_ray.data.parts import Folder, read_arrow, read_parquet
 from lepton_ray.data.snapshots import (
     STAGES,

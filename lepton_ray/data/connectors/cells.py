@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lepton_ray.artifacts.pixels import read_pixels
 from lepton_ray.core.text import show
 from lepton_ray.data.block import BadRecord, Positions, RawBlock, to_python, to_rows
-from lepton_ray.data.connectors.pixels import read_pixels
 from lepton_ray.spec.data import Column, ImageColumn
 
 Fault = tuple[str, str]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from lepton_ray.artifacts.pixels import MAX_IMAGE_BYTES, SUFFIXES, decode_image, num_pixel_bytes
 from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.data.connectors.filesystems import SourceFile
-from lepton_ray.data.connectors.pixels import MAX_IMAGE_BYTES, SUFFIXES, decode_image, num_pixel_bytes
 from lepton_ray.spec.data import ImageColumn
 
 _BLOCK_BYTES = 16 << 20  # of pixels

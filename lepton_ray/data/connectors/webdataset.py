@@ -9,12 +9,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from lepton_ray.artifacts.pixels import SUFFIXES
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.text import show
 from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
-from lepton_ray.data.connectors.pixels import SUFFIXES
 from lepton_ray.data.connectors.records import Fault, cell_text, fault_of
 from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
 

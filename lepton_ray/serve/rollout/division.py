@@ -22,6 +22,8 @@ from lepton_ray.serve.endpoint import (
     Endpoint,
     Outputs,
     Response,
+    answer_index,
+    answer_statistics,
     error_response,
     json_response,
 )
@@ -75,6 +77,7 @@ class Divided:
         self._plan = plan
         name = two.champion.endpoint.name
         self._outcomes = ("POST", f"/v2/models/{name}/outcomes")
+        self._statistics = {f"/v2/models/{name}/stats", "/v2/models/stats"} - {f"/v2/models/{name}"}
         header = plan.sticky_header.encode() if plan.sticky_header else None
         is_keyed = plan.share > 0 or plan.mode == "ab"
         self._key_of = _field_reader(plan.sticky_field) if plan.sticky_field and header is None else None
@@ -84,10 +87,12 @@ class Divided:
         """Return what a request asks for, or its response; both versions can be asked by name."""
         if (method, path) == self._outcomes:
             return Asked("outcomes")
-        challenger = self._two.challenger.endpoint
-        if f"/versions/{challenger.version}" in path:
-            return challenger.find(method, path)
-        return self._two.champion.endpoint.find(method, path)
+        champion, challenger = self._two.champion.endpoint, self._two.challenger.endpoint
+        if path == "/v2/repository/index":
+            return answer_index(method, [champion, challenger])
+        if path in self._statistics:
+            return answer_statistics(method, [champion, challenger])
+        return (challenger if f"/versions/{challenger.version}" in path else champion).find(method, path)
 
     def submit(self, call: Call, done: Done) -> None:
         """Have a call answered by the one it is for."""
@@ -109,8 +114,8 @@ class Divided:
         return key is not None and is_chosen(self._plan.rollout, key, self._plan.share)
 
     def _read_key(self, call: Call, key_of: Callable[[Call], bytes | None]) -> Response | None:
-        """Read the caller's name from the body; a large one, of many records, is the champion's."""
-        if len(call.body) > PARSED_SHORT_BYTES:
+        """Read the caller's name from the body; a large one, of many records, is the champion's, as is one that is not JSON."""
+        if len(call.body) > PARSED_SHORT_BYTES or call.read is not None:
             call.key = None
             return None
         refusal = self._two.champion.endpoint.parse(call)
@@ -123,7 +128,7 @@ class Divided:
             if response.code == HTTP_OK:
                 done(response)
                 return
-            again = Call(call.protocol_name, call.body, call.json_bytes)
+            again = Call(call.protocol_name, call.body, call.json_bytes, read=call.read, accept=call.accept)
             self._two.champion.batcher.submit(again, lambda better: self._settle(response, better, done))
 
         return take

@@ -151,11 +151,11 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEve
 
 @pytest.fixture
 def listen(mixed_package: Path, new_loop: Callable[[], Any]) -> Iterator[Callable[..., Running]]:
-    """``listen(limits=, cost=, max_waiting=, connections=)`` starts a listener of the mixed package."""
+    """``listen(folder, limits=, cost=, max_waiting=, connections=)`` starts a listener, of the mixed package if of no other."""
     with contextlib.ExitStack() as stack:
 
-        def start(**options: Any) -> Running:
-            running = Running(mixed_package, new_loop(), **options)
+        def start(folder: Path = mixed_package, **options: Any) -> Running:
+            running = Running(folder, new_loop(), **options)
             stack.callback(running.stop)
             return running
 

@@ -271,7 +271,10 @@ def test_limits_hold(serve: Any, mixed_package: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "code"),
     [
-        ("GET", "/", 404),
+        ("GET", "/docs/x", 404),
+        ("POST", "/", 405),
+        ("POST", "/docs", 405),
+        ("POST", "/openapi.json", 405),
         ("GET", "/v2/models", 404),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/other/ready", 404),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve.bodies import accepted_form, reader_of
 from lepton_ray.serve.endpoint import Limits, NoMeter
 from lepton_ray.serve.http import build_http_app
 
@@ -50,8 +51,8 @@ def client(call_app: Any, _sealed: Path) -> Any:
     return call_app(build_http_app(predictor, "demo", Limits(max_rows=3), NoMeter()))
 
 
-def _check(client: Any, path: str, body: bytes) -> None:
-    response = client.post(path, content=body)
+def _check(client: Any, path: str, body: bytes, content_type: str = "application/json") -> None:
+    response = client.post(path, content=body, headers={"content-type": content_type})
     assert response.status_code in (200, 400, 422)
     answer = orjson.loads(response.content)
     if response.status_code != 200:
@@ -77,3 +78,37 @@ def test_any_json_at_infer(client: Any, body: Any) -> None:
 @given(st.binary(max_size=40), st.sampled_from(["/predict", "/v2/models/demo/infer"]))
 def test_any_bytes(client: Any, body: bytes, path: str) -> None:
     _check(client, path, body)
+
+
+_TYPES = ("text/csv", "application/vnd.apache.arrow.stream", "image/png", "multipart/form-data; boundary=B")
+_PIECES = st.sampled_from(
+    [
+        b"age",
+        b"size",
+        b"colour",
+        b"1",
+        b"S",
+        b",",
+        b"\n",
+        b'"',
+        b"\xff",
+        b"--B",
+        b"\r\n",
+        b"--",
+        b"\xff\xff\xff\xff",
+        b"\0",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40) | st.lists(_PIECES, max_size=20).map(b"".join), st.sampled_from(_TYPES))
+def test_any_bytes_of_other_forms(client: Any, body: bytes, content_type: str) -> None:
+    _check(client, "/predict", body, content_type)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=30), st.binary(max_size=30))
+def test_any_headers(content_type: bytes, accept: bytes) -> None:
+    reader_of(content_type)
+    accepted_form(accept)

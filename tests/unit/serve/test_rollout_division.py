@@ -15,6 +15,7 @@ from lepton_ray.artifacts.package import ModelPackage, open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve.batching import Batcher, Cost
+from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import Asked, Call, Endpoint, Limits, NoMeter, Response
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.http import asgi_app
@@ -346,3 +347,36 @@ def test_both_ways_in_give_a_caller_the_same_version(
         assert direct.headers["x-model-version"] == other.headers["x-model-version"]
         versions.add(direct.headers["x-model-version"])
     assert len(versions) == 2
+
+
+def test_index_and_statistics_tell_of_both(canary: TrafficPlan) -> None:
+    async def ask() -> list[Any]:
+        holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+        await holding.follow(canary)
+        versions = {_version(await _predict(holding, f"user-{index}")) for index in range(20)}
+        pairs = (("POST", "/v2/repository/index"), ("GET", "/v2/models/demo/stats"), ("GET", "/v2/models/stats"))
+        found = [holding.front.find(method, path) for method, path in pairs]
+        return [versions, *(json.loads(one.body) for one in found if isinstance(one, Response))]
+
+    versions, index, stats, every = asyncio.run(ask())
+    assert {entry["version"] for entry in index} == versions
+    assert stats == every
+    assert {one["version"] for one in stats["model_stats"]} == versions
+    assert sum(one["inference_count"] for one in stats["model_stats"]) == 20
+
+
+def test_what_the_challenger_cannot_answer_comes_from_the_champion_in_the_same_form(
+    canary: TrafficPlan, challenger: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fail(monkeypatch, challenger, RuntimeError("broken"))
+
+    async def ask() -> list[Response]:
+        holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+        await holding.follow(_change(canary, share=1.0))
+        read = reader_of(b"text/csv")
+        calls = [Call("records", b"age,size\n1,S\n", read=read, accept=b"text/csv", key=b"a") for _ in range(2)]
+        return [await holding.front.answer(call) for call in calls]
+
+    for response in asyncio.run(ask()):
+        assert response.code == 200
+        assert response.body.startswith(b"label,")

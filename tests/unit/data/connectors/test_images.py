@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lepton_ray.artifacts.pixels import decode_image, read_pixels
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import open_connector
-from lepton_ray.data.connectors.pixels import decode_image, read_pixels
 from lepton_ray.spec.data import DataSpec, ImageColumn
 from lepton_ray.testing.connector_suite import read_all
 
@@ -151,7 +151,7 @@ def test_pictures_alone_need_no_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [TypeError("x"), IndexError("x"), KeyError("x"), EOFError("x"), struct.error("x")])
 def test_whatever_pillow_says_of_a_damaged_file_is_one_fault(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(file: Any) -> Any:
+    def fail(file: Any, formats: Any) -> Any:
         raise error
 
     monkeypatch.setattr(Image, "open", fail)

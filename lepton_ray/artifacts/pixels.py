@@ -1,7 +1,8 @@
-"""Image files to pixels: what image folders, tables with images and samples share."""
+"""Image files to pixels: what training's sources and serving share, so that both see the same."""
 
 import io
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,13 @@ def num_pixel_bytes(column: ImageColumn) -> int:
     return column.height * column.width * column.channels
 
 
-def decode_image(content: bytes, column: ImageColumn) -> bytes:
+def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] | None = None) -> bytes:
     """Return the pixels of an image file, rows x columns x channels of uint8.
+
+    Args:
+        content: The file.
+        column: What it must be.
+        formats: Pillow's names of those that are read; None reads all.
 
     Raises:
         ValueError: If it is no image, or of another size than the column's; an image of another size is never decoded.
@@ -41,7 +47,7 @@ def decode_image(content: bytes, column: ImageColumn) -> bytes:
     if len(content) > MAX_IMAGE_BYTES:
         raise ValueError(f"must be at most {MAX_IMAGE_BYTES} bytes, got {len(content)}")
     try:
-        with image_module.open(io.BytesIO(content)) as image:
+        with image_module.open(io.BytesIO(content), formats=formats) as image:
             if image.size != (column.width, column.height):
                 raise ValueError(f"must be {column.width}x{column.height} pixels, got {image.size[0]}x{image.size[1]}")
             return bytes(_to_8_bits(image).convert("L" if column.channels == 1 else "RGB").tobytes())

@@ -1,0 +1,220 @@
+"""The OpenAPI document of a served model, made of its signature: what to send to each path, and what comes back.
+
+Records are described as they are best sent. Some more is understood, such as a number in a text; the document does not say all of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lepton_ray.artifacts.signature import Signature, TensorSpec
+from lepton_ray.spec.data import (
+    CategoryColumn,
+    Column,
+    ImageColumn,
+    NumberColumn,
+    SeriesColumn,
+    TextColumn,
+    TimeColumn,
+)
+
+_Schema = dict[str, Any]
+
+_ARROW = "application/vnd.apache.arrow.stream"
+_BINARY: _Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+_PROBABILITY: _Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_NUMBERS = ("epoch_s", "epoch_ms")
+_ERRORS = {
+    "400": "not of the protocol",
+    "401": "no good token",
+    "403": "a token without the scope",
+    "413": "a body that is too large",
+    "422": "a record that breaks the signature; field, rule and value are named",
+    "429": "more than a limit; Retry-After says when to ask again",
+    "500": "the server failed",
+    "503": "too many wait; Retry-After says when to ask again",
+}
+
+
+def describe(name: str, version: str, signature: Signature, max_rows: int) -> _Schema:
+    """Return the document, of OpenAPI 3.1.
+
+    Whether tokens are asked for is not the model's affair: each path takes one or none.
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": name, "version": version, "description": "Predictions of one model, served by lepton_ray."},
+        "servers": [{"url": "."}],
+        "security": [{"bearer": []}, {}],
+        "paths": {"/predict": {"post": _predict(signature)}, **_other_paths(name)},
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A token, where serve.auth asks for one."}
+            },
+            "schemas": {
+                "Record": _record(signature),
+                "Records": {"type": "array", "items": _ref("Record"), "minItems": 1, "maxItems": max_rows},
+                "Prediction": _prediction(signature),
+                "Predictions": _object(
+                    model={"type": "string"},
+                    version={"type": "string"},
+                    predictions={"type": "array", "items": _ref("Prediction")},
+                ),
+                "Error": _object(error={"type": "string"}),
+            },
+            "responses": {
+                code: {"description": text, "content": _json(_ref("Error"))} for code, text in _named_errors().items()
+            },
+        },
+    }
+
+
+def _ref(name: str, section: str = "schemas") -> _Schema:
+    return {"$ref": f"#/components/{section}/{name}"}
+
+
+def _json(schema: _Schema) -> _Schema:
+    return {"application/json": {"schema": schema}}
+
+
+def _object(**properties: _Schema) -> _Schema:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _named_errors() -> dict[str, str]:
+    return {f"Error{code}": text for code, text in _ERRORS.items()}
+
+
+def _responses(content: _Schema, *codes: str) -> _Schema:
+    failures = {code: _ref(f"Error{code}", "responses") for code in ("401", "403", "429", *codes)}
+    return {"200": {"description": "the answer", "content": content}, **failures}
+
+
+def _predict(signature: Signature) -> _Schema:
+    listed = {"oneOf": [_ref("Records"), _object(records=_ref("Records"))]}
+    bodies: _Schema = {**_json(listed), "text/csv": {"schema": {"type": "string"}}, _ARROW: {"schema": _BINARY}}
+    for name in signature.of_kind("image"):
+        files = {"type": "array", "items": _BINARY, "minItems": 1}
+        fields = {other: {"type": "string"} for other in signature.columns if other != name}
+        form = {"type": "object", "properties": {name: files, **fields}, "required": [name]}
+        bodies |= {kind: {"schema": _BINARY} for kind in ("image/png", "image/jpeg")}
+        bodies["multipart/form-data"] = {"schema": form}
+    answers = {**_json(_ref("Predictions")), "text/csv": {"schema": {"type": "string"}}, _ARROW: {"schema": _BINARY}}
+    return {
+        "operationId": "predict",
+        "summary": "Predictions for records",
+        "requestBody": {"required": True, "content": bodies},
+        "responses": _responses(answers, "400", "413", "422", "500", "503"),
+    }
+
+
+def _other_paths(name: str) -> _Schema:
+    model = f"/v2/models/{name}"
+    paths = {
+        "/v2": ("get", "server", "What the server is"),
+        "/v2/health/live": ("get", "live", "Whether the server lives"),
+        "/v2/health/ready": ("get", "ready", "Whether the server is ready"),
+        "/v2/repository/index": ("post", "index", "The packages that are served"),
+        model: ("get", "metadata", "The model's tensors"),
+        f"{model}/ready": ("get", "modelReady", "Whether the model is ready"),
+        f"{model}/config": ("get", "config", "The model's configuration, in Triton's form"),
+        f"{model}/stats": ("get", "stats", "What the model has answered, in Triton's form"),
+        f"{model}/infer": ("post", "infer", "Predictions for tensors: Open Inference Protocol v2"),
+    }
+    return {path: {method: _operation(id, summary)} for path, (method, id, summary) in paths.items()}
+
+
+def _operation(id: str, summary: str) -> _Schema:
+    anything: _Schema = _json({"type": ["object", "array"]})
+    operation: _Schema = {"operationId": id, "summary": summary, "responses": _responses(anything)}
+    if id == "infer":
+        body = {"required": True, "content": _json({"type": "object", "required": ["inputs"]})}
+        operation |= {"requestBody": body, "responses": _responses(anything, "400", "413", "422", "500", "503")}
+    return operation
+
+
+def _record(signature: Signature) -> _Schema:
+    properties: _Schema = {name: describe_column(column) for name, column in signature.columns.items()}
+    properties |= {name: {"description": "May be sent, and is not read."} for name in signature.unused}
+    required = [name for name, column in signature.columns.items() if _is_required(column)]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _is_required(column: Column) -> bool:
+    return isinstance(column, ImageColumn) or bool(getattr(column, "required", False))
+
+
+def describe_column(column: Column) -> _Schema:
+    """Return the schema of a column's values; ``x-kind`` is its kind."""
+    schema = {"x-kind": column.kind, **_DESCRIBERS[type(column)](column)}
+    if not _is_required(column) and isinstance(schema.get("type"), str) and column.kind != "series":
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"] = [*schema["enum"], None]
+    return schema
+
+
+def _number(column: NumberColumn) -> _Schema:
+    bounds = {"minimum": column.min, "maximum": column.max}
+    kind = "integer" if column.whole else "number"
+    return {"type": kind, **{name: bound for name, bound in bounds.items() if bound is not None}}
+
+
+def _category(column: CategoryColumn) -> _Schema:
+    if column.allowed is None:
+        return {"type": "string"}
+    is_exact = not column.normalise and not column.replace
+    return {"type": "string", "enum" if is_exact else "examples": list(column.allowed)}
+
+
+def _text(column: TextColumn) -> _Schema:
+    lengths = {} if column.normalise else {"minLength": column.min_length, "maxLength": column.max_length}
+    return {"type": "string", **{name: length for name, length in lengths.items() if length is not None}}
+
+
+def _time(column: TimeColumn) -> _Schema:
+    words = {"epoch_s": "seconds since 1970", "epoch_ms": "milliseconds since 1970", "iso": "ISO 8601"}
+    bounds = [f"{word} {bound}" for word, bound in (("from", column.min), ("to", column.max)) if bound is not None]
+    text = " ".join([words.get(column.format, f"by the pattern {column.format}"), *bounds])
+    return {"type": "number" if column.format in _NUMBERS else "string", "description": text}
+
+
+def _series(column: SeriesColumn) -> _Schema:
+    items = {"type": ["number", "null"]}
+    return {"type": "array", "items": items, "minItems": column.length, "maxItems": column.length}
+
+
+def _image(column: ImageColumn) -> _Schema:
+    schema: _Schema = {"type": "integer", "minimum": 0, "maximum": 255}
+    for size in (column.channels, column.width, column.height):
+        schema = {"type": "array", "items": schema, "minItems": size, "maxItems": size}
+    file = _object(b64={"type": "string", "contentEncoding": "base64", "description": "of a PNG or JPEG file"})
+    return {"oneOf": [file, schema], "description": f"{column.width}x{column.height} pixels"}
+
+
+_DESCRIBERS: dict[type, Callable[[Any], _Schema]] = {
+    NumberColumn: _number,
+    CategoryColumn: _category,
+    TextColumn: _text,
+    TimeColumn: _time,
+    SeriesColumn: _series,
+    ImageColumn: _image,
+}
+
+
+def _prediction(signature: Signature) -> _Schema:
+    outputs = {tensor.name: _output(tensor, signature) for tensor in signature.outputs}
+    if "probabilities" in outputs and "label" not in outputs:
+        labels = {"type": "array", "items": {"type": "string", "enum": list(signature.classes)}}
+        outputs = {"labels": labels, **outputs}
+    return _object(**outputs)
+
+
+def _output(tensor: TensorSpec, signature: Signature) -> _Schema:
+    if tensor.name == "probabilities":
+        return _object(**dict.fromkeys(signature.classes, _PROBABILITY))
+    if tensor.datatype == "BYTES":
+        return {"type": "string", "enum": list(signature.classes)}
+    single = {"type": "boolean" if tensor.datatype == "BOOL" else "number"}
+    if len(tensor.shape) == 1:
+        return single
+    return {"type": "array", "items": single, "minItems": tensor.shape[1], "maxItems": tensor.shape[1]}
