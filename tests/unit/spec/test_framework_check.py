@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lepton_ray.core import settings
 from lepton_ray.spec.framework_check import check_framework
-from lepton_ray.spec.model import CnnModel, FactorizationModel, FusionModel, MlpModel, TrainSpec
+from lepton_ray.spec.model import CnnModel, FusionModel, MlpModel, PretrainedModel, TrainSpec
 from lepton_ray.spec.release import ExportSpec
 from lepton_ray.spec.run import RunSpec
 
@@ -53,13 +53,15 @@ def test_what_cannot_be_done_is_refused(sections: dict[str, Any], message: str) 
         _spec(**sections)
 
 
+_LACKING = PretrainedModel(kind="pretrained", backbone="somewhere")
+
+
 def test_a_family_that_keras_lacks_is_refused() -> None:
-    lacking = FactorizationModel(kind="factorization")
-    model = FusionModel(kind="fusion", encoders={"ids": lacking, "features": MlpModel(kind="mlp")})
-    for place, given in (("model", lacking), ("model.encoders.ids", model)):
+    model = FusionModel(kind="fusion", encoders={"tokens": _LACKING, "features": MlpModel(kind="mlp")})
+    for place, given in (("model", _LACKING), ("model.encoders.tokens", model)):
         (problem,) = check_framework(given, TrainSpec(framework="keras"), ExportSpec())
-        assert problem.startswith(f"{place}.kind must be one that Keras has (not factorization, ")
-        assert "got 'factorization'" in problem
+        assert problem.startswith(f"{place}.kind must be one that Keras has (not pretrained), ")
+        assert "got 'pretrained'" in problem
 
 
 @pytest.mark.parametrize("framework", ["keras", "jax"])
@@ -72,7 +74,7 @@ def test_what_torch_alone_shares_among_workers_is_refused(framework: Any) -> Non
 def test_jax_takes_what_keras_takes_and_devices_beside() -> None:
     for device in ({"use_gpu": True}, {"use_tpu": True, **_SLICE}, {}):
         _spec(train={"framework": "jax", "num_workers": 4, **device}, export={"also": ["litert"]})
-    (problem,) = check_framework(FactorizationModel(kind="factorization"), TrainSpec(framework="jax"), ExportSpec())
+    (problem,) = check_framework(_LACKING, TrainSpec(framework="jax"), ExportSpec())
     assert "must be one that Keras has" in problem
 
 
