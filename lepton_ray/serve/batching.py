@@ -7,6 +7,7 @@ rows take, measured when the replica warms up.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ _SHORT_S = 1e-3  # most that the loop is kept from its sockets by one batch
 _LONG_S = 50e-3  # most that a batch in the thread takes, unless a single call takes more
 PARSED_SHORT_BYTES = 64 << 10  # JSON of this size takes about half a millisecond
 _WARM_UP_ROWS, _WARM_UP_RUNS = 64, 3
+
+_logger = logging.getLogger("lepton_ray.serve")
 
 Done = Callable[[Response], object]
 
@@ -127,4 +130,7 @@ class Batcher:
 
 def _deliver(batch: list[tuple[Call, Done]], responses: list[Response]) -> None:
     for (_, done), response in zip(batch, responses, strict=True):
-        done(response)
+        try:
+            done(response)
+        except Exception:  # of one caller: the others of the batch must not wait for ever
+            _logger.exception("an answer could not be given")

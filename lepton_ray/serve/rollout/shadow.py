@@ -19,17 +19,19 @@ class Shadow:
         self._meter = meter
         self._worker = ThreadPoolExecutor(1, "lepton-shadow")
         self._places = threading.Semaphore(_MAX_WAITING)
+        self._is_closed = False
 
     def copy(self, call: Call, outputs: Outputs) -> None:
         """Have the challenger answer a call too, and compare with the champion's outputs; never an error."""
-        if self._places.acquire(blocking=False):
+        if not self._is_closed and self._places.acquire(blocking=False):  # calls that waited outlive their rollout
             running = self._worker.submit(self._run, call, outputs)
             running.add_done_callback(lambda _: self._places.release())
         else:
             self._meter.add_dropped()
 
     def close(self) -> None:
-        """End when all copies that wait are compared."""
+        """End when all copies that wait are compared; called where ``copy`` is."""
+        self._is_closed = True
         self._worker.shutdown(wait=False)
 
     def _run(self, call: Call, outputs: Outputs) -> None:

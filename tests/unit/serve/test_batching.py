@@ -159,3 +159,21 @@ def test_the_cost_of_a_package_is_measured(endpoint: Endpoint) -> None:
     assert 0 <= cost.row_s < 1
     assert cost.of(10) == pytest.approx(cost.run_s + 10 * cost.row_s)
     assert np.isfinite(cost.of(1))
+
+
+def test_a_caller_who_fails_costs_the_others_of_the_batch_nothing(endpoint: Endpoint) -> None:
+    answers: list[Response] = []
+
+    def fail(response: Response) -> None:
+        raise RuntimeError("the caller's own fault")
+
+    async def ask() -> None:
+        batcher = Batcher(endpoint, Cost(0, 0), 100)
+        for done in (fail, answers.append):
+            batcher.submit(_call("records", [{"age": 1, "size": "S"}]), done)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        batcher.close()
+
+    asyncio.run(ask())
+    assert [answer.code for answer in answers] == [200]

@@ -190,6 +190,17 @@ def test_a_shadow_is_compared_and_never_returned(held: Holding, canary: TrafficP
     assert tally.largest_difference > 0.1
 
 
+def test_calls_that_wait_when_a_shadow_ends_are_answered(held: Holding, canary: TrafficPlan) -> None:
+    async def ask() -> Counter[str]:
+        await held.follow(_change(canary, mode="shadow", share=1.0))
+        asked = [asyncio.ensure_future(_predict(held, f"user-{index}")) for index in range(5)]
+        await asyncio.sleep(0)  # they are in the queue now, and answered after this moment of the loop
+        await held.follow(TrafficPlan(model=canary.model))
+        return Counter(map(_version, await asyncio.wait_for(asyncio.gather(*asked), 20)))
+
+    assert asyncio.run(ask()) == {canary.model.version: 5}
+
+
 def test_a_shadow_that_does_not_keep_up_is_dropped_and_a_failing_one_only_counted(
     held: Holding, canary: TrafficPlan, challenger: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
