@@ -5,6 +5,7 @@ import functools
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -129,7 +130,7 @@ def run(
         loaded = load_spec(spec, overrides or [])
         if serve and loaded.serve is None:
             raise SpecError(["--serve must be given a spec with the section serve. Add --set serve={}"], "the command")
-        with _ray_closed_after(serve):
+        with _ray_closed_after():
             with only_json_on_stdout(as_json):
                 result = run_pipeline(loaded, from_stage, force, progress)
             if as_json:
@@ -194,7 +195,7 @@ def predict(
             from lepton_ray.stages.score_dataset import score_dataset
 
             progress.started("predict")
-            with _ray_closed_after(interruptible=True):
+            with _ray_closed_after():
                 scored, refused = score_dataset(
                     functools.partial(open_model, ref), file, output, use_ray, progress.update
                 )
@@ -238,7 +239,7 @@ def serve(
 
         ref, package = locate_model(model, tracking_uri)
         spec = _serve_spec(host, port, max_replicas)
-        with _ray_closed_after(interruptible=True):
+        with _ray_closed_after():
             url, through, metrics_url = start_application(ref, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
             wait_for_interrupt(url)
@@ -250,23 +251,20 @@ def _serve_spec(host: str, port: int, max_replicas: int) -> Any:
     return ServeSpec(host=host, port=port, autoscaling=AutoscalingSpec(max_replicas=max_replicas))
 
 
-class _ray_closed_after:  # noqa: N801  reads as a verb in a with statement
-    """Stop a local cluster at the end of a block, also when the process is asked to terminate."""
-
-    def __init__(self, interruptible: bool) -> None:
-        self._interruptible = interruptible
-
-    def __enter__(self) -> None:
-        """Make SIGTERM end the block as Ctrl-C does."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)
-
-    def __exit__(self, *error: object) -> None:
-        """Close Ray if this process has opened it."""
+@contextlib.contextmanager
+def _ray_closed_after() -> Iterator[None]:
+    """Stop a local cluster at the end of a block; within it SIGTERM does what Ctrl-C does."""
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may say what signals do
+    before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None
+    try:
+        yield
+    finally:
         if "ray" in sys.modules:
             from lepton_ray.engine.session import close
 
             close()
+        if is_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -21,7 +21,7 @@ from lepton_ray.train import keras_checkpoint, keras_loop
 from . import jax_case
 from .jax_case import CASES, SEED, SHARED
 
-pytest.importorskip("jax")
+pytest.importorskip("jax", reason="the extra 'jax' is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a program is compiled for each case
 _REPOSITORY = Path(__file__).parents[2]
 _TOLERANCE = {"bfloat16": 5e-3}

@@ -42,6 +42,6 @@ class Shadow:
                 self._meter.compare(outputs, theirs)
             elif own.code < HTTP_FAILED:  # what failed is counted already
                 self._meter.add_error()
-        except Exception:
+        except Exception:  # nobody waits for a copy: what it breaks is counted
             _logger.exception("the answers of a copied request could not be compared")
             self._meter.add_error()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -355,3 +356,10 @@ def test_stop_as_soon_as_the_address_is_said_is_no_error(monkeypatch: pytest.Mon
     monkeypatch.setattr("lepton_ray.cli.app.typer.echo", say)
     wait_for_interrupt("http://127.0.0.1:1")
     assert said[-1] == "stopping"
+
+
+def test_a_command_leaves_the_signals_of_its_process_as_they_were(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "spec.yaml").write_text(_SPEC)
+    assert CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")]).exit_code != 0
+    assert signal.getsignal(signal.SIGTERM) is before
