@@ -23,6 +23,7 @@ _LOCAL_OBJECT_STORE_BYTES = 512 << 20
 _PORTS = range(20000, 32768)
 """Above the ports that Ray gives to its workers, below those that Linux gives to outgoing connections: neither takes one
 between the moment it is found free and its use."""
+_given: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,17 @@ def close() -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing on this machine listens on now.
+    """Return a TCP port that nothing on this machine listens on now, another for each call in a process.
 
     Raises:
         EngineError: If none of many tried is free.
     """
     for port in random.SystemRandom().sample(_PORTS, 1000):
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
+            _given.add(port)
             return port
     raise EngineError(f"a port from {_PORTS[0]} to {_PORTS[-1]} must be free, got none. Stop what listens on them")
 

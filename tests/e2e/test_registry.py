@@ -49,26 +49,26 @@ def test_champion_is_served_from_a_server_that_proxies_artifacts(workplace: Work
     )
     assert workplace.run_json("run", "spec.yaml")["stages"]["register"]["version"] == "1"
     options = ["models:/proxied@champion", "--tracking-uri", mlflow_server, "--port", "0"]
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [str(COMMAND), "serve", *options],
         cwd=workplace.folder,
         env=workplace.environment,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert server.stderr is not None
-    lines = []
-    for line in server.stderr:
-        lines.append(line)
-        if line.startswith("serving at"):
-            break
-    assert lines, "the command says where it serves"
-    assert lines[-1].startswith("serving at"), "".join(lines)
-    with urllib.request.urlopen(f"{lines[-1].split()[2]}/v2/models/proxied/ready", timeout=30) as response:
-        assert response.status == 200
-    server.send_signal(signal.SIGTERM)
-    _, rest = server.communicate(timeout=60)
-    assert server.returncode == 0, rest
+    ) as server:
+        assert server.stderr is not None
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if line.startswith("serving at"):
+                break
+        assert lines, "the command says where it serves"
+        assert lines[-1].startswith("serving at"), "".join(lines)
+        with urllib.request.urlopen(f"{lines[-1].split()[2]}/v2/models/proxied/ready", timeout=30) as response:
+            assert response.status == 200
+        server.send_signal(signal.SIGTERM)
+        _, rest = server.communicate(timeout=60)
+        assert server.returncode == 0, rest
 
 
 def test_credentials_of_the_registry_stay_out_of_messages(workplace: Workplace) -> None:

@@ -1,0 +1,14 @@
+"""Ports for servers that start later."""
+
+import pytest
+
+from lepton_ray.core.errors import EngineError
+from lepton_ray.engine import session
+
+
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_PORTS", range(21000, 22000))
+    monkeypatch.setattr(session, "_given", set(session._PORTS[:-1]))
+    assert session.free_port() == 21999
+    with pytest.raises(EngineError, match="a port from 21000 to 21999 must be free, got none"):
+        session.free_port()
