@@ -300,6 +300,7 @@ def _ddp_worker(rank: int, workers: int, folder: Path, num_steps: int) -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
+    torch.distributed.barrier()  # a process that leaves while another still talks to it ends that one by SIGABRT, now and then
     torch.distributed.destroy_process_group()
 
 

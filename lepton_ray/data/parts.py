@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,14 @@ def read_row_group(folder: Folder, part: PartFile, number: int, columns: Sequenc
     with folder.open(part.name) as source:
         file = pq.ParquetFile(source)
         return file.read_row_group(number, columns=None if columns is None else list(columns), use_threads=False)
+
+
+def read_groups(folder: Folder, part: PartFile) -> Iterator[pa.Table]:
+    """Yield the row groups of a Parquet part one by one, so that one is in memory at a time."""
+    with folder.open(part.name) as source:
+        file = pq.ParquetFile(source)
+        for number in range(file.metadata.num_row_groups):
+            yield file.read_row_group(number, use_threads=False)
 
 
 def read_parts(folder: Folder, parts: Iterable[PartFile], columns: Sequence[str] | None = None) -> pa.Table:

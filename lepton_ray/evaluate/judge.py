@@ -25,8 +25,12 @@ class Judge(NamedTuple):
     draw: Callable[[Array, Feeds, Target, EvaluateSpec, str], list[str]]
     """To SVG; the last is the label's name."""
     baseline_name: str
-    predict_baseline: Callable[[Any, Array, Any, Target], Feeds]
-    """From matrices and labels of the training rows, and the matrix of others, to what scikit-learn's model answers."""
+    fit_baseline: Callable[[Any, Array, Target], "Answer"]
+    """From the matrix and the labels of training rows to scikit-learn's model of them."""
+
+
+Answer = Callable[[Any], Feeds]
+"""From a matrix (N, columns) to what is answered for its rows."""
 
 
 def _measure_classes(y_N: Array, answers: Feeds, _: Target, spec: EvaluateSpec) -> dict[str, float]:
@@ -42,11 +46,15 @@ def _draw_classes(y_N: Array, answers: Feeds, target: Target, spec: EvaluateSpec
     ]
 
 
-def _predict_classes(x_train: Any, y_N: Array, x: Any, target: Target) -> Feeds:
+def _fit_classes(x_train: Any, y_N: Array, target: Target) -> Answer:
     model = LogisticRegression(max_iter=2000).fit(x_train, y_N)
-    p_NC = np.zeros((x.shape[0], len(target.classes)))
-    p_NC[:, model.classes_] = model.predict_proba(x)
-    return {"probabilities": p_NC}
+
+    def answer(x: Any) -> Feeds:
+        p_NC = np.zeros((x.shape[0], len(target.classes)))
+        p_NC[:, model.classes_] = model.predict_proba(x)
+        return {"probabilities": p_NC}
+
+    return answer
 
 
 def _measure_labels(y_NC: Array, answers: Feeds, _: Target, __: EvaluateSpec) -> dict[str, float]:
@@ -57,12 +65,19 @@ def _draw_labels(y_NC: Array, answers: Feeds, target: Target, _: EvaluateSpec, _
     return [plots.plot_labels(metrics.f1_by_label(y_NC, answers["probabilities"]), y_NC.mean(axis=0), target.classes)]
 
 
-def _predict_labels(x_train: Any, y_NC: Array, x: Any, _: Target) -> Feeds:
+def _fit_labels(x_train: Any, y_NC: Array, _: Target) -> Answer:
     """A logistic regression for each label; one that no row or every row has is answered with its share."""
-    p_NC = np.tile(y_NC.mean(axis=0), (x.shape[0], 1))
-    for label in np.flatnonzero((y_NC.min(axis=0) < 1) & (y_NC.max(axis=0) > 0)):
-        p_NC[:, label] = LogisticRegression(max_iter=2000).fit(x_train, y_NC[:, label]).predict_proba(x)[:, 1]
-    return {"probabilities": p_NC}
+    shares = y_NC.mean(axis=0)
+    learned = np.flatnonzero((y_NC.min(axis=0) < 1) & (y_NC.max(axis=0) > 0))
+    models = {label: LogisticRegression(max_iter=2000).fit(x_train, y_NC[:, label]) for label in learned}
+
+    def answer(x: Any) -> Feeds:
+        p_NC = np.tile(shares, (x.shape[0], 1))
+        for label, model in models.items():
+            p_NC[:, label] = model.predict_proba(x)[:, 1]
+        return {"probabilities": p_NC}
+
+    return answer
 
 
 def _measure_numbers(y: Array, answers: Feeds, target: Target, _: EvaluateSpec) -> dict[str, float]:
@@ -77,8 +92,9 @@ def _draw_numbers(y: Array, answers: Feeds, target: Target, _: EvaluateSpec, lab
     return figures
 
 
-def _predict_numbers(x_train: Any, y: Array, x: Any, target: Target) -> Feeds:
-    return {target.output: LinearRegression().fit(x_train, y).predict(x)}
+def _fit_numbers(x_train: Any, y: Array, target: Target) -> Answer:
+    model = LinearRegression().fit(x_train, y)
+    return lambda x: {target.output: model.predict(x)}
 
 
 def _measure_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec) -> dict[str, float]:
@@ -91,18 +107,22 @@ def _draw_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec,
     return [plots.plot_scores(answers["score"], target.is_normal(y_N), threshold)]
 
 
-def _predict_anomalies(x_train: Any, y_N: Array, x: Any, target: Target) -> Feeds:
+def _fit_anomalies(x_train: Any, y_N: Array, target: Target) -> Answer:
     """An isolation forest (Liu et al. 2008) on the normal rows; as many of them are flagged as the model flags by its threshold."""
     rows = x_train[np.flatnonzero(target.is_normal(y_N))]
     forest = IsolationForest(random_state=0).fit(rows)
-    score_N = -forest.score_samples(x)
     threshold = np.quantile(-forest.score_samples(rows), target.quantile)
-    return {"score": score_N, "is_anomaly": score_N > threshold}
+
+    def answer(x: Any) -> Feeds:
+        score_N = -forest.score_samples(x)
+        return {"score": score_N, "is_anomaly": score_N > threshold}
+
+    return answer
 
 
 JUDGES: dict[Task, Judge] = {
-    "classification": Judge(_measure_classes, _draw_classes, "logistic regression", _predict_classes),
-    "multi_label": Judge(_measure_labels, _draw_labels, "logistic regressions", _predict_labels),
-    "regression": Judge(_measure_numbers, _draw_numbers, "linear regression", _predict_numbers),
-    "anomaly_detection": Judge(_measure_anomalies, _draw_anomalies, "isolation forest", _predict_anomalies),
+    "classification": Judge(_measure_classes, _draw_classes, "logistic regression", _fit_classes),
+    "multi_label": Judge(_measure_labels, _draw_labels, "logistic regressions", _fit_labels),
+    "regression": Judge(_measure_numbers, _draw_numbers, "linear regression", _fit_numbers),
+    "anomaly_detection": Judge(_measure_anomalies, _draw_anomalies, "isolation forest", _fit_anomalies),
 }

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
@@ -14,24 +13,23 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.profile import Profile
 from lepton_ray.artifacts.signature import Feeds
-from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.files import write_json
 from lepton_ray.data.parts import read_parts
 from lepton_ray.evaluate import metrics as scores
 from lepton_ray.evaluate.data_report import DataReport
-from lepton_ray.evaluate.judge import JUDGES
+from lepton_ray.evaluate.judge import JUDGES, Judge
 from lepton_ray.evaluate.ranking import measure_ranking
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.features.columns import codes_of
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.release import BASELINE, EvaluateSpec
+from lepton_ray.stages import held_out
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
-from lepton_ray.stages.featurize import Split, load_split
 from lepton_ray.stages.train_data import target_of
 
-VERSION = 4
+VERSION = 5
 
 
 def evaluate(
@@ -46,18 +44,19 @@ def evaluate(
 ) -> Evaluation:
     """Measure on the test split; nothing before has looked at it."""
     opened = open_package(package.path)
-    test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
-    test_split = load_split(feature_set, "test", ctx)
-    answers = Predictor(opened).run(to_feeds(test, opened.signature))
+    answers = held_out.answer(Predictor(opened), dataset, "test", ctx)
     target = target_of(feature_set)
-    judge, y_test = JUDGES[target.task], test_split[1]
-    measure = partial(_measure, evaluate, target, y_test, _groups(evaluate, test))
+    judge, y_test = JUDGES[target.task], held_out.labels(feature_set, "test", ctx)
+    measure = partial(_measure, evaluate, target, y_test, _groups(evaluate, dataset, ctx))
     metrics = measure(answers)
     figures = judge.draw(y_test, answers, target, evaluate, data.label or "")
     ctx.update("package measured")
-    baseline = {}
+    baseline, baseline_name = {}, judge.baseline_name
     if evaluate.baseline != "none":
-        baseline = measure(_answer_baseline(feature_set, load_split(feature_set, "train", ctx), test_split))
+        found, num_rows = _answer_baseline(feature_set, judge, ctx)
+        baseline = measure(found)
+        if num_rows < (of := feature_set.split_rows["train"]):
+            baseline_name = f"{baseline_name}, of {num_rows:,} of {of:,} rows"
     gated = {**metrics, **{f"{BASELINE}{name}": value for name, value in baseline.items()}}
     missed = scores.missed_gates(gated, evaluate.gates)
     page = write_report(
@@ -71,7 +70,7 @@ def evaluate(
             gates=missed,
             num_gates=len(evaluate.gates),
             plots=figures,
-            baseline_name=judge.baseline_name,
+            baseline_name=baseline_name,
             history=checkpoint.history,
             best_epoch=checkpoint.best_epoch,
             trials=_read_trials(trials),
@@ -92,9 +91,12 @@ def _describe_data(data: DataSpec, dataset: Dataset, feature_set: FeatureSet) ->
     return describe_data(data, dataset, after, feature_set.findings)
 
 
-def _groups(spec: EvaluateSpec, test: pa.Table) -> NDArray[np.integer]:
+def _groups(spec: EvaluateSpec, dataset: Dataset, ctx: RunContext) -> NDArray[np.integer]:
     """Return the number of each row's group, where lists are measured."""
-    return codes_of(test.column(spec.ranking.group_by)).positions if spec.ranking else np.empty(0, np.int32)
+    if spec.ranking is None:
+        return np.empty(0, np.int32)
+    name = spec.ranking.group_by
+    return codes_of(read_parts(folder_of(dataset, ctx), dataset.splits["test"], [name]).column(name)).positions
 
 
 def _measure(
@@ -106,11 +108,12 @@ def _measure(
     return {**metrics, **measure_ranking(y_test, answers, target, groups, spec.ranking)}
 
 
-def _answer_baseline(feature_set: FeatureSet, train: Split, test: Split) -> Feeds:
-    (x_train, y_train), (x_test, _) = train, test
-    train_matrix, test_matrix = (scores.to_matrix(feature_set.inputs, x) for x in (x_train, x_test))
-    target = target_of(feature_set)
-    return JUDGES[target.task].predict_baseline(train_matrix, y_train, test_matrix, target)
+def _answer_baseline(feature_set: FeatureSet, judge: Judge, ctx: RunContext) -> tuple[Feeds, int]:
+    """Return what the baseline answers for the test split, and how many training rows it is fitted on."""
+    x_train, y_train = held_out.sample_prepared(feature_set, "train", ctx)
+    to_matrix = partial(scores.to_matrix, feature_set.inputs)
+    model = judge.fit_baseline(to_matrix(x_train), y_train, target_of(feature_set))
+    return held_out.answer_prepared(lambda x: model(to_matrix(x)), feature_set, "test", ctx), len(y_train)
 
 
 def _read_trials(trials: Trials | None) -> list[dict[str, object]]:

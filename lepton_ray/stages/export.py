@@ -21,7 +21,6 @@ from lepton_ray.artifacts.tables import to_feeds, to_records
 from lepton_ray.core.errors import QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
-from lepton_ray.data.parts import read_parts
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer
 from lepton_ray.export.model_card import write_card
 from lepton_ray.models.catalog import build_model
@@ -29,13 +28,12 @@ from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, NoMeter
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import Framework, Model, library_of
 from lepton_ray.spec.release import ExportSpec, ServeSpec
-from lepton_ray.stages.blocks import folder_of
+from lepton_ray.stages import held_out
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.featurize import load_split
-from lepton_ray.stages.train_data import only_normal, target_of
+from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 3
+VERSION = 4
 _ROWS_AT_ONCE = 4096
 _EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
 _PACKAGES = {"torch": ("torch", "onnx", "onnxruntime"), "keras": ("tensorflow", "keras", "onnx", "onnxruntime")}
@@ -63,12 +61,10 @@ def export(
     target = target_of(feature_set)
     model = _load_model(checkpoint, feature_set, target, framework)
     if target.task == "anomaly_detection":
-        x_val, _ = only_normal(load_split(feature_set, "val", ctx), target)
-        target = target.model_copy(update={"threshold": _find_threshold(exporter, model, target, list(x_val.values()))})
-    test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
+        target = target.model_copy(update={"threshold": _find_threshold(exporter, model, target, feature_set, ctx)})
+    test = held_out.head(dataset, "test", ctx)
     rows = choose_rows(test, signature, export.golden_rows)
-    x_test, _ = load_split(feature_set, "test", ctx)
-    inputs = [values[rows] for values in x_test.values()]
+    inputs = list(held_out.take_prepared(feature_set, "test", rows.tolist(), ctx)[0].values())
     expected = exporter.predict(model, target, inputs)  # of what was trained, before anything is merged for the graph
     graph = exporter.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
     ctx.update("graph exported")
@@ -95,11 +91,19 @@ def export(
     return PackageRef(package_digest=digest, parity=parity, num_bytes=size)
 
 
-def _find_threshold(exporter: Any, model: Any, target: Target, inputs: list[NDArray[Any]]) -> float:
+def _find_threshold(exporter: Any, model: Any, target: Target, feature_set: FeatureSet, ctx: RunContext) -> float:
     """Return the score, a float32, that the wanted share of normal validation rows does not exceed."""
-    starts = range(0, len(inputs[0]), _ROWS_AT_ONCE)
-    scores = [exporter.predict(model, target, [values[i : i + _ROWS_AT_ONCE] for values in inputs]) for i in starts]
-    return float(np.float32(np.quantile(np.concatenate(scores), target.quantile)))
+
+    def score(x: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        values, starts = list(x.values()), range(0, len(next(iter(x.values()))), _ROWS_AT_ONCE)
+        parts = [exporter.predict(model, target, [some[i : i + _ROWS_AT_ONCE] for some in values]) for i in starts]
+        return {target.output: np.concatenate(parts)}
+
+    is_normal = target.is_normal(held_out.labels(feature_set, "val", ctx))
+    if not is_normal.any():
+        raise without_normal(target)
+    scores = held_out.answer_prepared(score, feature_set, "val", ctx)[target.output]
+    return float(np.float32(np.quantile(scores[is_normal], target.quantile)))
 
 
 def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:

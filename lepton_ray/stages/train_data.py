@@ -71,7 +71,7 @@ def _read_all(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     target = target_of(feature_set)
     train, val = (load_split(feature_set, split, ctx) for split in ("train", "val"))
     if target.task == "anomaly_detection":
-        train, val = only_normal(train, target), only_normal(val, target)
+        train, val = _only_normal(train, target), _only_normal(val, target)
     return _train_data(feature_set, _scale(train, target), _scale(val, target))
 
 
@@ -86,7 +86,7 @@ def _train_data(feature_set: FeatureSet, train: tuple[Inputs, Labels], val: tupl
     return data if tokens is None else replace(data, unknown_id=tokens.unknown_id, padding_id=tokens.padding_id)
 
 
-def only_normal(split: Split, target: Target) -> Split:
+def _only_normal(split: Split, target: Target) -> Split:
     """Return the rows of a split that count as normal.
 
     Raises:
@@ -94,7 +94,7 @@ def only_normal(split: Split, target: Target) -> Split:
     """
     normal = _normal_rows(split, target)
     if not len(normal[1]):
-        raise _without_normal(target)
+        raise without_normal(target)
     return normal
 
 
@@ -104,7 +104,8 @@ def _normal_rows(split: Split, target: Target) -> Split:
     return {name: values[rows] for name, values in x.items()}, np.zeros(len(rows), np.int64)
 
 
-def _without_normal(target: Target) -> DataError:
+def without_normal(target: Target) -> DataError:
+    """Return the error of a split that has no row that counts as normal."""
     return DataError(
         f"data.anomalies.normal_class ({target.normal_class}) must have rows in each split, got none. Change it, or the split"
     )
@@ -131,7 +132,7 @@ def _find_rows(feature_set: FeatureSet, split: str, ctx: RunContext) -> StoredRo
         if rows  # a group without any would be no part of an epoch
     ]
     if not groups:
-        raise _without_normal(target)
+        raise without_normal(target)
     state = (feature_set.folder / "state.json").read_text(encoding="utf-8")
     reader = PreparedRows(folder, tuple((part, number) for part, number, _ in groups), state, target)
     return StoredRows(reader, tuple(rows for _, _, rows in groups))

@@ -116,7 +116,7 @@ def test_calibration_keeps_a_probability_of_one_in_the_last_bin() -> None:
 
 def _baseline(x_train: Any, y: Any, x: Any, num_classes: int) -> Any:
     target = Target(task="classification", classes=tuple("abcdef"[:num_classes]))
-    return JUDGES["classification"].predict_baseline(x_train, y, x, target)["probabilities"]
+    return JUDGES["classification"].fit_baseline(x_train, y, target)(x)["probabilities"]
 
 
 def test_the_baseline_gives_a_column_to_classes_it_never_saw() -> None:

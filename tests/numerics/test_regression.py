@@ -191,5 +191,5 @@ def test_the_baseline_is_the_least_squares_line() -> None:
     rng = np.random.default_rng(5)
     x, new = rng.normal(size=(50, 2)), rng.normal(size=(7, 2))
     y = x @ [3.0, -2.0] + 4
-    answers = JUDGES["regression"].predict_baseline(x, y, new, Target(task="regression"))
+    answers = JUDGES["regression"].fit_baseline(x, y, Target(task="regression"))(new)
     np.testing.assert_allclose(answers["value"], new @ [3.0, -2.0] + 4)

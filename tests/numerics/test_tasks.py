@@ -224,7 +224,7 @@ def test_baselines_answer_in_the_package_s_form_and_are_drawn(name: str) -> None
     target = _TARGETS[name].model_copy(update={"threshold": 0.0})
     x, y = np.random.default_rng(0).normal(size=(40, 2)), _labels(name, 40)
     judge = JUDGES[target.task]
-    answers = judge.predict_baseline(x, y, x[:7], target)
+    answers = judge.fit_baseline(x, y, target)(x[:7])
     assert answers[target.output].shape == ((7, 3) if target.output in ("probabilities", "values") else (7,))
     assert judge.measure(y[:7], answers, target, EvaluateSpec())
     assert all(svg.startswith("<svg") for svg in judge.draw(y[:7], answers, target, EvaluateSpec(), "y"))
@@ -234,7 +234,7 @@ def test_a_label_that_all_or_no_rows_have_is_answered_with_its_share() -> None:
     y = np.tile(np.array([0, 1, 1], np.float32), (10, 1))
     y[:4, 2] = 0
     x = np.arange(10.0)[:, None]
-    got = JUDGES["multi_label"].predict_baseline(x, y, x, _TARGETS["multi_label"])["probabilities"]
+    got = JUDGES["multi_label"].fit_baseline(x, y, _TARGETS["multi_label"])(x)["probabilities"]
     assert (got[:, 0] == 0).all()
     assert (got[:, 1] == 1).all()
     assert got[9, 2] > got[0, 2]
@@ -245,7 +245,7 @@ def test_the_isolation_forest_sees_normal_rows_alone() -> None:
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(200, 2)), rng.normal(loc=9, size=(100, 2))])
     y = np.repeat([1, 0], [200, 100])
-    answers = JUDGES["anomaly_detection"].predict_baseline(x, y, x, target)
+    answers = JUDGES["anomaly_detection"].fit_baseline(x, y, target)(x)
     got = JUDGES["anomaly_detection"].measure(y, answers, target, EvaluateSpec())
     assert got["roc_auc"] > 0.99
     assert got["recall"] > 0.99

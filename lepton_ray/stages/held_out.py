@@ -1,0 +1,102 @@
+"""The held-out rows, however many there are: read group by group; what is kept of a row is its label and its answer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lepton_ray.artifacts.kinds import Dataset, FeatureSet, PartFile
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.artifacts.tables import to_feeds
+from lepton_ray.data import in_process
+from lepton_ray.data.parts import Folder, read_groups, read_parquet
+from lepton_ray.features.state import FeatureState
+from lepton_ray.stages.blocks import folder_of
+from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.featurize import LABEL, Split, load_state, split_of
+
+_HEAD_ROWS = 65_536
+_HEAD_BYTES = 256 << 20
+_SAMPLE_BYTES = 512 << 20  # of model input, for a model that takes all its rows at once
+
+
+def answer(predictor: Predictor, dataset: Dataset, split: str, ctx: RunContext) -> Feeds:
+    """Return the numbers that a package gives for all rows of a split, in their order; no texts, which its numbers decide."""
+    return _each_part(partial(_answer_part, predictor, folder_of(dataset, ctx)), dataset.splits[split])
+
+
+def _answer_part(predictor: Predictor, folder: Folder, part: PartFile) -> Feeds:
+    found = [predictor.run(to_feeds(rows, predictor.signature)) for rows in read_groups(folder, part)]
+    return _join([{name: values for name, values in feeds.items() if values.dtype != object} for feeds in found])
+
+
+def answer_prepared(
+    predict: Callable[[dict[str, NDArray[Any]]], Feeds], feature_set: FeatureSet, split: str, ctx: RunContext
+) -> Feeds:
+    """Return what a function of the model inputs gives for all rows of a split, in their order."""
+    state = load_state(feature_set)
+    return _each_part(partial(_predict_part, predict, folder_of(feature_set, ctx), state), feature_set.splits[split])
+
+
+def _predict_part(
+    predict: Callable[[dict[str, NDArray[Any]]], Feeds], folder: Folder, state: FeatureState, part: PartFile
+) -> Feeds:
+    return _join([predict(split_of(rows, state)[0]) for rows in read_groups(folder, part)])
+
+
+def labels(feature_set: FeatureSet, split: str, ctx: RunContext) -> NDArray[Any]:
+    """Return the labels of a split."""
+    folder = folder_of(feature_set, ctx)
+    return np.concatenate([split_of(read_parquet(folder, part, [LABEL]))[1] for part in feature_set.splits[split]])
+
+
+def head(dataset: Dataset, split: str, ctx: RunContext) -> pa.Table:
+    """Return the first rows of a split: many, but never more than memory holds."""
+    folder, tables = folder_of(dataset, ctx), []
+    for rows in _groups(folder, dataset.splits[split]):
+        tables.append(rows.slice(0, _HEAD_ROWS))
+        if sum(len(table) for table in tables) >= _HEAD_ROWS or sum(table.nbytes for table in tables) >= _HEAD_BYTES:
+            break
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def take_prepared(feature_set: FeatureSet, split: str, places: Sequence[int], ctx: RunContext) -> Split:
+    """Return the model inputs and labels of some rows of a split, by their places in it, which ascend."""
+    folder, first, tables = folder_of(feature_set, ctx), 0, []
+    wanted = np.asarray(places)
+    for rows in _groups(folder, feature_set.splits[split]):
+        here = wanted[(wanted >= first) & (wanted < first + len(rows))] - first
+        tables.append(rows.take(pa.array(here)))
+        first += len(rows)
+        if first > wanted[-1]:
+            break
+    return split_of(pa.concat_tables(tables), load_state(feature_set))
+
+
+def sample_prepared(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:
+    """Return the model inputs and labels of a split: of all rows, or of as many, evenly spread, as memory should hold."""
+    row_bytes = sum(given.row_bytes for given in feature_set.inputs)
+    step = -(-feature_set.split_rows[split] * row_bytes // _SAMPLE_BYTES) or 1
+    folder, first, tables = folder_of(feature_set, ctx), 0, []
+    for rows in _groups(folder, feature_set.splits[split]):
+        tables.append(rows if step == 1 else rows.take(pa.array(np.arange(-first % step, len(rows), step))))
+        first += len(rows)
+    return split_of(pa.concat_tables(tables), load_state(feature_set))
+
+
+def _groups(folder: Folder, parts: Sequence[PartFile]) -> Iterator[pa.Table]:
+    return (rows for part in parts for rows in read_groups(folder, part))
+
+
+def _each_part(function: Callable[[PartFile], Feeds], parts: Sequence[PartFile]) -> Feeds:
+    filled = [part for part in parts if part.rows]  # one without rows has no group that could be answered
+    found = dict(in_process.map_parts(function, filled))
+    return _join([found[index] for index in range(len(filled))])
+
+
+def _join(found: Sequence[Feeds]) -> Feeds:
+    return {name: np.concatenate([feeds[name] for feeds in found]) for name in found[0]}

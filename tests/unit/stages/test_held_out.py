@@ -1,0 +1,124 @@
+"""How the held-out rows are cut into groups changes nothing of what is measured, and no more than a group is answered at once."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+import yaml
+
+from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.core.files import read_json
+from lepton_ray.data import parts
+from lepton_ray.pipeline import run
+from lepton_ray.spec import parse_spec
+from lepton_ray.stages import featurize, held_out
+from lepton_ray.stages.context import RunContext
+
+_ROWS, _GROUP, _GOLDEN = 600, 7, 16
+_LABELS: dict[str, Any] = {
+    "classification": {"label": "kind"},
+    "regression": {"label": "weight"},
+    "multi_label": {"label": "marks"},
+    "anomaly_detection": {"label": "kind", "anomalies": {"normal_class": "a"}},
+    "unlabelled": {"label": None, "anomalies": {"quantile": 0.9}},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    rng = np.random.default_rng(1)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "size", "colour", "user", "kind", "weight", "marks"])
+        for number in range(_ROWS):
+            kind = "abc"[rng.integers(3)]
+            size = "" if number % 11 == 5 else f"{rng.normal() + 'abc'.index(kind):.4f}"
+            marks = "|".join(mark for mark in ("x", "y") if rng.random() < 0.5) or "z"
+            weight = f"{abs(rng.normal()) + 'abc'.index(kind):.4f}"
+            writer.writerow([number, size, rng.choice(["p", "q"]), f"u{rng.integers(9)}", kind, weight, marks])
+    return path
+
+
+def result_of(source: Path, folder: Path, task: str) -> dict[str, Any]:
+    section = _LABELS[task]
+    kinds: dict[str, Any] = {"number": "ignored", "size": "number", "colour": "category", "user": "ignored"}
+    labels: dict[str, Any] = {
+        "kind": "category",
+        "weight": {"kind": "number", "min": 0},
+        "marks": {"kind": "tags", "separator": "|"},
+    }
+    kinds |= {name: kind if name == section.get("label") else "ignored" for name, kind in labels.items()}
+    evaluate = {"ranking": {"group_by": "user", "relevant": 1.5}} if task == "regression" else {}
+    spec = {
+        "name": "rows",
+        "storage": str(folder),
+        "data": {"source": {"kind": "csv", "uri": str(source)}, "columns": kinds, **section},
+        "model": {"kind": "autoencoder"} if "anomalies" in section else {"kind": "mlp", "hidden": [4]},
+        "train": {"epochs": 2, "global_batch_size": 32},
+        "export": {"golden_rows": _GOLDEN},
+        "evaluate": evaluate,
+    }
+    return run(parse_spec(yaml.safe_dump(spec), source="x"))
+
+
+@pytest.mark.parametrize("task", list(_LABELS))
+def test_groups_change_nothing_and_are_answered_one_by_one(
+    source: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = result_of(source, tmp_path / "whole", task)
+    monkeypatch.setattr(parts, "_PARQUET_ROW_GROUP", _GROUP)
+    monkeypatch.setattr(featurize, "_GROUP_BYTES", 64)
+    answered: list[int] = []
+    plain = Predictor.run
+
+    def noted(self: Predictor, feeds: Any) -> Any:
+        answered.append(len(next(iter(feeds.values()))))
+        return plain(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", noted)
+    cut = result_of(source, tmp_path / "cut", task)
+    num_test = cut["clean"].split_rows["test"]
+    assert num_test > 3 * _GROUP
+    assert sum(answered) >= num_test
+    assert {rows for rows in answered if rows > _GROUP} <= {_GOLDEN}
+    assert cut["evaluate"].metrics == pytest.approx(whole["evaluate"].metrics, rel=1e-6, nan_ok=True)
+    assert cut["evaluate"].baseline == pytest.approx(whole["evaluate"].baseline, rel=1e-6, nan_ok=True)
+    for name in ("golden_records.json", "golden_outputs.json"):
+        assert read_json(cut["export"].path / name) == read_json(whole["export"].path / name)
+
+
+def test_a_baseline_of_more_rows_than_memory_should_hold_is_fitted_on_some_and_said_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(featurize, "_GROUP_BYTES", 64)
+    monkeypatch.setattr(held_out, "_SAMPLE_BYTES", 2048)
+    result = result_of(source, tmp_path, "classification")
+    of = result["clean"].split_rows["train"]
+    row_bytes = sum(given.row_bytes for given in result["featurize"].inputs)
+    num_rows = -(-of // -(-of * row_bytes // 2048))
+    page = (result["evaluate"].folder / "report.html").read_text()
+    assert f"logistic regression, of {num_rows:,} of {of:,} rows" in page
+    assert result["evaluate"].baseline["accuracy"] > 0.4
+
+
+def test_the_head_stops_when_it_has_enough(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_PARQUET_ROW_GROUP", _GROUP)
+    monkeypatch.setattr(held_out, "_HEAD_ROWS", 2 * _GROUP)
+    read: list[int] = []
+    plain = held_out.read_groups
+
+    def noted(*arguments: Any) -> Any:
+        for rows in plain(*arguments):
+            read.append(len(rows))
+            yield rows
+
+    result = result_of(source, tmp_path, "classification")
+    monkeypatch.setattr(held_out, "read_groups", noted)
+    folder = Path(result["clean"].location)
+    context = RunContext("n", 0, "x", folder, str(folder), pafs.LocalFileSystem(), "", True, lambda text: None)
+    rows = held_out.head(result["clean"], "test", context)
+    assert rows.num_rows == 2 * _GROUP == sum(read)
