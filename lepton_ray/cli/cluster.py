@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lepton_ray.cli.output import RichProgress, errors_explained, print_json
+from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json
 from lepton_ray.cli.tables import print_table
 
 app = typer.Typer(no_args_is_help=True, help="Write and check the files of Ray's cluster launcher; bring clusters up and down.")  # fmt: skip
@@ -129,4 +129,5 @@ def _check(file: Path) -> dict[str, object]:
     settings.prepare_ray()
     from lepton_ray.launch.check import check_file
 
-    return check_file(file)
+    with only_json_on_stdout(True):  # Ray warns there
+        return check_file(file)

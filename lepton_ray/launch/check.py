@@ -150,18 +150,21 @@ def _breaches(value: Any, schema: Config, path: str) -> Iterator[str]:
 
 
 def _explain(error: jsonschema.ValidationError, place: str) -> Iterator[str]:
-    where, got, rule = place or "the file", show(error.instance), error.validator_value
+    schema: Any = error.schema
+    rule: Any = error.validator_value
+    value: Any = error.instance
+    where, got = place or "the file", show(value)
     if error.validator == "additionalProperties":
-        known = error.schema.get("properties", {})
-        yield from (_unknown(f"{place}.{key}" if place else key, key, known) for key in error.instance if key not in known)  # fmt: skip
+        known = schema.get("properties", {})
+        yield from (_unknown(f"{place}.{key}" if place else key, key, known) for key in value if key not in known)  # fmt: skip
     elif error.validator == "required":
-        missing = [key for key in rule if key not in error.instance]
+        missing = [key for key in rule if key not in value]
         yield from (f"{place}.{key} must be given. Add it" if place else f"{key} must be given. Add it" for key in missing)  # fmt: skip
     elif error.validator == "type":
         kinds = " or ".join(_KINDS.get(kind, kind) for kind in ([rule] if isinstance(rule, str) else rule))
         yield f"{where} must be {kinds}, got {got}. Change it"
     elif error.validator == "enum":
-        yield f"{where} must be one of {_choices(rule)}, got {got}. {_hint(error.instance, rule)}"
+        yield f"{where} must be one of {_choices(rule)}, got {got}. {_hint(value, rule)}"
     elif error.validator == "anyOf":
         names = " or ".join(part["required"][0] for part in rule)
         yield f"{where} must have {names}, got neither. Add one"

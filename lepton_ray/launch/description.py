@@ -52,6 +52,10 @@ class InstalledSoftware(Section):
     """Folder with ``ray`` and ``lepton-ray``."""
 
 
+CloudSoftware = Annotated[ImageSoftware | InstalledSoftware, Field(discriminator="kind")]
+"""A machine image of your own may have the package already."""
+
+
 class SpillSpec(Section):
     """Where objects go that do not fit into the object store."""
 
@@ -132,7 +136,7 @@ class AwsWorkers(CloudWorkers):
 class AwsCluster(Section):
     """EC2 instances: a head with CPUs, workers with GPUs."""
 
-    software: ImageSoftware
+    software: CloudSoftware
     region: str
     machine_image: str | None = None
     """AMI with Docker and, for GPUs, NVIDIA's container toolkit; None takes Ray's Deep Learning AMI of the region."""
@@ -169,7 +173,7 @@ class TpuWorkers(CloudWorkers):
 class GcpCluster(Section):
     """A Compute Engine head and TPU workers."""
 
-    software: ImageSoftware
+    software: CloudSoftware
     project: str
     zone: str = Field(pattern=r"^[a-z]+-[a-z]+\d+-[a-z]$")
     machine_image: str
@@ -203,7 +207,7 @@ class AzureWorkers(CloudWorkers):
 class AzureCluster(Section):
     """Azure virtual machines."""
 
-    software: ImageSoftware
+    software: CloudSoftware
     location: str
     resource_group: str
     subscription_id: str | None = None
@@ -236,6 +240,8 @@ class Description(Section):
     spill: SpillSpec = SpillSpec()
     disk_gib: PositiveInt = 100
     """Disk of each machine in a cloud without the room for spilled objects, GiB."""
+    head_takes_work: bool = True
+    """Whether tasks, workers and replicas may run on the head; without, it is for the cluster and for jobs' drivers."""
     gcs_storage: Annotated[RocksDbStorage | RedisStorage, Field(discriminator="kind")] | None = None
     """Where the head keeps the cluster's state, so that it can be started again while workers go on serving; None loses it."""
     idle_minutes: PositiveFloat = 10.0

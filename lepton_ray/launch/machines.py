@@ -33,6 +33,8 @@ _NO_NODES = "No nodes remaining"
 _LAST_LINES = 15
 # Ray's processes on a machine, counted without pgrep, which small images lack.
 _COUNT_RAY = "cat /proc/[0-9]*/comm 2>/dev/null | grep -cxE 'raylet|gcs_server'"
+# The environment is found as Ray's launcher finds it.
+_STOP_RAY = "source ~/.bashrc >/dev/null 2>&1; ray stop --grace-period 10"
 
 Tell = Callable[[str], None]
 
@@ -64,7 +66,8 @@ def num_asked(config: Config) -> int:
     if config["provider"]["type"] == "local":
         workers = config["provider"].get("worker_ips", [])
         return 1 + int(config.get("min_workers", len(workers)))
-    return 1 + sum(kind.get("min_workers", 0) for kind in config.get("available_node_types", {}).values())
+    kinds = config.get("available_node_types", {}).values()
+    return 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds)
 
 
 def up(path: Path, config: Config, timeout_s: float, tell: Tell) -> ClusterStatus:
@@ -126,11 +129,16 @@ def status(path: Path, config: Config) -> ClusterStatus:
     except ValueError:
         raise EngineError(f"{path}: the head must list its nodes, got: {_end_of(text)}. Is Ray running there?", retryable=True) from None  # fmt: skip
     nodes = [
-        Node(node["node_ip"], bool(node["is_head_node"]), node.get("resources_total") or {})
+        Node(node["node_ip"], bool(node["is_head_node"]), _numbers(node.get("resources_total") or {}))
         for node in listed
         if node["state"] == "ALIVE"
     ]
     return ClusterStatus(tuple(sorted(nodes, key=lambda node: (not node.is_head, node.ip))), num_asked(config))
+
+
+def _numbers(resources: dict[str, Any]) -> dict[str, float]:
+    """Leave out memory, which Ray tells as a text with a unit."""
+    return {name: value for name, value in resources.items() if isinstance(value, int | float)}
 
 
 @contextlib.contextmanager
@@ -200,7 +208,7 @@ def _stop_leftovers(path: Path, config: Config, tell: Tell) -> None:
     left, silent = _leftovers(config, hosts)
     for host in left:
         tell(f"stopping Ray on {host}")
-        _ssh(config, host, "bash --login -ic 'ray stop --grace-period 10'")
+        _ssh(config, host, f"bash --login -c {shlex.quote(_STOP_RAY)}")
     deadline = time.monotonic() + _STOP_GRACE_S
     while left and time.monotonic() < deadline:
         time.sleep(1)

@@ -170,8 +170,9 @@ def _gcp(description: Description, place: GcpCluster) -> Config:
         ),
         **_common(description, place.software, "gcp", _start_head(description), _start_worker(description)),
     }
-    config["docker"]["worker_run_options"] = ["--privileged"]  # the chips are devices of the machine
-    config["worker_setup_commands"] = [_pip_in(place.software, _TPU_PACKAGES)]
+    if isinstance(place.software, ImageSoftware):
+        config["docker"]["worker_run_options"] = ["--privileged"]  # the chips are devices of the machine
+        config["worker_setup_commands"] = [_pip_in(place.software, _TPU_PACKAGES)]
     return config
 
 
@@ -326,6 +327,7 @@ def _start_head(description: Description, variables: str = "", options: str = ""
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={DASHBOARD_PORT}",
         *_sizes(description),
+        *([] if description.head_takes_work else ["--num-cpus=0"]),
         "--autoscaling-config=~/ray_bootstrap_config.yaml",
     ]
     if isinstance(description.gcs_storage, RedisStorage):
