@@ -24,7 +24,8 @@ from lepton_ray.core.errors import EngineError, SpecError
 from lepton_ray.engine.session import free_port
 from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, Config
 
-_POLL_S = 3.0
+_RAY = (sys.executable, "-m", "ray.scripts.scripts")
+_POLL_S = 5.0  # each time asks anew, which takes seconds of its own
 _ASK_TIMEOUT_S = 120.0
 _SSH_CONNECT_S = 10
 _STOP_GRACE_S = 30.0
@@ -251,9 +252,6 @@ def _ssh(config: Config, host: str, command: str) -> "subprocess.CompletedProces
         )
     except subprocess.TimeoutExpired as error:
         return subprocess.CompletedProcess(error.cmd, 255, "", f"no answer within {_ASK_TIMEOUT_S:g} s")
-
-
-_RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 @contextlib.contextmanager

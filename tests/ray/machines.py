@@ -196,6 +196,7 @@ def _make_switch(prefix: str, addresses: dict[str, str]) -> None:
         _ip("-n", switch, "link", "set", f"v-{name}", "master", "br0", "up")
         _ip("-n", machine, "addr", "add", f"{address}/24", "dev", "eth0")
         _ip("-n", machine, "link", "set", "eth0", "up")
+        _ip("-n", machine, "route", "add", "default", "dev", "eth0")  # leads nowhere, but Ray finds its address by it
 
 
 def _make_homes(made: Machines) -> None:
