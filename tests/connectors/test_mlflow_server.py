@@ -28,6 +28,7 @@ SPEC = "jobs/specs/medical_diagnosis.yaml"
 _ACCOUNTS = """\
 [mlflow]
 default_permission = READ
+grant_default_workspace_access = true
 database_uri = {database}
 admin_username = trainer
 admin_password = {password}
@@ -63,15 +64,18 @@ class Server:
             check=False,
         )
 
-    def pipeline(self, user: str, password: str | None = None, *options: str) -> "subprocess.CompletedProcess[str]":
+    def pipeline(
+        self, user: str, password: str | None = None, *options: str, serve: bool = False
+    ) -> "subprocess.CompletedProcess[str]":
         settings = [
             f"storage={self.folder / 'runs'}",
             f"data.source.uri={self.folder / 'raw.csv'}",
+            f"register.tracking_uri={self.url}",
             "tune=null",
             "train.num_workers=1",
             "train.epochs=12",
             "train.lr=4e-3",
-            "serve.port=0",
+            "serve.port=0" if serve else "serve=null",
         ]
         words = [word for setting in settings for word in ("--set", setting)]
         account = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password or self.passwords[user]}
@@ -115,7 +119,7 @@ def _is_up(url: str) -> bool:
 
 
 def test_the_pipeline_registers_and_serves_with_an_account_that_may(server: Server) -> None:
-    done = server.pipeline("trainer")
+    done = server.pipeline("trainer", serve=True)
     assert done.returncode == 0, done.stdout + done.stderr
     stages = json.loads(done.stdout)["stages"]
     assert stages["register"]["version"] == "1"

@@ -253,16 +253,22 @@ def test_an_endpoint_answers_while_the_head_is_gone_and_comes_back(
 
 
 def _raylet(cluster: Cluster, name: str) -> int:
-    """How many raylets a machine has had shows in whether the one that runs is still the same."""
+    """Return the process, as this machine counts it: another one would mean that Ray was started again there."""
     process = cluster.machines.running[name]
     (inside,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    pids = [
-        path.parent
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if path.parent.joinpath("ns/pid").exists() and _text(path) == "raylet\n"
-    ]
-    (one,) = [pid for pid in pids if (pid / "ns/pid").readlink() == Path(f"/proc/{inside}/ns/pid").readlink()]
-    return int(one.name)
+    (found,) = [pid for pid in _pids("raylet") if _namespace(pid) == _namespace(int(inside))]
+    return found
+
+
+def _pids(name: str) -> list[int]:
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if _text(path) == f"{name}\n"]
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:  # it has ended
+        return ""
 
 
 def _text(path: Path) -> str:

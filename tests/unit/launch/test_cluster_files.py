@@ -120,6 +120,21 @@ def test_shells_find_the_environment_whatever_their_file_says(tmp_path: Path) ->
     assert (tmp_path / ".bashrc").read_text() == ". ~/.lepton_ray_env\nreturn\n"
 
 
+def test_pip_is_given_paths_that_are_there(tmp_path: Path) -> None:
+    """With a stand-in for it: an extra behind a path in quotes is what a shell does not expand."""
+    folder = tmp_path / "lepton-venv/bin"
+    folder.mkdir(parents=True)
+    for name in ("python", "pip"):
+        (folder / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/{name}.txt\n')
+        (folder / name).chmod(0o755)
+    for command in load(FOLDER / "local.yaml")["setup_commands"][1:]:
+        subprocess.run(["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, check=True)
+    words = (tmp_path / "pip.txt").read_text().split("\n")
+    assert words[words.index("-c") + 1] == f"{tmp_path}/lepton_ray/constraints.txt"
+    assert words[words.index("-e") + 1] == f"{tmp_path}/lepton_ray[all]"
+    assert not (tmp_path / "python.txt").exists()
+
+
 def test_all_problems_of_a_description_are_told_at_once() -> None:
     text = DESCRIPTION.read_text().replace("region:", "regoin:").replace("zone: us-west4-a", "zone: us-west4")
     with pytest.raises(SpecError) as caught:
