@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli import dashboards, data, quarantine, rollout, token
+from lepton_ray.cli import cluster, dashboards, data, quarantine, rollout, token
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Raw data to a monitored, autoscaled model endpoint on Ray, from one spec.",
 )
 
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(data.app, name="data")
 app.add_typer(quarantine.app, name="quarantine")

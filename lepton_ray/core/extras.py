@@ -8,6 +8,7 @@ from lepton_ray.core.errors import MissingExtraError
 
 _EXTRA_OF_MODULE = {
     "ray": "pipeline",
+    "jsonschema": "pipeline",
     "onnx": "pipeline",
     "sklearn": "pipeline",
     "matplotlib": "pipeline",

@@ -110,6 +110,11 @@ def prepare_ray() -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
+def set_collective_interface(name: str) -> None:
+    """Name the network interface that this process meets other workers at, unless the user has."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
 def jax_environment(platform: str) -> dict[str, str]:
     """Return what a process that trains on JAX must find when it starts; ``platform`` is ``cpu``, ``cuda`` or ``tpu``."""
     return {_KERAS_BACKEND: "jax", "JAX_PLATFORMS": platform}

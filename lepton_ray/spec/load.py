@@ -4,7 +4,7 @@ import difflib
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -13,6 +13,8 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.core.text import show
 from lepton_ray.spec import yaml_text
 from lepton_ray.spec.run import RunSpec
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _MAX_SPEC_BYTES = 4 << 20
 _MAPPING_ERRORS = ("dict_type", "model_type", "model_attributes_type")
@@ -28,7 +30,11 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         SpecError: If the file cannot be read or anything in it is wrong; lists every problem.
     """
-    path = Path(path)
+    return parse_spec(read_text(Path(path)), overrides, source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a spec file; see ``load_spec``."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_SPEC_BYTES + 1)
@@ -39,16 +45,20 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     if len(content) > _MAX_SPEC_BYTES:
         raise SpecError([f"the spec must be at most {_MAX_SPEC_BYTES} bytes, got more. Split the run"], str(path))
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(
             [f"the spec must be UTF-8, got byte {content[error.start]:#x} at offset {error.start}"], str(path)
         ) from error
-    return parse_spec(text, overrides, source=str(path))
 
 
 def parse_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -> RunSpec:
     """Build a spec from YAML text; see ``load_spec``."""
+    return parse_model(RunSpec, text, overrides, source)
+
+
+def parse_model(model: type[Model], text: str, overrides: Sequence[str] = (), source: str = "spec") -> Model:
+    """Build a model from YAML text; its errors are those of ``load_spec``."""
     document = yaml_text.parse(text)
     problems = list(document.problems)
     data = document.data if document.data is not None else {}
@@ -59,10 +69,10 @@ def parse_spec(text: str, overrides: Sequence[str] = (), source: str = "spec") -
         raise SpecError(problems, source)
     set_paths = [path for override in overrides if (path := _apply_override(data, override, problems))]
     try:
-        spec = RunSpec.model_validate(data)
+        spec = model.model_validate(data)
     except ValidationError as error:
         for details in error.errors():
-            problems += _explain_all(details, document.lines, set_paths)
+            problems += _explain_all(details, document.lines, set_paths, model)
     except RecursionError:
         problems.append("the spec must not be nested so deep")
     if problems:
@@ -95,11 +105,11 @@ def _apply_override(data: dict[str, Any], override: str, problems: list[str]) ->
 
 
 def _explain_all(
-    details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]
+    details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]], root: type[BaseModel]
 ) -> list[str]:
     """Return the sentences of an error; one that compares sections has several, each of which begins with its path."""
     if details["type"] != "problems":
-        return [_explain(details, lines, set_paths)]
+        return [_explain(details, lines, set_paths, root)]
     sentences: list[str] = details["ctx"]["problems"]
     return [_place(_path_of(text), lines, set_paths) + text + ("" if text[-1] in ".?" else ".") for text in sentences]
 
@@ -108,8 +118,10 @@ def _path_of(sentence: str) -> yaml_text.Path:
     return tuple(int(key) if key.isdecimal() else key for key in sentence.partition(" ")[0].split("."))
 
 
-def _explain(details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]) -> str:
-    location, model, types_there = _strip_union_tags(details["loc"])
+def _explain(
+    details: ErrorDetails, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]], root: type[BaseModel]
+) -> str:
+    location, model, types_there = _strip_union_tags(details["loc"], root)
     name = ".".join(map(str, location))
     place = _place(location, lines, set_paths)
     kind, got = details["type"], details["input"]
@@ -149,11 +161,13 @@ def _suggest(wrong: str, known: list[str]) -> str:
     return f"Choose from {', '.join(known)}." if known else "Remove it."
 
 
-def _strip_union_tags(location: tuple[int | str, ...]) -> tuple[yaml_text.Path, type[BaseModel] | None, list[Any]]:
+def _strip_union_tags(
+    location: tuple[int | str, ...], root: type[BaseModel]
+) -> tuple[yaml_text.Path, type[BaseModel] | None, list[Any]]:
     """Return the path as the file has it (pydantic adds the ``kind`` of unions), the model it ends in, the types there."""
     path: list[int | str] = []
-    types_now: list[Any] = [RunSpec]
-    parent: type[BaseModel] | None = RunSpec
+    types_now: list[Any] = [root]
+    parent: type[BaseModel] | None = root
     for part in location:
         models = _models(types_now)
         tagged = [m for m in models if _tag(m) == part and len(models) > 1]

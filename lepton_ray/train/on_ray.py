@@ -248,7 +248,9 @@ def _trainer_class(spec: TrainSpec) -> Any:
         return partial(JaxTrainer, jax_config=JaxConfig(use_tpu=spec.use_tpu, use_gpu=not spec.use_tpu))
     import ray.train.torch  # noqa: PLC0415  torch is optional
 
-    return ray.train.torch.TorchTrainer
+    from lepton_ray.engine.torch_group import GroupConfig  # noqa: PLC0415  torch is optional
+
+    return partial(ray.train.torch.TorchTrainer, torch_config=GroupConfig())
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -25,11 +25,13 @@ START_S = 60
 _POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> None:
-    deadline = time.monotonic() + START_S
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[bytes], what: str, timeout_s: float = START_S
+) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, f"{what} has ended with {process.returncode}"
-        assert time.monotonic() < deadline, f"{what} did not start within {START_S} s"
+        assert time.monotonic() < deadline, f"{what} did not start within {timeout_s} s"
         time.sleep(0.05)
 
 

@@ -26,6 +26,12 @@ data:
 model: {kind: mlp}
 """
 _SURFACE = {
+    "cluster render": {"description", "--output", "-o", "--check"},
+    "cluster check": {"file", "--json"},
+    "cluster up": {"file", "--timeout-s"},
+    "cluster status": {"file", "--json"},
+    "cluster submit": {"file", "spec", "--set", "--working-dir"},
+    "cluster down": {"file", "--timeout-s"},
     "dashboards render": {"--output", "-o"},
     "dashboards push": {"--url", "--token-env", "--prometheus-url", "--contact-url", "--force"},
     "init": {"data", "--label", "--output", "-o"},
