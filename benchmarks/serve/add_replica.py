@@ -8,6 +8,7 @@ asks for a second replica until it is ready, ``resident_mb`` of the new replica'
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,10 @@ from typing import Any
 
 import ray
 from ray import serve
+
+sys.path.insert(1, str(Path(__file__).parent.parent))
+
+from measure import MARK, Tree
 
 _POLL_S, _WAIT_S = 0.02, 120.0
 _TITLE = b"ray::ServeReplica"
@@ -54,7 +59,8 @@ def torch_application(port: str) -> Callable[[int], None]:
     """Return what deploys some torch replicas."""
     ray.init(address="local", include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-    return lambda count: serve.run(TorchService.options(num_replicas=count).bind())
+    kept = {"version": "1", "_internal": True}  # else Ray Serve 2.60 replaces the replica that is there
+    return lambda count: serve.run(TorchService.options(num_replicas=count, **kept).bind())
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.25})
@@ -84,21 +90,9 @@ def running() -> int:
 
 
 def replicas() -> set[int]:
-    """Return the processes of this cluster's replicas."""
-    session = Path(ray.get_runtime_context().get_temp_dir(), ray.get_runtime_context().get_session_name())
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            if (entry / "cmdline").read_bytes().startswith(_TITLE) and str(session) in " ".join(open_files(entry)):
-                found.add(int(entry.name))
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def open_files(process: Path) -> list[str]:
-    """Return what a process has open: the logs of a replica lie in its session's folder."""
-    return [str(link.readlink()) for link in (process / "fd").iterdir()]
+    """Return the processes of this cluster's replicas, which inherit this process's mark."""
+    members = Tree(os.environ[MARK]).members()
+    return {pid for pid in members if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(_TITLE)}
 
 
 def resident_bytes(pid: int) -> int:

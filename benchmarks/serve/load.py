@@ -9,6 +9,7 @@ It takes about as much CPU for a request as the fastest server here. Prints a li
 
 import asyncio
 import json
+import math
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ class Load:
     request: bytes
     is_closed_loop: bool
     free: "list[Client]" = field(default_factory=list)
-    """Connections without a request, in an open loop."""
+    """Connections without a request."""
     latencies_s: list[float] = field(default_factory=list)
     """Of good answers."""
     errors: int = 0
@@ -51,15 +52,9 @@ class Client(asyncio.Protocol):
         self._is_busy = False
 
     def connection_made(self, transport: Any) -> None:
-        """Send the first request, or wait until one is due."""
+        """Wait until a request is due."""
         self._transport = transport
-        self._go_on()
-
-    def _go_on(self) -> None:
-        if self._load.is_closed_loop:
-            self.send()
-        else:
-            self._load.free.append(self)
+        self._load.free.append(self)
 
     def send(self) -> None:
         """Send one request."""
@@ -78,7 +73,10 @@ class Client(asyncio.Protocol):
         else:
             self._load.errors += 1
         self._received, self._is_busy = b"", False
-        self._go_on()
+        if self._load.is_closed_loop:
+            self.send()
+        else:
+            self._load.free.append(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Count a request that gets no answer; ours closes old connections with an answer, which is none."""
@@ -92,15 +90,17 @@ async def main() -> None:
     host, port, path, connections, seconds, *rate = sys.argv[1:]
     load = Load(Path(path).read_bytes(), not rate)
     loop = asyncio.get_running_loop()
-    start = time.perf_counter()
     for _ in range(int(connections)):
         await loop.create_connection(lambda: Client(load), host, int(port))
+    start = time.perf_counter()
     sent = 0
+    if not rate:
+        load.send_due(int(connections))
     while (elapsed := time.perf_counter() - start) < float(seconds):
         if rate:
             sent += load.send_due(int(float(rate[0]) * elapsed) - sent)
         await asyncio.sleep(_TICK_S)
-    cuts = statistics.quantiles(load.latencies_s, n=100)
+    cuts = statistics.quantiles(load.latencies_s, n=100) if len(load.latencies_s) > 1 else [math.nan] * 99
     facts = {"requests_per_s": len(load.latencies_s) / elapsed, "p50_ms": cuts[49] * 1000, "p99_ms": cuts[98] * 1000}
     print(
         json.dumps({**facts, "answers": len(load.latencies_s), "errors": load.errors, "offered_per_s": sent / elapsed})

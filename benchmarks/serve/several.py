@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import matplotlib as mpl
 from asks import check  # all beside this file, or one folder up
+from measure import MARK, Tree
 from packages import BATCH_ROWS, image_rows, make_image_package, make_table_package, make_token, table_rows
 from points import Point, load, middle, spread_of, take_turns
 from results import PATH, spread
@@ -21,6 +23,7 @@ from targets import Target, table
 REPLICAS = (1, 2, 4)
 PLOT = PATH.with_name("serve_replicas.svg")
 _CONNECTIONS, _WAITING = 16, 64
+_RUN_S = 300.0
 _OVERLOADS = (0.5, 1, 2, 4)
 _TABLE_CONNECTIONS = (64, 256)
 
@@ -65,12 +68,20 @@ def one_more(arguments: argparse.Namespace) -> str:
 
 
 def _run_json(arguments: list[str]) -> dict[str, float]:
-    done = subprocess.run(
-        arguments, capture_output=True, text=True, check=False, env={**os.environ, "RAY_worker_niceness": "0"}
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    """Run a script to its end, wait until all that it started is gone, and return the JSON that it printed."""
+    tree = Tree()
+    environment = {**os.environ, MARK: tree.mark, "RAY_worker_niceness": "0"}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            process.wait(_RUN_S)
+        finally:
+            tree.end(process)
+        output.seek(0)
+        lines = output.read().splitlines()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n" + "\n".join(lines[-40:]))
+    facts: dict[str, float] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     return facts
 
 
@@ -95,8 +106,10 @@ def growth(arguments: argparse.Namespace) -> str:
         pin, core = (("taskset", "-c", "0"), 1) if (os.cpu_count() or 1) > 1 else ((), None)
         if what == "table":
             with started(server, folder, small, tokens, prefix=pin) as (url, tree):
+                check(url, server.dialect, ask_row, row)
                 return {n: load(url, ask_row, n, arguments.seconds, tree, core=core) for n in _TABLE_CONNECTIONS}
         with started(server, folder, package, tokens, "1", str(_WAITING), prefix=pin) as (url, tree):
+            check(url, server.dialect, ask, rows)
             best = load(url, ask, _CONNECTIONS, arguments.seconds, tree, core=core).requests_per_s
             offered = {times: times * best for times in _OVERLOADS}
             return {
