@@ -59,7 +59,7 @@ bench-train: $(STAMP) ## time training and search beside Keras fit, a bare torch
 bench-models: $(STAMP) ## measure families, frameworks and tasks on real data beside scikit-learn; takes a quarter of an hour
 	$(BIN)/python benchmarks/models.py
 
-bench-serve: $(STAMP) ## time serving a small table against plain Ray Serve; takes five minutes; install wrk for it
+bench-serve: $(STAMP) ## time serving beside LitServe, BentoML, MLflow, Ray Serve, FastAPI and Starlette; takes 35 minutes; install wrk for it
 	$(BIN)/python benchmarks/serve/bench.py
 
 docs: $(STAMP) ## check the links and commands of the documents

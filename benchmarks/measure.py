@@ -20,7 +20,7 @@ from pathlib import Path
 
 _PERIOD_S = 0.05
 _GONE_WAIT_S = 30.0
-_MARK = "LEPTON_BENCHMARK_TREE"
+MARK = "LEPTON_BENCHMARK_TREE"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -49,7 +49,7 @@ def run_command(command: list[str], memory: bool = False, env: dict[str, str] | 
         start = time.perf_counter()
         process = subprocess.Popen(
             command,
-            env={**(os.environ if env is None else env), _MARK: tree.mark},
+            env={**(os.environ if env is None else env), MARK: tree.mark},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -116,7 +116,7 @@ class Tree:
 
     def _is_member(self, pid: int) -> bool:
         with contextlib.suppress(OSError, IndexError, ValueError):
-            if f"{_MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+            if f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
                 return True
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
             return self._member.get(parent, False)

@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         """Parse what has come."""
         if self._is_ending:
             return
-        begun = self._incoming
+        begun = None if self._receive_by is None else self._incoming
         try:
             self._parse(data)
         except httptools.HttpParserCallbackError as failure:
@@ -178,7 +178,7 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as failure:
             self._end(self._refuse(HTTP_BAD_REQUEST, f"the request must be well-formed HTTP/1.1: {failure}"))
         else:
-            if self._incoming is begun and self._receive_by is not None:
+            if self._incoming is begun:
                 self._check_unfinished_head(len(data))
         if self._slots and self._slots[0].response is not None:
             self.flush()
@@ -262,19 +262,20 @@ class Connection(asyncio.Protocol):
         """Send the answers whose turn it is; not before all that has come is parsed, as it may hold more requests."""
         if self._is_parsing or self._transport is None or self._transport.is_closing():
             return
+        now = self._owner.now()
         while self._slots and (response := self._slots[0].response) is not None:
             slot = self._slots.popleft()
-            must_close = not slot.keep_alive or (not self._slots and self._is_last())
+            must_close = not slot.keep_alive or (not self._slots and self._is_last(now))
             self._send(slot, response, must_close)
             if must_close:
                 self._finish()
                 return
-        self._idle_since = self._owner.now()
+        self._idle_since = now
         self._resume_reading()
 
-    def _is_last(self) -> bool:
+    def _is_last(self, now: float) -> bool:
         """Whether the connection is to end and no request is on its way."""
-        is_old = self._owner.now() >= self._opened + self._owner.limits.age_s
+        is_old = now >= self._opened + self._owner.limits.age_s
         return self._receive_by is None and (is_old or self._owner.is_draining or self._is_ending)
 
     def _pause_reading(self) -> None:
@@ -293,8 +294,8 @@ class Connection(asyncio.Protocol):
     # llhttp's side
 
     def on_message_begin(self) -> None:
-        """Begin to receive a request."""
-        self._incoming = _Incoming()
+        """Begin to receive a request; what is made of it is there since the last one was whole."""
+        self._incoming.slot.started = time.perf_counter()
         self._unfinished_bytes = 0
         self._receive_by = self._owner.now() + self._owner.limits.receive_s
 
@@ -393,15 +394,10 @@ class Connection(asyncio.Protocol):
             self._end(self._refuse(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
 
     def _path(self) -> str:
-        """Return the decoded path of the target."""
-        url = self._incoming.url
-        if not url.startswith(b"/"):
-            try:
-                url = httptools.parse_url(url).path or b"/"
-            except httptools.HttpParserInvalidURLError as error:
-                raise self._refusal(HTTP_BAD_REQUEST, "the target must be a path or an http URL") from error
-        path: bytes = url.partition(b"?")[0]
-        return unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")
+        try:
+            return _path_of(self._incoming.url)
+        except httptools.HttpParserInvalidURLError as error:
+            raise self._refusal(HTTP_BAD_REQUEST, "the target must be a path or an http URL") from error
 
     def _check_framing(self, version: str) -> None:
         coding, num_hosts = self._incoming.headers.get(b"transfer-encoding"), self._incoming.num_hosts
@@ -515,3 +511,12 @@ class Connection(asyncio.Protocol):
 @lru_cache(maxsize=64)
 def _head_of(code: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     return b"".join([_STATUS[code], *(b"%b: %b\r\n" % header for header in headers)])
+
+
+@lru_cache(maxsize=64)
+def _path_of(url: bytes) -> str:
+    """Return the decoded path of a target."""
+    if not url.startswith(b"/"):
+        url = httptools.parse_url(url).path or b"/"
+    path: bytes = url.partition(b"?")[0]
+    return unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("ascii")

@@ -10,9 +10,10 @@ version; 408 too slow; 413 too large; 422 a record that breaks the signature; 42
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -130,7 +131,7 @@ class Endpoint:
     meter: Meter
     statistics: Statistics = field(default_factory=Statistics)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Of the package."""
         return self.predictor.package.version
@@ -256,6 +257,8 @@ class Endpoint:
 
     def predict(self, calls: Sequence[Call]) -> list[Response]:
         """Answer calls together, each as it would be answered alone; those that are not parsed yet are."""
+        if all([call.rows for call in calls]):
+            return self._answer(list(calls))
         refusals = [None if call.rows else self.parse(call) for call in calls]
         answers = iter(self._answer([call for call, refusal in zip(calls, refusals, strict=True) if refusal is None]))
         return [refusal or next(answers) for refusal in refusals]
@@ -267,10 +270,12 @@ class Endpoint:
         try:
             feeds = self._encode(calls)
             encoded = time.perf_counter()
-            outputs = _divide(calls, self.predictor.run(feeds))
+            outputs = self.predictor.run(feeds)
             ran = time.perf_counter()
+            predictions = self._predictions(calls, outputs)
             answers = [
-                self._finish(call, self._respond(call, own), own) for call, own in zip(calls, outputs, strict=True)
+                self._finish(call, self._respond(call, own, predictions), own)
+                for call, own in zip(calls, _divide(calls, outputs), strict=True)
             ]
             times = RunTimes(begun, encoded, ran, time.perf_counter())
             self.statistics.add_run([call.start for call in calls], sum([call.rows for call in calls]), times)
@@ -296,13 +301,19 @@ class Endpoint:
             parts.append(feeds)
         return _join(parts)
 
-    def _respond(self, call: Call, outputs: Outputs) -> Response:
+    def _predictions(self, calls: list[Call], outputs: Outputs) -> Iterator[dict[str, Any]]:
+        """Return what JSON has of the rows of all calls with records, which stand first: at once, as each piece of it has its price."""
+        rows = sum([call.rows for call in calls if call.tensors is None])
+        of_records = {name: values[:rows] for name, values in outputs.items()}
+        return iter(to_predictions(of_records, self.predictor.signature.classes)) if rows else iter(())
+
+    def _respond(self, call: Call, outputs: Outputs, all_predictions: Iterator[dict[str, Any]]) -> Response:
         signature, tensors = self.predictor.signature, call.tensors
         if tensors is None:
+            predictions = list(islice(all_predictions, call.rows))
             if call.accept is not None and (form := accepted_form(call.accept)) is not None:
                 headers = ((b"content-type", form.content_type), *self._headers[1:])
                 return Response(HTTP_OK, form.write(flatten(outputs, signature)), headers)
-            predictions = to_predictions(outputs, signature.classes)
             body = {"model": self.name, "version": self.version, "predictions": predictions}
             return json_response(body, headers=self._headers)
         given, blobs = protocol.infer_answer(outputs, signature, tensors.wanted, tensors.raw)

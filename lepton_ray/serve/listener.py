@@ -38,7 +38,7 @@ class Listener:
         self.buffered_bytes = 0
         self._connections: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
-        self._id_prefix = secrets.token_hex(8)
+        self._id_prefix = secrets.token_hex(8).encode()
         self._ids = itertools.count()
         self._is_accepting = False
         self._under_way = 0
@@ -105,7 +105,7 @@ class Listener:
 
     def next_id(self) -> bytes:
         """Return an id for a request that brings none."""
-        return b"%b-%x" % (self._id_prefix.encode(), next(self._ids))
+        return b"%b-%x" % (self._id_prefix, next(self._ids))
 
     def submit(self, call: Call, slot: Slot, connection: Connection) -> None:
         """Have a call answered into its slot, which the connection then flushes."""

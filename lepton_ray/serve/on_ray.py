@@ -172,7 +172,8 @@ class _RayMeter:
         labels = outputs["label"].tolist() if outputs is not None and "label" in outputs else ()
         with self._lock:
             self._counts.requests[protocol_name, code] += 1
-            self._counts.labels.update(labels)
+            for label in labels:  # most often one
+                self._counts.labels[label] += 1
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
 
     def flush(self) -> None:

@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scipy import stats
-
 from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.spec.rollout import RolloutSpec
 
@@ -22,6 +20,13 @@ _MIN_FOR_VARIANCE = 2
 _EFFECT = 0.1  # standard deviations: scale of the differences that the A/B test is most sensitive to
 
 Conclusion = Literal["waiting", "good", "bad"]
+
+
+def _statistics() -> Any:
+    """Return ``scipy.stats``, which takes a second and tens of MB to load: every replica has this module, only a rollout's keeper judges."""
+    from scipy import stats  # noqa: PLC0415
+
+    return stats
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally) -> str |
     is_enough = challenger.requests >= spec.min_requests
     errors, requests = challenger.errors, challenger.requests
     rate = errors / requests if requests else 0.0
-    chance = float(stats.binom.sf(errors - 1, requests, spec.max_error_fraction))
+    chance = float(_statistics().binom.sf(errors - 1, requests, spec.max_error_fraction))
     if rate > spec.max_error_fraction and (is_enough or chance < _CHANCE):
         rule = f"at most {spec.max_error_fraction:g} of requests may fail"
         return f"errors: {rule}, got {errors} of {requests}"
@@ -127,7 +132,7 @@ def _psi_by_chance(champion: Tally, challenger: Tally) -> float:
     if freedom < 1:
         return 0.0
     scale = 1 / champion.answers.total() + 1 / challenger.answers.total()
-    return float(scale * stats.chi2.ppf(1 - _CHANCE, freedom))
+    return float(scale * _statistics().chi2.ppf(1 - _CHANCE, freedom))
 
 
 @dataclass(frozen=True)
@@ -170,10 +175,10 @@ def _fixed_p(champion: Tally, challenger: Tally, difference: float) -> float:
         total = sum(tally.outcomes for tally in both)
         pooled = sum(tally.outcome_sum for tally in both) / total
         error = math.sqrt(pooled * (1 - pooled) * sum(1 / tally.outcomes for tally in both))
-        return float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else 1.0
+        return float(2 * _statistics().norm.sf(abs(difference) / error)) if error > 0 else 1.0
     arguments = [
         value
         for tally in both
         for value in (tally.outcome_sum / tally.outcomes, _variance(tally) ** 0.5, tally.outcomes)
     ]
-    return float(stats.ttest_ind_from_stats(*arguments, equal_var=False).pvalue)
+    return float(_statistics().ttest_ind_from_stats(*arguments, equal_var=False).pvalue)

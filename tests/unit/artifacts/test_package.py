@@ -288,6 +288,14 @@ def test_a_picture_of_another_form_is_refused(picture_package: Path, picture: An
     assert str(caught.value) == rule + problem
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 0, 1, 1, 0], [0, 255, 3, 4, 5, 6], [True, 2, 3, 4, 5, False]])
+def test_a_picture_of_nested_numbers_is_its_pixels(picture_package: Path, numbers: list[int]) -> None:
+    """Where all are 0 or 1 another way must be taken than else, as they could be truth values."""
+    picture = np.array(numbers, object).reshape(2, 3, 1)
+    feeds = open_package(picture_package).signature.encode([{"picture": picture.tolist()}])
+    assert np.array_equal(feeds["image"], picture.astype(np.uint8)[None])
+
+
 _ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.binary(max_size=3),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

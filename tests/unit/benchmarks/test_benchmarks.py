@@ -1,10 +1,16 @@
-"""What the benchmarks rest on: the table, the comparison of results, the measure of a whole process tree, the results file."""
+"""What the benchmarks rest on: the table, the comparison of results, the measure of a whole process tree, loads on servers, the results file."""
 
+import base64
 import importlib
+import itertools
 import json
+import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,7 @@ ROWS = 20_000
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a module of the benchmarks, which are scripts and find each other beside themselves."""
-    for folder in (BENCHMARKS, BENCHMARKS / "data", BENCHMARKS / "train"):
+    for folder in (BENCHMARKS, BENCHMARKS / "data", BENCHMARKS / "train", BENCHMARKS / "serve"):
         monkeypatch.syspath_prepend(str(folder))
     return importlib.import_module
 
@@ -185,3 +191,113 @@ def test_a_bare_loop_takes_the_steps_of_ours(tools: Any, tmp_path: Path) -> None
     bare, ours = found
     assert ours["losses"] == pytest.approx(bare["losses"], rel=1e-5)  # in another order of sums
     assert bare["accuracy"] == ours["accuracy"]
+
+
+WRK = """
+Running 4s test @ http://127.0.0.1:8001/predict
+  1 threads and 16 connections
+  Latency Distribution
+     50%  284.00us
+     75%    1.10ms
+     90%   12.00ms
+     99%    1.20s
+  40210 requests in 4.02s, 12.11MB read
+  Socket errors: connect 0, read 3, write 0, timeout 2
+  Non-2xx or 3xx responses: 10
+Requests/sec:  10002.49
+Transfer/sec:      3.01MB
+"""
+
+
+def test_refusals_and_lost_requests_are_no_answers(tools: Any) -> None:
+    point = tools("points").read_wrk(WRK)
+    assert (point.answers, point.errors) == (40_200, 15)
+    assert point.requests_per_s == pytest.approx(40_200 / 4.02)
+    assert (point.p50_ms, point.p99_ms) == pytest.approx((0.284, 1200))
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Refuses each third request."""
+
+    protocol_version = "HTTP/1.1"
+    asked = itertools.count(1)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(503 if next(self.asked) % 3 == 0 else 200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_load_that_does_not_wait_keeps_to_its_rate_and_counts_refusals(tools: Any, refusing: str) -> None:
+    ask = tools("asks").Ask("/predict", {"content-type": "application/json"}, b"[]")
+    point = tools("points").load(refusing, ask, 4, 1.0, tools("measure").Tree(), per_s=60)
+    assert 30 <= point.offered_per_s <= 60.5
+    assert 1.5 < point.answers / point.errors < 2.5
+    assert point.answers + point.errors <= 61
+
+
+def test_what_is_asked_can_be_told_apart_and_read_back(tools: Any) -> None:
+    """The same image in each form, as each server would read it."""
+    asks, packages = tools("asks"), tools("packages")
+    image = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
+    rows = packages.Rows("cifar10", [{"image": image[0].tolist()}], image, np.zeros((1, 10)))
+    (record,) = json.loads(asks.PLAIN.forms["json"](rows).body)
+    assert np.array_equal(record["image"], image[0])
+    assert asks.PLAIN.forms["raw"](rows).body == image.tobytes()
+    ask = asks.OURS.forms["raw"](rows)
+    length = int(ask.headers["inference-header-content-length"])
+    (tensor,) = json.loads(ask.body[:length])["inputs"]
+    assert tensor["parameters"]["binary_data_size"] == len(ask.body[length:]) == image.nbytes
+    sent = json.loads(asks.LITSERVE.forms["raw"](rows).body)["pixels"]
+    assert base64.b64decode(sent) == image.tobytes()
+    assert "raw" not in asks.MLFLOW.forms
+
+
+def test_a_target_is_met_on_its_side_of_the_bound_alone(tools: Any) -> None:
+    target = tools("targets").Target
+    assert target("x", 15.0, at_least=15).is_met
+    assert not target("x", 14.9, at_least=15).is_met
+    assert not target("x", 0.021, at_most=0.02).is_met
+    assert not target("x", float("nan"), at_most=0.02).is_met
+    assert target("x", 14.9, at_least=15).row() == "| x | at least 15 | 14.9 | NO |"
+
+
+def test_the_targets_of_the_table_are_ratios_of_medians(tools: Any) -> None:
+    single, point = tools("single"), tools("points").Point
+    rates = {name: 1_000.0 for name in single.SERVERS}
+    rates |= {single.OURS_NAME: 30_000.0, single.PLAIN_SERVE: 250.0, single.BARE: 70_000.0, single.STARLETTE: 14_000.0}
+    found = {
+        name: {
+            n: [
+                point(rate * factor, 1.0, 9.0 if name != single.OURS_NAME else 5.0, 0, 100, cpu_ms=1 / rate)
+                for factor in (0.5, 1, 1.1)
+            ]
+            for n in single.CONNECTIONS
+        }
+        for name, rate in rates.items()
+    }
+    targets = {target.what: target for target in single.table_targets(found)}
+    assert targets["requests/s at 64, times plain Ray Serve"].measured == pytest.approx(120)
+    assert targets["p99 at 16, as share of the best peer's"].measured == pytest.approx(5 / 9)
+    missed = {what for what, target in targets.items() if not target.is_met}
+    assert missed == {f"requests/s at {n}, times bare listener" for n in (16, 64)}
+
+
+@pytest.mark.parametrize("name", ["starlette", "fastapi", "litserve", "bentoml", "mlflow"])
+def test_peers_are_pinned(name: str) -> None:
+    lines = (BENCHMARKS / "serve" / "peers" / name / "requirements.txt").read_text().split()
+    assert f"{name}==" in " ".join(lines)
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\d.]+", line) for line in lines)

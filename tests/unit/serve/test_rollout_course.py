@@ -1,6 +1,8 @@
 """The rules against closed forms and SciPy, and the course that follows from a verdict."""
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -205,3 +207,9 @@ def test_a_course_survives_its_file() -> None:
 def test_wrong_rules_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         RolloutSpec.model_validate(spec)
+
+
+def test_a_replica_does_not_load_what_only_the_keeper_needs() -> None:
+    """SciPy's statistics take longer to load than all else of ours together, and every replica has these modules."""
+    code = "import sys, lepton_ray.serve.rollout.course; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
