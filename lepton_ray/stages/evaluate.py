@@ -31,7 +31,7 @@ from lepton_ray.stages.data_report import PROFILE, describe_data
 from lepton_ray.stages.featurize import Split, load_split
 from lepton_ray.stages.train_data import target_of
 
-VERSION = 4
+VERSION = 5
 
 
 def evaluate(
@@ -45,6 +45,7 @@ def evaluate(
     ctx: RunContext,
 ) -> Evaluation:
     """Measure on the test split; nothing before has looked at it."""
+    ctx.work["rows"] = sum(dataset.split_rows[split] for split in ("train", "test"))
     opened = open_package(package.path)
     test = read_parts(folder_of(dataset, ctx), dataset.splits["test"])
     test_split = load_split(feature_set, "test", ctx)
@@ -78,6 +79,7 @@ def evaluate(
             search_stopped=trials.stopped if trials else "",
             spec_text=yaml.safe_dump(opened.lineage["spec"], sort_keys=False),
             data=_describe_data(data, dataset, feature_set),
+            spent=ctx.spent(),
         )
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
