@@ -137,9 +137,14 @@ def scoring(whole: Bounds) -> Estimate:
     )
 
 
-def spilled(shared: Bounds, store_bytes: float) -> Bounds:
-    """Return how much of what lies in the object store of a machine goes to its disk."""
-    return shared.beyond(store_bytes)
+def spilled(whole: Bounds, max_memory_bytes: int | None, store_bytes: float) -> Bounds:
+    """Return how much of the rows of ``training`` goes to a machine's disk: what its object store does not hold.
+
+    Rows that are streamed do not go through it, so where that may happen nothing may be spilled.
+    """
+    if max_memory_bytes is None:
+        return whole.beyond(store_bytes)
+    return Bounds(0.0, whole.at_most(max_memory_bytes).beyond(store_bytes).high)
 
 
 @dataclass(frozen=True)

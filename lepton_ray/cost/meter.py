@@ -17,6 +17,7 @@ from lepton_ray.core.files import write_atomic
 from lepton_ray.core.spent import Spent, together
 
 _HOUR_S = 3600.0
+_PRICE_S = 1.0  # between two looks at the price, for which a cluster's machines are counted
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Meter:
         self._spent = dict(before)
         self._stage: str | None = None
         self.rate = usd_per_hour()
-        """US dollars an hour, at the last count."""
-        self._counted_s = clock()
+        """US dollars an hour, when the price was last looked at."""
+        self._counted_s = self._priced_s = clock()
 
     def enter(self, stage: str) -> None:
         """Count for another stage from here on."""
@@ -60,12 +61,13 @@ class Meter:
 
     def count(self) -> None:
         """Count the time since the last count, at the higher one of the prices at both ends."""
-        rate = self._usd_per_hour()
         with self._lock:
             now = self._clock()
             seconds, self._counted_s = max(0.0, now - self._counted_s), max(now, self._counted_s)
-            dearer = max((one for one in (rate, self.rate) if one is not None), default=None)
-            self.rate = rate
+            before = self.rate
+            if now - self._priced_s >= _PRICE_S:
+                self.rate, self._priced_s = self._usd_per_hour(), now
+            dearer = max((one for one in (before, self.rate) if one is not None), default=None)
             if self._stage is None:
                 return
             there = self._spent.get(self._stage, Spent(0.0, None))

@@ -103,7 +103,10 @@ def _cost(spent: Mapping[str, Spent]) -> str:
         for stage, one in every.items()
     ]
     head = ["stage", "seconds", *(["US dollars"] if known else [])]
-    note = "Interrupted attempts included, until this page was written; dollars are seconds times list prices."
+    note = (
+        "Interrupted attempts included, until this page was written; what was done by a run before takes nothing. "
+        "Dollars are seconds times list prices."
+    )
     return f'<h2>Cost</h2>{table(head, rows)}<p class="soft">{note}</p>'
 
 

@@ -72,6 +72,11 @@ def _model_bytes(spec: RunSpec, rows: Bounds | None, sizes: Sizes) -> Bounds:
     return estimate.model_bytes(rows, sizes.input_bytes, len(spec.data.features))
 
 
+def _memory_limit(spec: RunSpec) -> int | None:
+    """Return the bytes above which rows are streamed; None if they never are."""
+    return {"memory": None, "stream": 0}.get(spec.train.data, spec.train.max_memory_bytes)
+
+
 def memory_of(name: str, spec: RunSpec, sizes: Sizes, asked: Asked) -> Estimate | None:
     """Return what a stage's rows take in memory; None where it is little whatever there is."""
     if name == "ingest":
@@ -82,8 +87,7 @@ def memory_of(name: str, spec: RunSpec, sizes: Sizes, asked: Asked) -> Estimate 
         return estimate.fitting(sizes.typed, asked.at_once)
     if name in ("tune", "train"):
         whole = _model_bytes(spec, _training_rows(sizes), sizes)
-        limit = {"memory": None, "stream": 0}.get(spec.train.data, spec.train.max_memory_bytes)
-        return estimate.training(whole, limit, spec.train.shuffle_window_bytes, max(1, asked.at_once))
+        return estimate.training(whole, _memory_limit(spec), spec.train.shuffle_window_bytes, max(1, asked.at_once))
     if name == "evaluate":
         rows = sizes.splits["train"] + sizes.splits["test"] if sizes.splits else None
         return estimate.scoring(_model_bytes(spec, rows, sizes))
@@ -95,10 +99,8 @@ def spill_of(name: str, spec: RunSpec, store: Store, sizes: Sizes, there: There)
     shares = name == "tune" or (name == "train" and not is_in_driver(spec.train, store.is_local))
     if not shares:
         return Bounds.exactly(0.0) if name in (*_DATA_STAGES, "train") else None
-    whole = _model_bytes(spec, _training_rows(sizes), sizes)
-    if spec.train.data != "memory":
-        whole = whole.at_most(0 if spec.train.data == "stream" else spec.train.max_memory_bytes)
-    return estimate.spilled(whole, min(one.get("object_store_memory", 0.0) for one in there.machines))
+    store_bytes = min(one.get("object_store_memory", 0.0) for one in there.machines)
+    return estimate.spilled(_model_bytes(spec, _training_rows(sizes), sizes), _memory_limit(spec), store_bytes)
 
 
 def time_of(name: str, spec: RunSpec, store: Store, sizes: Sizes, asked: Asked) -> Bounds | None:

@@ -95,3 +95,15 @@ def test_what_is_spent_is_exported(cluster: None) -> None:
         "ray_lepton_cost_usd_per_h": 7.5,
         "ray_lepton_budget_used_fraction": 0.4,
     }
+
+
+def test_the_machines_of_a_cluster_are_those_that_a_plan_counts(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lepton_ray.engine import there
+    from lepton_ray.engine.resources import num_held
+
+    found = there.look()
+    assert (found.is_cluster, len(found.machines), found.total("CPU")) == (True, 1, 4)
+    assert there.num_held(found.machines, {"CPU": 1.5}) == num_held({"CPU": 1.5}) == 2
+    assert there.count_others() is None, "a local cluster has nobody else's machines"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert there.count_others() == 0

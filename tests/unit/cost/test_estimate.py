@@ -49,7 +49,7 @@ def estimates(rows: Bounds, source_bytes: int, limit: int | None, window: int, n
         estimate.fitting(typed, num).num_bytes,
         *(estimate.training(whole, limit, window, num).num_bytes for whole in (known, unknown)),
         *(estimate.scoring(whole).num_bytes for whole in (known, unknown)),
-        *(estimate.spilled(whole, 1e6) for whole in (known, unknown)),
+        *(estimate.spilled(whole, limit, 1e6) for whole in (known, unknown)),
     ]
 
 
@@ -84,7 +84,9 @@ def test_what_is_known_of_training_is_told() -> None:
     assert estimate.training(whole, 1 << 20, 1 << 10, 1).num_bytes == Bounds(2048, 200_000)
     assert estimate.training(whole, None, 1 << 10, 1).num_bytes == Bounds(100_000, 200_000)
     assert estimate.training(whole, 0, 1 << 10, 2).num_bytes == Bounds(4096, 4096)
-    assert estimate.spilled(whole, 30_000) == Bounds.exactly(70_000)
+    assert estimate.spilled(whole, None, 30_000) == Bounds.exactly(70_000)
+    assert estimate.spilled(whole, 1 << 20, 30_000) == Bounds(0, 70_000)
+    assert estimate.spilled(whole, 0, 30_000) == Bounds.exactly(0)
 
 
 def test_a_source_of_unknown_size_has_unknown_rows() -> None:
