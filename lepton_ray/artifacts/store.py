@@ -106,6 +106,12 @@ class Store:
             ) from error
         return cls(filesystem, root)
 
+    @classmethod
+    def look_at(cls, storage: str, name: str) -> "Store":
+        """Return ``storage/name`` to look at only: nothing is made, and it need not be there."""
+        filesystem, path = open_filesystem(storage)
+        return cls(filesystem, f"{path.rstrip('/')}/{name}")
+
     @cached_property
     def cache(self) -> Path:
         """Local copies of what lies on another filesystem; gone when the lock is released."""
@@ -134,6 +140,56 @@ class Store:
         Raises:
             ArtifactError: If the manifest or a file of it is damaged.
         """
+        found = self._read(step, kind)
+        if found is None:
+            return None
+        artifact, files, digest = found
+        folder = self.local_folder(step)
+        if not self.is_local:
+            self._check_parts(step, artifact)
+            files = {name: files[name] for name in files.keys() - {part.name for part in artifact.part_files()}}
+            self._download(step, list(files), folder)
+        for name, expected in files.items():
+            if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+                raise _changed(f"{folder / name}", step)
+        return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
+
+    def peek(self, step: StepId, kind: type[ArtifactT]) -> ArtifactT | None:
+        """Return the facts of the finished artifact of a step, or None; its files are not looked at, and not here.
+
+        Raises:
+            ArtifactError: If the manifest is damaged.
+        """
+        found = self._read(step, kind)
+        if found is None:
+            return None
+        artifact, _, digest = found
+        return artifact.model_copy(update={"location": self.path(step), "digest": digest})
+
+    def manifests(self, stage: str) -> list[dict[str, Any]]:
+        """Return the manifests of a stage's finished steps, the latest first; what is none is left out."""
+        selector = pafs.FileSelector(f"{self.root}/{stage}", allow_not_found=True)
+        folders = [
+            info.path for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.Directory
+        ]
+        found = [content for path in folders if isinstance(content := self._read_json(f"{path}/{MANIFEST}"), dict)]
+        return sorted(found, key=lambda manifest: str(manifest.get("finished", "")), reverse=True)
+
+    def is_interrupted(self, step: StepId) -> bool:
+        """Whether a killed run has left something of a step to go on from."""
+        infos = self.filesystem.get_file_info([self.work_path(step), f"{self.path(step)}/{MANIFEST}"])
+        return [info.type == pafs.FileType.NotFound for info in infos] == [False, True]
+
+    def _read_json(self, path: str) -> Any:
+        """Return a JSON file's content; None if it is not there or is none."""
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                return json.loads(stream.read())
+        except (OSError, ValueError):
+            return None
+
+    def _read(self, step: StepId, kind: type[ArtifactT]) -> tuple[ArtifactT, dict[str, str], str] | None:
+        """Return what a manifest says: the artifact, the digests of its files, its own digest; None without one."""
         path = f"{self.path(step)}/{MANIFEST}"
         if self.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
             return None
@@ -149,15 +205,7 @@ class Store:
             raise ArtifactError(
                 f"{path} must be a manifest of this version, got something else. Run with --from {step.stage}"
             ) from error
-        folder = self.local_folder(step)
-        if not self.is_local:
-            self._check_parts(step, artifact)
-            files = {name: files[name] for name in files.keys() - {part.name for part in artifact.part_files()}}
-            self._download(step, list(files), folder)
-        for name, expected in files.items():
-            if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-                raise _changed(f"{folder / name}", step)
-        return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})
+        return artifact, files, digest
 
     def begin(self, step: StepId, fresh: bool) -> Path:
         """Return the folder to write a step's files to; ``fresh`` also throws away what it could resume from.

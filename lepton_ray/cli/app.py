@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli import cluster, dashboards, data, quarantine, rollout, token
+from lepton_ray.cli import cluster, dashboards, data, plan, quarantine, reap, rollout, token
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(token.app, name="token")
 app.add_typer(rollout.app, name="rollout")
+app.command()(plan.plan)
+app.command()(reap.reap)
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 SetOption = Annotated[
@@ -125,6 +127,7 @@ def run(
     progress = None if as_json else RichProgress()
     with errors_explained(as_json, progress):
         from lepton_ray.core.errors import SpecError
+        from lepton_ray.core.spent import together
         from lepton_ray.pipeline import run as run_pipeline
         from lepton_ray.spec import load_spec
 
@@ -136,6 +139,8 @@ def run(
                 result = run_pipeline(loaded, from_stage, force, progress)
             if as_json:
                 print_json(result.to_json())
+            elif result.spent:
+                typer.echo(f"spent: {plan.show_spent(together(result.spent.values()))}", err=True)
             if serve and "deploy" in result.results:
                 wait_for_interrupt(result["deploy"].url)
 

@@ -63,6 +63,12 @@ class GrafanaError(LeptonError):
     """Grafana cannot be reached, or refused what was asked."""
 
 
+class BudgetError(LeptonError):
+    """What the spec allows to be spent is spent: the run stopped where a later one, allowed more, goes on."""
+
+    exit_status = 4
+
+
 class QualityGateError(LeptonError):
     """A gate (parity, quality) was not met: nothing is promoted and what is serving stays."""
 

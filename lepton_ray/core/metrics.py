@@ -71,6 +71,28 @@ TRIALS = Metric("lepton_trials", "counter", "Trials of searches that ended, by s
 TRIAL_BEST_LOSS = Metric("lepton_trial_best_loss", "gauge", "Least validation loss that the search has found.", ())
 SEARCH_SECONDS = Metric("lepton_search_s", "gauge", "How long the search has run, seconds.", ())
 
+COST_USD = Metric(
+    "lepton_cost_usd",
+    "gauge",
+    "What the run has spent in a stage, interrupted attempts included, US dollars.",
+    ("stage",),
+)
+COST_SECONDS = Metric(
+    "lepton_cost_s",
+    "gauge",
+    "How long the run has been in a stage, interrupted attempts included, seconds.",
+    ("stage",),
+)
+COST_RATE = Metric(
+    "lepton_cost_usd_per_h", "gauge", "What the machines that the run holds cost, US dollars an hour.", ()
+)
+BUDGET_USED = Metric(
+    "lepton_budget_used_fraction",
+    "gauge",
+    "Share of its budget that the run has spent; the greater of money and time.",
+    (),
+)
+
 CATALOGUE = (
     REQUESTS,
     ROWS,
@@ -87,4 +109,8 @@ CATALOGUE = (
     TRIALS,
     TRIAL_BEST_LOSS,
     SEARCH_SECONDS,
+    COST_USD,
+    COST_SECONDS,
+    COST_RATE,
+    BUDGET_USED,
 )

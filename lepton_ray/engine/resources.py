@@ -7,10 +7,10 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.engine import there
 from lepton_ray.engine.session import connect
 
 _POLL_S = 0.5
-_ROUNDING = 1e-9  # 0.3 CPUs go ten times into 3
 
 
 def wait_for_capacity(
@@ -44,12 +44,10 @@ def wait_for_capacity(
 
 
 def _lacking(bundle: dict[str, float], count: int) -> str:
-    there = ray.cluster_resources()
+    has = ray.cluster_resources()
     needed = {name: amount * count for name, amount in bundle.items()}
     lacking = ", ".join(
-        f"{amount:g} {name} (has {there.get(name, 0):g})"
-        for name, amount in needed.items()
-        if there.get(name, 0) < amount
+        f"{amount:g} {name} (has {has.get(name, 0):g})" for name, amount in needed.items() if has.get(name, 0) < amount
     )
     if lacking or num_held(bundle) >= count:
         return lacking
@@ -59,5 +57,4 @@ def _lacking(bundle: dict[str, float], count: int) -> str:
 
 def num_held(bundle: dict[str, float]) -> int:
     """Return how many bundles of resources the cluster holds at once, each on one machine, were nothing else running."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + _ROUNDING) for node in nodes)
+    return there.num_held([node["Resources"] for node in ray.nodes() if node["Alive"]], bundle)

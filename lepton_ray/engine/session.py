@@ -19,7 +19,7 @@ from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 
-_LOCAL_OBJECT_STORE_BYTES = 512 << 20
+LOCAL_OBJECT_STORE_BYTES = 512 << 20
 _PORTS = range(20000, 32768)
 """Above the ports that Ray gives to its workers, below those that Linux gives to outgoing connections: neither takes one
 between the moment it is found free and its use."""
@@ -94,7 +94,7 @@ def _init(ray: Any, address: str, is_local: bool) -> None:
         logging_level=logging.ERROR,
         dashboard_host="127.0.0.1",
         dashboard_port=dashboard_port,
-        object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         _metrics_export_port=free_port(),
     )
 

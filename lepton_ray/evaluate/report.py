@@ -1,10 +1,11 @@
 """``report.html``: one self-contained page on a run, readable without a network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lepton_ray.artifacts.ledger import REASONS, Ledger
+from lepton_ray.core.spent import Spent, together
 from lepton_ray.evaluate.data_report import DataReport, data_section, escape_lines
 from lepton_ray.evaluate.page import escape, isolate, table, write_page
 from lepton_ray.evaluate.plots import plot_history
@@ -34,6 +35,8 @@ class ReportData:
     """The data section; without it the ledger and the classes are shown alone."""
     search_stopped: str = ""
     """Why the search ended before all its trials had run."""
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    """What each stage has taken until the page was written; empty where nobody counted."""
 
 
 def write_report(data: ReportData) -> str:
@@ -45,6 +48,7 @@ def write_report(data: ReportData) -> str:
         _rows(data) if data.data is None else data_section(data.data),
         "<h2>Training</h2>" + _beside(history),
         search_section(data.trials, data.search_stopped),
+        _cost(data.spent),
         f"<h2>Spec</h2><pre>{escape_lines(data.spec_text)}</pre>",
     ]
     return write_page(data.name, sections)
@@ -86,6 +90,24 @@ def _metrics_table(data: ReportData) -> str:
     ]
     means = '<p class="soft">Precision, recall, F1 and ROC AUC are averages over the classes.</p>'
     return table(head, rows) + (means if "f1" in data.metrics else "")
+
+
+def _cost(spent: Mapping[str, Spent]) -> str:
+    """Return a row for each stage; those that were done before this run have taken next to nothing of it."""
+    if not spent:
+        return ""
+    every = {**spent, "together": together(spent.values())}
+    known = every["together"].usd is not None
+    rows = [
+        [stage, f"{one.seconds:,.1f}", *([] if not known else ["" if one.usd is None else f"{one.usd:,.4f}"])]
+        for stage, one in every.items()
+    ]
+    head = ["stage", "seconds", *(["US dollars"] if known else [])]
+    note = (
+        "Interrupted attempts included, until this page was written; what was done by a run before takes nothing. "
+        "Dollars are seconds times list prices."
+    )
+    return f'<h2>Cost</h2>{table(head, rows)}<p class="soft">{note}</p>'
 
 
 def _ledger_table(ledger: Ledger) -> str:

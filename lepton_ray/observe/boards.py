@@ -134,4 +134,21 @@ CLUSTER = Board(
     ),
 )
 
-BOARDS = (SERVING, PIPELINE, TRAINING, SEARCH, CLUSTER)
+COST = Board(
+    "lepton-cost",
+    "Lepton: cost",
+    (
+        Panel("Spent by runs, list prices", "sum by (WorkerId) (ray_lepton_cost_usd)", "{{WorkerId}}", "currencyUSD"),
+        Panel("Spent by stage, list prices", "sum by (stage) (ray_lepton_cost_usd)", "{{stage}}", "currencyUSD"),
+        Panel("Price of an hour", "ray_lepton_cost_usd_per_h", "{{WorkerId}}", "currencyUSD"),
+        Panel("Budget used", "ray_lepton_budget_used_fraction", "{{WorkerId}}", "percentunit"),
+        Panel("Time by stage", "sum by (stage) (ray_lepton_cost_s)", "{{stage}}", "s"),
+        Panel("Nodes", "count(ray_node_cpu_count)", "nodes"),
+        Panel(
+            "Cores that are paid and idle", "sum(ray_node_cpu_count * (1 - ray_node_cpu_utilization / 100))", "cores"
+        ),
+        Panel("Requests", _rate("ray_lepton_requests_total", "model"), "{{model}}", "reqps"),
+    ),
+)
+
+BOARDS = (SERVING, PIPELINE, TRAINING, SEARCH, CLUSTER, COST)

@@ -86,10 +86,18 @@ def arguments_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact])
     return {name: artifacts.get(name) if name in produced else section_of(spec, name) for name in stage.parameters}
 
 
-def step_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> StepId:
-    """Return the step: its key is the digest of all that the result depends on.
+def depends_of(
+    stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact], looked_with: RunSpec | None = None
+) -> dict[str, Any]:
+    """Return all that a stage's result depends on, by name, as JSON.
 
-    That is sections, inputs, code version and seed, and what the stage's ``fingerprint`` says of the world outside.
+    That is sections, digests of inputs, code version and seed, and what the stage's ``fingerprint`` says of the world outside.
+
+    Args:
+        stage: The stage.
+        spec: The run.
+        artifacts: What the stages before have made.
+        looked_with: Whose sections ``fingerprint`` is given, if not those of ``spec``.
 
     Raises:
         LeptonError: If something outside is not there.
@@ -98,9 +106,20 @@ def step_of(stage: Stage, spec: RunSpec, artifacts: Mapping[str, Artifact]) -> S
     for name, value in arguments_of(stage, spec, artifacts).items():
         depends[name] = value.digest if isinstance(value, Artifact) else value and value.model_dump(mode="json")
     fingerprint = getattr(stage.module, "fingerprint", None)
-    if fingerprint is not None and (outside := _give_sections(fingerprint, spec)) is not None:
+    if fingerprint is not None and (outside := _give_sections(fingerprint, looked_with or spec)) is not None:
         depends["fingerprint"] = outside
+    return depends
+
+
+def to_step(stage: Stage, depends: Mapping[str, Any]) -> StepId:
+    """Return the step, whose key is the digest of all that the result depends on."""
     return StepId(stage.name, sha256_json(depends)[:_KEY_LENGTH])
+
+
+def noted(depends: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of them, for a later plan to compare; the world outside may be long, its digest is not."""
+    outside = {name: sha256_json(depends[name]) for name in ("fingerprint",) if name in depends}
+    return {**depends, **outside}
 
 
 def check_stage_name(name: str, stages: list[Stage]) -> None:

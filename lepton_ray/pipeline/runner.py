@@ -5,10 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepton_ray.artifacts.kinds import Artifact
-from lepton_ray.artifacts.store import StepId, Store
-from lepton_ray.core.errors import LeptonError, QualityGateError
+from lepton_ray.artifacts.store import Store
+from lepton_ray.core.errors import BudgetError, LeptonError, QualityGateError
 from lepton_ray.core.progress import Progress, Silent
-from lepton_ray.pipeline.plan import Stage, arguments_of, check_stage_name, plan, preflight, step_of
+from lepton_ray.core.spent import Spent
+from lepton_ray.cost.meter import Meter
+from lepton_ray.pipeline.plan import (
+    Stage,
+    arguments_of,
+    check_stage_name,
+    depends_of,
+    noted,
+    plan,
+    preflight,
+    to_step,
+)
+from lepton_ray.pipeline.spending import Spending
 from lepton_ray.spec.run import RunSpec
 from lepton_ray.stages.context import RunContext
 
@@ -39,6 +51,8 @@ class RunResult:
 
     name: str
     results: dict[str, StageResult]
+    spent: dict[str, Spent]
+    """By stage, the interrupted attempts before it included; empty without the section ``cost``."""
 
     def __getitem__(self, stage: str) -> Any:
         """Return a stage's artifact."""
@@ -46,7 +60,9 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        return {"name": self.name, "stages": {name: result.to_json() for name, result in self.results.items()}}
+        spent = {"spent": {stage: spent.to_json() for stage, spent in self.spent.items()}} if self.spent else {}
+        stages = {name: result.to_json() for name, result in self.results.items()}
+        return {"name": self.name, "stages": stages, **spent}
 
 
 def run(
@@ -62,21 +78,23 @@ def run(
 
     Raises:
         QualityGateError: If a gate was not met; nothing after it was done.
+        BudgetError: If the budget was spent; the same run with a larger one goes on.
         LeptonError: If a stage cannot do what the spec asks.
     """
     progress = progress or Silent()
     stages = plan(spec)
     if from_stage is not None:
         check_stage_name(from_stage, stages)
+    spending = Spending.of(spec.cost)
     preflight(spec, stages)
     store = Store.open(spec.storage, spec.name)
     results: dict[str, StageResult] = {}
     artifacts: dict[str, Artifact] = {}
-    with store.lock():
+    with store.lock(), spending.counted(store) as meter:
         is_fresh = force
         for stage in stages:
             is_fresh = is_fresh or stage.name == from_stage
-            result = _run_stage(stage, spec, store, artifacts, is_fresh, progress)
+            result = _run_stage(stage, spec, store, artifacts, is_fresh, progress, meter)
             results[stage.name] = result
             artifacts[stage.produces] = result.artifact
             if failed := result.artifact.failed_gates():
@@ -85,18 +103,28 @@ def run(
                     + "\n  ".join(failed)
                     + f"\n  See {result.artifact.location}/report.html"
                 )
-    return RunResult(spec.name, results)
+    return RunResult(spec.name, results, meter.by_stage() if spec.cost is not None else {})
 
 
 def _run_stage(
-    stage: Stage, spec: RunSpec, store: Store, artifacts: dict[str, Artifact], is_fresh: bool, progress: Progress
+    stage: Stage,
+    spec: RunSpec,
+    store: Store,
+    artifacts: dict[str, Artifact],
+    is_fresh: bool,
+    progress: Progress,
+    meter: Meter,
 ) -> StageResult:
     progress.started(stage.name)
+    meter.enter(stage.name)
     start = time.monotonic()
     try:
-        step = step_of(stage, spec, artifacts)
+        depends = depends_of(stage, spec, artifacts)
+        step = to_step(stage, depends)
         found = None if is_fresh or stage.is_live else store.load(step, stage.kind)
-        artifact = found or _do(stage, step, spec, store, artifacts, is_fresh, progress)
+        if found is None and (over := meter.over_budget()):
+            raise BudgetError(over)
+        artifact = found or _do(stage, depends, spec, store, artifacts, is_fresh, progress, meter)
         store.point_latest(step)
     except BaseException as error:
         error.add_note(
@@ -110,14 +138,16 @@ def _run_stage(
 
 def _do(
     stage: Stage,
-    step: StepId,
+    depends: dict[str, Any],
     spec: RunSpec,
     store: Store,
     artifacts: dict[str, Artifact],
     is_fresh: bool,
     progress: Progress,
+    meter: Meter,
 ) -> Artifact:
-    start = time.monotonic()
+    start, step = time.monotonic(), to_step(stage, depends)
+    is_resumed = not is_fresh and store.is_interrupted(step)
     context = RunContext(
         name=spec.name,
         seed=spec.seed,
@@ -128,6 +158,8 @@ def _do(
         work_path=store.work_path(step),
         is_local=store.is_local,
         update=progress.update,
+        over_budget=meter.over_budget,
+        spent=meter.by_stage,
     )
     arguments = arguments_of(stage, spec, artifacts)
     try:
@@ -140,6 +172,9 @@ def _do(
         "key": step.key,
         "version": stage.module.VERSION,
         "inputs": {name: value.digest for name, value in arguments.items() if isinstance(value, Artifact)},
+        "depends": noted(depends),
+        "work": context.work,
+        "is_resumed": is_resumed,
         "seconds": round(time.monotonic() - start, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -12,6 +12,7 @@ from lepton_ray.spec.backbone import check_local_backbones
 from lepton_ray.spec.base import Name, Section, Uri, replace
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
+from lepton_ray.spec.cost import CostSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features, numbers_kept
@@ -49,6 +50,8 @@ class RunSpec(Section):
     evaluate: EvaluateSpec = EvaluateSpec()
     register_: Annotated[RegisterSpec | None, Field(alias="register")] = None
     serve: ServeSpec | None = None
+    cost: CostSpec | None = None
+    """Prices and budgets. No result depends on them."""
 
     @model_validator(mode="after")
     def _check_model_fits_data(self) -> Self:

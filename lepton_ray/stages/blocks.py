@@ -24,6 +24,11 @@ _CLOCK_S = 1e-3
 _FILE_BYTES = 64 << 20  # of rows: what a reader of a file holds
 
 
+def uses_ray(data: DataSpec, size_bytes: float | None) -> bool:
+    """Whether Ray Data maps parts of so many bytes together, and not threads of this process."""
+    return data.engine == "ray" or (data.engine == "auto" and (size_bytes or 0) >= _IN_PROCESS_LIMIT_BYTES)
+
+
 @dataclass(frozen=True)
 class Mapper:
     """Maps functions over parts, by the driver that spec and size ask for."""
@@ -35,8 +40,7 @@ class Mapper:
     @property
     def uses_ray(self) -> bool:
         """Whether Ray Data does it; what one machine does in a minute does not pay for a cluster."""
-        is_large = (self.size_bytes or 0) >= _IN_PROCESS_LIMIT_BYTES
-        return self.data.engine == "ray" or (self.data.engine == "auto" and is_large)
+        return uses_ray(self.data, self.size_bytes)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         """Yield (index, ``function(item)``) as they are done, in any order."""
@@ -93,6 +97,8 @@ class Mapper:
                 rows += count_rows(result)
                 message += f", {rows / max(time.monotonic() - start, _CLOCK_S):,.0f} rows/s"
             self.ctx.update(message)
+            if len(facts) < len(items):
+                self.ctx.check_budget()
         return [facts[index] for index in range(len(items))]
 
 

@@ -50,6 +50,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
         DataError: If more rows would be removed than ``clean`` allows, or too few are left; all removed rows are in
             quarantine then too.
     """
+    ctx.work["rows"] = raw.ledger.rows_kept
     mapper = Mapper(data, sum(part.num_bytes for part in raw.rows), ctx)
     verdicts = Verdicts(folder_of(raw, ctx), raw.rows)
     if data.profile:

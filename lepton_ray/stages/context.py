@@ -1,10 +1,13 @@
 """What a stage is given besides its sections and inputs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyarrow.fs import FileSystem
+
+from lepton_ray.core.errors import BudgetError
+from lepton_ray.core.spent import Spent, within_budget
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,21 @@ class RunContext:
     """Whether ``filesystem`` is this machine's."""
     update: Callable[[str], None]
     """Tells people how far the stage is."""
+    over_budget: Callable[[], str] = within_budget
+    """Says why the run must stop; empty while it need not. Long work asks where it could go on from."""
+    spent: Callable[[], Mapping[str, Spent]] = dict
+    """What the run has taken so far, by stage."""
+    work: dict[str, float] = field(default_factory=dict)
+    """How much there was to do, as the stage notes it (``rows``, ``epochs``): later plans judge their time by it."""
+
+    def check_budget(self) -> None:
+        """Stop where the budget is spent.
+
+        Raises:
+            BudgetError: If it is.
+        """
+        if over := self.over_budget():
+            raise BudgetError(over)
 
     @property
     def run_folder(self) -> str:

@@ -43,6 +43,7 @@ def evaluate(
     ctx: RunContext,
 ) -> Evaluation:
     """Measure on the test split; nothing before has looked at it."""
+    ctx.work["rows"] = sum(dataset.split_rows[split] for split in ("train", "test"))
     opened = open_package(package.path)
     answers = held_out.answer(Predictor(opened), dataset, "test", ctx)
     target = target_of(feature_set)
@@ -77,6 +78,7 @@ def evaluate(
             search_stopped=trials.stopped if trials else "",
             spec_text=yaml.safe_dump(opened.lineage["spec"], sort_keys=False),
             data=_describe_data(data, dataset, feature_set),
+            spent=ctx.spent(),
         )
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")

@@ -58,6 +58,7 @@ def featurize(
     Raises:
         DataError: If ``clean.checks`` find something and are to stop the run then.
     """
+    ctx.work["rows"] = sum(dataset.split_rows.values())
     mapper = Mapper(data, sum(part.num_bytes for part in dataset.part_files()), ctx)
     state, target, fitted_rows, findings = _fit(data, clean, features, dataset, mapper)
     signature = Signature.of(data, target)

@@ -34,12 +34,14 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     parts = _plan(connector, ctx)
     mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data.columns)
     read = partial(read_part, data, connector, mender, Folder(ctx.filesystem, ctx.location))
-    facts = Mapper(data, connector.size_bytes(), ctx).map_resumable("reading", read, parts)
+    size_bytes = connector.size_bytes()
+    facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
     rows, quarantine = (_part_files(facts, name) for name in ("rows", "quarantine"))
     removed = sum((Counter(fact["removed"]) for fact in facts), Counter())
     ledger = Ledger.of(sum(part.rows for part in rows) + removed.total(), removed)
     if ledger.rows_kept == 0:
         raise _no_rows(ledger, data, quarantine, ctx)
+    ctx.work.update(rows=ledger.rows_in, bytes=size_bytes or 0)
     known = connector.columns() or {}
     ignored = tuple(name for name in known if name and name not in data.columns)
     return RawDataset(rows=rows, quarantine=quarantine, ledger=ledger, ignored_columns=ignored)

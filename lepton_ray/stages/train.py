@@ -27,6 +27,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import load_data, target_of
 from lepton_ray.train import in_process
 from lepton_ray.train.frameworks import load_library
+from lepton_ray.train.resources import is_in_driver
 
 VERSION = 5
 
@@ -48,6 +49,7 @@ def train(
     checkpoint.save_weights(state.best_weights, ctx.folder / "model.safetensors")
     write_json(ctx.folder / "model.json", model.model_dump(mode="json"))
     write_json(ctx.folder / "train.json", train.model_dump(mode="json"))
+    ctx.work.update(rows=feature_set.split_rows["train"], epochs=len(state.history), processes=train.num_workers)
     return Checkpoint(
         best_epoch=state.best_epoch,
         metrics=_in_units(state.best_metrics, target),
@@ -135,13 +137,13 @@ class BuildWithWeights:
 
 def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
     data = load_data(feature_set, train, ctx)
-    is_here = train.num_workers == 1 and not train.use_gpu and train.framework != "jax"
-    if is_here and ctx.is_local:
-        return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update)
+    if is_in_driver(train, ctx.is_local):
+        return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update, ctx.over_budget)
     connect()
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    return on_ray.fit(build, data, train, ctx.seed, on_ray.Storage(ctx.filesystem, ctx.work_path), ctx.update)
+    storage = on_ray.Storage(ctx.filesystem, ctx.work_path)
+    return on_ray.fit(build, data, train, ctx.seed, storage, ctx.update, ctx.over_budget)
 
 
 def _in_units(metrics: dict[str, float], target: Target) -> dict[str, float]:

@@ -19,11 +19,13 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import fingerprint as backbones_fingerprint
 from lepton_ray.stages.train_data import load_data, target_of
 from lepton_ray.train.frameworks import load_library, load_training
+from lepton_ray.train.resources import worker_resources
+from lepton_ray.tune.place import Place, place_of
 
 if TYPE_CHECKING:
     from lepton_ray.train.batches import Source
     from lepton_ray.train.on_ray import Storage
-    from lepton_ray.tune.on_ray import Epoch, Place
+    from lepton_ray.tune.on_ray import Epoch
 
 VERSION = 3
 
@@ -55,7 +57,12 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     build(model)  # what cannot be built fails here, not in a trial
     start, data, place = _trials(model, train, tune, build, feature_set, ctx)
     journal = Journal(ctx.filesystem, f"{ctx.work_path}/trials")
-    found = on_ray.search(tune, start, data, ctx.seed, journal, ctx.update, place)
+    found = on_ray.search(tune, start, data, ctx.seed, journal, ctx.update, place, ctx.over_budget)
+    ctx.work.update(
+        rows=feature_set.split_rows["train"],
+        epochs=sum(trial.epochs for trial in found.trials),
+        processes=found.num_concurrent * tune.workers_per_trial,
+    )
     lines = [
         json.dumps({**asdict(trial), "taken": trial is found.best, "on_front": trial in found.front}, allow_nan=False)
         for trial in found.trials
@@ -77,21 +84,19 @@ def _trials(
     build: Callable[[Model], Any],
     feature_set: FeatureSet,
     ctx: RunContext,
-) -> tuple[Any, Any, "Place | None"]:
+) -> tuple[Any, Any, Place]:
     """Return what starts a trial, the data that it is given, and what it asks the cluster for."""
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
-    from lepton_ray.tune.on_ray import Place  # noqa: PLC0415
 
     data = load_data(feature_set, train, ctx)
     settings = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
     sections = apply_values(model, train, {f"train.{name}": value for name, value in settings.items()})
     if tune.workers_per_trial == 1:
-        return partial(start_trial, *sections, build, ctx.seed), data, None
+        return partial(start_trial, *sections, build, ctx.seed), data, place_of(tune)
     storage = on_ray.Storage(ctx.filesystem, f"{ctx.work_path}/runs")
     storage.remove()  # a killed search's
     start = partial(start_nested_trial, *sections, build, ctx.seed, storage)
-    place = Place(on_ray.worker_resources(train), tune.workers_per_trial, "tune.workers_per_trial", is_nested=True)
-    return start, on_ray.share(data), place
+    return start, on_ray.share(data), place_of(tune, worker_resources(train))
 
 
 def start_trial(

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lepton_ray.core.errors import BudgetError
+from lepton_ray.core.spent import within_budget
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_training
@@ -24,8 +26,13 @@ def fit(
     seed: int,
     folder: Path,
     update: Callable[[str], None],
+    over_budget: Callable[[], str] = within_budget,
 ) -> Any:
-    """Train here and return the last state; called again with the same folder, it goes on from the last checkpoint."""
+    """Train here and return the last state; called again with the same folder, it goes on from the last checkpoint.
+
+    Raises:
+        BudgetError: If ``over_budget`` says why, asked after each checkpoint.
+    """
     loop, checkpoint = load_training(spec.framework)
     state = loop.start_state(build_model, spec, seed)
     if latest := next((folder / name for name in (_LATEST, _PREVIOUS) if (folder / name).is_dir()), None):
@@ -41,6 +48,8 @@ def fit(
                 if is_end
                 else pace.words_within(state_now.epoch, state_now.step)
             )
+            if over := over_budget():
+                raise BudgetError(over)
     return state
 
 

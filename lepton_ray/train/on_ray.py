@@ -25,17 +25,18 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core import settings
-from lepton_ray.core.errors import EngineError
+from lepton_ray.core.errors import BudgetError, EngineError
 from lepton_ray.core.extras import require
+from lepton_ray.core.spent import within_budget
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.spec.tpu import chips_per_host
 from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import CHECKPOINT_EVERY_S, Progress, has_stalled
+from lepton_ray.train.resources import worker_resources
 from lepton_ray.train.streamed.data import StreamedData
 from lepton_ray.train.streamed.on_ray import read_ahead
 
@@ -102,6 +103,7 @@ def fit(
     seed: int,
     storage: Storage,
     update: Callable[[str], None],
+    over_budget: Callable[[], str] = within_budget,
 ) -> Any:
     """Train on ``spec.num_workers`` workers and return the last state.
 
@@ -109,6 +111,7 @@ def fit(
 
     Raises:
         EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
+        BudgetError: If ``over_budget`` says why, asked after each report, which has a checkpoint.
     """
     loop, checkpoint = load_library(spec.framework)
     state = loop.start_state(build_model, spec, seed)  # first: a model that cannot be built is no failure of a worker
@@ -117,8 +120,13 @@ def fit(
     wait_for_capacity(worker_resources(spec), count, f"train.{name} ({count})", spec.start_timeout_s, update)
     mark = storage.take_over()
     trainer = _build_trainer(build_model, share(data), spec, seed, storage, mark)
-    with _show_progress(storage, Pace(spec.epochs, data.num_rows), _Meter(data.num_rows), update):
-        result = _supervise(trainer, spec.max_failures, partial(storage.check_owner, mark), update)
+    with _show_progress(storage, Pace(spec.epochs, data.num_rows), _Meter(data.num_rows), update, over_budget) as stop:
+        try:
+            result = _supervise(trainer, spec.max_failures, partial(storage.check_owner, mark), update)
+        except EngineError as error:
+            if stop:
+                raise BudgetError(stop[0]) from error
+            raise
     with result.checkpoint.as_directory() as folder:
         checkpoint.restore(state, Path(folder))
     return state
@@ -156,19 +164,6 @@ def stream(
         finally:
             if not run.done():
                 storage.take_over()
-
-
-def worker_resources(spec: TrainSpec) -> dict[str, float]:
-    """Return what a worker asks the cluster for, as Ray itself does of TPUs; whole numbers, which Ray counts devices by."""
-    resources: dict[str, float] = {"CPU": spec.cpus_per_worker}
-    if spec.use_gpu:
-        resources["GPU"] = 1
-    if spec.tpu_type and spec.tpu_topology:
-        resources |= {
-            "TPU": chips_per_host(spec.tpu_type, spec.tpu_topology),
-            f"accelerator_type:{spec.tpu_type}": 0.001,
-        }
-    return resources
 
 
 def _build_trainer(
@@ -371,13 +366,17 @@ class _Meter:
 
 
 @contextlib.contextmanager
-def _show_progress(storage: Storage, pace: Pace, meter: _Meter, update: Callable[[str], None]) -> Iterator[None]:
+def _show_progress(
+    storage: Storage, pace: Pace, meter: _Meter, update: Callable[[str], None], over_budget: Callable[[], str]
+) -> Iterator[list[str]]:
+    """Tell of each report; yields what has why the training was ended, once its budget is spent."""
+    reasons: list[str] = []
     before = storage.read_progress()  # of the run that this one goes on from
     stop = threading.Event()
 
     def watch() -> None:
         shown, counted = (0, 0), before["epoch"] if before else 0
-        while not stop.wait(_POLL_S):
+        while not stop.wait(_POLL_S) and not reasons:
             report = storage.read_progress()
             if not report or (report["epoch"], report["step"]) == shown:
                 continue
@@ -385,16 +384,19 @@ def _show_progress(storage: Storage, pace: Pace, meter: _Meter, update: Callable
             if step:
                 update(pace.words_within(epoch, step))
                 meter.go_on()
-                continue
-            loss = report["history"][-1]["val_loss"]
-            update(pace.words(epoch, loss))
-            meter.advance(epoch - counted, epoch, loss)
-            counted = epoch
+            else:
+                loss = report["history"][-1]["val_loss"]
+                update(pace.words(epoch, loss))
+                meter.advance(epoch - counted, epoch, loss)
+                counted = epoch
+            if report != before and (over := over_budget()):
+                reasons.append(over)
+                storage.take_over()  # which ends the workers
 
     watcher = threading.Thread(target=watch, daemon=True, name="lepton-ray-progress")
     watcher.start()
     try:
-        yield
+        yield reasons
     finally:
         stop.set()
         watcher.join()

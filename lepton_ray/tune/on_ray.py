@@ -16,13 +16,15 @@ from typing import Any
 from ray import tune
 
 from lepton_ray.core import metrics as catalogue
-from lepton_ray.core.errors import EngineError
+from lepton_ray.core.errors import BudgetError, EngineError
 from lepton_ray.core.files import read_json, write_json
+from lepton_ray.core.spent import within_budget
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import num_held, wait_for_capacity
 from lepton_ray.spec.tune import NoScheduler, PbtScheduler, TuneSpec
 from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
+from lepton_ray.tune.place import Place, num_at_once, place_of
 from lepton_ray.tune.space import Values, decode
 from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
 
@@ -65,19 +67,8 @@ class Found:
     """With the least loss; with a second objective the one on the front that the spec's rule takes."""
     front: list[Trial]
     """With a second objective, the trials that no other beats in both; else empty."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a trial asks the cluster for."""
-
-    process: dict[str, float]
-    """Resources of a process."""
-    num_processes: int
-    source: str
-    """Where in the spec that stands, for messages."""
-    is_nested: bool = False
-    """Whether the trial's own process takes none of them and starts others that do."""
+    num_concurrent: int
+    """Trials at once, at most; 0 if none had to run."""
 
 
 def search(
@@ -88,6 +79,7 @@ def search(
     journal: Journal,
     update: Callable[[str], None],
     place: Place | None = None,
+    over_budget: Callable[[], str] = within_budget,
 ) -> Found:
     """Run the trials of ``spec``, less those in the journal, and return all of them.
 
@@ -99,32 +91,34 @@ def search(
         journal: Where finished trials are.
         update: Told of each trial that ends.
         place: What a trial asks for; by default one process of ``spec.cpus_per_trial``.
+        over_budget: Says why the search must stop, asked after each result of a trial.
 
     Raises:
+        BudgetError: If it must; the trials under way begin anew when the search goes on.
         EngineError: If the cluster cannot hold a trial, more fail than may, or none gives a loss.
     """
-    watcher = _Watcher(spec, journal, update)
+    watcher, num_concurrent = _Watcher(spec, journal, update, over_budget), 0
     if len(watcher.done) < spec.total_trials and not watcher.stop_all():
-        place = place or Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial")
+        place = place or place_of(spec)
         wait_for_capacity(place.process, place.num_processes, place.source, _START_TIMEOUT_S, update)
-        held = (
-            num_held(place.process) // place.num_processes
-        )  # all of them at once: none waits for part of its processes
         resources = _NOTHING if place.is_nested else place.process
         trainable = tune.with_resources(
             tune.with_parameters(_TrialTrainable, start_training=start_training, data=data, spec=spec), resources
         )
-        _run(spec, trainable, seed, watcher, min(held, spec.max_concurrent_trials or held))
+        num_concurrent = num_at_once(spec, place, num_held(place.process))
+        _run(spec, trainable, seed, watcher, num_concurrent)
+    if watcher.over:
+        raise BudgetError(watcher.over)
     if not any(trial.loss is not None for trial in watcher.done):
         raise EngineError(
             f"tune must find a trial with a finite loss, got none of {len(watcher.done)} trials"
             f"{f' ({watcher.stopped})' if watcher.stopped else ''}. Change tune.space, such as a lower train.lr, or raise tune.max_seconds"
         )
     if spec.second_objective is None:
-        return Found(watcher.done, watcher.stopped, best_of(watcher.done), [])
+        return Found(watcher.done, watcher.stopped, best_of(watcher.done), [], num_concurrent)
     front = pareto_front(watcher.done)
     best = cheapest_of(front, spec.second_objective.max_loss_excess_fraction)
-    return Found(watcher.done, watcher.stopped, best, front)
+    return Found(watcher.done, watcher.stopped, best, front, num_concurrent)
 
 
 def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_concurrent: int) -> None:
@@ -150,7 +144,8 @@ def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_con
             ),
         )
         results = tuner.fit()
-    watcher.write_cut_off()
+    if not watcher.over:
+        watcher.write_cut_off()
     if watcher.num_failed > spec.max_failed_trials:
         raise EngineError(
             f"tune: {watcher.num_failed} of {spec.total_trials} trials failed, more than tune.max_failed_trials "
@@ -241,10 +236,15 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no types
     """Writes finished trials down, tells of them and ends the search; runs in the driver."""
 
-    def __init__(self, spec: TuneSpec, journal: Journal, update: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: TuneSpec, journal: Journal, update: Callable[[str], None], over_budget: Callable[[], str]
+    ) -> None:
         self.spec = spec
         self.journal = journal
         self.update = update
+        self.over = ""
+        """Why the search must stop and go on later."""
+        self._over_budget = over_budget
         self.done = journal.read()
         self.num_failed = 0
         self.stopped = ""
@@ -274,6 +274,9 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
 
     def _reason(self) -> str:
         spec = self.spec
+        if len(self.done) < spec.total_trials and (over := self._over_budget()):
+            self.over = over
+            return "the budget is spent"
         if self.num_failed > spec.max_failed_trials:
             return f"{self.num_failed} trials failed"
         if spec.max_seconds is not None and self.seconds >= spec.max_seconds:

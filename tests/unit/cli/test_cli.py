@@ -38,6 +38,8 @@ _SURFACE = {
     "validate": {"spec", "--set", "--json"},
     "schema": set(),
     "run": {"spec", "--set", "--from", "--force", "--serve", "--json"},
+    "plan": {"spec", "--set", "--from", "--force", "--prices", "--json"},
+    "reap": {"--idle-minutes", "--yes", "--down", "--json"},
     "inspect": {"package", "--json"},
     "predict": {"package", "file", "--output", "-o", "--ray", "--tracking-uri"},
     "serve": {"model", "--name", "--host", "--port", "--max-replicas", "--tracking-uri"},

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from lepton_ray.artifacts.ledger import Ledger
+from lepton_ray.core.spent import Spent
 from lepton_ray.data.profile import profile
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.evaluate.metrics import calibrate
@@ -70,3 +71,12 @@ def test_the_data_section_takes_the_place_of_the_ledger() -> None:
 
 def test_the_same_run_gives_the_same_page() -> None:
     assert _report() == _report()
+
+
+def test_what_the_stages_took_is_shown() -> None:
+    assert "<h2>Cost</h2>" not in _report()
+    page = _report(spent={"ingest": Spent(1.25, 0.5), "train": Spent(3600.0, None)})
+    assert "<h2>Cost</h2>" in page
+    for shown in ("<bdi>ingest</bdi>", "3,601.2", "US dollars", "0.5000", "together"):
+        assert shown in page, shown
+    assert "US dollars" not in _report(spent={"train": Spent(1.0, None)}).partition('<p class="soft">Interrupted')[0]

@@ -5,11 +5,15 @@ import json
 import pytest
 
 from lepton_ray.core.errors import SpecError
-from lepton_ray.pipeline.plan import STAGES, step_of
+from lepton_ray.pipeline.plan import STAGES, depends_of, to_step
 from lepton_ray.spec import parse_spec
 
 FEATURIZE = next(stage for stage in STAGES if stage.name == "featurize")
 SUBWORDS = "{texts: {tokens: {kind: subwords, tokenizer_file: %s}, encode: ids}}"
+
+
+def step_of(stage, spec, artifacts):
+    return to_step(stage, depends_of(stage, spec, artifacts))
 
 
 def tokenizer_file(folder, number):

@@ -1,0 +1,31 @@
+"""What a trial asks the cluster for, and how many trials there is room for."""
+
+from dataclasses import dataclass
+
+from lepton_ray.spec.tune import TuneSpec
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a trial asks the cluster for."""
+
+    process: dict[str, float]
+    """Resources of a process."""
+    num_processes: int
+    source: str
+    """Where in the spec that stands, for messages."""
+    is_nested: bool = False
+    """Whether the trial's own process takes none of them and starts others that do."""
+
+
+def place_of(spec: TuneSpec, worker: dict[str, float] | None = None) -> Place:
+    """Return what a trial of ``spec`` asks for; ``worker`` has the resources of one of its workers where it has several."""
+    if worker is None or spec.workers_per_trial == 1:
+        return Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial")
+    return Place(worker, spec.workers_per_trial, "tune.workers_per_trial", is_nested=True)
+
+
+def num_at_once(spec: TuneSpec, place: Place, num_held: int) -> int:
+    """Return how many trials run at once where there is room for ``num_held`` processes: none waits for part of its own."""
+    held = num_held // place.num_processes
+    return min(held, spec.max_concurrent_trials or held)
