@@ -18,11 +18,13 @@ from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 from lepton_ray.spec.data import Column, NumberColumn, TimeColumn
 
 MEDIA_TYPE = b"application/vnd.apache.arrow.stream"
+MAX_VALUES = 4 << 20
+"""Rows times columns: a column of nulls takes no bytes, and a place in each record all the same."""
 _HEADER, _RECORD_BATCH, _DICTIONARY = 2, "record batch", "dictionary"  # fields and kinds of a message
 _DICTIONARY_DATA, _LENGTH, _COMPRESSION = 1, 0, 3
 _NO_TIME = "a time outside the years 1 to 9999"
 
-_UNREADABLE = (pa.ArrowException, struct.error, OSError, OverflowError, MemoryError)
+UNREADABLE = (pa.ArrowException, struct.error, OSError, OverflowError, MemoryError)
 """What damages lead to, by their place; also ``ValueError``."""
 
 
@@ -33,15 +35,17 @@ def read_arrow(body: bytes | bytearray, signature: Signature, max_rows: int) -> 
         ProtocolError: If it is none, or holds what is not read here.
     """
     try:
-        _check_messages(body, max_rows)
+        rows = _check_messages(body, max_rows)
         with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
-            _check_schema(stream.schema, signature)
+            check_schema(stream.schema, signature)
+            if rows * len(stream.schema) > MAX_VALUES:
+                raise ProtocolError(f"an Arrow stream must have at most {MAX_VALUES} values. Split the request")
             table = stream.read_all()
         table.validate(full=True)
-        columns = {name: _to_values(table.column(name), name in signature.columns) for name in table.column_names}
+        columns = {name: to_values(table.column(name), name in signature.columns) for name in table.column_names}
     except ProtocolError:
         raise
-    except (*_UNREADABLE, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ProtocolError(f"the body must be an Arrow stream: {reason}") from error
     return [{name: values[row] for name, values in columns.items()} for row in range(table.num_rows)]
@@ -56,8 +60,8 @@ def write_arrow(columns: dict[str, NDArray[Any]]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _check_messages(body: bytes | bytearray, max_rows: int) -> None:
-    """Hold what the heads of all messages say against the limits; no buffer is decoded."""
+def _check_messages(body: bytes | bytearray, max_rows: int) -> int:
+    """Hold what the heads of all messages say against the limits, and return the number of rows; no buffer is decoded."""
     rows = 0
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
         if message.type not in (_RECORD_BATCH, _DICTIONARY):
@@ -73,6 +77,7 @@ def _check_messages(body: bytes | bytearray, max_rows: int) -> None:
             raise ProtocolError("the buffers of an Arrow stream must come without compression. Write them so")
         if rows > max_rows:
             raise refuse_rows(max_rows, str(rows))
+    return rows
 
 
 class _Flat:
@@ -106,7 +111,12 @@ class _Flat:
         return int(struct.unpack_from("<I", self.data, place)[0])
 
 
-def _check_schema(schema: pa.Schema, signature: Signature) -> None:
+def check_schema(schema: pa.Schema, signature: Signature) -> None:
+    """Refuse columns of types that are not read here.
+
+    Raises:
+        ProtocolError: If there is one, or a name stands twice.
+    """
     if len(set(schema.names)) < len(schema.names):
         raise ProtocolError("the schema must name each column once")
     for field in schema:
@@ -119,8 +129,9 @@ def _check_schema(schema: pa.Schema, signature: Signature) -> None:
 
 def _is_read(kind: pa.DataType, column: Column) -> bool:
     if types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    if column.kind == "image" and (types.is_binary(kind) or types.is_large_binary(kind)):
+        kind = kind.value_type
+        return _is_text(kind) or (column.kind == "image" and _is_file(kind))
+    if column.kind == "image" and _is_file(kind):
         return True
     if column.kind in ("series", "image"):
         return _is_text(kind) or _is_numbers(kind)
@@ -129,6 +140,10 @@ def _is_read(kind: pa.DataType, column: Column) -> bool:
     if types.is_decimal(kind):
         return isinstance(column, NumberColumn)
     return _is_text(kind) or _is_number(kind) or bool(types.is_boolean(kind) or types.is_null(kind))
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -145,7 +160,7 @@ def _is_numbers(kind: pa.DataType) -> bool:
     return is_list and (_is_number(kind.value_type) or _is_numbers(kind.value_type))
 
 
-def _to_values(cells: pa.ChunkedArray, is_feature: bool) -> list[Any]:
+def to_values(cells: pa.ChunkedArray, is_feature: bool) -> list[Any]:
     """Return the values of a column; of one that the model does not read nothing but its name matters."""
     return [value for chunk in cells.chunks for value in _chunk_values(chunk)] if is_feature else [None] * len(cells)
 

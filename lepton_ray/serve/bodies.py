@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve import arrow_body, image_body
+from lepton_ray.serve import arrow_body, image_body, parquet_body
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 
 Body = bytes | bytearray
@@ -23,6 +23,7 @@ Columns = dict[str, NDArray[Any]]
 Records = list[dict[str, Any]]
 
 _JSON = (b"application/json", b"application/*", b"*/*")
+EVENTS = b"text/event-stream"
 _MAX_KNOWN = 64  # values of headers whose meaning is kept
 
 
@@ -77,12 +78,14 @@ def write_csv(columns: Columns) -> bytes:
 _READERS: dict[bytes, Read] = {
     b"text/csv": read_csv,
     arrow_body.MEDIA_TYPE: arrow_body.read_arrow,
+    parquet_body.MEDIA_TYPE: parquet_body.read_parquet,
     b"image/png": image_body.read_image,
     b"image/jpeg": image_body.read_image,
 }
 _FORMS = {
     b"text/csv": Form(b"text/csv; charset=utf-8", write_csv),
     arrow_body.MEDIA_TYPE: Form(arrow_body.MEDIA_TYPE, arrow_body.write_arrow),
+    parquet_body.MEDIA_TYPE: Form(parquet_body.MEDIA_TYPE, parquet_body.write_parquet),
 }
 
 
@@ -97,17 +100,27 @@ def reader_of(content_type: bytes) -> Read | None:
 
 @lru_cache(maxsize=_MAX_KNOWN)
 def accepted_form(accept: bytes) -> Form | None:
-    """Return the form that the header ``accept`` likes most, the first of several; None is JSON."""
-    weighed = [(weight, form) for weight, form in _weigh(accept) if weight > 0]
-    return max(weighed, key=lambda pair: pair[0])[1] if weighed else None
+    """Return the form that the header ``accept`` likes most, the first of several; None is JSON, and events, which are no form."""
+    return _FORMS.get(_best(accept))
 
 
-def _weigh(accept: bytes) -> Iterator[tuple[float, Form | None]]:
+@lru_cache(maxsize=_MAX_KNOWN)
+def accepts_events(accept: bytes) -> bool:
+    """Whether the header ``accept`` likes events most."""
+    return _best(accept) == EVENTS
+
+
+def _best(accept: bytes) -> bytes:
+    weighed = [(weight, media_type) for weight, media_type in _weigh(accept) if weight > 0]
+    return max(weighed, key=lambda pair: pair[0])[1] if weighed else b""
+
+
+def _weigh(accept: bytes) -> Iterator[tuple[float, bytes]]:
     for item in accept.lower().split(b","):
         media_type, *parameters = (part.strip() for part in item.split(b";"))
-        if media_type in _FORMS or media_type in _JSON:
+        if media_type in _FORMS or media_type in _JSON or media_type == EVENTS:
             given = [value for name, _, value in (part.partition(b"=") for part in parameters) if name == b"q"]
-            yield _weight(given[0]) if given else 1.0, _FORMS.get(media_type)
+            yield _weight(given[0]) if given else 1.0, media_type
 
 
 def _weight(text: bytes) -> float:

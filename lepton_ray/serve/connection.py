@@ -6,6 +6,7 @@ pipelined; they are answered in their order.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from lepton_ray.serve.access import AccessLog, Entry
-from lepton_ray.serve.bodies import reader_of
+from lepton_ray.serve.bodies import accepts_events, reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
@@ -29,20 +30,21 @@ from lepton_ray.serve.endpoint import (
     Response,
     parse_length,
 )
+from lepton_ray.serve.events import Parts
 from lepton_ray.serve.front import Front
 
-_MAX_HEAD_BYTES = 16 << 10
+MAX_HEAD_BYTES = 16 << 10
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
-_BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
+BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
 _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
-_IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
+IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
 _HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 417, 431, 501, 505
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 STATUS_OK = _STATUS[HTTP_OK]
-_HEAD_RULE = f"target and headers must be at most {_MAX_HEAD_BYTES} bytes"
+_HEAD_RULE = f"target and headers must be at most {MAX_HEAD_BYTES} bytes"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -78,6 +80,19 @@ class Slot:
     """Of the body."""
     rows: int = 0
     response: Response | None = None
+    sending: "Sending | None" = None
+    """Of an answer in parts."""
+
+
+@dataclass(slots=True)
+class Sending:
+    """How far an answer in parts is."""
+
+    task: asyncio.Task[None]
+    """Sends the parts."""
+    turn: asyncio.Future[None]
+    """Done once the head is sent."""
+    sent_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -97,6 +112,26 @@ class _Incoming:
     """Of a prediction; most come in one piece, which is then not copied."""
 
 
+class Waiting(Protocol):
+    """What waits for the answer to a call."""
+
+    def flush(self) -> None:
+        """Send what can be sent: the answer is in its slot."""
+
+
+class Client(Protocol):
+    """What a listener needs of a connection."""
+
+    def sweep(self, now: float) -> None:
+        """See to the clocks."""
+
+    def start_draining(self) -> None:
+        """Let the client go."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+
 class Owner(Protocol):
     """What a connection needs of its listener."""
 
@@ -114,13 +149,16 @@ class Owner(Protocol):
     def next_id(self) -> bytes:
         """Return an id for a request that brings none."""
 
-    def submit(self, call: Call, slot: Slot, connection: "Connection") -> None:
-        """Have a call answered into its slot, which the connection then flushes."""
+    def submit(self, call: Call, slot: Slot, waiting: Waiting) -> None:
+        """Have a call answered into its slot, which is then flushed."""
 
-    def opened(self, connection: "Connection") -> None:
+    def stream(self, call: Call, slot: Slot, connection: "Connection") -> None:
+        """Have a call answered in events, which the connection sends."""
+
+    def opened(self, connection: Client) -> None:
         """Know a connection."""
 
-    def closed(self, connection: "Connection") -> None:
+    def closed(self, connection: Client) -> None:
         """Forget a connection."""
 
 
@@ -147,6 +185,8 @@ class Connection(asyncio.Protocol):
         """Set while the client is slow to take answers."""
         self._linger_until: float | None = None
         """Set once the last answer is sent."""
+        self._taken: asyncio.Future[None] | None = None
+        """Of parts that wait until the client has taken some."""
         self._is_ending = False
         """No more requests are taken."""
         self._is_refusing = False
@@ -207,6 +247,8 @@ class Connection(asyncio.Protocol):
         self._give_up()
         for slot in self._slots:
             self._note(slot, None)
+            if slot.sending is not None:
+                slot.sending.task.cancel()
         self._owner.closed(self)
 
     def _give_up(self) -> None:
@@ -223,6 +265,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._send_by = None
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
         self._resume_reading()
 
     # the listener's side
@@ -247,7 +291,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _idle_s(self) -> float:
-        return min(_IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s
+        return min(IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s
 
     def start_draining(self) -> None:
         """Count the time that an idle connection stays from now."""
@@ -264,6 +308,9 @@ class Connection(asyncio.Protocol):
             return
         now = self._owner.now()
         while self._slots and (response := self._slots[0].response) is not None:
+            if (sending := self._slots[0].sending) is not None:
+                self._begin_parts(self._slots[0], sending, response)
+                return
             slot = self._slots.popleft()
             must_close = not slot.keep_alive or (not self._slots and self._is_last(now))
             self._send(slot, response, must_close)
@@ -272,6 +319,56 @@ class Connection(asyncio.Protocol):
                 return
         self._idle_since = now
         self._resume_reading()
+
+    async def send_parts(self, call: Call, slot: Slot, parts: Parts) -> None:
+        """Send an answer in parts, when its turn has come, and no faster than the client takes them."""
+        async with contextlib.aclosing(parts):
+            head = await anext(parts)
+            slot.rows = call.rows
+            slot.response = head
+            sending = slot.sending
+            if head.code != HTTP_OK:
+                slot.sending = sending = None
+            self.flush()
+            if sending is None:
+                return
+            await sending.turn
+            async for part in parts:
+                while self._send_by is not None:
+                    self._taken = asyncio.get_running_loop().create_future()
+                    await self._taken
+                if self._transport is None:
+                    return
+                self._send_part(sending, part.body)
+        if self._transport is not None:
+            self._end_parts(slot)
+
+    def _can_stream(self, call: Call, slot: Slot) -> bool:
+        return call.protocol_name == "records" and not slot.is_http_10
+
+    def _begin_parts(self, slot: Slot, sending: Sending, response: Response) -> None:
+        if sending.turn.done():
+            return
+        slot.request_id = slot.request_id or self._owner.next_id()
+        slot.keep_alive = slot.keep_alive and not (len(self._slots) == 1 and self._is_last(self._owner.now()))
+        head = b"transfer-encoding: chunked\r\nx-request-id: %b\r\ndate: %b\r\n" % (slot.request_id, self._owner.date)
+        end = b"\r\n" if slot.keep_alive else b"connection: close\r\n\r\n"
+        self._transport.write(_head_of(response.code, response.headers) + head + end)
+        self._send_part(sending, response.body)
+        sending.turn.set_result(None)
+
+    def _send_part(self, sending: Sending, part: bytes) -> None:
+        sending.sent_bytes += len(part)
+        self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def _end_parts(self, slot: Slot) -> None:
+        self._transport.write(b"0\r\n\r\n")
+        self._note(slot, slot.response)
+        self._slots.popleft()
+        if not slot.keep_alive or (self._is_ending and not self._slots):
+            self._finish()
+        else:
+            self.flush()
 
     def _is_last(self, now: float) -> bool:
         """Whether the connection is to end and no request is on its way."""
@@ -326,8 +423,7 @@ class Connection(asyncio.Protocol):
         incoming.is_in_head = False
         version = self._parser.get_http_version()
         slot = incoming.slot
-        request_id = headers.get(b"x-request-id")
-        slot.request_id = request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None
+        slot.request_id = checked_id(headers.get(b"x-request-id"))
         self._check_framing(version)
         slot.path = self._path()
         slot.is_http_10 = version == "1.0"
@@ -364,7 +460,7 @@ class Connection(asyncio.Protocol):
             if isinstance(incoming.body, bytes):
                 incoming.body = bytearray(incoming.body)
             incoming.body += data
-        if self._owner.buffered_bytes > _BUFFERED_REQUESTS * self._owner.endpoint.limits.max_request_bytes:
+        if self._owner.buffered_bytes > BUFFERED_REQUESTS * self._owner.endpoint.limits.max_request_bytes:
             raise self._refusal(
                 HTTP_UNAVAILABLE, "the bodies that are here must be answered first. Send it again later"
             )
@@ -378,19 +474,22 @@ class Connection(asyncio.Protocol):
         self._slots.append(slot)
         if call is not None:
             call.body = body
-            self._owner.submit(call, slot, self)
+            if call.accept is not None and accepts_events(call.accept) and self._can_stream(call, slot):
+                self._owner.stream(call, slot, self)
+            else:
+                self._owner.submit(call, slot, self)
 
     # the rest
 
     def _count_head(self, num_bytes: int) -> None:
         self._incoming.head_bytes += num_bytes
-        if self._incoming.head_bytes > _MAX_HEAD_BYTES:
+        if self._incoming.head_bytes > MAX_HEAD_BYTES:
             raise self._refusal(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE)
 
     def _check_unfinished_head(self, num_bytes: int) -> None:
         """Bound what the parser keeps of a target or header that does not end."""
         self._unfinished_bytes += num_bytes if self._incoming.is_in_head else 0
-        if self._unfinished_bytes > _MAX_HEAD_BYTES:
+        if self._unfinished_bytes > MAX_HEAD_BYTES:
             self._end(self._refuse(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
 
     def _path(self) -> str:
@@ -451,27 +550,8 @@ class Connection(asyncio.Protocol):
 
     def _note(self, slot: Slot, response: Response | None) -> None:
         """Put a request into the access log; without a response its client has gone."""
-        if (log := self._owner.access_log) is None:
-            return
-        code, size, headers = (
-            (None, 0, ()) if response is None else (response.code, len(response.body), response.headers)
-        )
-        seconds = time.perf_counter() - slot.started
-        log.add(
-            Entry(
-                time.time(),
-                slot.request_id or b"",
-                slot.method,
-                slot.path,
-                code,
-                seconds,
-                slot.request_bytes,
-                0 if slot.method == "HEAD" else size,
-                slot.rows,
-                headers,
-                slot.caller,
-            )
-        )
+        if (log := self._owner.access_log) is not None:
+            log.add(entry_of(slot, response))
 
     def _send(self, slot: Slot, response: Response, must_close: bool) -> None:
         slot.request_id = slot.request_id or self._owner.next_id()
@@ -506,6 +586,31 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._resume_reading()
+
+
+def entry_of(slot: Slot, response: Response | None) -> Entry:
+    """Return what the access log keeps of a request; without a response its client has gone."""
+    code, size, headers = (None, 0, ()) if response is None else (response.code, len(response.body), response.headers)
+    if slot.sending is not None:
+        size = slot.sending.sent_bytes
+    return Entry(
+        time.time(),
+        slot.request_id or b"",
+        slot.method,
+        slot.path,
+        code,
+        time.perf_counter() - slot.started,
+        slot.request_bytes,
+        0 if slot.method == "HEAD" else size,
+        slot.rows,
+        headers,
+        slot.caller,
+    )
+
+
+def checked_id(value: bytes | None) -> bytes | None:
+    """Return the id that a request brings, None if it brings none that can be kept."""
+    return value if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
 @lru_cache(maxsize=64)

@@ -24,6 +24,7 @@ from lepton_ray import __version__
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.errors import ArtifactError, RecordError
+from lepton_ray.core.text import show
 from lepton_ray.serve import protocol
 from lepton_ray.serve.bodies import Read, accepted_form, flatten
 from lepton_ray.serve.openapi import describe
@@ -43,11 +44,13 @@ _READING = ("GET", "HEAD")
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 VERSION_HEADER = b"x-model-version"
+GRPC = "grpc"
+"""In place of a method: of predictions over gRPC; nothing of HTTP."""
 
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 Outputs = dict[str, NDArray[Any]]
-ProtocolName = Literal["oip", "records", "outcomes"]
+ProtocolName = Literal["oip", "grpc", "records", "outcomes"]
 
 
 class Asked(NamedTuple):
@@ -120,6 +123,13 @@ class Call:
     key: bytes | None = None
     """Names the caller, while a rollout divides callers."""
 
+    def again(self) -> "Call":
+        """Return the same request anew, as it came: as a body, or as records."""
+        again = Call(self.protocol_name, self.body, self.json_bytes, read=self.read, accept=self.accept)
+        if not self.body:
+            again.records, again.rows = self.records, self.rows
+        return again
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -152,6 +162,8 @@ class Endpoint:
             ("POST", "/predict"): Asked("records"),
             ("POST", f"{model}/infer"): Asked("oip"),
             ("POST", f"{model}/versions/{self.version}/infer"): Asked("oip", self.version),
+            (GRPC, f"{model}/infer"): Asked("grpc"),
+            (GRPC, f"{model}/versions/{self.version}/infer"): Asked("grpc", self.version),
         }
 
     @cached_property
@@ -228,9 +240,7 @@ class Endpoint:
                 call.records = self._parse_records(call)
                 call.rows = len(call.records)
             else:
-                text, raw = protocol.split_body(call.body, call.json_bytes)
-                body = _parse_json(text)
-                call.tensors = self._parse_tensors(body, raw)
+                call.tensors = self._parse_tensors(*self._read_tensors(call))
                 call.rows = len(next(iter(call.tensors.feeds.values())))
         except protocol.ProtocolError as error:
             return self.refuse(call, HTTP_BAD_REQUEST, str(error))
@@ -250,6 +260,18 @@ class Endpoint:
         if not 1 <= len(records) <= self.limits.max_rows:
             raise protocol.refuse_rows(self.limits.max_rows, str(len(records)))
         return records
+
+    def _read_tensors(self, call: Call) -> tuple[Any, memoryview]:
+        if call.protocol_name != GRPC:
+            text, raw = protocol.split_body(call.body, call.json_bytes)
+            return _parse_json(text), raw
+        from lepton_ray.serve import grpc_messages  # noqa: PLC0415  protobuf is optional
+
+        body, raw = grpc_messages.read_infer(call.body)
+        if body["model_name"] != self.name or body["model_version"] not in ("", self.version):
+            rule = f"model_name must be {self.name!r}, and model_version {self.version!r} or empty"
+            raise protocol.ProtocolError(f"{rule}, got {show((body['model_name'], body['model_version']))}")
+        return body, raw
 
     def _parse_tensors(self, body: Any, raw: memoryview) -> _Tensors:
         feeds, wanted = protocol.parse_infer(body, self.predictor.signature, self.limits.max_rows, raw)
@@ -317,6 +339,12 @@ class Endpoint:
             body = {"model": self.name, "version": self.version, "predictions": predictions}
             return json_response(body, headers=self._headers)
         given, blobs = protocol.infer_answer(outputs, signature, tensors.wanted, tensors.raw)
+        if call.protocol_name == GRPC:
+            from lepton_ray.serve import grpc_messages  # noqa: PLC0415  protobuf is optional
+
+            head = {"model_name": self.name, "model_version": self.version, "id": tensors.id}
+            headers = ((b"content-type", b"application/grpc"), *self._headers[1:])
+            return Response(HTTP_OK, grpc_messages.write_infer(head, given, blobs), headers)
         answer = {"model_name": self.name, "model_version": self.version, "outputs": given}
         response = json_response(
             {"id": tensors.id, **answer} if isinstance(tensors.id, str) else answer, headers=self._headers

@@ -54,6 +54,8 @@ class Front:
 
     def __init__(self, guard: Guard | None = None) -> None:
         self._guard = guard
+        self.num_streams = 0
+        """Answers in events that are under way."""
 
     @classmethod
     def of(cls, variant: Variant, guard: Guard | None = None) -> "Front":

@@ -1,6 +1,7 @@
 """The endpoint as plain ASGI: Ray Serve wraps it; tests and other servers can run it too."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -10,9 +11,10 @@ from typing import Any
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.batching import Batcher, measure
-from lepton_ray.serve.bodies import reader_of
+from lepton_ray.serve.bodies import accepts_events, reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
+    HTTP_OK,
     HTTP_TIMEOUT,
     RAW_HEADER,
     Call,
@@ -22,6 +24,7 @@ from lepton_ray.serve.endpoint import (
     Response,
     parse_length,
 )
+from lepton_ray.serve.events import Parts, answer_in_events
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.guard import Guard
 
@@ -51,6 +54,10 @@ class _Exchange:
     call: Call | None = None
     request_bytes: int = 0
     """Of the body, as much of it as was read."""
+    parts: Parts | None = None
+    """Of an answer in events, the rest of it."""
+    sent_bytes: int = 0
+    """Of those."""
     response: Response | None = None
 
 
@@ -64,6 +71,9 @@ def asgi_app(endpoint: Front, access_log: AccessLog | None = None) -> AsgiApp:
             exchange = _Exchange()
             try:
                 response = exchange.response = await _respond(endpoint, exchange, scope, receive)
+                if exchange.parts is not None:
+                    await _send_parts(exchange, exchange.parts, response, send)
+                    return
             finally:  # the client may have gone before
                 if access_log is not None:
                     access_log.add(_entry(exchange, scope))
@@ -97,7 +107,7 @@ def _entry(exchange: _Exchange, scope: Mapping[str, Any]) -> Entry:
         None if response is None else response.code,
         time.perf_counter() - exchange.started,
         exchange.request_bytes,
-        0 if response is None or scope["method"] == "HEAD" else len(response.body),
+        0 if response is None or scope["method"] == "HEAD" else exchange.sent_bytes or len(response.body),
         0 if call is None else call.rows,
         () if response is None else response.headers,
         exchange.caller,
@@ -118,7 +128,31 @@ async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any
     except TimeoutError:
         rule = f"the body must come within {endpoint.limits.receive_s:g} s"
         refusal = endpoint.refuse(call, HTTP_TIMEOUT, rule, ((b"connection", b"close"),))
+    if refusal is None and call.accept is not None and call.protocol_name == "records" and accepts_events(call.accept):
+        return await _begin_parts(endpoint, exchange, call)
     return refusal or await endpoint.answer(call)
+
+
+async def _begin_parts(endpoint: Front, exchange: _Exchange, call: Call) -> Response:
+    parts = answer_in_events(endpoint, call)
+    head = await anext(parts)
+    if head.code == HTTP_OK:
+        exchange.parts = parts
+    else:
+        await parts.aclose()
+    return head
+
+
+async def _send_parts(exchange: _Exchange, parts: Parts, head: Response, send: _Send) -> None:
+    """Send an answer in parts, as fast as the server takes them."""
+    await send({"type": "http.response.start", "status": head.code, "headers": [*head.headers]})
+    async with contextlib.aclosing(parts):
+        part: Response | None = head
+        while part is not None:
+            exchange.sent_bytes += len(part.body)
+            await send({"type": "http.response.body", "body": part.body, "more_body": True})
+            part = await anext(parts, None)
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _read_headers(endpoint: Front, call: Call, scope: Mapping[str, Any]) -> None:

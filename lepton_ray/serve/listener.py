@@ -6,17 +6,22 @@ idle takes the next connection.
 
 import asyncio
 import itertools
+import logging
 import secrets
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.connection import STATUS_OK, Connection, ConnectionLimits, Slot
+from lepton_ray.serve.connection import STATUS_OK, Client, Connection, ConnectionLimits, Owner, Sending, Slot, Waiting
 from lepton_ray.serve.endpoint import Call, Response
+from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.front import Front
+
+_logger = logging.getLogger("lepton_ray.serve")
 
 _SWEEP_S = 1.0
 _DRAIN_POLL_S = 0.05
@@ -25,9 +30,15 @@ _PROBE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\
 
 
 class Listener:
-    """Answers the calls of an endpoint over HTTP."""
+    """Answers the calls of an endpoint, over HTTP unless ``connect`` makes other connections."""
 
-    def __init__(self, endpoint: Front, limits: ConnectionLimits, access_log: AccessLog | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Front,
+        limits: ConnectionLimits,
+        access_log: AccessLog | None = None,
+        connect: Callable[[Owner], asyncio.Protocol] = Connection,
+    ) -> None:
         self.endpoint = endpoint
         self.limits = limits
         self.access_log = access_log
@@ -36,7 +47,8 @@ class Listener:
         """For connections that are opened from now on; None is plain HTTP."""
         self.date = b""
         self.buffered_bytes = 0
-        self._connections: set[Connection] = set()
+        self._connect = connect
+        self._connections: set[Client] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._id_prefix = secrets.token_hex(8).encode()
         self._ids = itertools.count()
@@ -107,8 +119,8 @@ class Listener:
         """Return an id for a request that brings none."""
         return b"%b-%x" % (self._id_prefix, next(self._ids))
 
-    def submit(self, call: Call, slot: Slot, connection: Connection) -> None:
-        """Have a call answered into its slot, which the connection then flushes."""
+    def submit(self, call: Call, slot: Slot, waiting: Waiting) -> None:
+        """Have a call answered into its slot, which is then flushed."""
         self._count(1)
 
         def done(response: Response) -> None:
@@ -116,15 +128,30 @@ class Listener:
             self.buffered_bytes -= len(call.body)
             slot.rows = call.rows
             slot.response = response
-            connection.flush()
+            waiting.flush()
 
         self.endpoint.submit(call, done)
 
-    def opened(self, connection: Connection) -> None:
+    def stream(self, call: Call, slot: Slot, connection: Connection) -> None:
+        """Have a call answered in events, which the connection sends."""
+        self._count(1)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._count(-1)
+            self.buffered_bytes -= len(call.body)
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                _logger.error("an answer in events broke off", exc_info=failure)
+                connection.abort()
+
+        task = self._loop.create_task(connection.send_parts(call, slot, answer_in_events(self.endpoint, call)))
+        task.add_done_callback(done)
+        slot.sending = Sending(task, self._loop.create_future())
+
+    def opened(self, connection: Client) -> None:
         """Know a connection."""
         self._connections.add(connection)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: Client) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
         self._resume_accepting()
@@ -170,7 +197,7 @@ class Listener:
         timeout_s = None if tls is None else self.limits.receive_s
         try:
             await self._loop.connect_accepted_socket(
-                lambda: Connection(self), accepted, ssl=tls, ssl_handshake_timeout=timeout_s
+                lambda: self._connect(self), accepted, ssl=tls, ssl_handshake_timeout=timeout_s
             )
         except OSError:  # it has gone already, or wants no TLS or another
             accepted.close()

@@ -8,10 +8,10 @@ import asyncio
 import hashlib
 import logging
 import re
-import ssl
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +33,7 @@ from lepton_ray.engine.session import free_port
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
+from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
@@ -64,6 +65,7 @@ class Listening:
     host: str
     port: int
     limits: ConnectionLimits
+    grpc_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Entrance:
     scheme: str = "http"
     problem: str = ""
     """Why the replica does not answer with what it should."""
+    grpc: str = ""
+    """Where it answers gRPC, or why it does not; empty if nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +208,14 @@ class ModelReplica:
     """Holds what its plan names. Ready once that is warm, has answered its golden records, and the replica listens."""
 
     _shared: SharedSocket | None = None
+    _grpc_shared: SharedSocket | None = None
     _tasks: "tuple[asyncio.Task[None], ...]" = ()
 
     def __init__(self, served: Served) -> None:
         self._listening = served.listening
         self._tls = served.tls
-        self._reason = "it is off"
+        self._reasons: dict[int, str] = {}
+        """Why nobody listens at a port."""
         self._meters = _RayMeters(served.serving.name)
         self._access_log = AccessLog(_access_log_file()) if served.access_log else None
         self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meters.count_failure)
@@ -266,34 +272,49 @@ class ModelReplica:
         self._tasks = tuple(asyncio.create_task(one) for one in followed)
 
     async def _start_listener(self, listening: Listening) -> None:
-        self._listener = Listener(self._holding.front, listening.limits, self._access_log)
-        if self._tls is not None:
-            followed = watch_certificate(self._tls, self._use_certificate, self._meters.count_failure)
-            self._tasks += (asyncio.create_task(followed.follow()),)
-        try:
-            shared = await asyncio.to_thread(share, _meeting_place(listening), listening.host, listening.port)
-        except OSError as error:
-            self._reason = f"{listening.host}:{listening.port} must be free on the replica's node, got: {error}"
-            _logger.warning("no listener: %s", self._reason)
-            return
-        self._listener.start(shared.listening)
-        shared.give_to_others()
-        self._shared = shared
-        _logger.info("listening at %s:%d", listening.host, listening.port)
+        front, limits = self._holding.front, listening.limits
+        self._listener = Listener(front, limits, self._access_log)
+        self._shared = await self._share(self._listener, listening.host, listening.port, "http/1.1")
+        if listening.grpc_port is not None:
+            self._grpc_listener = Listener(front, limits, self._access_log, GrpcConnection)
+            self._grpc_shared = await self._share(self._grpc_listener, listening.host, listening.grpc_port, "h2")
         if self._tokens is None and (warning := warn_of_openness(listening.host)):
             _logger.warning("%s", warning)
 
-    def _use_certificate(self, context: ssl.SSLContext) -> None:
-        self._listener.tls = context
+    async def _share(self, listener: Listener, host: str, port: int, protocol: str) -> SharedSocket | None:
+        """Have a listener accept at an address that all replicas of the node share; None if that is taken."""
+        if self._tls is not None:
+            use = partial(setattr, listener, "tls")
+            followed = watch_certificate(self._tls, use, self._meters.count_failure, protocol)
+            self._tasks += (asyncio.create_task(followed.follow()),)
+        try:
+            shared = await asyncio.to_thread(share, _meeting_place(host, port), host, port)
+        except OSError as error:
+            self._reasons[port] = f"{host}:{port} must be free on the replica's node, got: {error}"
+            _logger.warning("no listener: %s", self._reasons[port])
+            return None
+        listener.start(shared.listening)
+        shared.give_to_others()
+        _logger.info("listening at %s:%d", host, port)
+        return shared
 
     async def entrance(self) -> Entrance:
         """Say where the listener is."""
         node_id, node_ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-        if self._listening is None or self._shared is None:
-            return Entrance(None, node_id, node_ip, self._reason, problem=self._holding.problem)
+        if self._listening is None:
+            return Entrance(None, node_id, node_ip, "it is off", problem=self._holding.problem)
         address = (self._listening.host, self._listening.port)
+        reason = self._reasons.get(self._listening.port, "")
         scheme = "http" if self._tls is None else "https"
-        return Entrance(address, node_id, node_ip, scheme=scheme, problem=self._holding.problem)
+        facts = {"scheme": scheme, "problem": self._holding.problem, "grpc": self._say_grpc(self._listening)}
+        return Entrance(None if reason else address, node_id, node_ip, reason, **facts)
+
+    def _say_grpc(self, listening: Listening) -> str:
+        port = listening.grpc_port
+        if port is None:
+            return ""
+        reason = self._reasons.get(port)
+        return f"no gRPC: {reason}" if reason else f"gRPC is at {listening.host}:{port}"
 
     async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Answer one POST of the cluster's own; returns status and body."""
@@ -307,15 +328,20 @@ class ModelReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the controller what it does not see."""
-        return {LISTENER_REQUESTS: 0.0 if self._shared is None else self._listener.mean_under_way()}
+        return {LISTENER_REQUESTS: sum(listener.mean_under_way() for listener, _ in self._open_listeners())}
+
+    def _open_listeners(self) -> list[tuple[Listener, SharedSocket]]:
+        listeners = [] if self._shared is None else [(self._listener, self._shared)]
+        return listeners if self._grpc_shared is None else [*listeners, (self._grpc_listener, self._grpc_shared)]
 
     async def __del__(self) -> None:
         """Leave without a lost request: the other replicas of the node have the same socket."""
         if not self._tasks:  # it has never been ready
             return
-        shared, self._shared = self._shared, None
-        if shared is not None:
-            await self._listener.drain(_DRAIN_S)
+        leaving = self._open_listeners()
+        self._shared = self._grpc_shared = None
+        await asyncio.gather(*(listener.drain(_DRAIN_S) for listener, _ in leaving))
+        for _, shared in leaving:
             shared.close()
         self._holding.close()
         if self._access_log is not None:
@@ -325,10 +351,10 @@ class ModelReplica:
         self._meters.flush()
 
 
-def _meeting_place(listening: Listening) -> Path:
+def _meeting_place(host: str, port: int) -> Path:
     """Folder in which the replicas of one application on this node find each other."""
     context = ray.get_runtime_context()
-    key = f"{serve.get_replica_context().app_name} {listening.host} {listening.port}"
+    key = f"{serve.get_replica_context().app_name} {host} {port}"
     name = hashlib.sha256(key.encode()).hexdigest()[:8]  # short: the path of a Unix socket has 107 bytes at most
     return Path(context.get_temp_dir(), context.get_session_name(), f"lr{name}")
 
@@ -367,7 +393,8 @@ def listen_at(spec: ServeSpec) -> Listening | None:
     limits = ConnectionLimits(
         listener.max_connections, listener.receive_timeout_s, listener.idle_timeout_s, listener.connection_age_s
     )
-    return Listening(listener.host or spec.host, port if 0 < port <= _MAX_PORT else free_port(), limits)
+    grpc_port = listener.grpc_port if listener.grpc_port != 0 else free_port()
+    return Listening(listener.host or spec.host, port if 0 < port <= _MAX_PORT else free_port(), limits, grpc_port)
 
 
 def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any:
@@ -441,7 +468,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     at = choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
     hosts = (spec.host, *((spec.listener.host,) if spec.listener and spec.listener.host else ()))
     warnings = [warning for one in hosts if spec.auth is None and (warning := warn_of_openness(one))]
-    return Addresses(at.url, "; ".join([at.through, *warnings[-1:]]))
+    return Addresses(at.url, "; ".join(filter(None, [at.through, entrance.grpc, *warnings[-1:]])))
 
 
 def _tls_options(tls: TlsSpec | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from lepton_ray.spec.data import (
 
 _Schema = dict[str, Any]
 
-_ARROW = "application/vnd.apache.arrow.stream"
+_ARROW, _PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
 _BINARY: _Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 _PROBABILITY: _Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _NUMBERS = ("epoch_s", "epoch_ms")
@@ -45,7 +45,7 @@ def describe(name: str, version: str, signature: Signature, max_rows: int) -> _S
         "info": {"title": name, "version": version, "description": "Predictions of one model, served by lepton_ray."},
         "servers": [{"url": "."}],
         "security": [{"bearer": []}, {}],
-        "paths": {"/predict": {"post": _predict(signature)}, **_other_paths(name)},
+        "paths": {"/predict": {"post": _predict(signature)}, **_other_paths(name, version, signature)},
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "A token, where serve.auth asks for one."}
@@ -91,14 +91,18 @@ def _responses(content: _Schema, *codes: str) -> _Schema:
 
 def _predict(signature: Signature) -> _Schema:
     listed = {"oneOf": [_ref("Records"), _object(records=_ref("Records"))]}
-    bodies: _Schema = {**_json(listed), "text/csv": {"schema": {"type": "string"}}, _ARROW: {"schema": _BINARY}}
+    tables: _Schema = {
+        "text/csv": {"schema": {"type": "string"}},
+        **{kind: {"schema": _BINARY} for kind in (_ARROW, _PARQUET)},
+    }
+    bodies: _Schema = {**_json(listed), **tables}
     for name in signature.of_kind("image"):
         files = {"type": "array", "items": _BINARY, "minItems": 1}
         fields = {other: {"type": "string"} for other in signature.columns if other != name}
         form = {"type": "object", "properties": {name: files, **fields}, "required": [name]}
         bodies |= {kind: {"schema": _BINARY} for kind in ("image/png", "image/jpeg")}
         bodies["multipart/form-data"] = {"schema": form}
-    answers = {**_json(_ref("Predictions")), "text/csv": {"schema": {"type": "string"}}, _ARROW: {"schema": _BINARY}}
+    answers = {**_json(_ref("Predictions")), **tables, "text/event-stream": {"schema": {"type": "string"}}}
     return {
         "operationId": "predict",
         "summary": "Predictions for records",
@@ -107,29 +111,70 @@ def _predict(signature: Signature) -> _Schema:
     }
 
 
-def _other_paths(name: str) -> _Schema:
-    model = f"/v2/models/{name}"
+def _other_paths(name: str, version: str, signature: Signature) -> _Schema:
     paths = {
+        "/openapi.json": ("get", "describe", "This document"),
         "/v2": ("get", "server", "What the server is"),
         "/v2/health/live": ("get", "live", "Whether the server lives"),
         "/v2/health/ready": ("get", "ready", "Whether the server is ready"),
         "/v2/repository/index": ("post", "index", "The packages that are served"),
-        model: ("get", "metadata", "The model's tensors"),
-        f"{model}/ready": ("get", "modelReady", "Whether the model is ready"),
-        f"{model}/config": ("get", "config", "The model's configuration, in Triton's form"),
-        f"{model}/stats": ("get", "stats", "What the model has answered, in Triton's form"),
-        f"{model}/infer": ("post", "infer", "Predictions for tensors: Open Inference Protocol v2"),
+        "/v2/models/stats": ("get", "allStats", "What the packages have answered, in Triton's form"),
     }
-    return {path: {method: _operation(id, summary)} for path, (method, id, summary) in paths.items()}
+    for path, of in ((f"/v2/models/{name}", ""), (f"/v2/models/{name}/versions/{version}", "OfVersion")):
+        paths |= {
+            path: ("get", f"metadata{of}", "The model's tensors"),
+            f"{path}/ready": ("get", f"modelReady{of}", "Whether the model is ready"),
+            f"{path}/config": ("get", f"config{of}", "The model's configuration, in Triton's form"),
+            f"{path}/stats": ("get", f"stats{of}", "What the model has answered, in Triton's form"),
+            f"{path}/infer": ("post", f"infer{of}", "Predictions for tensors: Open Inference Protocol v2"),
+        }
+    return {path: {method: _operation(id, summary, signature)} for path, (method, id, summary) in paths.items()}
 
 
-def _operation(id: str, summary: str) -> _Schema:
+def _operation(id: str, summary: str, signature: Signature) -> _Schema:
     anything: _Schema = _json({"type": ["object", "array"]})
     operation: _Schema = {"operationId": id, "summary": summary, "responses": _responses(anything)}
-    if id == "infer":
-        body = {"required": True, "content": _json({"type": "object", "required": ["inputs"]})}
-        operation |= {"requestBody": body, "responses": _responses(anything, "400", "413", "422", "500", "503")}
+    if id.startswith("infer"):
+        raw: _Schema = {"application/octet-stream": {"schema": _BINARY}}
+        length = {
+            "name": "Inference-Header-Content-Length",
+            "in": "header",
+            "schema": {"type": "integer", "minimum": 0},
+        }
+        operation |= {
+            "parameters": [{**length, "description": "Bytes of the JSON, where raw tensors stand behind it."}],
+            "requestBody": {"required": True, "content": {**_json(_tensors(signature)), **raw}},
+            "responses": _responses({**anything, **raw}, "400", "413", "422", "500", "503"),
+        }
     return operation
+
+
+def _tensors(signature: Signature) -> _Schema:
+    inputs: _Schema = {
+        "name": {"type": "string", "enum": [tensor.name for tensor in signature.inputs]},
+        "datatype": {"type": "string", "examples": [tensor.datatype for tensor in signature.inputs]},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "data": {"type": "array"},
+        "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}},
+    }
+    outputs: _Schema = {
+        "name": {"type": "string", "enum": [tensor.name for tensor in signature.outputs]},
+        "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "inputs": {
+                "type": "array",
+                "items": {"type": "object", "properties": inputs, "required": ["name", "datatype", "shape"]},
+                "minItems": len(signature.inputs),
+            },
+            "outputs": {"type": "array", "items": {"type": "object", "properties": outputs, "required": ["name"]}},
+            "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
+        },
+        "required": ["inputs"],
+    }
 
 
 def _record(signature: Signature) -> _Schema:

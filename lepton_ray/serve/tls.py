@@ -11,9 +11,9 @@ from lepton_ray.spec.release import TlsSpec
 
 
 def watch_certificate(
-    tls: TlsSpec, use: Callable[[ssl.SSLContext], None], on_failure: Callable[[str], None]
+    tls: TlsSpec, use: Callable[[ssl.SSLContext], None], on_failure: Callable[[str], None], protocol: str = "http/1.1"
 ) -> Watched:
-    """Have ``use`` called with what new connections need, now and whenever the files change; returns what follows them.
+    """Have ``use`` called with what new connections of a protocol need, now and whenever the files change; returns what follows them.
 
     Raises:
         ArtifactError: If the files cannot be read or do not belong together.
@@ -24,7 +24,7 @@ def watch_certificate(
         return b"".join(Path(path).read_bytes() for path in paths)
 
     try:
-        return Watched("certificate", read, lambda content: use(_build_context(*paths)), on_failure)
+        return Watched("certificate", read, lambda content: use(_build_context(protocol, *paths)), on_failure)
     except OSError as error:
         raise ArtifactError(
             f"serve.tls must name a certificate and its key, on each replica's node, got {tls.certificate_file!r}: {error}"
@@ -43,10 +43,10 @@ def local_file(uri: str) -> str:
     return str(path)
 
 
-def _build_context(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:
+def _build_context(protocol: str, certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     context.load_cert_chain(certificate, key, password=_no_password)
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED

@@ -129,6 +129,8 @@ class ListenerSpec(Section):
     """Address that the replicas listen on, each on its node; None takes ``serve.host``."""
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """0 takes a free one; None takes the one after ``serve.port``, or a free one if that is 0."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Of the Open Inference Protocol over gRPC, beside HTTP on the same host; 0 takes a free one, None leaves it out."""
     max_connections: PositiveInt = 1024
     """Connections that one replica has open; more wait in the kernel's queue."""
     receive_timeout_s: PositiveFloat = 30.0
@@ -220,6 +222,17 @@ class ServeSpec(Section):
     access_log: bool = True
     """A line for each request in Ray's log folder, without payloads. On, as nobody can ask later for what was not written, it costs a
     request some microseconds, and its files are bounded."""
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.listener is not None and self.listener.grpc_port:
+            port = self.listener.port if self.listener.port is not None else self.port and self.port + 1
+            if self.listener.grpc_port in (self.port, port):
+                raise ValueError(
+                    f"listener.grpc_port must be another port than those of HTTP ({self.port} and {port}), "
+                    f"got {self.listener.grpc_port}. Choose another, or 0 for a free one"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:

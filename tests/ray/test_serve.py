@@ -132,6 +132,38 @@ class Load:
         wait_until(lambda: bool(self.failures) or self.answered > enough, "more answers")
 
 
+@dataclass
+class GrpcLoad(Load):
+    """The same over gRPC, at ``HOST:PORT``; a channel of its own for each client."""
+
+    def _ask_on(self) -> None:
+        import grpc
+
+        from lepton_ray.serve.grpc_messages import CLASSES, INFER, SERVICE
+
+        inputs = [
+            {"name": "numbers", "datatype": "FP64", "shape": [2, 1], "contents": {"fp64_contents": [10, 1000]}},
+            {"name": "categories", "datatype": "BYTES", "shape": [2, 1], "contents": {"bytes_contents": [b"a", b"b"]}},
+        ]
+        message = CLASSES["ModelInferRequest"](model_name="sizes", inputs=inputs)
+        with grpc.insecure_channel(self.url, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            call = channel.unary_unary(
+                SERVICE + INFER,
+                CLASSES["ModelInferRequest"].SerializeToString,
+                CLASSES["ModelInferResponse"].FromString,
+            )
+            while not self._stop.is_set():
+                try:
+                    answer, told = call.with_call(message, timeout=30)
+                    outputs = {one.name: one for one in answer.outputs}
+                    assert {*outputs["label"].contents.bytes_contents} <= {b"small", b"large"}
+                    self.replicas.add(str(dict(told.initial_metadata())["x-request-id"]).partition("-")[0])
+                    self.answered += 1
+                except (grpc.RpcError, LookupError, AssertionError) as error:
+                    self.failures.append(repr(error))
+                    return
+
+
 def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[Any, Any]:
     request = urllib.request.Request(url, body, headers)
     with urllib.request.urlopen(request, timeout=30) as response:
@@ -153,6 +185,13 @@ def test_both_ways_in_answer_alike(application: Application) -> None:
     for path in ("/v2", "/v2/models/sizes", "/v2/health/ready"):
         assert ask(at.url + path)[0] == ask(standard + path)[0]
     assert ask(at.url + "/v2", **{"x-request-id": "mine"})[1]["x-request-id"] == "mine"
+    many = json.dumps(json.loads(_RECORDS) * 50).encode()
+    for url in (at.url, standard):
+        request = urllib.request.Request(f"{url}/predict", many, {"accept": "text/event-stream"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            events = response.read().decode().split("\n\n")
+        assert len(events) > 3
+        assert events[-2:] == ['event: end\nid: 100\ndata: {"rows":100}', ""]
 
 
 def test_requests_at_both_ways_in_stand_in_a_log_of_serve(application: Application) -> None:
@@ -211,16 +250,20 @@ def test_an_update_under_load_loses_no_request(application: Application) -> None
 
 
 def test_going_from_two_replicas_to_one_under_load_loses_no_request(application: Application) -> None:
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     two = AutoscalingSpec(min_replicas=2, max_replicas=2)
-    listener = ListenerSpec(port=port, connection_age_s=0.5)
+    listener = ListenerSpec(port=port, grpc_port=grpc_port, connection_age_s=0.5)
     at = application.deploy(listener=listener, autoscaling=two)
-    with Load(at.url) as load:
+    assert at.through.endswith(f"; gRPC is at 127.0.0.1:{grpc_port}")
+    with Load(at.url) as load, GrpcLoad(f"127.0.0.1:{grpc_port}") as calls:
         load.sees(lambda: len(load.replicas) == 2, "answers of both replicas")
+        calls.sees(lambda: len(calls.replicas) == 2, "answers of both replicas over gRPC")
         application.deploy(listener=listener, autoscaling=AutoscalingSpec(min_replicas=1, max_replicas=1))
         wait_until(lambda: bool(load.failures) or len(replicas_of(at.url)) == 1, "the end of a replica", 60)
         load.sees(lambda: True, "answers")
+        calls.sees(lambda: True, "answers over gRPC")
     assert load.failures == []
+    assert calls.failures == []
 
 
 def test_a_killed_replica_and_an_update_fail_no_call_of_the_client(application: Application) -> None:
@@ -383,6 +426,7 @@ def test_tokens_and_limits_hold_over_two_replicas(application: Application, tmp_
         ({"listener": {"port": 0}}, "127.0.0.1", None),
         ({"port": 0}, "127.0.0.1", None),
         ({"port": 65535}, "127.0.0.1", None),
+        ({"listener": {"port": 7000, "grpc_port": 7001}}, "127.0.0.1", 7000),
     ],
 )
 def test_the_listener_takes_the_port_that_is_asked_for_the_next_or_a_free_one(

@@ -118,7 +118,7 @@ class Divided:
         if len(call.body) > PARSED_SHORT_BYTES or call.read is not None:
             call.key = None
             return None
-        refusal = self._two.champion.endpoint.parse(call)
+        refusal = None if call.rows else self._two.champion.endpoint.parse(call)
         if refusal is None:
             call.key = key_of(call) or call.key
         return refusal
@@ -128,7 +128,7 @@ class Divided:
             if response.code == HTTP_OK:
                 done(response)
                 return
-            again = Call(call.protocol_name, call.body, call.json_bytes, read=call.read, accept=call.accept)
+            again = call.again()
             self._two.champion.batcher.submit(again, lambda better: self._settle(response, better, done))
 
         return take

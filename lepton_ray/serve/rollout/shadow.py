@@ -35,7 +35,7 @@ class Shadow:
         self._worker.shutdown(wait=False)
 
     def _run(self, call: Call, outputs: Outputs) -> None:
-        own = self._challenger.predict([Call(call.protocol_name, call.body, call.json_bytes, read=call.read)])[0]
+        own = self._challenger.predict([call.again()])[0]
         theirs: Outputs | None = getattr(own, "outputs", None)
         try:
             if theirs is not None:

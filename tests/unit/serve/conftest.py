@@ -17,7 +17,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Batcher, Cost
-from lepton_ray.serve.connection import ConnectionLimits
+from lepton_ray.serve.connection import Connection, ConnectionLimits
 from lepton_ray.serve.endpoint import Endpoint, Limits
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.listener import Listener
@@ -114,7 +114,8 @@ class Running:
         self.batcher = Batcher(self.endpoint, options.get("cost", SHORT), options.get("max_waiting", 1000))
         self.front = Front.of(Variant(self.endpoint, self.batcher), options.get("guard"))
         self.access_log: AccessLog | None = options.get("access_log")
-        self.listener = Listener(self.front, options.get("connections", ConnectionLimits()), self.access_log)
+        connect = options.get("connect", Connection)
+        self.listener = Listener(self.front, options.get("connections", ConnectionLimits()), self.access_log, connect)
         self.listener.tls = options.get("tls")
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.socket.setblocking(False)
@@ -151,7 +152,7 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEve
 
 @pytest.fixture
 def listen(mixed_package: Path, new_loop: Callable[[], Any]) -> Iterator[Callable[..., Running]]:
-    """``listen(folder, limits=, cost=, max_waiting=, connections=)`` starts a listener, of the mixed package if of no other."""
+    """``listen(folder, limits=, cost=, max_waiting=, connections=, connect=)`` starts a listener, of the mixed package if of no other."""
     with contextlib.ExitStack() as stack:
 
         def start(folder: Path = mixed_package, **options: Any) -> Running:

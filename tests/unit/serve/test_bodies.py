@@ -242,6 +242,12 @@ def test_arrow_that_cannot_be_read_is_refused_with_400(client: Any, body: bytes,
     assert len(answer.content) < 500
 
 
+def test_columns_without_bytes_are_bounded_too(serve: Callable[..., Any]) -> None:
+    table = pa.table({f"x{n}": pa.nulls(4000) for n in range(1100)})
+    answer = _post(serve(max_rows=4096), _arrow(table, 4000), _ARROW)
+    assert (answer.status_code, "at most 4194304 values" in answer.json()["error"]) == (400, True)
+
+
 def test_offsets_outside_their_buffer_are_refused(client: Any) -> None:
     offsets = pa.py_buffer(np.array([0, 1 << 20, 1], np.int32))
     broken = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"S")])

@@ -7,12 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from pydantic import ValidationError
 
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.grpc_connection import GrpcConnection
+from lepton_ray.serve.grpc_messages import SERVICE
 from lepton_ray.serve.tls import watch_certificate
 from lepton_ray.spec.release import ServeSpec, TlsSpec
 
@@ -52,14 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def context_of(folder: Path, client_ca: bool = False) -> ssl.SSLContext:
+def context_of(folder: Path, client_ca: bool = False, protocol: str = "http/1.1") -> ssl.SSLContext:
     tls = TlsSpec(
         certificate_file=f"{folder}/server.pem",
         key_file=f"{folder}/server.key",
         client_ca_file=f"{folder}/ca.pem" if client_ca else None,
     )
     contexts: list[ssl.SSLContext] = []
-    watch_certificate(tls, contexts.append, lambda what: None)
+    watch_certificate(tls, contexts.append, lambda what: None, protocol)
     return contexts[0]
 
 
@@ -150,3 +153,22 @@ def test_a_client_that_ends_tls_early_is_forgotten(listen: Any, folder: Path) ->
     client.send(post([_RECORD])[:-3])
     client.socket.shutdown(socket.SHUT_WR)
     assert connect(running, trusting(folder)).ask(get(b"/v2")).code == 200
+
+
+@pytest.mark.parametrize(("name", "is_let_in"), [("client", True), ("stranger", False), (None, False)])
+def test_grpc_has_it_too(listen: Any, folder: Path, name: str | None, is_let_in: bool) -> None:
+    running = listen(tls=context_of(folder, client_ca=True, protocol="h2"), connect=GrpcConnection)
+    files = [(folder / f"{name}.{end}").read_bytes() if name else None for end in ("key", "pem")]
+    credentials = grpc.ssl_channel_credentials((folder / "ca.pem").read_bytes(), *files)
+    options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.secure_channel(f"127.0.0.1:{running.port}", credentials, options) as channel:
+        asked = channel.unary_unary(SERVICE + "ServerLive").future(b"", timeout=60)
+        assert (asked.code() is grpc.StatusCode.OK) == is_let_in
+        assert asked.code() in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+
+
+@pytest.mark.parametrize(("listener", "port"), [({}, 8000), ({}, 8001), ({"port": 7000}, 7000)])
+def test_grpc_has_a_port_of_its_own(listener: dict[str, int], port: int) -> None:
+    with pytest.raises(ValidationError, match="grpc_port must be another port"):
+        ServeSpec.model_validate({"listener": {**listener, "grpc_port": port}})
+    assert ServeSpec.model_validate({"listener": {**listener, "grpc_port": 9000}}).listener

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_ray.serve.connection import Connection
 from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.grpc_connection import GrpcConnection
 
 _INSTALL_TIMEOUT_S, _RUN_TIMEOUT_S = 240, 120
 _CLIENT = """
@@ -56,6 +58,57 @@ except InferenceServerException as error:
     told["error"] = [error.status(), error.message()]
 print(json.dumps(told))
 """
+_GRPC_CLIENT = """
+import json, sys
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+client = triton.InferenceServerClient(f"127.0.0.1:{sys.argv[1]}")
+kind, told = sys.argv[2], {}
+
+
+def given(name, values, datatype):
+    tensor = triton.InferInput(name, list(values.shape), datatype)
+    tensor.set_data_from_numpy(values)
+    return tensor
+
+
+if kind == "mixed":
+    numbers = np.array([[30, 10.5], [60, 1000]], np.float64)
+    texts = np.array([["red", "S"], ["s\\u00fc\\u00df", "L"]], object)
+    inputs = [given("numbers", numbers, "FP64"), given("categories", texts, "BYTES")]
+    wanted = [triton.InferRequestedOutput(name) for name in ("label", "probabilities")]
+    choices = (wanted, None, None, None, None)
+else:
+    inputs = [given("image", np.arange(12, dtype=np.uint8).reshape(2, 2, 3, 1), "UINT8")]
+    choices = (None, None)
+told["live"], told["ready"], told["model_ready"] = (
+    client.is_server_live(), client.is_server_ready(), client.is_model_ready("demo"))
+told["server"] = client.get_server_metadata(as_json=True)
+told["metadata"] = client.get_model_metadata("demo", as_json=True)
+told["config"] = client.get_model_config("demo", as_json=True)["config"]
+told["index"] = client.get_model_repository_index(as_json=True)["models"]
+told["answers"] = []
+for outputs in choices:
+    result = client.infer("demo", inputs, outputs=outputs, request_id="seven", headers={"x-request-id": "job"})
+    labels = [text.decode() for text in result.as_numpy("label").tolist()]
+    told["answers"].append([result.get_response().id, labels, result.as_numpy("probabilities").tolist()])
+
+
+def statistics(*name):
+    (one,) = client.get_inference_statistics(*name, as_json=True)["model_stats"]
+    success = one["inference_stats"]["success"]
+    return [{"inference_count": int(one["inference_count"]), "inference_stats": {"success": {"count": int(success["count"])}}}]
+
+
+told["stats"] = statistics("demo"), statistics()
+try:
+    client.infer("other", inputs)
+except InferenceServerException as error:
+    told["error"] = [{"StatusCode.NOT_FOUND": "404"}[error.status()], error.message()]
+print(json.dumps(told))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +116,7 @@ def _client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the client: its older protobuf must not come into ours."""
     folder = tmp_path_factory.mktemp("triton")
     python = folder / "bin" / "python"
-    command = [python, "-m", "pip", "install", "-q", "tritonclient[http]"]
+    command = [python, "-m", "pip", "install", "-q", "tritonclient[http,grpc]"]
     try:
         venv.create(folder, with_pip=True)
         subprocess.run(command, check=True, capture_output=True, timeout=_INSTALL_TIMEOUT_S)
@@ -77,13 +130,16 @@ def new_loop() -> Callable[[], Any]:
     return asyncio.new_event_loop
 
 
-@pytest.fixture
-def ask(_client_python: Path, listen: Callable[..., Any]) -> Callable[[Path], dict[str, Any]]:
+@pytest.fixture(params=[(_CLIENT, Connection), (_GRPC_CLIENT, GrpcConnection)], ids=["http", "grpc"])
+def ask(
+    request: pytest.FixtureRequest, _client_python: Path, listen: Callable[..., Any]
+) -> Callable[[Path], dict[str, Any]]:
     """``ask(folder)`` returns what the client was told by a listener of a package."""
 
     def run(folder: Path) -> dict[str, Any]:
-        port = listen(folder, limits=Limits(max_rows=9)).port
-        command = [_client_python, "-c", _CLIENT, str(port), folder.name]
+        script, connect = request.param
+        port = listen(folder, limits=Limits(max_rows=9), connect=connect).port
+        command = [_client_python, "-c", script, str(port), folder.name]
         done = subprocess.run(command, capture_output=True, timeout=_RUN_TIMEOUT_S, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
