@@ -98,6 +98,25 @@ def point_to_dashboard(port: int) -> None:
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
 
 
+def jobs_address() -> str | None:
+    """URL of the dashboard that takes jobs (``RAY_API_SERVER_ADDRESS``)."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or None
+
+
+def prepare_jobs(address: str | None) -> None:
+    """Set what Ray's client of the Jobs API reads: it takes its address from the environment before the one it is given.
+
+    Raises:
+        SpecError: If neither ``address`` nor the environment names a dashboard by its URL.
+    """
+    url = address or jobs_address()
+    if url is None or not re.match(r"https?://[^/]", url):
+        got = "none" if url is None else repr(url)
+        raise SpecError([f"--address must be the URL of Ray's dashboard, http://HEAD:8265, got {got}"], "the command")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url.rstrip("/")
+    prepare_ray()
+
+
 def prepare_ray() -> None:
     """Set Ray's start-up variables that the user has not set.
 

@@ -54,6 +54,33 @@ def test_job_with_a_wrong_spec_fails_with_its_exit_status(head: Any) -> None:
     assert "Traceback" not in done.stdout
 
 
+_TABLE = """\
+name: table
+storage: {folder}/runs
+data:
+  source: {{kind: csv, uri: {folder}/none.csv}}
+  label: y
+  columns: {{x: number, y: category}}
+model: {{kind: mlp}}
+"""
+
+
+def test_submit_follows_a_job_and_exits_as_a_local_run_does(head: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(_TABLE.format(folder=tmp_path))
+    here = head.run("lepton-ray", "run", str(spec))
+    there = head.run("lepton-ray", "submit", str(spec), "--address", head.dashboard, "--working-dir", str(tmp_path))
+    assert there.returncode == here.returncode != 0, there.stdout + there.stderr
+    (told,) = [line for line in here.stderr.splitlines() if line.startswith("error: ")]
+    assert told in there.stdout
+    assert "sending 1 files" in there.stderr
+
+    listed = json.loads(head.run("lepton-ray", "jobs", "list", "--address", head.dashboard, "--json").stdout)
+    assert [(job["name"], job["status"]) for job in listed[:1]] == [("table", "FAILED")]
+    logs = head.run("lepton-ray", "jobs", "logs", listed[0]["id"], "--address", head.dashboard)
+    assert logs.stdout == there.stdout
+
+
 def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:
     done = head.run("ray", "job", "list", "--address", head.dashboard, HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
     assert done.returncode != 0
