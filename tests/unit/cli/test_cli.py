@@ -83,6 +83,7 @@ _SURFACE = {
     "jobs show": {"job", "--address", "--json"},
     "jobs logs": {"job", "--follow", "--address"},
     "jobs stop": {"job", "--address"},
+    "kube render": {"description", "--output", "-o", "--check"},
 }
 
 
