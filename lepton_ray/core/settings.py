@@ -85,6 +85,11 @@ def ray_token() -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
+def ray_auth_mode() -> str | None:
+    """What Ray's processes here demand of others (``RAY_AUTH_MODE``): ``token``, or nothing."""
+    return os.environ.get("RAY_AUTH_MODE") or None
+
+
 def endpoint_token() -> str | None:
     """The bearer token that clients of endpoints send (``LEPTON_RAY_TOKEN``)."""
     return os.environ.get("LEPTON_RAY_TOKEN", "").strip() or None

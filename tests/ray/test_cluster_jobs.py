@@ -81,6 +81,21 @@ def test_submit_follows_a_job_and_exits_as_a_local_run_does(head: Any, tmp_path:
     assert logs.stdout == there.stdout
 
 
+def test_doctor_finds_a_cluster_well_and_says_when_it_is_not(head: Any, tmp_path: Path) -> None:
+    done = head.run("lepton-ray", "doctor", "--storage", str(tmp_path), "--json", RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    healthy = {"nodes", "versions", "libraries", "token", "ports", "clock", "storage"}
+    assert {found[check]["status"] for check in healthy} == {"ok"}
+    assert set(found) == {*healthy, "object store", "spill disk"}
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    done = head.run("lepton-ray", "doctor", "--storage", str(tmp_path / "file"), RAY_ADDRESS=head.address)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("storage")]
+    assert "error" in line.split()
+
+
 def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:
     done = head.run("ray", "job", "list", "--address", head.dashboard, HOME=str(tmp_path), RAY_AUTH_MODE="disabled")
     assert done.returncode != 0

@@ -84,6 +84,7 @@ _SURFACE = {
     "jobs logs": {"job", "--follow", "--address"},
     "jobs stop": {"job", "--address"},
     "kube render": {"description", "--output", "-o", "--check"},
+    "doctor": {"--storage", "--prometheus", "--grafana", "--json"},
 }
 
 
