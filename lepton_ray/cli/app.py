@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from lepton_ray import __version__
-from lepton_ray.cli import cluster, dashboards, data, plan, quarantine, reap, rollout, token
+from lepton_ray.cli import cluster, dashboards, data, doctor, jobs, kube, plan, quarantine, reap, rollout, token
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
 
 app = typer.Typer(
@@ -30,6 +30,10 @@ app.add_typer(token.app, name="token")
 app.add_typer(rollout.app, name="rollout")
 app.command()(plan.plan)
 app.command()(reap.reap)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(kube.app, name="kube")
+app.command()(jobs.submit)
+app.command()(doctor.doctor)
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 SetOption = Annotated[

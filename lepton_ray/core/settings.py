@@ -85,6 +85,11 @@ def ray_token() -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
+def ray_auth_mode() -> str | None:
+    """What Ray's processes here demand of others (``RAY_AUTH_MODE``): ``token``, or nothing."""
+    return os.environ.get("RAY_AUTH_MODE") or None
+
+
 def endpoint_token() -> str | None:
     """The bearer token that clients of endpoints send (``LEPTON_RAY_TOKEN``)."""
     return os.environ.get("LEPTON_RAY_TOKEN", "").strip() or None
@@ -96,6 +101,25 @@ def point_to_dashboard(port: int) -> None:
     Ray Train asks it whether its controller lives; left to find it, Ray 2.60 waits 10 s at the end of each training.
     """
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+
+
+def jobs_address() -> str | None:
+    """URL of the dashboard that takes jobs (``RAY_API_SERVER_ADDRESS``)."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or None
+
+
+def prepare_jobs(address: str | None) -> None:
+    """Set what Ray's client of the Jobs API reads: it takes its address from the environment before the one it is given.
+
+    Raises:
+        SpecError: If neither ``address`` nor the environment names a dashboard by its URL.
+    """
+    url = address or jobs_address()
+    if url is None or not re.match(r"https?://[^/]", url):
+        got = "none" if url is None else repr(url)
+        raise SpecError([f"--address must be the URL of Ray's dashboard, http://HEAD:8265, got {got}"], "the command")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url.rstrip("/")
+    prepare_ray()
 
 
 def prepare_ray() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,75 @@ def test_job_with_a_wrong_spec_fails_with_its_exit_status(head: Any) -> None:
     assert "Did you mean 'epochs'?" in done.stdout
     assert "exit code 2" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout
+
+
+_TABLE = """\
+name: table
+storage: {folder}/runs
+data:
+  source: {{kind: csv, uri: {folder}/none.csv}}
+  label: y
+  columns: {{x: number, y: category}}
+model: {{kind: mlp}}
+"""
+
+
+def test_submit_follows_a_job_and_exits_as_a_local_run_does(head: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(_TABLE.format(folder=tmp_path))
+    here = head.run("lepton-ray", "run", str(spec))
+    there = head.run("lepton-ray", "submit", str(spec), "--address", head.dashboard, "--working-dir", str(tmp_path))
+    assert there.returncode == here.returncode != 0, there.stdout + there.stderr
+    (told,) = [line for line in here.stderr.splitlines() if line.startswith("error: ")]
+    assert told in there.stdout
+    assert "sending 1 files" in there.stderr
+
+    listed = json.loads(head.run("lepton-ray", "jobs", "list", "--address", head.dashboard, "--json").stdout)
+    assert [(job["name"], job["status"]) for job in listed[:1]] == [("table", "FAILED")]
+
+
+def _status(head: Any, job: str) -> str:
+    token = (head.home / ".ray/auth_token").read_text()
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return str(json.loads(response.read())["status"])
+
+
+def test_ctrl_c_leaves_a_job_and_stop_ends_it_as_it_ends_a_local_run(head: Any, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import threading\n\ndef wait(uri):\n    threading.Event().wait()\n")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(_TABLE.format(folder=tmp_path))
+    command = ["lepton-ray", "submit", str(spec), "--address", head.dashboard, "--working-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--set", "data.source.prepare=slow:wait"],
+        env=head.environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    told = [line.strip() for line in (process.stderr.readline(), process.stderr.readline())]
+    assert told[0].startswith("sending 2 files")
+    job = told[1].removeprefix("job ")
+    address = ["--address", head.dashboard]
+    wait_until(lambda: _status(head, job) == "RUNNING", "the job's start")
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert f"lepton-ray jobs logs {job} --follow" in rest
+    assert _status(head, job) == "RUNNING"
+    assert head.run("lepton-ray", "jobs", "stop", job, *address).returncode == 0
+    assert head.run("lepton-ray", "jobs", "logs", job, "--follow", *address).returncode == 130
+
+
+def test_doctor_finds_a_cluster_well(head: Any, tmp_path: Path) -> None:
+    done = head.run("lepton-ray", "doctor", "--storage", str(tmp_path), "--json", RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    healthy = {"nodes", "versions", "libraries", "token", "ports", "clock", "storage"}
+    assert {found[check]["status"] for check in healthy} == {"ok"}
+    assert set(found) == {*healthy, "object store", "spill disk"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_client_without_the_token_is_refused(head: Any, tmp_path: Path) -> None:

@@ -76,6 +76,23 @@ _SURFACE = {
     "rollout status": {"application", "--json"},
     "rollout promote": {"application", "--json"},
     "rollout abort": {"application", "--json"},
+    "submit": {
+        "spec",
+        "--address",
+        "--set",
+        "--working-dir",
+        "--env",
+        "--pip",
+        "--runtime-env",
+        "--no-follow",
+        "--json",
+    },
+    "jobs list": {"--address", "--json"},
+    "jobs show": {"job", "--address", "--json"},
+    "jobs logs": {"job", "--follow", "--address"},
+    "jobs stop": {"job", "--address"},
+    "kube render": {"description", "--output", "-o", "--check"},
+    "doctor": {"--storage", "--prometheus", "--grafana", "--json"},
 }
 
 

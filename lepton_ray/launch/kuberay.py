@@ -1,0 +1,514 @@
+"""The manifests of a Kubernetes cluster with KubeRay 1.7, from one short description.
+
+    secret.yaml                 what must be filled in: the cluster's token, credentials of storage and registry
+    raycluster.yaml             a cluster for `lepton-ray submit`, workers by need
+    rayjob.yaml                 a cluster for one run, gone when it is done
+    rayservice.yaml             the application, updated without a failed request; a Service for its listeners
+    podmonitor.yaml             what Prometheus' operator scrapes
+    networkpolicy.yaml          who may reach which port
+    poddisruptionbudget.yaml    how many serving pods a drain must leave
+
+Kubernetes' words are those of its API; a number that two manifests need has its one place here or in the description.
+"""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from lepton_ray.core.errors import SpecError
+from lepton_ray.spec import yaml_text
+from lepton_ray.spec.base import PositiveInt, Section
+
+_GCS, _DASHBOARD, _AGENT = 6379, 8265, 52365
+_METRICS, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 8080, 44217, 44227
+_TOKEN_KEY, _REDIS_KEY = "auth_token", "redis_password"  # the first is the name that KubeRay reads
+_SESSION_FOLDER = "/tmp/ray"  # noqa: S108  where Ray keeps logs and spilled objects
+_USER = 1000  # of the images
+_GIB = 1 << 30
+_HOUR_S = 3600
+_PART_OF, _COMPONENT, _NODE_TYPE = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "ray.io/node-type"
+_NAMESPACE = "kubernetes.io/metadata.name"
+_SERVING, _TRAINING = "serving", "training"
+
+DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
+"""Lower-case letters, digits and ``-``; at most 40 characters, as KubeRay adds to it."""
+
+Manifest = dict[str, Any]
+
+
+class SizeSpec(Section):
+    """What a pod requests and is limited to: Ray counts on all of it."""
+
+    cpus: PositiveInt
+    memory_gib: PositiveInt
+    object_store_gib: PositiveInt
+    """In ``/dev/shm``; part of ``memory_gib``."""
+    spill_gib: PositiveInt
+    """Disk of the node for Ray's logs and the objects that do not fit."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+
+
+class WorkersSpec(SizeSpec):
+    """Workers that the autoscaler adds and takes away."""
+
+    min: Annotated[int, Field(ge=0)]
+    max: PositiveInt
+
+
+class RedisSpec(Section):
+    """The head's memory in a Redis of yours; its password is in the secret."""
+
+    kind: Literal["redis"]
+    address: str
+    """``host:port``."""
+
+
+class RocksDbSpec(Section):
+    """The head's memory on a volume of its own; alpha in Ray 2.60."""
+
+    kind: Literal["rocksdb"]
+    gib: PositiveInt
+
+
+class TrainingSpec(Section):
+    """Where specs run."""
+
+    image: str
+    workers: WorkersSpec
+    spec: str
+    """What the RayJob runs, without deploying it; below the image's working directory."""
+    storage: str
+    """URI that outlives the cluster."""
+    max_hours: PositiveInt
+    """A RayJob that takes longer is stopped."""
+
+
+class ServingSpec(Section):
+    """Where the application runs."""
+
+    image: str
+    workers: WorkersSpec
+    config: str
+    """File as ``serve deploy`` takes it, with one application."""
+
+
+class Description(Section):
+    """What the manifests of one project share, and where its two clusters differ."""
+
+    name: DnsName
+    """Begins the name of everything."""
+    namespace: DnsName
+    operator_namespace: DnsName
+    """Of KubeRay's operator, which asks clusters how they are."""
+    monitoring_namespace: DnsName
+    """Of Prometheus."""
+    ray_version: str
+    """Of the images."""
+    tracking_uri: str
+    """MLflow server, as pods reach it."""
+    head: SizeSpec
+    """Runs no tasks."""
+    gcs: Annotated[RedisSpec | RocksDbSpec, Field(discriminator="kind")]
+    """Where the head's memory outlives it, in the RayCluster and the RayService; a RayJob starts its cluster again instead."""
+    training: TrainingSpec
+    serving: ServingSpec
+
+
+def load_description(path: Path) -> Description:
+    """Read a description.
+
+    Raises:
+        SpecError: If it cannot be read or anything in it is wrong; lists every problem.
+    """
+    document = yaml_text.parse(_read(path))
+    problems = list(document.problems)
+    try:
+        return Description.model_validate(document.data)
+    except ValidationError as error:
+        problems += [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+    raise SpecError(problems, str(path))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(
+            [f"{str(path)!r} must be a text file that can be read, got: {error}. Check the path"]
+        ) from error
+
+
+def render(description: Description) -> dict[str, list[Manifest]]:
+    """Return the documents of each file.
+
+    Raises:
+        SpecError: If ``serving.config`` cannot be read.
+    """
+    serve = _serve_config(Path(description.serving.config))
+    return {
+        "secret.yaml": _secrets(description),
+        "raycluster.yaml": [_ray_cluster(description)],
+        "rayjob.yaml": [_ray_job(description)],
+        "rayservice.yaml": [_ray_service(description, serve), _listener_service(description, serve)],
+        "podmonitor.yaml": [_pod_monitor(description)],
+        "networkpolicy.yaml": [_network_policy(description, serve)],
+        "poddisruptionbudget.yaml": [_disruption_budget(description)],
+    }
+
+
+def to_text(documents: list[Manifest], origin: str) -> str:
+    """Return a file's text; ``origin`` is the description's name."""
+    head = f"# Made by `lepton-ray kube render` from {origin}: change that, not this.\n"
+    bodies = [
+        yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000) for document in documents
+    ]
+    return head + "---\n".join(bodies)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such, and a value again where it stands again."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _serve_config(path: Path) -> dict[str, Any]:
+    """Return the application's file, listening where other pods can reach it."""
+    config: dict[str, Any] = yaml.safe_load(_read(path))
+    everywhere = {"host": "0.0.0.0"}  # noqa: S104  the network policy says who reaches it
+    port = config["http_options"]["port"]
+    config["http_options"] = {"host": everywhere["host"], "port": port}
+    serve = config["applications"][0]["args"].setdefault("serve", {})
+    serve["listener"] = {"port": port + 1, **serve.get("listener", {}), **everywhere}
+    return config
+
+
+def _listener_port(serve: Mapping[str, Any]) -> int:
+    port: int = serve["applications"][0]["args"]["serve"]["listener"]["port"]
+    return port
+
+
+def _metadata(description: Description, name: str, component: str | None = None) -> Manifest:
+    labels = {_PART_OF: description.name} | ({_COMPONENT: component} if component else {})
+    return {"name": name, "namespace": description.namespace, "labels": labels}
+
+
+def _token_secret(description: Description) -> str:
+    return f"{description.name}-token"
+
+
+def _credentials_secret(description: Description) -> str:
+    return f"{description.name}-credentials"
+
+
+def _secrets(description: Description) -> list[Manifest]:
+    """Empty: Ray starts no node without a token, so a template that was not filled in lets nobody in."""
+    token = {_TOKEN_KEY: ""} | ({_REDIS_KEY: ""} if description.gcs.kind == "redis" else {})
+    kinds = {_token_secret(description): token, _credentials_secret(description): {}}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": _metadata(description, name),
+            "type": "Opaque",
+            "stringData": values,
+        }
+        for name, values in kinds.items()
+    ]
+
+
+def _resources(cpu: str, memory: str, more: Mapping[str, str] | None = None) -> Manifest:
+    """Requests are the limits: Ray takes the limits for what it has."""
+    amounts = {"cpu": cpu, "memory": memory, **(more or {})}
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def _pod_resources(size: SizeSpec) -> Manifest:
+    more = {"ephemeral-storage": f"{size.spill_gib + 1}Gi"} | ({"nvidia.com/gpu": str(size.gpus)} if size.gpus else {})
+    return _resources(str(size.cpus), f"{size.memory_gib}Gi", more)
+
+
+def _pod_security() -> Manifest:
+    ids = {"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER}
+    return {"runAsNonRoot": True, **ids, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def _container_security() -> Manifest:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _probe(path: str, port: int, **how_often: int) -> Manifest:
+    return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 5, **how_often}
+
+
+def _liveness() -> Manifest:
+    """A pod whose raylet is gone is replaced; KubeRay's own probes need wget in the image."""
+    path = "/api/local_raylet_healthz"
+    return {
+        "startupProbe": _probe(path, _AGENT, periodSeconds=5, failureThreshold=60),
+        "livenessProbe": _probe(path, _AGENT, periodSeconds=10, failureThreshold=6),
+    }
+
+
+def _ports(**ports: int) -> list[Manifest]:
+    return [{"name": name.replace("_", "-"), "containerPort": port} for name, port in ports.items()]
+
+
+def _pod(
+    description: Description, component: str, image: str, size: SizeSpec, container: Manifest, pod: Manifest
+) -> Manifest:
+    """Return a pod's template; ``container`` and ``pod`` hold what not all pods have."""
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_TRACKING_URI": description.tracking_uri}
+    ray = {
+        "image": image,
+        "securityContext": _container_security(),
+        "resources": _pod_resources(size),
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "envFrom": [{"secretRef": {"name": _credentials_secret(description), "optional": True}}],
+        "volumeMounts": [
+            {"name": "object-store", "mountPath": "/dev/shm"},  # noqa: S108  Ray's object store is there
+            {"name": "session", "mountPath": _SESSION_FOLDER},
+        ],
+        **_liveness(),
+    }
+    volumes = [
+        {"name": "object-store", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.object_store_gib}Gi"}},
+        {"name": "session", "emptyDir": {"sizeLimit": f"{size.spill_gib}Gi"}},
+    ]
+    spec = {"securityContext": _pod_security(), "restartPolicy": "Never", "volumes": volumes, **pod}
+    return {
+        "metadata": {"labels": {_PART_OF: description.name, _COMPONENT: component}},
+        "spec": {**spec, "containers": [{**container, **ray}]},
+    }
+
+
+def _start(size: SizeSpec, **more: str) -> dict[str, str]:
+    """Options of ``ray start``. The store leaves a sixteenth of its volume free: Ray puts one that finds too little room on the disk."""
+    store = size.object_store_gib * _GIB * 15 // 16
+    return {"object-store-memory": str(store), "metrics-export-port": str(_METRICS), **more}
+
+
+def _head(description: Description, component: str, image: str) -> Manifest:
+    ports = _ports(
+        gcs_server=_GCS,
+        dashboard=_DASHBOARD,
+        metrics=_METRICS,
+        as_metrics=_AUTOSCALER_METRICS,
+        dash_metrics=_DASHBOARD_METRICS,
+    )
+    ready = _probe("/api/gcs_healthz", _DASHBOARD, periodSeconds=5, failureThreshold=3)
+    container = {"name": "ray-head", "ports": ports, "readinessProbe": ready}
+    start = {
+        "num-cpus": "0",
+        "dashboard-host": "0.0.0.0",  # noqa: S104  the network policy says who reaches it
+        "dashboard-agent-listen-port": str(_AGENT),
+    }
+    return {
+        "rayStartParams": _start(description.head, **start),
+        "template": _pod(description, component, image, description.head, container, {}),
+    }
+
+
+def _workers(
+    description: Description, component: str, image: str, size: WorkersSpec, container: Manifest, pod: Manifest
+) -> Manifest:
+    pod = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 120, **pod}
+    return {
+        "groupName": "workers",
+        "replicas": size.min,
+        "minReplicas": size.min,
+        "maxReplicas": size.max,
+        "rayStartParams": _start(size, **{"dashboard-agent-listen-port": str(_AGENT)}),
+        "template": _pod(description, component, image, size, {"name": "ray-worker", **container}, pod),
+    }
+
+
+def _cluster(description: Description, head: Manifest, workers: Manifest) -> Manifest:
+    return {
+        "rayVersion": description.ray_version,
+        "authOptions": {"mode": "token", "secretName": _token_secret(description)},
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "idleTimeoutSeconds": 300,
+            "resources": _resources("500m", "512Mi"),
+            "securityContext": _container_security(),
+        },
+        "headGroupSpec": head,
+        "workerGroupSpecs": [workers],
+    }
+
+
+def _gcs(description: Description) -> Manifest:
+    if isinstance(description.gcs, RocksDbSpec):
+        storage = {"size": f"{description.gcs.gib}Gi", "deletionPolicy": "DeleteWithCluster"}
+        return {"backend": "rocksdb", "storage": {**storage, "accessModes": ["ReadWriteOnce"]}}
+    password = {"secretKeyRef": {"name": _token_secret(description), "key": _REDIS_KEY}}
+    return {
+        "backend": "redis",
+        "redisAddress": f"redis://{description.gcs.address}",
+        "redisPassword": {"valueFrom": password},
+    }
+
+
+def _training_cluster(description: Description) -> Manifest:
+    training = description.training
+    head = _head(description, _TRAINING, training.image)
+    container = {"ports": _ports(metrics=_METRICS)}
+    return _cluster(
+        description, head, _workers(description, _TRAINING, training.image, training.workers, container, {})
+    )
+
+
+def _ray_cluster(description: Description) -> Manifest:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": _metadata(description, f"{description.name}-training", _TRAINING),
+        "spec": {"gcsFaultToleranceOptions": _gcs(description), **_training_cluster(description)},
+    }
+
+
+def _ray_job(description: Description) -> Manifest:
+    training = description.training
+    settings = [f"storage={training.storage}", f"register.tracking_uri={description.tracking_uri}", "serve=null"]
+    command = ["lepton-ray", "run", training.spec, *(part for setting in settings for part in ("--set", setting))]
+    submitter = {
+        "name": "ray-job-submitter",
+        "image": training.image,
+        "securityContext": _container_security(),
+        "resources": _resources("500m", "1Gi"),
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(description, f"{description.name}-job", _TRAINING),
+        "spec": {
+            "entrypoint": shlex.join(command),
+            "backoffLimit": 2,  # a new cluster goes on from the last checkpoint
+            "activeDeadlineSeconds": training.max_hours * _HOUR_S,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 600,
+            "submitterPodTemplate": {
+                "metadata": {"labels": {_PART_OF: description.name, _COMPONENT: "submitter"}},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "automountServiceAccountToken": False,
+                    "securityContext": _pod_security(),
+                    "containers": [submitter],
+                },
+            },
+            "rayClusterSpec": _training_cluster(description),
+        },
+    }
+
+
+def _ray_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
+    serving = description.serving
+    listener = _listener_port(serve)
+    ports = _ports(metrics=_METRICS, serve=serve["http_options"]["port"], listener=listener)
+    ready = _probe("/v2/health/ready", listener, periodSeconds=5, failureThreshold=2)
+    selector = {"matchLabels": {_PART_OF: description.name, _COMPONENT: _SERVING}}
+    apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+    pod = {"topologySpreadConstraints": [{**apart, "labelSelector": selector}]}
+    head = _head(description, _SERVING, serving.image)
+    head["template"]["spec"]["containers"][0]["ports"] += _ports(serve=serve["http_options"]["port"])
+    container = {"ports": ports, "readinessProbe": ready}
+    workers = _workers(description, _SERVING, serving.image, serving.workers, container, pod)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": _metadata(description, f"{description.name}-serving", _SERVING),
+        "spec": {
+            "upgradeStrategy": {"type": "NewCluster"},
+            "rayClusterDeletionDelaySeconds": 120,
+            "excludeHeadPodFromServeSvc": True,
+            "serveConfigV2": yaml.safe_dump(serve, sort_keys=False),
+            "rayClusterConfig": {
+                "gcsFaultToleranceOptions": _gcs(description),
+                **_cluster(description, head, workers),
+            },
+        },
+    }
+
+
+def _listener_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
+    """The replicas' own listeners; KubeRay makes the Service of Ray Serve's HTTP, and keeps no other port of it."""
+    port = _listener_port(serve)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(description, f"{description.name}-listener", _SERVING),
+        "spec": {
+            "selector": {_PART_OF: description.name, _COMPONENT: _SERVING, _NODE_TYPE: "worker"},
+            "ports": [{"name": "listener", "port": port, "targetPort": "listener"}],
+        },
+    }
+
+
+def _pod_monitor(description: Description) -> Manifest:
+    ports = ("metrics", "as-metrics", "dash-metrics")
+    cluster = {"sourceLabels": ["__meta_kubernetes_pod_label_ray_io_cluster"], "targetLabel": "ray_io_cluster"}
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": _metadata(description, description.name),
+        "spec": {
+            "jobLabel": "ray.io/cluster",
+            "namespaceSelector": {"matchNames": [description.namespace]},
+            "selector": {"matchLabels": {_PART_OF: description.name}},
+            "podMetricsEndpoints": [{"port": port, "interval": "15s", "relabelings": [cluster]} for port in ports],
+        },
+    }
+
+
+def _network_policy(description: Description, serve: Mapping[str, Any]) -> Manifest:
+    def rule(source: Manifest, *ports: int) -> Manifest:
+        allowed = {"ports": [{"protocol": "TCP", "port": port} for port in ports]} if ports else {}
+        return {"from": [source], **allowed}
+
+    def namespace(name: str) -> Manifest:
+        return {"namespaceSelector": {"matchLabels": {_NAMESPACE: name}}}
+
+    ours = {"podSelector": {"matchLabels": {_PART_OF: description.name}}}
+    client = {"podSelector": {"matchLabels": {f"{description.name}/client": "true"}}}
+    http = serve["http_options"]["port"]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(description, description.name),
+        "spec": {
+            **ours,
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                rule(ours),
+                rule(namespace(description.operator_namespace), _DASHBOARD, http),
+                rule(namespace(description.monitoring_namespace), _METRICS, _AUTOSCALER_METRICS, _DASHBOARD_METRICS),
+                rule({**namespace(description.namespace), **client}, http, _listener_port(serve)),
+            ],
+        },
+    }
+
+
+def _disruption_budget(description: Description) -> Manifest:
+    """Kubernetes takes only ``minAvailable``, as a number, for pods of a controller that it does not know."""
+    labels = {_PART_OF: description.name, _COMPONENT: _SERVING, _NODE_TYPE: "worker"}
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(description, f"{description.name}-serving", _SERVING),
+        "spec": {
+            "minAvailable": max(1, description.serving.workers.min - 1),
+            "selector": {"matchLabels": labels},
+        },
+    }
