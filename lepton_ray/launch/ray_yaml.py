@@ -256,8 +256,15 @@ def _common(
         "setup_commands": [*_install(description, software), *_export(description, software)],
         **({"head_setup_commands": [_pip_in(software, head_packages)]} if head_packages else {}),
         "head_start_ray_commands": ["ray stop", start_head],
-        "worker_start_ray_commands": ["ray stop", start_worker],
+        "worker_start_ray_commands": _unless_it_runs(start_worker)
+        if description.gcs_storage
+        else ["ray stop", start_worker],
     }
+
+
+def _unless_it_runs(start: str) -> list[str]:
+    """A head that comes back knows none of its launcher's workers and starts each anew: those that serve on must stay."""
+    return [f"cat /proc/[0-9]*/comm 2>/dev/null | grep -qx raylet || {{ {start}; }}"]
 
 
 def _docker(description: Description, software: ImageSoftware) -> Config:
