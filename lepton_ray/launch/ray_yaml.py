@@ -315,6 +315,8 @@ def _export(description: Description, software: VenvSoftware | ImageSoftware | I
         folder = f"{_VENV}/bin" if isinstance(software, VenvSoftware) else software.bin
         home = f"$HOME/{shlex.quote(folder[2:])}" if folder.startswith("~/") else shlex.quote(folder)
         lines.append(f"export PATH={home}:$PATH")
+    if description.gcs_storage is not None:
+        lines.append(f"export RAY_gcs_rpc_server_reconnect_timeout_s={description.gcs_storage.head_away_s}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in description.environment.items()]
     written = " ".join(shlex.quote(line) for line in lines)
     first = f"{{ echo '. {_ENVIRONMENT}'; cat ~/.bashrc; }} > ~/.bashrc.new && mv ~/.bashrc.new ~/.bashrc"

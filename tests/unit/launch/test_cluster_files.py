@@ -101,6 +101,7 @@ def test_environment_and_secrets_reach_the_commands_quoted() -> None:
     ).stdout
     shown = subprocess.run(["bash", "-c", lines + 'printf %s "$A"'], capture_output=True, text=True, check=True).stdout
     assert shown == "it's; $HOME"
+    assert "export RAY_gcs_rpc_server_reconnect_timeout_s=600\n" in lines
     assert "RAY_REDIS_ADDRESS=10.0.0.9:6390" in config["head_start_ray_commands"][-1]
     assert '--redis-password="$(cat ~/.ray/redis_password)"' in config["head_start_ray_commands"][-1]
     assert config["file_mounts"]["~/.ray/redis_password"] == "~/redis"
