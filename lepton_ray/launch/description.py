@@ -64,14 +64,21 @@ class SpillSpec(Section):
     """Room that the disk of each machine in a cloud has for them, GiB."""
 
 
-class RocksDbStorage(Section):
+class GcsStorage(Section):
+    """Where the head keeps the cluster's state."""
+
+    head_away_s: PositiveInt = 600
+    """How long workers go on without a head before they end, s; Ray's own 60 is less than most machines take to come back."""
+
+
+class RocksDbStorage(GcsStorage):
     """The head's own disk; alpha in Ray 2.60."""
 
     kind: Literal["rocksdb"]
     folder: AbsolutePath
 
 
-class RedisStorage(Section):
+class RedisStorage(GcsStorage):
     """A Redis server; outlives the head's disk."""
 
     kind: Literal["redis"]

@@ -256,8 +256,15 @@ def _common(
         "setup_commands": [*_install(description, software), *_export(description, software)],
         **({"head_setup_commands": [_pip_in(software, head_packages)]} if head_packages else {}),
         "head_start_ray_commands": ["ray stop", start_head],
-        "worker_start_ray_commands": ["ray stop", start_worker],
+        "worker_start_ray_commands": _unless_it_runs(start_worker)
+        if description.gcs_storage
+        else ["ray stop", start_worker],
     }
+
+
+def _unless_it_runs(start: str) -> list[str]:
+    """A head that comes back knows none of its launcher's workers and starts each anew: those that serve on must stay."""
+    return [f"cat /proc/[0-9]*/comm 2>/dev/null | grep -qx raylet || {{ {start}; }}"]
 
 
 def _docker(description: Description, software: ImageSoftware) -> Config:
@@ -308,6 +315,8 @@ def _export(description: Description, software: VenvSoftware | ImageSoftware | I
         folder = f"{_VENV}/bin" if isinstance(software, VenvSoftware) else software.bin
         home = f"$HOME/{shlex.quote(folder[2:])}" if folder.startswith("~/") else shlex.quote(folder)
         lines.append(f"export PATH={home}:$PATH")
+    if description.gcs_storage is not None:
+        lines.append(f"export RAY_gcs_rpc_server_reconnect_timeout_s={description.gcs_storage.head_away_s}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in description.environment.items()]
     written = " ".join(shlex.quote(line) for line in lines)
     first = f"{{ echo '. {_ENVIRONMENT}'; cat ~/.bashrc; }} > ~/.bashrc.new && mv ~/.bashrc.new ~/.bashrc"

@@ -21,7 +21,7 @@ from .conftest import Postgres, running, wait_until
 
 pytest.importorskip("flask_wtf", reason="Flask-WTF is not installed: pip install 'mlflow[auth]'")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SPEC = "jobs/specs/medical_diagnosis.yaml"

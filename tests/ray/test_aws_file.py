@@ -13,7 +13,7 @@ from .machines import BIN, CLIENT, REPOSITORY, Machines, end, machines, wait_for
 
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[ec2,iam,server]'")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PORT = 5555
 _MAKE_NETWORK = """

@@ -21,7 +21,7 @@ import yaml
 
 from .machines import BIN, CLIENT, REPOSITORY, Machines, end, machines, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORKERS = ("w1", "w2", "w3")
 SPEC = "jobs/specs/medical_diagnosis.yaml"
