@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lepton_ray.cli.jobs import connect, follow_job, send
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json
 from lepton_ray.cli.tables import print_table
 
@@ -94,19 +95,16 @@ def submit(
 ) -> None:
     """Run a spec on a cluster as a job, showing its log; ends with the job's exit status."""
     with errors_explained():
-        import shlex
-
         from lepton_ray.core import settings
+        from lepton_ray.launch.jobs.request import build_request
 
+        request = build_request(spec, overrides or [], working_dir)
         settings.prepare_ray()
         from lepton_ray.launch.machines import forwarded
-        from lepton_ray.launch.on_ray import run_job
 
-        words = ["lepton-ray", "run", str(spec), *(word for one in overrides or [] for word in ("--set", one))]
         with forwarded(file) as url:
-            code = run_job(url, shlex.join(words), working_dir, lambda text: typer.echo(text, nl=False))
-        if code:
-            raise typer.Exit(code)
+            jobs = connect(url)
+            follow_job(jobs, send(jobs, request, working_dir), as_json=False)
 
 
 @app.command()

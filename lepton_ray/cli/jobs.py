@@ -26,7 +26,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 _DETACHED = 130
 
 
-def _connect(address: str | None) -> Any:
+def connect(address: str | None) -> Any:
     """Connect to the Jobs API; Ray is imported after its settings are made."""
     from lepton_ray.core import settings
     from lepton_ray.core.extras import require
@@ -59,30 +59,37 @@ def submit(  # noqa: PLR0913  typer takes options as parameters
 ) -> None:
     """Run a spec as a job of a cluster and follow it: its log, and the exit status of a local run."""
     with errors_explained(as_json):
-        from lepton_ray.launch.jobs.package import pack
         from lepton_ray.launch.jobs.request import build_request
 
         request = build_request(spec, overrides or [], working_dir, variables or [], pip, runtime_env)
-        jobs = _connect(address)
-        with tempfile.TemporaryDirectory() as folder:
-            package = pack(working_dir.resolve(), Path(folder) / "working_dir.zip")
-            typer.echo(f"sending {package.num_files} files, {show_bytes(package.num_bytes)}", err=True)
-            job = jobs.submit(request, package)
-        if request.unsent:
-            typer.echo(f"the cluster must have {', '.join(request.unsent)}, or give --env", err=True)
+        jobs = connect(address)
+        job = send(jobs, request, working_dir)
         if no_follow:
             _print_job(jobs.show(job), as_json)
             _say_how_to_go_on(job, jobs.address)
         else:
-            typer.echo(f"job {job}", err=True)
-            _follow(jobs, job, as_json)
+            follow_job(jobs, job, as_json)
+
+
+def send(jobs: Any, request: Any, working_dir: Path) -> str:
+    """Pack the folder and start the job; returns its id."""
+    from lepton_ray.launch.jobs.package import pack
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = pack(working_dir.resolve(), Path(folder) / "working_dir.zip")
+        typer.echo(f"sending {package.num_files} files, {show_bytes(package.num_bytes)}", err=True)
+        job: str = jobs.submit(request, package)
+    if request.unsent:
+        typer.echo(f"the cluster must have {', '.join(request.unsent)}, or give --env", err=True)
+    typer.echo(f"job {job}", err=True)
+    return job
 
 
 @app.command("list")
 def list_jobs(address: AddressOption = None, as_json: JsonOption = False) -> None:
     """List the jobs that the cluster remembers, the newest first."""
     with errors_explained(as_json):
-        history = _connect(address).history()
+        history = connect(address).history()
         if as_json:
             print_json([dataclasses.asdict(job) for job in history])
             return
@@ -94,7 +101,7 @@ def list_jobs(address: AddressOption = None, as_json: JsonOption = False) -> Non
 def show(job: JobArgument, address: AddressOption = None, as_json: JsonOption = False) -> None:
     """Show what is known of a job."""
     with errors_explained(as_json):
-        _print_job(_connect(address).show(job), as_json)
+        _print_job(connect(address).show(job), as_json)
 
 
 @app.command()
@@ -105,9 +112,9 @@ def logs(
 ) -> None:
     """Print what a job has written."""
     with errors_explained():
-        jobs = _connect(address)
+        jobs = connect(address)
         if follow:
-            _follow(jobs, job, as_json=False)
+            follow_job(jobs, job, as_json=False)
         else:
             sys.stdout.write(jobs.logs(job))
 
@@ -116,11 +123,11 @@ def logs(
 def stop(job: JobArgument, address: AddressOption = None) -> None:
     """Tell a job to stop, as Ctrl-C does a local run: it goes on from there when it is submitted again."""
     with errors_explained():
-        was_running = _connect(address).stop(job)
+        was_running = connect(address).stop(job)
         typer.echo(f"{job} {'is told to stop' if was_running else 'had ended already'}", err=True)
 
 
-def _follow(jobs: Any, job: str, as_json: bool) -> None:
+def follow_job(jobs: Any, job: str, as_json: bool) -> None:
     """Print a job's log to its end and exit as it did; Ctrl-C leaves the job alone."""
     try:
         with only_json_on_stdout(as_json):
