@@ -11,6 +11,7 @@ import yaml
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.reference import read_reference
 from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
@@ -120,6 +121,12 @@ def test_the_reference_and_the_card_are_of_a_number(result: Any) -> None:
     label = json.loads((package / "reference.json").read_text())["label"]
     assert label["kind"] == "number"
     assert label["mean"] == pytest.approx(355, abs=40)
+    outputs = json.loads((package / "reference.json").read_text())["outputs"]
+    split_rows = json.loads((package / "lineage.json").read_text())["split_rows"]
+    assert outputs["rows"] == split_rows["val"] + split_rows["test"]
+    assert outputs["tensors"]["value"]["mean"] == pytest.approx(355, abs=60)
+    sketches = read_reference(open_package(package)).sketches
+    assert [(one.name, one.side) for one in sketches] == [("size", "input"), ("garden", "input"), ("value", "output")]
     assert "Predicts `price` (a number)" in (package / "MODEL_CARD.md").read_text()
 
 
