@@ -7,6 +7,7 @@ that the package itself names.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ Tensors = Mapping[str, NDArray[Any]]
 Counts = NDArray[np.int64]
 
 REFERENCE = "reference.json"
+ALARMS = {"excess_psi": 0.25, "excess_unseen": 0.05, "excess_missing": 0.1}
+"""Bounds on fields of ``Drift``, beyond which the alert rules and reports say that a column has drifted."""
 MAX_OWN_BINS = 20
 """Categories that have a bin of their own; rarer ones share one."""
 
@@ -65,6 +68,17 @@ class Sketch:
         for text, count in Counter(column.tolist()).items():
             counted[self.places.get(text, num_bins - 1) if text else num_bins] += count
         return counted
+
+    @property
+    def bin_names(self) -> list[str]:
+        """What the bins are, in words, in the order of ``shares``."""
+        if self.edges is None:
+            own = [value for value, place in self.places.items() if place < len(self.shares) - 2]
+            return [*own, "(rarer)", "(unseen)"]
+        edges = [f"{edge:.4g}" for edge in self.edges]
+        if not edges:
+            return ["all"]
+        return [f"< {edges[0]}", *(f"{low} – {high}" for low, high in pairwise(edges)), f"≥ {edges[-1]}"]
 
     def judge(self, counts: Counts, rows: int) -> "Drift":
         """Hold the counts of a window of ``rows`` against the reference."""
@@ -112,6 +126,11 @@ class Drift:
     """By how much it is more than in the reference."""
     missing: float
     excess_missing: float
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """The fields that are beyond their bounds."""
+        return tuple(name for name, bound in ALARMS.items() if getattr(self, name) > bound)
 
     @property
     def size(self) -> float:

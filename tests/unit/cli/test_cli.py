@@ -28,6 +28,7 @@ model: {kind: mlp}
 _SURFACE = {
     "dashboards render": {"--output", "-o"},
     "dashboards push": {"--url", "--token-env", "--prometheus-url", "--contact-url", "--force"},
+    "drift report": {"package", "file", "--labelled", "--min", "--max", "--check", "--output", "-o", "--json"},
     "init": {"data", "--label", "--output", "-o"},
     "validate": {"spec", "--set", "--json"},
     "schema": set(),
