@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import read_json
 
 Side = Literal["input", "output"]
+SIDES: tuple[Side, ...] = get_args(Side)
 Tensors = Mapping[str, NDArray[Any]]
 Counts = NDArray[np.int64]
 

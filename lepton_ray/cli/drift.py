@@ -8,6 +8,9 @@ import typer
 from lepton_ray.cli.output import errors_explained, open_output, print_json
 from lepton_ray.cli.tables import print_table
 
+_ALERTS = ("LeptonInputDrift", "LeptonPredictionDrift")
+_LEAST_TOKEN = 16  # characters
+
 app = typer.Typer(no_args_is_help=True, help="Hold recent records against what a package was trained on.")
 
 
@@ -61,3 +64,40 @@ def report(
             for problem in problems:
                 typer.echo(f"not met: {problem}", err=True)
             raise typer.Exit(3)
+
+
+@app.command()
+def retrain(
+    command: Annotated[
+        list[str],
+        typer.Argument(help="Command that submits the job, after --.", show_default=False, metavar="COMMAND..."),
+    ],
+    model: Annotated[str, typer.Option(help="Model whose alerts are meant.", show_default=False)],
+    alerts: Annotated[
+        list[str] | None,
+        typer.Option("--alert", help="Alert that starts it; LeptonInputDrift and LeptonPredictionDrift if not given."),
+    ] = None,
+    variable: Annotated[
+        str, typer.Option("--token-env", help="Environment variable with the token that Alertmanager sends.")
+    ] = "LEPTON_HOOK_TOKEN",
+    port: Annotated[int, typer.Option(help="Port to listen on, on the loopback interface.", min=1, max=65535)] = 9098,
+    cooldown_hours: Annotated[float, typer.Option(help="Hours from one start to the next, at least.", min=0)] = 24,
+    max_per_week: Annotated[int, typer.Option(help="Most starts within seven days.", min=1)] = 3,
+    starts: Annotated[Path, typer.Option(help="File that remembers the starts.")] = Path("retrain_starts.json"),
+) -> None:
+    """Wait for alerts of Alertmanager, and run a command that submits a retraining job."""
+    with errors_explained():
+        from lepton_ray.core.errors import LeptonError, SpecError
+        from lepton_ray.core.settings import expand, is_set
+        from lepton_ray.observe.retrain import PATH, Retrainer, RetrainRule
+
+        token = expand(f"${{{variable}}}") if is_set(variable) else ""
+        if len(token) < _LEAST_TOKEN:
+            raise SpecError([f"{variable} must be set to a token of at least {_LEAST_TOKEN} characters"], "the command")
+        rule = RetrainRule(model, tuple(alerts or _ALERTS), cooldown_hours * 3600, max_per_week)
+        try:
+            server = Retrainer(port, token, rule, command, starts)
+        except OSError as error:
+            raise LeptonError(f"--port must be free, got {port} ({error.strerror}). Choose another") from error
+        typer.echo(f"waiting for {', '.join(rule.alerts)} of {model} at http://127.0.0.1:{port}{PATH}", err=True)
+        server.serve_forever()

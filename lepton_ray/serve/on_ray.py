@@ -124,6 +124,8 @@ class _RayMeters:
         self.latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
         self._by_version: dict[str, _RayMeter] = {}
         self._differing_rows: Counter[str] = Counter()
+        self._shares: dict[str, tuple[float, dict[str, str]]] = {}
+        """Told again and again: Ray 2.60 drops a gauge that is not set for 20 s."""
 
     def of(self, version: str) -> "_RayMeter":
         """Return the meter of one version."""
@@ -143,13 +145,15 @@ class _RayMeters:
         """Hand the counts to Ray."""
         for meter in list(self._by_version.values()):
             meter.flush()
+        for fraction, labels in self._shares.values():
+            self.share.set(fraction, labels)
 
     def tell_rollout(self, plan: TrafficPlan, before: TrafficPlan | None) -> None:
         """Export the share that a plan gives to its challenger, and that the one before has none."""
         for told, fraction in ((before, 0.0), (plan, plan.share)):
             if told is not None and told.challenger is not None:
                 labels = {"model": self.name, "version": told.challenger.version, "mode": told.mode or ""}
-                self.share.set(fraction, labels)
+                self._shares[told.challenger.version] = (fraction, labels)
 
     def tell_differences(self, tallies: dict[str, Tally]) -> None:
         """Export how many rows shadows have answered otherwise."""

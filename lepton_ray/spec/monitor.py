@@ -17,5 +17,4 @@ class MonitorSpec(Section):
     max_rows_per_s: PositiveInt = 1000
     """Rows that a replica counts of what comes in a second; the rest is left out, so that watching costs a bounded time."""
     max_features: PositiveInt = 50
-    """Columns whose numbers a replica exports at once, inputs and outputs each: the worst ones. In its life it exports those of at
-    most twice as many."""
+    """Columns whose numbers a replica exports, inputs and answers each: the worst of the last window."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.artifacts.reference import Drift, Reference, Side
+from lepton_ray.artifacts.reference import SIDES, Drift, Reference
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.spec.monitor import MonitorSpec
 
@@ -89,26 +89,9 @@ class WatchedPredictor(Predictor):
         return outputs
 
 
-class Shown:
-    """Which columns of one side are exported: the worst, and in a lifetime not more than twice as many as at once."""
-
-    def __init__(self, side: Side, most: int) -> None:
-        self._side = side
-        self._most = most
-        self._ever: set[str] = set()
-        self._now: set[str] = set()
-
-    def choose(self, drifts: list[Drift]) -> tuple[list[Drift], set[str]]:
-        """Return what is shown of a window, of ``drifts`` with the worst first, and the names that are shown no more."""
-        chosen: list[Drift] = []
-        for drift in drifts:
-            if drift.side != self._side or len(chosen) == self._most:
-                continue
-            if drift.name in self._ever or len(self._ever) < 2 * self._most:
-                self._ever.add(drift.name)
-                chosen.append(drift)
-        before, self._now = self._now, {drift.name for drift in chosen}
-        return chosen, before - self._now
+def choose(drifts: list[Drift], most: int) -> list[Drift]:
+    """Return the first columns of each side, at most ``most`` each."""
+    return [drift for side in SIDES for drift in [one for one in drifts if one.side == side][:most]]
 
 
 def clock() -> float:

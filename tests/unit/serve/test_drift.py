@@ -15,12 +15,14 @@ from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import ModelPackage
+from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.reference import Drift, Reference, read_reference
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.features.reference import output_sketches, reference_sketches
-from lepton_ray.serve.drift.window import Shown, Watch
+from lepton_ray.serve.drift import on_ray
+from lepton_ray.serve.drift.window import Watch, WatchedPredictor, choose
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.monitor import MonitorSpec
 from lepton_ray.spec.release import ServeSpec
@@ -216,17 +218,46 @@ def test_what_is_offered_may_change_afterwards(reference: Reference) -> None:
     assert by_name(ended)["size"].excess_psi == 0
 
 
-def test_the_worst_columns_are_shown_and_their_number_is_bounded() -> None:
-    def drift(name: str, side: Any = "input") -> Drift:
-        return Drift(name, side, 100, 0, 0, 0, 0, 0, 0, 0)
+def test_the_worst_columns_of_each_side_are_exported() -> None:
+    drifts = [Drift(name, side, 9, 0, 0, 0, 0, 0, 0, 0) for side in ("output", "input") for name in "abc"]  # type: ignore[arg-type]
+    assert [(one.side, one.name) for one in choose(drifts, 2)] == [
+        *(("input", "a"), ("input", "b")),
+        *(("output", "a"), ("output", "b")),
+    ]
 
-    shown = Shown("input", 2)
-    first, gone = shown.choose([drift("label", "output"), *map(drift, "abc")])
-    assert ([one.name for one in first], gone) == (["a", "b"], set())
-    second, gone = shown.choose([*map(drift, "cda")])
-    assert ([one.name for one in second], gone) == (["c", "d"], {"a", "b"})
-    third, gone = shown.choose([*map(drift, "efba")])
-    assert ([one.name for one in third], gone) == (["b", "a"], {"c", "d"})  # e and f would be the fifth and sixth
+
+def test_what_a_window_came_to_is_told_until_the_next(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray drops a gauge that is not set for some seconds, which is shorter than a window."""
+    told: list[tuple[str, float, dict[str, str]]] = []
+    now = [0.0]
+
+    class Gauge:
+        def __init__(self, name: str, *facts: Any) -> None:
+            self.name = name
+
+        def set(self, value: float, labels: dict[str, str]) -> None:
+            told.append((self.name, value, labels))
+
+    monkeypatch.setattr(on_ray.serve_metrics, "Gauge", Gauge)
+    monkeypatch.setattr(on_ray, "clock", lambda: now[0])
+    monkeypatch.setattr(on_ray, "read_reference", lambda package: reference)
+    meters = on_ray.DriftMeters("m", MonitorSpec(window_s=10.0, min_rows=100, max_features=1))
+    predictor = object.__new__(Predictor)
+    predictor.package = package(tmp_path, {})
+    meters.tick()
+    watched = meters.watch(predictor)
+    assert isinstance(watched, WatchedPredictor)
+    offer(watched._watch, tensors(np.random.default_rng(1), 500))
+    now[0] = 11.0
+    meters.tick()
+    first = list(told)
+    told.clear()
+    meters.tick()
+    assert told == first
+    assert {labels.get("feature") for _, _, labels in first} == {None, first[1][2]["feature"], first[-1][2]["feature"]}
+    assert len(first) == 1 + 4 * 2  # the rows, and four numbers of the worst column of each side
 
 
 @pytest.mark.parametrize("stored", [{}, {"rows": 9, "features": {}}, {"rows": 9, "features": {"size": {}}}, []])
