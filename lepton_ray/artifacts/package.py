@@ -4,7 +4,7 @@ model.onnx            raw records in, label and probabilities out
 signature.json        columns, rules, tensors
 golden_records.json   records of the test split, the body of a POST /predict
 golden_outputs.json   what the training code gave for them
-reference.json        sketches of the training data, for drift
+reference.json        sketches of the training data, and of the answers for held-out rows, for drift
 metrics.json          validation metrics
 lineage.json          spec, digests and versions that it came from
 MODEL_CARD.md         the same for people

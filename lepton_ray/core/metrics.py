@@ -58,6 +58,34 @@ SHADOW_DIFFERENCES = Metric(
     ("model", "version"),
 )
 
+_OF_COLUMN = ("model", "version", "side", "feature")
+"""``side`` is ``input`` or ``output``; ``serve.monitor.max_features`` bounds the features."""
+DRIFT_PSI = Metric(
+    "lepton_drift_excess_psi",
+    "gauge",
+    "Population stability index of a column in the last window against the package's reference, beyond what chance explains.",
+    _OF_COLUMN,
+)
+DRIFT_JS = Metric(
+    "lepton_drift_js_distance",
+    "gauge",
+    "Jensen-Shannon distance of a column in the last window from the package's reference, 0 to 1.",
+    _OF_COLUMN,
+)
+DRIFT_UNSEEN = Metric(
+    "lepton_drift_excess_unseen",
+    "gauge",
+    "Share of categories that the package's reference does not name, beyond the reference's own and chance.",
+    _OF_COLUMN,
+)
+DRIFT_MISSING = Metric(
+    "lepton_drift_excess_missing",
+    "gauge",
+    "Share of missing values of a column in the last window, beyond the reference's own and chance.",
+    _OF_COLUMN,
+)
+DRIFT_ROWS = Metric("lepton_drift_window_rows", "gauge", "Rows of the last window.", ("model", "version"))
+
 TRAIN_EPOCH = Metric("lepton_train_epoch", "gauge", "Finished epochs of the training that runs.", ())
 TRAIN_LOSS = Metric("lepton_train_val_loss", "gauge", "Validation loss after the last reported epoch.", ())
 TRAIN_ROWS = Metric("lepton_train_rows", "counter", "Rows trained on, once for each epoch.", ())
@@ -102,6 +130,11 @@ CATALOGUE = (
     ACCESS_LOG_DROPPED,
     ROLLOUT_SHARE,
     SHADOW_DIFFERENCES,
+    DRIFT_PSI,
+    DRIFT_JS,
+    DRIFT_UNSEEN,
+    DRIFT_MISSING,
+    DRIFT_ROWS,
     TRAIN_EPOCH,
     TRAIN_LOSS,
     TRAIN_ROWS,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Strict
 
+from lepton_ray.artifacts.distances import psi
 from lepton_ray.artifacts.profile import (
     CategoryProfile,
     ColumnProfile,
@@ -22,7 +23,6 @@ from lepton_ray.artifacts.profile import (
 from lepton_ray.data.snapshots import NOT_SPLIT, Snapshot
 
 _PSI_BINS = 10
-_PSI_LEAST = 1e-4  # share that an empty bin counts as, so that the logarithm stays finite
 _SMALL_PSI, _LARGE_PSI = 0.1, 0.25  # bounds in common use in credit scoring
 _SMALL_DISTANCE, _LARGE_DISTANCE = 0.05, 0.15
 _MAX_UNSEEN_SHOWN = 20
@@ -207,12 +207,6 @@ def _decile_shares(before: Distribution, after: Distribution) -> tuple[NDArray[n
     edges = np.unique(np.array(before.values)[np.searchsorted(through, ranks)])
     shares = [np.diff([0, *side.share_through(edges), 1]) for side in (before, after)]
     return shares[0], shares[1]
-
-
-def psi(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """Return the population stability index of two sets of shares of the same bins."""
-    expected, actual = np.maximum(before, _PSI_LEAST), np.maximum(after, _PSI_LEAST)
-    return float(((actual - expected) * np.log(actual / expected)).sum())
 
 
 def _compare_categories(before: CategoryProfile, after: CategoryProfile) -> dict[str, object]:

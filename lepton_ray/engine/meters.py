@@ -3,9 +3,38 @@
 Processes tell their metrics apart by the label ``WorkerId`` that Ray adds; the metrics of a process go with it.
 """
 
+import threading
+import time
+
+import ray
 from ray.util import metrics
 
 from lepton_ray.core.metrics import Metric
+
+_REPEAT_S = 1.0
+
+
+class Gauge:
+    """A gauge that keeps its value: Ray 2.60 drops one that is not set within two of its reports, 20 s, so it is set again."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._gauge = metrics.Gauge(metric.name, metric.description, metric.labels)
+        self._value: float | None = None
+
+    def set(self, value: float) -> None:
+        """Export a value from now on, as long as the process is connected to Ray."""
+        self._value = value
+        self._gauge.set(value)
+
+    def repeat(self) -> None:
+        """Export the last value again."""
+        if self._value is not None:
+            self._gauge.set(self._value)
+
+
+_kept: dict[str, Gauge] = {}
+"""By metric: the last that was made of it, as a process may train again."""
+_lock = threading.Lock()
 
 
 def counter(metric: Metric) -> metrics.Counter:
@@ -13,6 +42,22 @@ def counter(metric: Metric) -> metrics.Counter:
     return metrics.Counter(metric.name, metric.description, metric.labels)
 
 
-def gauge(metric: Metric) -> metrics.Gauge:
-    """Return a gauge to ``set``."""
-    return metrics.Gauge(metric.name, metric.description, metric.labels)
+def gauge(metric: Metric) -> Gauge:
+    """Return a gauge without labels to ``set``; a thread of the process repeats it."""
+    made = Gauge(metric)
+    with _lock:
+        if not _kept:
+            threading.Thread(target=_repeat, name="lepton-gauges", daemon=True).start()
+        _kept[metric.name] = made
+    return made
+
+
+def _repeat() -> None:
+    while True:
+        time.sleep(_REPEAT_S)
+        with _lock:
+            if not ray.is_initialized():
+                _kept.clear()
+                return
+            for one in _kept.values():
+                one.repeat()

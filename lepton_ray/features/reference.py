@@ -1,7 +1,8 @@
-"""The reference sketches of the training rows, which drift is measured against."""
+"""The reference sketches of the training rows and of a package's answers, which drift is measured against."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,17 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lepton_ray.artifacts import statistics
+from lepton_ray.artifacts.reference import brightness, summarise_output
+from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.artifacts.statistics import Values
 from lepton_ray.artifacts.tags import count_tags
-from lepton_ray.features.columns import Codes, codes_of, numbers_of, seconds_of, series_of
-from lepton_ray.spec.data import DataSpec, FeatureColumn, SeriesColumn, TagsColumn
+from lepton_ray.features.columns import Codes, codes_of, numbers_of, pixels_of, seconds_of, series_of
+from lepton_ray.spec.data import DataSpec, FeatureColumn, ImageColumn, SeriesColumn, TagsColumn
 
 _NUM_BINS = 10
 _MAX_REFERENCE_CATEGORIES = 100
 
 
 def reference_sketches(sample: pa.Table, data: DataSpec) -> dict[str, Any]:
-    """Return a sketch of each feature of the sample, and of the label; images have none."""
+    """Return a sketch of each feature of the sample, and of the label."""
     names = [name for name, c in data.features.items() if name in sample.column_names and c.kind in _SKETCHES]
     columns = [data.features[name] for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -31,6 +34,21 @@ def reference_sketches(sample: pa.Table, data: DataSpec) -> dict[str, Any]:
         column = data.all_columns[data.label]
         reference["label"] = _SKETCHES[column.kind](sample.column(data.label), column)
     return reference
+
+
+def output_sketches(outputs: Feeds) -> dict[str, Any]:
+    """Return sketches of what a package answers, of held-out rows: those that it has learnt would look surer than any to come."""
+    summaries = {name: summarise_output(values) for name, values in outputs.items()}
+    rows = len(next(iter(summaries.values())))
+    tensors = {
+        name: _sketch_texts(column.tolist()) if column.dtype == object else _sketch_values("number", column)
+        for name, column in summaries.items()
+    }
+    return {"rows": rows, "tensors": tensors}
+
+
+def _sketch_texts(texts: list[str]) -> dict[str, Any]:
+    return _sketch_counts(Counter(text for text in texts if text), len(texts))
 
 
 def _sketch_number(column: pa.ChunkedArray, _: Any) -> dict[str, Any]:
@@ -55,6 +73,12 @@ def _sketch_text(column: pa.ChunkedArray, _: Any) -> dict[str, Any]:
     return _sketch_values("text", lengths)
 
 
+def _sketch_image(column: pa.ChunkedArray, spec: FeatureColumn) -> dict[str, Any]:
+    """Of the mean pixel of each image."""
+    shape = (spec.height, spec.width, spec.channels) if isinstance(spec, ImageColumn) else ()
+    return _sketch_values("image", brightness(pixels_of(column, shape)))
+
+
 def _sketch_values(kind: str, values_N: Values) -> dict[str, Any]:
     present = statistics.present(values_N)
     sketch: dict[str, Any] = {"kind": kind, "missing_fraction": 1 - len(present) / max(len(values_N), 1)}
@@ -77,12 +101,15 @@ def _sketch_values(kind: str, values_N: Values) -> dict[str, Any]:
 
 def _sketch_category(column: pa.ChunkedArray, _: Any) -> dict[str, Any]:
     codes = codes_of(column)
-    total = max(len(codes.positions), 1)
-    counts = _counts(codes)
+    return _sketch_counts(_counts(codes), len(codes.positions))
+
+
+def _sketch_counts(counts: Mapping[str, int], rows: int) -> dict[str, Any]:
+    total = max(rows, 1)
     top = sorted(counts, key=lambda value: (-counts[value], value))[:_MAX_REFERENCE_CATEGORIES]
     return {
         "kind": "category",
-        "missing_fraction": int((codes.positions < 0).sum()) / total,
+        "missing_fraction": (rows - sum(counts.values())) / total,
         "fractions": {value: counts[value] / total for value in top},
     }
 
@@ -111,4 +138,5 @@ _SKETCHES: dict[str, Callable[[pa.ChunkedArray, Any], dict[str, Any]]] = {
     "series": _sketch_series,
     "text": _sketch_text,
     "tags": _sketch_tags,
+    "image": _sketch_image,
 }

@@ -74,6 +74,53 @@ SERVING = Board(
     ),
 )
 
+
+def _of_columns(metric: str, side: str) -> str:
+    """Over all replicas that have judged a window."""
+    return f'avg by (model, version, feature) ({metric}{{side="{side}"}})'
+
+
+_COLUMN = "{{model}} {{version}} {{feature}}"
+
+DRIFT = Board(
+    "lepton-drift",
+    "Lepton: drift and data quality",
+    (
+        Panel(
+            "Inputs: PSI beyond chance (alert at 0.25)", _of_columns("ray_lepton_drift_excess_psi", "input"), _COLUMN
+        ),
+        Panel(
+            "Answers: PSI beyond chance (alert at 0.25)", _of_columns("ray_lepton_drift_excess_psi", "output"), _COLUMN
+        ),
+        Panel("Inputs: Jensen-Shannon distance", _of_columns("ray_lepton_drift_js_distance", "input"), _COLUMN),
+        Panel("Answers: Jensen-Shannon distance", _of_columns("ray_lepton_drift_js_distance", "output"), _COLUMN),
+        Panel(
+            "Categories that training has not seen (alert at 5 %)",
+            _of_columns("ray_lepton_drift_excess_unseen", "input"),
+            _COLUMN,
+            "percentunit",
+        ),
+        Panel(
+            "Missing beyond training's share (alert at 10 %)",
+            _of_columns("ray_lepton_drift_excess_missing", "input"),
+            _COLUMN,
+            "percentunit",
+        ),
+        Panel(
+            "Rows of the last windows",
+            "sum by (model, version) (ray_lepton_drift_window_rows)",
+            "{{model}} {{version}}",
+        ),
+        Panel(
+            "Requests whose records break the signature",
+            _rate('ray_lepton_requests_total{code="422"}', "model, version"),
+            "{{model}} {{version}}",
+            "reqps",
+        ),
+        Panel("Answers", _rate("ray_lepton_predictions_total", "model, label"), "{{model}} {{label}}", "rowsps"),
+    ),
+)
+
 PIPELINE = Board(
     "lepton-pipeline",
     "Lepton: pipeline",
@@ -151,4 +198,4 @@ COST = Board(
     ),
 )
 
-BOARDS = (SERVING, PIPELINE, TRAINING, SEARCH, CLUSTER, COST)
+BOARDS = (SERVING, DRIFT, PIPELINE, TRAINING, SEARCH, CLUSTER, COST)

@@ -32,6 +32,7 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.connection import ConnectionLimits
+from lepton_ray.serve.drift.on_ray import DriftMeters
 from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.guard import build_guard
@@ -43,6 +44,7 @@ from lepton_ray.serve.rollout.on_ray import DEPLOYMENT, Reporter, end_keeper, re
 from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.serve.sockets import SharedSocket, share
 from lepton_ray.serve.tls import local_file, watch_certificate
+from lepton_ray.spec.monitor import MonitorSpec
 from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
@@ -103,6 +105,7 @@ class Served:
     rate_limit: RateLimitSpec | None
     tls: TlsSpec | None
     access_log: bool
+    monitor: MonitorSpec | None = None
 
 
 class _RayMeters:
@@ -125,6 +128,8 @@ class _RayMeters:
         self.latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
         self._by_version: dict[str, _RayMeter] = {}
         self._differing_rows: Counter[str] = Counter()
+        self._shares: dict[str, tuple[float, dict[str, str]]] = {}
+        """Told again and again: Ray 2.60 drops a gauge that is not set for 20 s."""
 
     def of(self, version: str) -> "_RayMeter":
         """Return the meter of one version."""
@@ -144,13 +149,15 @@ class _RayMeters:
         """Hand the counts to Ray."""
         for meter in list(self._by_version.values()):
             meter.flush()
+        for fraction, labels in self._shares.values():
+            self.share.set(fraction, labels)
 
     def tell_rollout(self, plan: TrafficPlan, before: TrafficPlan | None) -> None:
         """Export the share that a plan gives to its challenger, and that the one before has none."""
         for told, fraction in ((before, 0.0), (plan, plan.share)):
             if told is not None and told.challenger is not None:
                 labels = {"model": self.name, "version": told.challenger.version, "mode": told.mode or ""}
-                self.share.set(fraction, labels)
+                self._shares[told.challenger.version] = (fraction, labels)
 
     def tell_differences(self, tallies: dict[str, Tally]) -> None:
         """Export how many rows shadows have answered otherwise."""
@@ -219,7 +226,8 @@ class ModelReplica:
         self._meters = _RayMeters(served.serving.name)
         self._access_log = AccessLog(_access_log_file()) if served.access_log else None
         self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meters.count_failure)
-        self._holding = Holding(served.serving, self._meters.of, self._guard)
+        self._drift = DriftMeters(served.serving.name, served.monitor)
+        self._holding = Holding(served.serving, self._meters.of, self._guard, self._drift.watch)
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
         """Return the application for Ray Serve's HTTP, in the loop of the replica."""
@@ -258,7 +266,7 @@ class ModelReplica:
                 await reporter.report(plan, tallies, self._holding.problem)
 
     async def _start_tasks(self) -> None:
-        followed = [self._tick_for_ever()]
+        followed = [self._tick_for_ever(), self._drift.follow()]
         if self._access_log is not None:
             followed.append(self._access_log.follow())
         if self._tokens is not None:
@@ -430,7 +438,9 @@ def _version_of(served: Served) -> str:
     what = serving.open_model
     facts = {**vars(serving), "open_model": f"{what.__module__}.{what.__qualname__}", "limits": asdict(serving.limits)}
     listening = served.listening and asdict(served.listening)
-    sections = [one and one.model_dump(mode="json") for one in (served.auth, served.rate_limit, served.tls)]
+    sections = [
+        one and one.model_dump(mode="json") for one in (served.auth, served.rate_limit, served.tls, served.monitor)
+    ]
     rest = {"sections": sections, "access_log": served.access_log}
     return sha256_json({"code": __version__, "serving": facts, "listening": listening, **rest})
 

@@ -7,6 +7,7 @@ from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
 from lepton_ray.spec.data import Task
+from lepton_ray.spec.monitor import MonitorSpec
 from lepton_ray.spec.ranking import RANKING_METRICS, RankingSpec
 
 ExtraFile = Literal["saved_model", "litert"]
@@ -222,6 +223,8 @@ class ServeSpec(Section):
     access_log: bool = True
     """A line for each request in Ray's log folder, without payloads. On, as nobody can ask later for what was not written, it costs a
     request some microseconds, and its files are bounded."""
+    monitor: MonitorSpec | None = MonitorSpec()
+    """Watches drift; None does not."""
 
     @model_validator(mode="after")
     def _check_ports(self) -> Self:

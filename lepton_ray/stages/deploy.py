@@ -126,7 +126,7 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         max_waiting=spec.max_queued_requests,
     )
     auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
-    served = on_ray.Served(serving, listening, auth, spec.rate_limit, spec.tls, spec.access_log)
+    served = on_ray.Served(serving, listening, auth, spec.rate_limit, spec.tls, spec.access_log, spec.monitor)
     return on_ray.build_application(served, TrafficPlan(model=ref), spec)
 
 

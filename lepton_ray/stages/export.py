@@ -16,6 +16,7 @@ from lepton_ray import __version__
 from lepton_ray.artifacts.kinds import Checkpoint, Dataset, FeatureSet, PackageRef, Target
 from lepton_ray.artifacts.package import open_package, seal
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.reference import REFERENCE
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds, to_records
 from lepton_ray.core.errors import QualityGateError
@@ -23,6 +24,7 @@ from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer
 from lepton_ray.export.model_card import write_card
+from lepton_ray.features.reference import output_sketches
 from lepton_ray.models.catalog import build_model
 from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, NoMeter
 from lepton_ray.spec.data import DataSpec
@@ -33,8 +35,9 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 4
+VERSION = 5
 _ROWS_AT_ONCE = 4096
+_MAX_REFERENCE_ROWS = 20_000
 _EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
 _PACKAGES = {"torch": ("torch", "onnx", "onnxruntime"), "keras": ("tensorflow", "keras", "onnx", "onnxruntime")}
 
@@ -80,6 +83,8 @@ def export(
     if export.also:
         shutil.copyfile(feature_set.folder / "prep.onnx", package / "prepare.onnx")
     _write_facts(package, data, dataset, feature_set, checkpoint, signature, ctx)
+    seal(package)
+    _add_answers(package, [held_out.head(dataset, "val", ctx), test])
     digest = seal(package)
     predictor = Predictor(open_package(package))
     answer = predictor.run(to_feeds(golden, signature))
@@ -115,6 +120,21 @@ def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
             f"the application must answer the golden rows, got status {response.code}: {response.body.decode()[:300]}"
         )
     return read_answer(response.body, predictor.signature.classes)
+
+
+def _add_answers(package: Path, tables: list[pa.Table]) -> None:
+    """Add to the reference what a sealed package answers for held-out rows, evenly chosen of them."""
+    predictor = Predictor(open_package(package))
+    parts = []
+    share = min(1.0, _MAX_REFERENCE_ROWS / max(sum(table.num_rows for table in tables), 1))
+    for table in tables:
+        rows = np.linspace(0, table.num_rows - 1, int(share * table.num_rows)).astype(np.int64)
+        chosen = table.take(pa.array(rows))
+        for start in range(0, chosen.num_rows, _ROWS_AT_ONCE):
+            parts.append(predictor.run(to_feeds(chosen.slice(start, _ROWS_AT_ONCE), predictor.signature)))
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    reference = read_json(package / REFERENCE)
+    write_json(package / REFERENCE, {**reference, "outputs": output_sketches(outputs)})
 
 
 def _load_model(checkpoint: Checkpoint, feature_set: FeatureSet, target: Target, framework: Framework) -> Any:
@@ -155,7 +175,7 @@ def _write_facts(
         },
     }
     shutil.copyfile(feature_set.folder / "signature.json", package / "signature.json")
-    shutil.copyfile(feature_set.folder / "reference.json", package / "reference.json")
+    shutil.copyfile(feature_set.folder / REFERENCE, package / REFERENCE)
     write_json(package / "metrics.json", checkpoint.metrics)
     write_json(package / "lineage.json", lineage)
     (package / "MODEL_CARD.md").write_text(write_card(signature, lineage, checkpoint.metrics), encoding="utf-8")

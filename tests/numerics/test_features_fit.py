@@ -193,6 +193,7 @@ def test_reference_sketches_of_each_kind():
         "when": "time",
         "note": "text",
         "load": "series",
+        "image": "image",
     }
     assert reference["rows"] == 120
     assert reference["label"]["fractions"].keys() == {"a", "b"}

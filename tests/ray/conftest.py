@@ -63,7 +63,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     token = home / ".ray" / "auth_token"
@@ -76,6 +76,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'runs' / 'mlflow.db'}",
+        **getattr(request.module, "HEAD_ENVIRONMENT", {}),
     }
     ports = {
         "--port": free_port(),

@@ -23,6 +23,8 @@ from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 _logger = logging.getLogger("lepton_ray.serve")
 _MAX_DIFFERENCES = 5
 OpenModel = Callable[[ModelRef], ModelPackage]
+Watching = Callable[[Predictor], Predictor]
+"""Makes of a predictor one that is watched as it answers."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,20 @@ class _Held:
 class Holding:
     """Belongs to the replica's event loop; packages are opened in threads."""
 
-    def __init__(self, serving: Serving, meter_of: Callable[[str], Meter], guard: Guard | None = None) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        meter_of: Callable[[str], Meter],
+        guard: Guard | None = None,
+        watch: Watching | None = None,
+    ) -> None:
         self.front = Front(guard)
         self.plan: TrafficPlan | None = None
         self.problem = ""
         """Why the plan could not be followed; what answered before goes on."""
         self._serving = serving
         self._meter_of = meter_of
+        self._watch = watch or (lambda predictor: predictor)
         self._held: dict[str, _Held] = {}
         self._two: Two | None = None
         self._alone: Variant | None = None
@@ -170,7 +179,7 @@ class Holding:
     def _variant(self, held: _Held, meter: Meter | None, kind: type[Endpoint]) -> Variant:
         serving = self._serving
         meter = meter or self._meter_of(held.predictor.package.version)
-        endpoint = kind(held.predictor, serving.name, serving.limits, meter)
+        endpoint = kind(self._watch(held.predictor), serving.name, serving.limits, meter)
         return Variant(endpoint, Batcher(endpoint, held.cost, serving.max_waiting))
 
     def _close_shadow(self) -> None:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lepton_ray.artifacts.distances import psi_by_chance
 from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.spec.rollout import RolloutSpec
 
@@ -128,11 +129,8 @@ def _fractions(tally: Tally, answers: set[str]) -> list[float]:
 
 def _psi_by_chance(champion: Tally, challenger: Tally) -> float:
     """Return the index that equal distributions exceed with the probability ``_CHANCE``."""
-    freedom = len(_given(champion) | _given(challenger)) - 1
-    if freedom < 1:
-        return 0.0
-    scale = 1 / champion.answers.total() + 1 / challenger.answers.total()
-    return float(scale * _statistics().chi2.ppf(1 - _CHANCE, freedom))
+    num_answers = len(_given(champion) | _given(challenger))
+    return psi_by_chance(num_answers, champion.answers.total(), challenger.answers.total(), _CHANCE)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ _SURFACE = {
     "cluster down": {"file", "--timeout-s"},
     "dashboards render": {"--output", "-o"},
     "dashboards push": {"--url", "--token-env", "--prometheus-url", "--contact-url", "--force"},
+    "drift report": {"package", "file", "--labelled", "--min", "--max", "--check", "--output", "-o", "--json"},
+    "drift retrain": {
+        *("command", "--model", "--alert", "--token-env", "--port", "--cooldown-hours", "--max-per-week", "--starts"),
+    },
     "init": {"data", "--label", "--output", "-o"},
     "validate": {"spec", "--set", "--json"},
     "schema": set(),

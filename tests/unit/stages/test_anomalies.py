@@ -15,6 +15,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.pipeline import run
 from lepton_ray.serve import protocol
 from lepton_ray.spec import parse_spec
+from lepton_ray.stages.drift import measure_drift
 
 _ROWS = 600
 
@@ -74,6 +75,9 @@ def test_what_is_unlike_normal_rows_is_found(folder: Path, framework: str) -> No
     fine, broken = to_predictions(predictor.predict(_RECORDS), package.signature.classes)
     assert (fine["is_anomaly"], broken["is_anomaly"]) == (False, True)
     assert broken["score"] > 10 * fine["score"]
+    found = measure_drift(str(package.path), str(folder / "pumps.csv"), is_labelled=True)
+    assert (found.metrics or {})["roc_auc"] > 0.95
+    assert found.labelled == _ROWS
     raw = frozenset({"is_anomaly"})
     assert protocol.infer_answer(predictor.predict(_RECORDS), package.signature, [*raw], raw)[1] == [b"\x00\x01"]
     outputs = read_json(package.path / "golden_outputs.json")

@@ -11,10 +11,12 @@ import yaml
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.reference import read_reference
 from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
 from lepton_ray.spec import parse_spec
+from lepton_ray.stages.drift import measure_drift
 from lepton_ray.stages.score import score_file
 from lepton_ray.stages.starter import write_starter
 
@@ -120,7 +122,21 @@ def test_the_reference_and_the_card_are_of_a_number(result: Any) -> None:
     label = json.loads((package / "reference.json").read_text())["label"]
     assert label["kind"] == "number"
     assert label["mean"] == pytest.approx(355, abs=40)
+    outputs = json.loads((package / "reference.json").read_text())["outputs"]
+    split_rows = json.loads((package / "lineage.json").read_text())["split_rows"]
+    assert outputs["rows"] == split_rows["val"] + split_rows["test"]
+    assert outputs["tensors"]["value"]["mean"] == pytest.approx(355, abs=60)
+    sketches = read_reference(open_package(package)).sketches
+    assert [(one.name, one.side) for one in sketches] == [("size", "input"), ("garden", "input"), ("value", "output")]
     assert "Predicts `price` (a number)" in (package / "MODEL_CARD.md").read_text()
+
+
+def test_labelled_records_tell_how_good_the_answers_are(result: Any, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("size,garden,price\n" + "100,yes,350\n" * 40 + "60,no,\n120,no,390\n")
+    found = measure_drift(str(result["export"].path), str(tmp_path / "new.csv"), is_labelled=True)
+    assert (found.rows, found.labelled) == (41, 41)
+    assert set(found.metrics or ()) == {"rmse", "mae", "median_absolute_error", "r2"}
+    assert (found.metrics or {})["mae"] < 100
 
 
 def test_a_constant_number_is_learned_as_it_is(tmp_path: Path) -> None:

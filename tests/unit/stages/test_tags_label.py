@@ -23,6 +23,7 @@ from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.clean import clean
 from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.drift import measure_drift
 from lepton_ray.stages.featurize import load_split
 from lepton_ray.stages.ingest import ingest
 
@@ -160,6 +161,13 @@ def test_the_reference_has_the_share_of_each_tag(result: Any) -> None:
     label = json.loads((Path(result["export"].path) / "reference.json").read_text())["label"]
     assert label["kind"] == "tags"
     assert label["fractions"]["round"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_labelled_records_tell_how_good_the_answers_are(result: Any, tmp_path: Path) -> None:
+    _write_csv(tmp_path / "new.csv", _rows())
+    found = measure_drift(str(result["export"].path), str(tmp_path / "new.csv"), is_labelled=True)
+    assert (found.rows, found.labelled) == (390, 390)
+    assert (found.metrics or {})["label_accuracy"] > 0.9
 
 
 def test_lists_and_texts_make_the_same_snapshot(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Windows of what replicas are asked and answer, held against the package's reference."""
