@@ -257,7 +257,8 @@ def serve(
 
 
 def _serve_spec(host: str, port: int, max_replicas: int) -> Any:
-    from lepton_ray.spec.release import AutoscalingSpec, ServeSpec
+    from lepton_ray.spec.autoscaling import AutoscalingSpec
+    from lepton_ray.spec.release import ServeSpec
 
     return ServeSpec(host=host, port=port, autoscaling=AutoscalingSpec(max_replicas=max_replicas))
 

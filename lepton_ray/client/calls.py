@@ -81,6 +81,7 @@ class AsyncClient:
         token: str | None = None,
         ca_file: str | Path | None = None,
         options: Options | None = None,
+        fallback: str | Sequence[str] = (),
     ) -> None:
         """Connect to nothing yet.
 
@@ -89,13 +90,15 @@ class AsyncClient:
             token: Bearer token; the environment's LEPTON_RAY_TOKEN if not given.
             ca_file: Certificates (PEM) to trust for https instead of the system's.
             options: Deadline, tries and waits.
+            fallback: Base addresses that are asked only while none of ``urls`` answers, such as Ray Serve's own.
 
         Raises:
             ValueError: If an address is none of http or https, or the token no header can carry.
         """
-        self._urls = [_checked(url) for url in ([urls] if isinstance(urls, str) else urls)]
+        self._urls = _all_checked(urls)
         if not self._urls:
             raise ValueError("urls must hold an address, got none")
+        self._fallback = _all_checked(fallback)
         self._headers = _authorization(settings.endpoint_token() if token is None else token)
         self._ssl = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else True
         self._options = options or Options()
@@ -207,8 +210,9 @@ class AsyncClient:
         self._turn += 1
         turn = self._turn % len(self._urls)
         now = time.monotonic()
-        order = [*self._urls[turn:], *self._urls[:turn]]
-        return min(order, key=lambda url: (ready.get(url, 0.0), self._resting.get(url, 0.0) > now))
+        ranks = {url: 2 * (self._resting.get(url, 0.0) > now) for url in (*self._urls[turn:], *self._urls[:turn])}
+        ranks |= {url: 1 + 2 * (self._resting.get(url, 0.0) > now) for url in self._fallback}
+        return min(ranks, key=lambda url: (ready.get(url, 0.0), ranks[url]))
 
     def _wait_s(self, failures: int) -> float:
         longest = min(self._options.longest_wait_s, self._options.first_wait_s * 2.0 ** (failures - 1))
@@ -261,6 +265,10 @@ class _TryTimeoutError(Exception):
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
     context.trace_request_ctx.is_reused = True
+
+
+def _all_checked(urls: str | Sequence[str]) -> list[str]:
+    return [_checked(url) for url in ([urls] if isinstance(urls, str) else urls)]
 
 
 def _checked(url: str) -> str:

@@ -23,9 +23,10 @@ class Client:
         token: str | None = None,
         ca_file: str | Path | None = None,
         options: Options | None = None,
+        fallback: str | Sequence[str] = (),
     ) -> None:
         """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
-        self._client = AsyncClient(urls, token, ca_file, options)
+        self._client = AsyncClient(urls, token, ca_file, options, fallback)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="lepton-ray-client")
         self._thread.start()

@@ -434,7 +434,7 @@ class Connection(asyncio.Protocol):
         else:
             length = headers.get(RAW_HEADER)
             json_bytes = None if length is None else parse_length(length)
-            incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version)
+            incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version, model=found.model)
             if (content_type := headers.get(b"content-type")) is not None:
                 incoming.call.read = reader_of(content_type)
             incoming.call.accept = headers.get(b"accept")

@@ -59,6 +59,8 @@ class Asked(NamedTuple):
     protocol_name: ProtocolName
     version: str | None = None
     """The one that the path names."""
+    model: str = ""
+    """A further one, beside the one that is always there."""
 
 
 class Meter(Protocol):
@@ -116,6 +118,8 @@ class Call:
     tensors: _Tensors | None = None
     version: str | None = None
     """The one that the path names."""
+    model: str = ""
+    """As ``Asked.model``."""
     read: Read | None = None
     """What reads a body of records; None is JSON."""
     accept: bytes | None = None

@@ -12,6 +12,7 @@ from lepton_ray.serve.batching import Batcher, Done
 from lepton_ray.serve.endpoint import HTTP_OK, Asked, Call, Endpoint, Limits, Response
 from lepton_ray.serve.guard import Denial, Guard, Headers
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
+from lepton_ray.serve.shelf import Shelf
 
 _OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready")) | PAGE_PATHS
 """Answered without a token: who asks for health often cannot have one, and the page, which tells nothing, asks for one."""
@@ -56,6 +57,8 @@ class Front:
         self._guard = guard
         self.num_streams = 0
         """Answers in events that are under way."""
+        self.shelf: Shelf | None = None
+        """Further models, from the next ``switch`` on."""
 
     @classmethod
     def of(cls, variant: Variant, guard: Guard | None = None) -> "Front":
@@ -72,6 +75,8 @@ class Front:
             self.find, self.submit, self.key_header = champion.endpoint.find, champion.batcher.submit, None
         else:
             self.find, self.submit, self.key_header = division.find, division.submit, division.key_header
+        if self.shelf is not None:
+            self.find, self.submit = self.shelf.behind(self.find, self.submit)
 
     def admit(self, method: str, path: str, authorization: bytes | None) -> tuple[Response | Asked, str]:
         """Return what ``find`` does if the guard lets the caller in, else the refusal, and the id of the caller's token, if any.

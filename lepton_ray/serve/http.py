@@ -120,7 +120,7 @@ async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any
     found, exchange.caller = endpoint.admit(scope["method"], _path(scope), authorization)
     if isinstance(found, Response):
         return found
-    call = exchange.call = Call(found.protocol_name, version=found.version)
+    call = exchange.call = Call(found.protocol_name, version=found.version, model=found.model)
     _read_headers(endpoint, call, scope)
     try:
         async with asyncio.timeout(endpoint.limits.receive_s):

@@ -63,12 +63,16 @@ class Listener:
         self._socket = listening
         self._sweep()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Stop accepting, answer what is there, let the clients go; what is left after ``timeout_s`` is cut off."""
-        while self._accept():  # what the kernel has already taken for us
+    def leave(self) -> None:
+        """Stop accepting: the caller may close its socket."""
+        while not self.is_draining and self._accept():  # what the kernel has already taken for us
             pass
         self.is_draining = True
         self._stop_accepting()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, answer what is there, let the clients go; what is left after ``timeout_s`` is cut off."""
+        self.leave()
         deadline = self._loop.time() + timeout_s
         for connection in self._connections:
             connection.start_draining()

@@ -37,22 +37,24 @@ from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
+from lepton_ray.serve.latency import RecentLatency
 from lepton_ray.serve.listener import Listener
 from lepton_ray.serve.rate.on_ray import Shares
-from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.serve.rollout.holding import Holding, Serving, open_checked
 from lepton_ray.serve.rollout.on_ray import DEPLOYMENT, Reporter, end_keeper, read_plan
 from lepton_ray.serve.rollout.tally import Tally
+from lepton_ray.serve.scaling import ANSWERED, LISTENER_REQUESTS, P95_MS, REPORT_S, WINDOW_S, ReplicaPolicy
+from lepton_ray.serve.shelf import Shelf, take
 from lepton_ray.serve.sockets import SharedSocket, share
 from lepton_ray.serve.tls import local_file, watch_certificate
 from lepton_ray.spec.monitor import MonitorSpec
 from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
-LISTENER_REQUESTS = "listener_requests"
-"""Name of the statistic: requests under way at a replica's listener, on average."""
 _SHUTDOWN_S, _DRAIN_S = 20.0, 15.0  # Ray Serve waits for its own requests first, for 2 s at least
 _SURGE_PERCENT = 20  # rounded up to whole replicas: the new one is there before the old one leaves
 _ENTRANCE_TIMEOUT_S = 30.0
+_COLD_START_TIMEOUT_S = 180.0
 _FLUSH_S = 1.0
 _EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
 _MAX_PORT = 65535
@@ -96,6 +98,14 @@ class Addresses:
 
 
 @dataclass(frozen=True)
+class Shelving:
+    """Further models, in memory while they are asked for."""
+
+    packages: dict[str, ModelRef]
+    memory_limit_mb: int
+
+
+@dataclass(frozen=True)
 class Served:
     """What all replicas of an application have in common, whichever packages they hold."""
 
@@ -106,6 +116,9 @@ class Served:
     tls: TlsSpec | None
     access_log: bool
     monitor: MonitorSpec | None = None
+    has_latency: bool = False
+    """Replicas report what they have answered, and how fast."""
+    shelving: Shelving | None = None
 
 
 class _RayMeters:
@@ -114,8 +127,9 @@ class _RayMeters:
     One update of a Ray counter takes as long as a fifth of a request, so counts are kept until they are flushed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, recent: RecentLatency | None) -> None:
         self.name = name
+        self.recent = recent
         self.requests = _counter(catalogue.REQUESTS)
         self.rows = _counter(catalogue.ROWS)
         self.predictions = _counter(catalogue.PREDICTIONS)
@@ -126,14 +140,18 @@ class _RayMeters:
         share, latency = catalogue.ROLLOUT_SHARE, catalogue.LATENCY
         self.share = serve_metrics.Gauge(share.name, share.description, share.labels)
         self.latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
-        self._by_version: dict[str, _RayMeter] = {}
+        self._by_version: dict[tuple[str, str], _RayMeter] = {}
         self._differing_rows: Counter[str] = Counter()
         self._shares: dict[str, tuple[float, dict[str, str]]] = {}
         """Told again and again: Ray 2.60 drops a gauge that is not set for 20 s."""
 
     def of(self, version: str) -> "_RayMeter":
         """Return the meter of one version."""
-        return self._by_version.setdefault(version, _RayMeter(self, version))
+        return self.of_model(self.name, version)
+
+    def of_model(self, name: str, version: str) -> "_RayMeter":
+        """Return the meter of one version of a model."""
+        return self._by_version.setdefault((name, version), _RayMeter(self, name, version))
 
     def count_failure(self, what: str) -> None:
         """Count a changed file that could not be used."""
@@ -168,11 +186,11 @@ class _RayMeters:
 
 
 class _RayMeter:
-    """Of one version."""
+    """Of one version of a model."""
 
-    def __init__(self, all_versions: _RayMeters, version: str) -> None:
+    def __init__(self, all_versions: _RayMeters, name: str, version: str) -> None:
         self._to = all_versions
-        self._model = {"model": all_versions.name, "version": version}
+        self._model = {"model": name, "version": version}
         self._tags = {protocol: {**self._model, "protocol": protocol} for protocol in get_args(ProtocolName)}
         self._lock = threading.Lock()
         self._counts = _Counts()
@@ -186,6 +204,8 @@ class _RayMeter:
             for label in labels:  # most often one
                 self._counts.labels[label] += 1
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
+            if self._to.recent is not None:
+                self._to.recent.add(seconds)
 
     def flush(self) -> None:
         """Hand the counts to Ray."""
@@ -223,11 +243,13 @@ class ModelReplica:
         self._tls = served.tls
         self._reasons: dict[int, str] = {}
         """Why nobody listens at a port."""
-        self._meters = _RayMeters(served.serving.name)
+        self._recent = RecentLatency(round(WINDOW_S / REPORT_S)) if served.has_latency else None
+        self._meters = _RayMeters(served.serving.name, self._recent)
         self._access_log = AccessLog(_access_log_file()) if served.access_log else None
         self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meters.count_failure)
         self._drift = DriftMeters(served.serving.name, served.monitor)
         self._holding = Holding(served.serving, self._meters.of, self._guard, self._drift.watch)
+        self._served = served
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:
         """Return the application for Ray Serve's HTTP, in the loop of the replica."""
@@ -236,12 +258,27 @@ class ModelReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Follow a plan: Ray Serve calls this before the replica is ready, and whenever the plan changes."""
         plan, before = TrafficPlan.model_validate(user_config), self._holding.plan
+        if before is None and self._served.shelving is not None:
+            self._holding.front.shelf = await self._open_shelf(self._served.shelving)
         await self._holding.follow(plan)
         self._meters.tell_rollout(plan, before)
         if not self._tasks:
             await self._start_tasks()
             if self._listening is not None:
                 await self._start_listener(self._listening)
+
+    async def _open_shelf(self, shelving: Shelving) -> Shelf:
+        serving = self._served.serving
+        opened = [asyncio.to_thread(open_checked, serving, ref) for ref in shelving.packages.values()]
+        packages = dict(zip(shelving.packages, await asyncio.gather(*opened), strict=True))
+        return Shelf(
+            packages,
+            serving.limits,
+            self._meters.of_model,
+            shelving.memory_limit_mb,
+            serving.max_waiting,
+            partial(take, num_threads=serving.num_threads),
+        )
 
     async def prepare(self, ref: dict[str, Any]) -> dict[str, Any]:
         """Open a package that may become the challenger; returns it with its digest, or ``problem``."""
@@ -336,7 +373,11 @@ class ModelReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the controller what it does not see."""
-        return {LISTENER_REQUESTS: sum(listener.mean_under_way() for listener, _ in self._open_listeners())}
+        stats = {LISTENER_REQUESTS: sum(listener.mean_under_way() for listener, _ in self._open_listeners())}
+        if self._recent is not None:
+            answered, p95_s = self._recent.read()
+            stats |= {ANSWERED: float(answered), P95_MS: p95_s * 1000}
+        return stats
 
     def _open_listeners(self) -> list[tuple[Listener, SharedSocket]]:
         listeners = [] if self._shared is None else [(self._listener, self._shared)]
@@ -348,10 +389,13 @@ class ModelReplica:
             return
         leaving = self._open_listeners()
         self._shared = self._grpc_shared = None
+        for listener, shared in leaving:
+            listener.leave()
+            shared.close()  # with no other replica on the node, who comes now is refused at once, and goes elsewhere
         await asyncio.gather(*(listener.drain(_DRAIN_S) for listener, _ in leaving))
-        for _, shared in leaving:
-            shared.close()
         self._holding.close()
+        if (shelf := self._holding.front.shelf) is not None:
+            shelf.close()
         if self._access_log is not None:
             await self._access_log.flush()
         for task in self._tasks:
@@ -372,17 +416,6 @@ def _access_log_file() -> Path:
     context, replica = ray.get_runtime_context(), serve.get_replica_context()
     name = re.sub(r"[^\w.-]", "_", f"access_{replica.app_name}_{replica.replica_tag}.log")
     return Path(context.get_temp_dir(), context.get_session_name(), "logs", "serve", name)
-
-
-def follow_requests(context: Any) -> tuple[float, dict[str, Any]]:
-    """Return how many replicas the requests under way need, at the listeners and at Ray Serve's HTTP alike.
-
-    Ray Serve runs this in its controller, pickled by value; it applies bounds and delays itself.
-    """
-    if context.current_num_replicas == 0:
-        return context.target_num_replicas, {}
-    direct = sum((context.aggregated_metrics or {}).get(LISTENER_REQUESTS, {}).values())
-    return (context.total_num_requests + direct) / context.config.get_target_ongoing_requests(), {}
 
 
 def warn_of_openness(host: str) -> str:
@@ -411,7 +444,6 @@ def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any
     Its version is that of the settings: where they stay, an update changes the plan of the replicas that are there, and Ray
     Serve 2.60 would otherwise replace them.
     """
-    scaling = spec.autoscaling
     deployment = serve.deployment(
         ModelReplica,
         name=DEPLOYMENT,
@@ -421,16 +453,31 @@ def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any
         max_queued_requests=spec.max_queued_requests,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         max_surge_percent=_SURGE_PERCENT,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=scaling.min_replicas,
-            max_replicas=scaling.max_replicas,
-            target_ongoing_requests=scaling.target_ongoing_requests,
-            upscale_delay_s=scaling.upscale_delay_s,
-            downscale_delay_s=scaling.downscale_delay_s,
-            policy=AutoscalingPolicy(policy_function=follow_requests),
-        ),
+        autoscaling_config=_autoscaling(spec),
     )
     return deployment.options(version=_version_of(served), _internal=True).bind(served)
+
+
+def _autoscaling(spec: ServeSpec) -> AutoscalingConfig:
+    scaling, pace = spec.autoscaling, spec.autoscaling.pace()
+    return AutoscalingConfig(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target_ongoing_requests=pace.target_ongoing_requests,
+        upscale_delay_s=pace.upscale_delay_s,
+        downscale_delay_s=pace.downscale_delay_s,
+        downscale_to_zero_delay_s=scaling.downscale_to_zero_delay_s,
+        metrics_interval_s=REPORT_S,  # Ray 2.60 says that it will go, and has nothing else that works: 10 s would be too late
+        look_back_period_s=WINDOW_S,
+        policy=AutoscalingPolicy(
+            policy_function=ReplicaPolicy,
+            policy_kwargs={
+                "target_p95_ms": scaling.target_p95_ms,
+                "headroom": pace.headroom,
+                "max_ongoing_requests": spec.max_ongoing_requests,
+            },
+        ),
+    )
 
 
 def _version_of(served: Served) -> str:
@@ -441,7 +488,10 @@ def _version_of(served: Served) -> str:
     sections = [
         one and one.model_dump(mode="json") for one in (served.auth, served.rate_limit, served.tls, served.monitor)
     ]
-    rest = {"sections": sections, "access_log": served.access_log}
+    rest = {"sections": sections, "access_log": served.access_log, "has_latency": served.has_latency}
+    if (shelving := served.shelving) is not None:
+        rest["models"] = {name: ref.model_dump(mode="json") for name, ref in shelving.packages.items()}
+        rest["memory_limit_mb"] = shelving.memory_limit_mb
     return sha256_json({"code": __version__, "serving": facts, "listening": listening, **rest})
 
 
@@ -461,11 +511,14 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
         handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
-        entrance = handle.entrance.remote().result(timeout_s=_ENTRANCE_TIMEOUT_S)
+        can_be_none = spec.autoscaling.min_replicas == 0  # then this call starts the first one
+        timeout_s = _COLD_START_TIMEOUT_S if can_be_none else _ENTRANCE_TIMEOUT_S
+        entrance = handle.entrance.remote().result(timeout_s=timeout_s)
     except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
         place = f"{spec.host}:{spec.port}"
+        what = _trouble(name) if isinstance(error, TimeoutError) else last_line(error)
         raise EngineError(
-            f"serve: the application {name!r} must start at {place}, got: {last_line(error)}. "
+            f"serve: the application {name!r} must start at {place}, got: {what}. "
             "If the port is in use, choose another, or 0 for a free one",
             retryable=True,
         ) from error
@@ -475,10 +528,16 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     host = "127.0.0.1" if options.host in (*_EVERY_INTERFACE, None) else options.host
     scheme = "https" if options.ssl_certfile and not settings.serve_uses_haproxy() else "http"
     standard = f"{scheme}://{host}:{options.port}{spec.route_prefix.rstrip('/')}"
-    at = choose_address(entrance, standard, ray.get_runtime_context().get_node_id())
+    at = choose_address(entrance, standard, ray.get_runtime_context().get_node_id(), can_be_none)
     hosts = (spec.host, *((spec.listener.host,) if spec.listener and spec.listener.host else ()))
     warnings = [warning for one in hosts if spec.auth is None and (warning := warn_of_openness(one))]
     return Addresses(at.url, "; ".join(filter(None, [at.through, entrance.grpc, *warnings[-1:]])))
+
+
+def _trouble(name: str) -> str:
+    """Return what Ray Serve says of an application that does not answer."""
+    deployments = serve.status().applications[name].deployments.values()
+    return "; ".join(one.message for one in deployments if one.message) or "no answer of a replica in time"
 
 
 def _tls_options(tls: TlsSpec | None) -> dict[str, str]:
@@ -502,8 +561,11 @@ def ask(name: str, path: str, body: bytes) -> bytes:
     return bytes(answer)
 
 
-def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses:
-    """Return the listener's address if the node ``node_id`` can reach it, else that of Ray Serve's HTTP."""
+def choose_address(entrance: Entrance, standard: str, node_id: str, can_be_none: bool = False) -> Addresses:
+    """Return the listener's address if the node ``node_id`` can reach it, else that of Ray Serve's HTTP.
+
+    An application that can be without replicas is without listeners then; who asks Ray Serve waits for the first one.
+    """
     own = f"Ray Serve's {'HAProxy' if settings.serve_uses_haproxy() else 'proxy'}"
     if entrance.address is None:
         return Addresses(standard, f"{own}; the replicas' listener does not answer: {entrance.reason}")
@@ -514,6 +576,10 @@ def choose_address(entrance: Entrance, standard: str, node_id: str) -> Addresses
     elif is_loopback(host) and not is_here:
         return Addresses(standard, f"{own}; the replicas' listener answers only on its node, at {host}:{port}")
     url = f"{entrance.scheme}://[{host}]:{port}" if ":" in host else f"{entrance.scheme}://{host}:{port}"
+    if can_be_none:
+        return Addresses(
+            standard, f"{own}, which starts a replica if there is none; the replicas' listener is at {url}"
+        )
     return Addresses(url, f"the replicas' listener; {own} is at {standard}")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
+from lepton_ray.spec.autoscaling import AutoscalingSpec
 from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.monitor import MonitorSpec
@@ -104,25 +105,6 @@ class RegisterSpec(Section):
     """Given to the new version, which is what ``models:/NAME@champion`` then means."""
 
 
-class AutoscalingSpec(Section):
-    """Replicas follow the requests that are under way."""
-
-    min_replicas: PositiveInt = 1
-    max_replicas: PositiveInt = 2
-    target_ongoing_requests: PositiveFloat = 8.0
-    """Requests under way in a replica, on average, that Ray Serve steers to."""
-    upscale_delay_s: PositiveFloat = 5.0
-    downscale_delay_s: PositiveFloat = 60.0
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas must be at most max_replicas ({self.max_replicas}), got {self.min_replicas}"
-            )
-        return self
-
-
 class ListenerSpec(Section):
     """A socket of the replicas' own, which answers without Ray Serve's proxy; all replicas of a node share it."""
 
@@ -191,6 +173,27 @@ class TlsSpec(Section):
     """Callers must show a certificate of this authority."""
 
 
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""Letters, digits, ``.``, ``_`` and ``-``, as it stands in a path."""
+
+
+class ModelsSpec(Section):
+    """Further models in the same replicas, at ``/v2/models/NAME``, taken up when they are asked for."""
+
+    packages: Annotated[dict[ModelName, Uri], Field(min_length=1)]
+    """By name: folder of a package, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``."""
+    memory_limit_mb: PositiveInt
+    """Of a replica's further models together, by their measured size in MiB; those that were asked for longest ago leave first."""
+    tracking_uri: Uri | None = None
+    """MLflow server or database; None takes MLFLOW_TRACKING_URI."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if "stats" in self.packages:
+            raise ValueError("packages must name no model 'stats', which the protocol has at that path. Choose another")
+        return self
+
+
 class ServeSpec(Section):
     """The Ray Serve application."""
 
@@ -205,6 +208,7 @@ class ServeSpec(Section):
     listener: ListenerSpec | None = ListenerSpec()
     """None leaves Ray Serve's own HTTP as the only way in."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
+    models: ModelsSpec | None = None
     cpus_per_replica: PositiveFloat = 1.0
     max_ongoing_requests: PositiveInt = 64
     """Requests that Ray Serve's own HTTP gives to one replica at once."""

@@ -21,7 +21,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
-from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ModelsSpec, ServeSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from lepton_ray.stages.context import RunContext
 
@@ -126,8 +126,22 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         max_waiting=spec.max_queued_requests,
     )
     auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
-    served = on_ray.Served(serving, listening, auth, spec.rate_limit, spec.tls, spec.access_log, spec.monitor)
+    scaling = spec.autoscaling
+    has_latency = scaling.target_p95_ms is not None or scaling.min_replicas == 0
+    models = (
+        None if spec.models is None else on_ray.Shelving(_locate_models(name, spec.models), spec.models.memory_limit_mb)
+    )
+    served = on_ray.Served(
+        serving, listening, auth, spec.rate_limit, spec.tls, spec.access_log, spec.monitor, has_latency, models
+    )
     return on_ray.build_application(served, TrafficPlan(model=ref), spec)
+
+
+def _locate_models(name: str, models: ModelsSpec) -> dict[str, ModelRef]:
+    """Return where further models lie now, and which they are: replicas started later have the same."""
+    if name in models.packages:
+        raise SpecError([f"serve.models.packages must have other names than the application's model, got {name!r}"])
+    return {one: locate_model(uri, models.tracking_uri)[0] for one, uri in models.packages.items()}
 
 
 def _locate_tokens(auth: AuthSpec | None) -> AuthSpec | None:

@@ -21,7 +21,8 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
-from lepton_ray.spec.release import AutoscalingSpec, ListenerSpec
+from lepton_ray.spec.autoscaling import AutoscalingSpec
+from lepton_ray.spec.release import ListenerSpec
 from lepton_ray.spec.rollout import RolloutSpec
 
 from .conftest import wait_until

@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -23,7 +24,8 @@ from lepton_ray.client import CallError, Client, Options
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
-from lepton_ray.spec.release import AuthSpec, AutoscalingSpec, ListenerSpec, RateLimitSpec, ServeSpec, TlsSpec
+from lepton_ray.spec.autoscaling import AutoscalingSpec
+from lepton_ray.spec.release import AuthSpec, ListenerSpec, RateLimitSpec, ServeSpec, TlsSpec
 
 from .conftest import wait_until
 
@@ -88,6 +90,9 @@ class Load:
 
     url: str
     body: bytes = _RECORDS
+    clients: int = 6
+    pause_s: float = 0.0
+    """Between an answer and the next request of a client."""
     answered: int = 0
     failures: list[str] = field(default_factory=list)
     replicas: set[str] = field(default_factory=set)
@@ -97,7 +102,7 @@ class Load:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> "Load":
-        self._threads = [threading.Thread(target=self._ask_on) for _ in range(6)]
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(self.clients)]
         for thread in self._threads:
             thread.start()
         return self
@@ -110,7 +115,7 @@ class Load:
     def _ask_on(self) -> None:
         at = urlsplit(self.url)
         connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
-        while not self._stop.is_set():
+        while not self._stop.wait(self.pause_s):
             try:
                 connection.request("POST", "/predict", self.body, {"x-user-id": f"user-{random.randrange(50)}"})
                 response = connection.getresponse()
@@ -454,31 +459,24 @@ def test_the_address_is_one_that_can_be_reached() -> None:
     assert choose("::1", "here") == "http://[::1]:81"
 
 
-@dataclass
-class _Config:
-    target: float
+def test_the_policy_needs_nothing_of_ours_where_ray_serve_runs_it() -> None:
+    """Its controller may be of another environment than the application."""
+    from ray.serve.config import AutoscalingPolicy
 
-    def get_target_ongoing_requests(self) -> float:
-        return self.target
+    from lepton_ray.serve.scaling import ReplicaPolicy
 
-
-@dataclass
-class _Context:
-    current_num_replicas: int
-    total_num_requests: float
-    aggregated_metrics: Any
-    config: _Config
-    target_num_replicas: int = 3
-
-
-def test_the_policy_adds_what_comes_both_ways() -> None:
-    from lepton_ray.serve.on_ray import LISTENER_REQUESTS, follow_requests
-
-    direct = {LISTENER_REQUESTS: {"a": 10.0, "b": 4.0}}
-    assert follow_requests(_Context(2, 2.0, direct, _Config(8))) == (2.0, {})
-    assert follow_requests(_Context(2, 2.0, {}, _Config(8))) == (0.25, {})
-    assert follow_requests(_Context(2, 2.0, None, _Config(8))) == (0.25, {})
-    assert follow_requests(_Context(0, 0.0, None, _Config(8))) == (3, {})
+    policy = AutoscalingPolicy(policy_function=ReplicaPolicy).get_serialized_policy_def()
+    code = (
+        "import sys, types; sys.modules['lepton_ray'] = None\n"
+        "from ray import cloudpickle; policy = cloudpickle.load(sys.stdin.buffer)(50.0, 0.75, 64)\n"
+        "one = types.SimpleNamespace(value=100.0)\n"
+        "context = types.SimpleNamespace(current_num_replicas=2, target_num_replicas=2, total_num_requests=4.0,\n"
+        "    aggregated_metrics={}, raw_metrics={'answered': {'a': [one]}, 'p95_ms': {'a': [one]}}, policy_state={},\n"
+        "    current_time=1.0)\n"
+        "wanted, state = policy(context); context.policy_state = state; print(wanted, policy(context)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=policy, capture_output=True, check=False, timeout=120)
+    assert done.stdout.split() == [b"4.0", b"4.0"], done.stderr.decode()
 
 
 def test_an_address_that_answers_everybody_is_told() -> None:

@@ -11,13 +11,14 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import ArtifactError, LeptonError
 from lepton_ray.core.text import show
-from lepton_ray.serve.batching import Batcher, Cost, measure
-from lepton_ray.serve.endpoint import Endpoint, Limits, Meter, answer_golden_records
+from lepton_ray.serve.batching import Batcher, Cost
+from lepton_ray.serve.endpoint import Endpoint, Limits, Meter
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.rollout.division import Divided, ObservedEndpoint, Two
 from lepton_ray.serve.rollout.shadow import Shadow
 from lepton_ray.serve.rollout.tally import Answers, Tally, TallyMeter
+from lepton_ray.serve.shelf import take
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -187,13 +188,20 @@ class Holding:
             self._two.shadow.close()
 
 
-def _open(serving: Serving, ref: ModelRef) -> _Held:
+def open_checked(serving: Serving, ref: ModelRef) -> ModelPackage:
+    """Open the package at a place.
+
+    Raises:
+        ArtifactError: If it cannot be opened, or is another than was meant.
+    """
     package = serving.open_model(ref)
     if ref.digest and package.digest != ref.digest:
         raise ArtifactError(f"{package.path} must hold the package {ref.version}, got {package.version}. Deploy again")
-    predictor = Predictor(package, serving.num_threads)
-    answer_golden_records(predictor)
-    return _Held(predictor, measure(predictor))
+    return package
+
+
+def _open(serving: Serving, ref: ModelRef) -> _Held:
+    return _Held(*take(open_checked(serving, ref), serving.num_threads))
 
 
 def check_compatible(champion: Signature, challenger: Signature) -> None:

@@ -307,6 +307,32 @@ def test_addresses_share_the_calls(fake: Callable[..., Fake], connect: Callable[
     assert [len(server.requests) for server in servers] == [5, 5]
 
 
+def test_a_fallback_answers_only_while_no_address_does(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server, fallback = fake(_FINE, _CLOSE, _said("503 Busy")), fake()
+    client = connect(server.url, fallback=fallback.url)
+    assert client.predict([{}]) == [1]
+    assert len(fallback.requests) == 0
+    assert client.predict([{}]) == [1], "a kept connection that is closed, then a fault"
+    assert (len(server.requests), len(fallback.requests)) == (3, 1)
+    rested = time.monotonic() + 1.5
+    while len(server.requests) == 3:
+        assert time.monotonic() < rested + 20
+        assert client.predict([{}]) == [1]
+    assert time.monotonic() >= rested - 1, "an address that failed rests"
+    before = len(fallback.requests)
+    assert [client.predict([{}]) for _ in range(5)] == [[1]] * 5
+    assert len(fallback.requests) == before
+
+
+def test_a_fallback_that_fails_too_is_tried_in_turn(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    busy = _said("503 Busy")
+    server, fallback = fake(busy, busy, busy), fake(busy, busy)
+    assert connect(server.url, fallback=[fallback.url]).predict([{}]) == [1]
+    assert len(server.requests) + len(fallback.requests) >= 5
+    with pytest.raises(ValueError, match="urls must be http"):
+        connect(server.url, fallback="ftp://a")
+
+
 @pytest.mark.parametrize("source", ["argument", "environment"])
 def test_a_token_is_sent_and_never_shown(
     fake: Callable[..., Fake], connect: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, source: str

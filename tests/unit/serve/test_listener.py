@@ -491,6 +491,29 @@ def test_draining_answers_whom_the_kernel_has_let_in(listen: Any) -> None:
     draining.result(20)
 
 
+def test_the_socket_may_be_closed_once_a_listener_has_left_it(listen: Any) -> None:
+    """Nobody else has it: who comes now is refused, not kept waiting; who was there is answered."""
+    running = listen(connections=ConnectionLimits(max_connections=1))
+    first, waiting = running.connect(), running.connect()
+    assert first.ask(get(b"/v2")).code == 200
+    waiting.send(post([_RECORD]))
+
+    async def leave() -> None:
+        running.listener.leave()
+        running.socket.close()
+
+    running.call(leave())
+    with pytest.raises(ConnectionRefusedError):
+        running.connect()
+    draining = asyncio.run_coroutine_threadsafe(running.listener.drain(20), running.loop)
+    first.send(post([_RECORD]))
+    for client in (first, waiting):
+        answer = client.read()
+        assert (answer.code, answer.headers["connection"]) == (200, "close")
+        client.close()
+    draining.result(20)
+
+
 def test_the_probe_is_answered_and_tells_of_what_is_not(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen()
     running.call(running.listener.probe())
