@@ -6,6 +6,7 @@ stands in each row, so texts and files are read as dictionaries; and a text that
 """
 
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,17 +23,18 @@ MEDIA_TYPE = b"application/vnd.apache.parquet"
 _MAX_DECODED_BYTES = 64 << 20  # of all pages
 _MAX_PAGES = 20_000  # and columns of row groups, together
 _MAX_FOOTER_ITEMS, _MAX_FOOTER_TEXT_BYTES = 100_000, 1 << 20  # of one list, of one text
-_MAX_DEPTH = 8
-_BOOLS, _BYTE, _I32, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, 5, (4, 5, 6), 7, 8, 12
-"""Kinds of a field in Thrift's compact protocol."""
-_DECODED, _ENCODED, _DATA, _WORDS, _DATA_OF_2 = (
-    2,
-    3,
-    5,
-    7,
-    8,
-)  # fields of a page's head: sizes, and heads of kinds of pages
-_NUM_VALUES, _ENCODING = 1, {_DATA: 2, _DATA_OF_2: 4}  # fields of those
+_MAX_DEPTH = 12
+_MAX_ITEMS = 1_000_000
+_Field = tuple[int, int]
+"""Number and kind."""
+_BOOLS, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = (1, 2), 3, 4, 5, 6, 7, 8, 9, 12
+"""Kinds of a field in Thrift's compact protocol. A field of another kind than its own is none, so both are looked at."""
+_GROUPS, _COLUMNS, _ABOUT = (4, _LIST), (1, _LIST), (3, _STRUCT)  # of the footer, a row group, a column
+_STORED, _DATA_AT, _WORDS_AT = (7, _I64), (9, _I64), (11, _I64)  # of what is said about a column: bytes, and places
+_DECODED, _ENCODED, _DATA, _WORDS, _DATA_OF_2 = (2, _I32), (3, _I32), (5, _STRUCT), (7, _STRUCT), (8, _STRUCT)
+"""Of a page's head: sizes, and heads of kinds of pages."""
+_NUM_VALUES, _ENCODING = (1, _I32), {_DATA: (2, _I32), _DATA_OF_2: (4, _I32)}  # of those
+_TAIL = struct.Struct("<I4s")  # the footer's length, and the mark
 _DELTA_BYTE_ARRAY = 7
 _SOUND_MR = re.compile(r"parquet-mr version 1\.([3-9]|\d\d)\.")
 """Of older ones, and unknown ones, the decoder reads on behind a column's end."""
@@ -61,7 +63,7 @@ def read_parquet(body: bytes | bytearray, signature: Signature, max_rows: int) -
         columns = {name: to_values(table.column(name), True) for name in wanted}
     except ProtocolError:
         raise
-    except (*UNREADABLE, ValueError, LookupError, AttributeError) as error:
+    except (*UNREADABLE, ValueError, LookupError, AttributeError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ProtocolError(f"the body must be a Parquet file: {reason}") from error
     missing = [None] * table.num_rows
@@ -99,39 +101,50 @@ def _check_sizes(body: bytes | bytearray, footer: pq.FileMetaData, max_rows: int
     if "parquet-mr" in (footer.created_by or "").lower() and not _SOUND_MR.match(footer.created_by):
         raise ProtocolError("a Parquet file of parquet-mr must be written by version 1.3 or later")
     decoded = values = pages = 0
-    if footer.num_row_groups * footer.num_columns > _MAX_PAGES:
-        raise ProtocolError(f"a Parquet file must have at most {_MAX_PAGES} columns of row groups. Write larger groups")
-    for group in range(footer.num_row_groups):
-        for index in range(footer.num_columns):
-            for page in _pages(body, footer.row_group(group).column(index)):
-                pages += 1
-                decoded += page[_DECODED]
-                values += sum(_num_values(page, kind) for kind in (_DATA, _WORDS, _DATA_OF_2))
-                # a run of equal numbers takes a few bytes, however many they are
-                if decoded > _MAX_DECODED_BYTES or values > MAX_VALUES:
-                    most = f"at most {_MAX_DECODED_BYTES} bytes and {MAX_VALUES} values"
-                    raise ProtocolError(f"the pages of a Parquet file must decode to {most}. Split the request")
-                if pages > _MAX_PAGES:
-                    raise ProtocolError(f"a Parquet file must have at most {_MAX_PAGES} pages. Write larger ones")
-                if any(page[kind].get(at) == _DELTA_BYTE_ARRAY for kind, at in _ENCODING.items() if kind in page):
-                    raise ProtocolError(
-                        "a Parquet file must come without the encoding DELTA_BYTE_ARRAY. Write it otherwise"
-                    )
+    for column in _columns(body):
+        for page in _pages(body, column):
+            pages += 1
+            decoded += page[_DECODED]
+            values += sum(_num_values(page, kind) for kind in (_DATA, _WORDS, _DATA_OF_2))
+            # a run of equal numbers takes a few bytes, however many they are
+            if decoded > _MAX_DECODED_BYTES or values > MAX_VALUES:
+                most = f"at most {_MAX_DECODED_BYTES} bytes and {MAX_VALUES} values"
+                raise ProtocolError(f"the pages of a Parquet file must decode to {most}. Split the request")
+            if pages > _MAX_PAGES:
+                raise ProtocolError(f"a Parquet file must have at most {_MAX_PAGES} pages. Write larger ones")
+            if any(page[kind].get(at) == _DELTA_BYTE_ARRAY for kind, at in _ENCODING.items() if kind in page):
+                raise ProtocolError(
+                    "a Parquet file must come without the encoding DELTA_BYTE_ARRAY. Write it otherwise"
+                )
 
 
-def _num_values(page: dict[int, Any], kind: int) -> int:
+def _num_values(page: dict[_Field, Any], kind: _Field) -> int:
     count = int(page[kind].get(_NUM_VALUES, 0)) if kind in page else 0
     if count < 0:
         raise ValueError("a page must have a number of values")
     return count
 
 
-def _pages(body: bytes | bytearray, column: pq.ColumnChunkMetaData) -> Iterator[dict[int, Any]]:
-    """Yield the heads of a column's pages, of which numbers and structs are kept by the numbers of their fields."""
-    place = column.data_page_offset
-    if column.dictionary_page_offset is not None and 0 < column.dictionary_page_offset < place:
-        place = column.dictionary_page_offset
-    end = place + column.total_compressed_size
+def _columns(body: bytes | bytearray) -> Iterator[dict[_Field, Any]]:
+    """Yield what the footer says about the columns of row groups; Arrow 25 ends the process when it is asked for a broken one."""
+    size, _ = _TAIL.unpack_from(body, len(body) - _TAIL.size)
+    place = len(body) - _TAIL.size - size
+    if place < 0:
+        raise ValueError("the footer must stand within the file")
+    footer = _Head(body, place).read_struct(_MAX_DEPTH)
+    columns = [column for group in footer[_GROUPS] for column in group[_COLUMNS]]
+    if len(columns) > _MAX_PAGES:
+        raise ProtocolError(f"a Parquet file must have at most {_MAX_PAGES} columns of row groups. Write larger groups")
+    for column in columns:
+        yield column[_ABOUT]
+
+
+def _pages(body: bytes | bytearray, column: dict[_Field, Any]) -> Iterator[dict[_Field, Any]]:
+    """Yield the heads of a column's pages."""
+    place = column[_DATA_AT]
+    if 0 < column.get(_WORDS_AT, 0) < place:
+        place = column[_WORDS_AT]
+    end = place + column[_STORED]
     if not 0 <= place <= end <= len(body):
         raise ValueError("a column must stand within the file")
     while place < end:
@@ -144,7 +157,7 @@ def _pages(body: bytes | bytearray, column: pq.ColumnChunkMetaData) -> Iterator[
 
 
 class _Head:
-    """Reads Thrift's compact protocol, as far as heads of pages need it.
+    """Reads Thrift's compact protocol, as far as footers and heads of pages need it.
 
     Source: https://github.com/apache/thrift, doc/specs/thrift-compact-protocol.md, and parquet.thrift of
     https://github.com/apache/parquet-format.
@@ -153,36 +166,52 @@ class _Head:
     def __init__(self, data: bytes | bytearray, place: int) -> None:
         self._data = data
         self.place = place
+        self._num_items = 0
 
-    def read_struct(self, depth: int) -> dict[int, Any]:
-        """Return the 32-bit numbers and the structs of a struct; of what is there twice the last, as decoders do."""
+    def read_struct(self, depth: int) -> dict[_Field, Any]:
+        """Return the numbers, structs and lists of structs; of what is there twice the last, as decoders do."""
         if depth == 0:
-            raise ValueError("the head of a page must not be nested so deep")
-        fields: dict[int, Any] = {}
+            raise ValueError("a struct must not be nested so deep")
+        self._count()
+        fields: dict[_Field, Any] = {}
         number = 0
         while (head := self._byte()) != 0:
             kind = head & 0xF
             number = number + (head >> 4) if head >> 4 else _signed(self._varint())
-            if kind == _STRUCT:
-                fields[number] = self.read_struct(depth - 1)
-            elif kind == _I32:
-                fields[number] = _signed(self._varint() & 0xFFFFFFFF)
-            elif kind not in _BOOLS:  # whose value is in the kind
-                self._skip(kind)
+            if kind not in _BOOLS:  # whose value is in the kind
+                fields[number, kind] = self._read(kind, depth - 1)
         return fields
 
-    def _skip(self, kind: int) -> None:
-        if kind == _BYTE:
-            self.place += 1
-        elif kind in _INTEGERS:
-            self._varint()
-        elif kind == _DOUBLE:
-            self.place += 8
-        elif kind == _BINARY:
+    def _read(self, kind: int, depth: int) -> Any:
+        if kind == _STRUCT:
+            return self.read_struct(depth)
+        if kind == _LIST:
+            return self._read_list(depth)
+        if kind in (_I16, _I32, _I64):
+            return _signed(self._varint() & (0xFFFFFFFF if kind == _I32 else 0xFFFFFFFFFFFFFFFF))
+        size = {_BYTE: 1, _DOUBLE: 8}.get(kind)
+        if kind == _BINARY:
             size = self._varint()
-            self.place += size
-        else:  # nothing that the format has
-            raise ValueError(f"the head of a page must have no field of the kind {kind}")
+        if size is None:  # nothing that the format has
+            raise ValueError(f"there must be no field of the kind {kind}")
+        self.place += size
+        return None
+
+    def _read_list(self, depth: int) -> list[Any] | None:
+        """Return structs, None for others: decoders read those that should be structs as such."""
+        head = self._byte()
+        kind = head & 0xF
+        size = head >> 4 if head >> 4 != 0xF else self._varint()  # noqa: PLR2004  more than fit into four bits
+        items = []
+        for _ in range(size):
+            self._count()
+            items.append(self._read(_BYTE if kind in _BOOLS else kind, depth))
+        return items if kind == _STRUCT else None
+
+    def _count(self) -> None:
+        self._num_items += 1
+        if self._num_items > _MAX_ITEMS:
+            raise ProtocolError(f"the footer of a Parquet file must have at most {_MAX_ITEMS} items")
 
     def _byte(self) -> int:
         self.place += 1

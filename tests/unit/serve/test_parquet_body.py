@@ -18,7 +18,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.endpoint import Limits, NoMeter
 from lepton_ray.serve.http import build_http_app
-from lepton_ray.serve.parquet_body import MEDIA_TYPE, _Head, _signed, read_parquet
+from lepton_ray.serve.parquet_body import _DECODED, _ENCODED, MEDIA_TYPE, _Head, _signed, read_parquet
 from lepton_ray.serve.protocol import ProtocolError
 
 from .test_bodies import _RECORDS, _TYPED
@@ -185,8 +185,8 @@ def sized() -> Callable[[bytes], list[int]]:
         while place < end:
             head = _Head(body, place)
             page = head.read_struct(8)
-            sizes.append(head.place - place + page[2])
-            place = head.place + page[3]
+            sizes.append(head.place - place + page[_DECODED])
+            place = head.place + page[_ENCODED]
         assert place == end
         return sizes
 
@@ -221,7 +221,7 @@ _ANY_FILE = write(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_damaged_files_are_refused_or_read(data: st.DataObject) -> None:
     """Never anything but records and ``ProtocolError``."""
