@@ -295,6 +295,11 @@ def test_the_targets_of_the_table_are_ratios_of_medians(tools: Any) -> None:
     assert targets["p99 at 16, as share of the best peer's"].measured == pytest.approx(5 / 9)
     missed = {what for what, target in targets.items() if not target.is_met}
     assert missed == {f"requests/s at {n}, times bare listener" for n in (16, 64)}
+    arguments = argparse.Namespace(seconds=4, rounds=3, only=["ours", "bare listener"])
+    text = "\n".join(single.describe_table(arguments, "table", ["ours", "bare listener"], found))
+    assert 'bench.py table --seconds 4 --rounds 3 --only "ours" "bare listener"`' in text
+    assert "| ours | 30000 (15000 to 33000) / 30000" in text
+    assert "litserve " in text
 
 
 def test_throughput_that_falls_under_overload_misses_its_target(tools: Any) -> None:
