@@ -1,6 +1,6 @@
 """Time what serves a model against what users would write instead. Writes its sections of RESULTS.md.
 
-python benchmarks/serve/bench.py [all | table | haproxy | images | cnn | replica | replicas] [--folder FOLDER] [--seconds 4]
+python benchmarks/serve/bench.py [all | table | haproxy | images | cnn | replica | replicas | overload] [--folder FOLDER] [--seconds 4]
     [--rounds 3] [--only NAME ...] [--dry]
 
 All servers serve the same graph, on one core's worth of a replica or worker unless said, and are asked with the same bytes over
@@ -19,7 +19,7 @@ sys.path[1:1] = [str(HERE.parent), str(HERE.parent / "train")]
 
 from results import PATH, replace_section  # noqa: E402  one folder up
 from servers import SERVERS  # noqa: E402  beside this file
-from several import growth, one_more  # noqa: E402
+from several import growth, one_more, overload  # noqa: E402
 from single import batches, haproxy, images, small_table  # noqa: E402
 
 SECTIONS = {
@@ -29,6 +29,7 @@ SECTIONS = {
     "cnn": batches,
     "replica": one_more,
     "replicas": growth,
+    "overload": overload,
 }
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def make_image_package(folder: Path) -> Path:
 
 def make_token(folder: Path) -> tuple[Path, str]:
     """Return a new token file and the one token in it."""
-    path = folder / "tokens.json"
+    path = folder / f"tokens_{os.getpid()}.json"  # another run in this folder has its own
     path.unlink(missing_ok=True)
     return path, create_token(path, "bench", ("predict", "metadata"), None, None)
 

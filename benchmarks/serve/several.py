@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,12 +24,12 @@ PLOT = PATH.with_name("serve_replicas.svg")
 _CONNECTIONS, _WAITING = 16, 64
 _RUN_S = 300.0
 _OVERLOADS = (0.5, 1, 2, 4)
-_TABLE_CONNECTIONS = (64, 256)
+_ROW_CONNECTIONS = (64, 256)
 
 
 def one_more(arguments: argparse.Namespace) -> str:
     """What one more replica takes, beside one on torch."""
-    package = make_image_package(arguments.folder)
+    package = make_table_package(arguments.folder)
     tokens, _ = make_token(arguments.folder)
 
     def measure(name: str) -> dict[str, float]:
@@ -44,8 +43,8 @@ def one_more(arguments: argparse.Namespace) -> str:
         [
             "## Serving: one more replica",
             "",
-            f"{command(arguments, 'replica')}: the plain CNN; from the call that asks for a second replica in a running application until",
-            "Ray Serve calls it running, and the resident memory of its process then. The torch replica is a deployment as Ray Serve's",
+            f"{command(arguments, 'replica')}: the small table; from when Ray Serve starts a second replica in a running application until",
+            "it calls it running, and the resident memory of its process then. The torch replica is a deployment as Ray Serve's",
             f"documentation shows it ([serve/add_replica.py](serve/add_replica.py)). {how(arguments)}",
             "",
             "| replica | seconds | resident MB |",
@@ -86,45 +85,22 @@ def _run_json(arguments: list[str]) -> dict[str, float]:
 
 
 def growth(arguments: argparse.Namespace) -> str:
-    """What 1, 2 and 4 replicas answer, and what one does under more load than it can bear."""
-    package = make_image_package(arguments.folder)
-    small = make_table_package(arguments.folder)
+    """What 1, 2 and 4 replicas answer."""
+    package, server = make_image_package(arguments.folder), SERVERS[OURS_NAME]
     tokens, token = make_token(arguments.folder)
-    rows, row = image_rows(package, BATCH_ROWS), table_rows(small)
-    server = SERVERS[OURS_NAME]
-    ask, ask_row = (
-        with_token(server.dialect.forms[form](some), token) for form, some in (("raw", rows), ("json", row))
-    )
-    folder = arguments.folder
+    rows = image_rows(package, BATCH_ROWS)
+    ask = with_token(server.dialect.forms["raw"](rows), token)
 
     def measure(replicas: str) -> dict[str, Point]:
-        with started(server, folder, package, tokens, replicas) as (url, tree):
+        with started(server, arguments.folder, package, tokens, replicas) as (url, tree):
             check(url, server.dialect, ask, rows)
             return {"batch": load(url, ask, _CONNECTIONS, arguments.seconds, tree)}
 
-    def overload(what: str) -> dict[Any, Point]:
-        pin, core = (("taskset", "-c", "0"), 1) if (os.cpu_count() or 1) > 1 else ((), None)
-        if what == "table":
-            with started(server, folder, small, tokens, prefix=pin) as (url, tree):
-                check(url, server.dialect, ask_row, row)
-                return {n: load(url, ask_row, n, arguments.seconds, tree, core=core) for n in _TABLE_CONNECTIONS}
-        with started(server, folder, package, tokens, "1", str(_WAITING), prefix=pin) as (url, tree):
-            check(url, server.dialect, ask, rows)
-            best = load(url, ask, _CONNECTIONS, arguments.seconds, tree, core=core).requests_per_s
-            offered = {times: times * best for times in _OVERLOADS}
-            return {
-                times: load(url, ask, 4 * _WAITING, arguments.seconds, tree, per_s=per_s, core=core)
-                for times, per_s in offered.items()
-            }
-
-    several = {
-        int(name): points["batch"]
-        for name, points in take_turns([*map(str, REPLICAS)], measure, arguments.rounds).items()
-    }
-    loads = take_turns(["batch", "table"], overload, arguments.rounds)
+    found = take_turns([*map(str, REPLICAS)], measure, arguments.rounds)
+    several = {int(name): points["batch"] for name, points in found.items()}
     if not arguments.dry:
-        plot(several, loads["batch"])
-    return "\n".join([*describe_growth(arguments, several), *describe_overload(loads)])
+        plot(several)
+    return "\n".join(describe_growth(arguments, several))
 
 
 def describe_growth(arguments: argparse.Namespace, several: dict[int, list[Point]]) -> list[str]:
@@ -139,7 +115,7 @@ def describe_growth(arguments: argparse.Namespace, several: dict[int, list[Point
         for n, points in several.items()
     ]
     return [
-        "## Serving: replicas and overload",
+        "## Serving: replicas",
         "",
         f"{command(arguments, 'replicas')}: the plain CNN, {BATCH_ROWS} images a request as a raw tensor, {_CONNECTIONS} connections; each replica computes with one",
         f"thread, the client on the same cores. {how(arguments)}",
@@ -148,7 +124,7 @@ def describe_growth(arguments: argparse.Namespace, several: dict[int, list[Point
         "|---|---|---|---|---|---|",
         *lines,
         "",
-        f"![images per second by replicas, and by load]({PLOT.name})",
+        f"![images per second by replicas]({PLOT.name})",
         "",
         *table(
             [
@@ -159,15 +135,49 @@ def describe_growth(arguments: argparse.Namespace, several: dict[int, list[Point
     ]
 
 
-def describe_overload(loads: dict[str, dict[Any, list[Point]]]) -> list[str]:
+def overload(arguments: argparse.Namespace) -> str:
+    """What one replica answers under more load than it can bear."""
+    server, folder = SERVERS[OURS_NAME], arguments.folder
+    package, small = make_image_package(folder), make_table_package(folder)
+    tokens, token = make_token(folder)
+    rows, row = image_rows(package, BATCH_ROWS), table_rows(small)
+    ask = with_token(server.dialect.forms["raw"](rows), token)
+    ask_row = with_token(server.dialect.forms["json"](row), token)
+    pin, core = (("taskset", "-c", "0"), 1) if (os.cpu_count() or 1) > 1 else ((), None)
+
+    def measure(what: str) -> dict[Any, Point]:
+        if what == "rows":
+            with started(server, folder, small, tokens, prefix=pin) as (url, tree):
+                check(url, server.dialect, ask_row, row)
+                return {n: load(url, ask_row, n, arguments.seconds, tree, core=core) for n in _ROW_CONNECTIONS}
+        with started(server, folder, package, tokens, "1", str(_WAITING), prefix=pin) as (url, tree):
+            check(url, server.dialect, ask, rows)
+            most = load(url, ask, _CONNECTIONS, arguments.seconds, tree, core=core).requests_per_s
+            if not most:
+                raise RuntimeError(
+                    f"{url} must answer within {arguments.seconds} s. Is the machine busy with other work?"
+                )
+            return {
+                times: load(url, ask, 4 * _WAITING, arguments.seconds, tree, per_s=times * most, core=core)
+                for times in _OVERLOADS
+            }
+
+    found = take_turns(["batches", "rows"], measure, arguments.rounds)
+    return "\n".join(describe_overload(arguments, found["batches"], found["rows"]))
+
+
+def describe_overload(
+    arguments: argparse.Namespace, batch: dict[Any, list[Point]], rows: dict[Any, list[Point]]
+) -> list[str]:
     """Return what too much load did."""
-    batch, rows = loads["batch"], loads["table"]
     flat = middle(batch[4], "requests_per_s") / middle(batch[1], "requests_per_s")
-    small, large = (middle(rows[n], "requests_per_s") for n in _TABLE_CONNECTIONS)
+    small, large = (middle(rows[n], "requests_per_s") for n in _ROW_CONNECTIONS)
     return [
+        "## Serving: overload",
         "",
-        f"Overload: one replica on the first core, the client on the second. Batches: at most {_WAITING} requests may wait, others are answered with 503;",
-        "requests come at a rate, as a share of what 16 waiting connections got. Rows of the small table: connections that wait for answers.",
+        f"{command(arguments, 'overload')}: one replica on the first core, the client on the second. Batches: {BATCH_ROWS} images a request, of which",
+        f"at most {_WAITING} may wait, others are answered with 503; they come at a rate, as times what {_CONNECTIONS} connections got that wait for their",
+        f"answers. Rows of the small table: connections that wait. {how(arguments)}",
         "",
         "| load | offered/s | answered/s | refused, share | p99 ms of answers |",
         "|---|---|---|---|---|",
@@ -190,17 +200,14 @@ def describe_overload(loads: dict[str, dict[Any, list[Point]]]) -> list[str]:
     ]
 
 
-def plot(several: dict[int, list[Point]], overload: dict[Any, list[Point]]) -> None:
-    """Write the chart."""
+def plot(several: dict[int, list[Point]]) -> None:
+    """Write the chart of replicas."""
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "lepton_ray"
     from matplotlib import pyplot  # noqa: PLC0415
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    left.plot(list(several), [middle(points, "requests_per_s") * BATCH_ROWS for points in several.values()], "o-")
-    left.set(xlabel="replicas", ylabel="images/s", xlim=(0, None), ylim=(0, None), xticks=REPLICAS)
-    right.plot(list(overload), [middle(points, "requests_per_s") * BATCH_ROWS for points in overload.values()], "o-")
-    right.set(xlabel="load offered, times what one replica can", ylabel="images/s", xlim=(0, None), ylim=(0, None))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(Path(PLOT), metadata={"Date": None})
+    figure, axes = pyplot.subplots(figsize=(5, 4), layout="constrained")
+    axes.plot(list(several), [middle(points, "requests_per_s") * BATCH_ROWS for points in several.values()], "o-")
+    axes.set(xlabel="replicas", ylabel="images/s", xlim=(0, None), ylim=(0, None), xticks=REPLICAS)
+    axes.grid(alpha=0.3)
+    figure.savefig(PLOT, metadata={"Date": None})

@@ -5,6 +5,7 @@ them (``record_autoscaling_stats``), probes its listener (``check_health``) and 
 """
 
 import asyncio
+import gc
 import hashlib
 import logging
 import re
@@ -56,6 +57,7 @@ _SURGE_PERCENT = 20  # rounded up to whole replicas: the new one is there before
 _ENTRANCE_TIMEOUT_S = 30.0
 _COLD_START_TIMEOUT_S = 180.0
 _FLUSH_S = 1.0
+_GC_OBJECTS = 50_000  # new ones between collections: an image in JSON is a thousand lists, and Python's own 700 means two a request
 _EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
 _MAX_PORT = 65535
 
@@ -239,6 +241,7 @@ class ModelReplica:
     _tasks: "tuple[asyncio.Task[None], ...]" = ()
 
     def __init__(self, served: Served) -> None:
+        gc.set_threshold(_GC_OBJECTS)  # what is there at the start, Ray Serve leaves out of all collections
         self._listening = served.listening
         self._tls = served.tls
         self._reasons: dict[int, str] = {}

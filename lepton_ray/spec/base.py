@@ -32,7 +32,7 @@ StrTuple = Annotated[tuple[str, ...], Strict(False)]
 class Section(BaseModel):
     """A frozen part of a spec that refuses unknown keys and does not turn text into numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     @model_validator(mode="after")
     def _check_env_references(self) -> Self:

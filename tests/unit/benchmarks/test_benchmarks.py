@@ -1,5 +1,6 @@
 """What the benchmarks rest on: the table, the comparison of results, the measure of a whole process tree, loads on servers, the results file."""
 
+import argparse
 import base64
 import importlib
 import itertools
@@ -294,6 +295,33 @@ def test_the_targets_of_the_table_are_ratios_of_medians(tools: Any) -> None:
     assert targets["p99 at 16, as share of the best peer's"].measured == pytest.approx(5 / 9)
     missed = {what for what, target in targets.items() if not target.is_met}
     assert missed == {f"requests/s at {n}, times bare listener" for n in (16, 64)}
+    arguments = argparse.Namespace(seconds=4, rounds=3, only=["ours", "bare listener"])
+    text = "\n".join(single.describe_table(arguments, "table", ["ours", "bare listener"], found))
+    assert 'bench.py table --seconds 4 --rounds 3 --only "ours" "bare listener"`' in text
+    assert "| ours | 30000 (15000 to 33000) / 30000" in text
+    assert "litserve " in text
+
+
+def test_throughput_that_falls_under_overload_misses_its_target(tools: Any) -> None:
+    several, point = tools("several"), tools("points").Point
+    arguments = argparse.Namespace(seconds=4, rounds=1, only=None)
+
+    def missed(rates: dict[float, float]) -> list[str]:
+        batches = {times: [point(rate, 1.0, 2.0, 30, 90)] for times, rate in rates.items()}
+        rows = {n: [point(100.0, 1.0, 2.0, 0, 100)] for n in several._ROW_CONNECTIONS}
+        return [line for line in several.describe_overload(arguments, batches, rows) if "| NO |" in line]
+
+    assert not missed({0.5: 50.0, 1: 100.0, 2: 100.0, 4: 95.0})
+    assert len(missed({0.5: 50.0, 1: 100.0, 2: 100.0, 4: 80.0})) == 1
+
+
+def test_replicas_are_compared_with_one(tools: Any) -> None:
+    several, point = tools("several"), tools("points").Point
+    arguments = argparse.Namespace(seconds=4, rounds=1, only=None)
+    found = {n: [point(100.0 * n, 1.0, 2.0, 0, 100, cpu_ms=10.0)] for n in several.REPLICAS}
+    text = "\n".join(several.describe_growth(arguments, found))
+    assert f"| 4 | {100 * 4 * several.BATCH_ROWS} ({12800} to {12800}) | 4.00 | 4.00 of" in text
+    assert "| NO |" not in text
 
 
 @pytest.mark.parametrize("name", ["starlette", "fastapi", "litserve", "bentoml", "mlflow"])
