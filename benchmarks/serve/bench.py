@@ -10,6 +10,7 @@ process, in turn, each round in another order. Peers run in environments of thei
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print the sections, do not write RESULTS.md")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does: with the servers that are running
     for name in SECTIONS if arguments.what == "all" else [arguments.what]:
         before = os.getloadavg()[0]
         section = SECTIONS[name](arguments)
