@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from lepton_ray.core.errors import SpecError
-from lepton_ray.spec import yaml_text
+from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, METRICS_PORT, PORT
 from lepton_ray.spec.base import PositiveInt, Section
+from lepton_ray.spec.load import parse_model, read_text
 
-_GCS, _DASHBOARD, _AGENT = 6379, 8265, 52365
-_METRICS, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 8080, 44217, 44227
+_AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 52365, 44217, 44227
 _TOKEN_KEY, _REDIS_KEY = "auth_token", "redis_password"  # the first is the name that KubeRay reads
 _SESSION_FOLDER = "/tmp/ray"  # noqa: S108  where Ray keeps logs and spilled objects
 _USER = 1000  # of the images
@@ -124,22 +124,7 @@ def load_description(path: Path) -> Description:
     Raises:
         SpecError: If it cannot be read or anything in it is wrong; lists every problem.
     """
-    document = yaml_text.parse(_read(path))
-    problems = list(document.problems)
-    try:
-        return Description.model_validate(document.data)
-    except ValidationError as error:
-        problems += [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-    raise SpecError(problems, str(path))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(
-            [f"{str(path)!r} must be a text file that can be read, got: {error}. Check the path"]
-        ) from error
+    return parse_model(Description, read_text(path), source=str(path))
 
 
 def render(description: Description) -> dict[str, list[Manifest]]:
@@ -184,7 +169,9 @@ _Dumper.add_representer(
 
 def _serve_config(path: Path) -> dict[str, Any]:
     """Return the application's file, listening where other pods can reach it."""
-    config: dict[str, Any] = yaml.safe_load(_read(path))
+    if not path.is_file():
+        raise SpecError([f"serving.config must be a file of serve deploy, got {str(path)!r}. Check the path"])
+    config: dict[str, Any] = yaml.safe_load(read_text(path))
     everywhere = {"host": "0.0.0.0"}  # noqa: S104  the network policy says who reaches it
     port = config["http_options"]["port"]
     config["http_options"] = {"host": everywhere["host"], "port": port}
@@ -295,18 +282,18 @@ def _pod(
 def _start(size: SizeSpec, **more: str) -> dict[str, str]:
     """Options of ``ray start``. The store leaves a sixteenth of its volume free: Ray puts one that finds too little room on the disk."""
     store = size.object_store_gib * _GIB * 15 // 16
-    return {"object-store-memory": str(store), "metrics-export-port": str(_METRICS), **more}
+    return {"object-store-memory": str(store), "metrics-export-port": str(METRICS_PORT), **more}
 
 
 def _head(description: Description, component: str, image: str) -> Manifest:
     ports = _ports(
-        gcs_server=_GCS,
-        dashboard=_DASHBOARD,
-        metrics=_METRICS,
+        gcs_server=PORT,
+        dashboard=DASHBOARD_PORT,
+        metrics=METRICS_PORT,
         as_metrics=_AUTOSCALER_METRICS,
         dash_metrics=_DASHBOARD_METRICS,
     )
-    ready = _probe("/api/gcs_healthz", _DASHBOARD, periodSeconds=5, failureThreshold=3)
+    ready = _probe("/api/gcs_healthz", DASHBOARD_PORT, periodSeconds=5, failureThreshold=3)
     container = {"name": "ray-head", "ports": ports, "readinessProbe": ready}
     start = {
         "num-cpus": "0",
@@ -364,7 +351,7 @@ def _gcs(description: Description) -> Manifest:
 def _training_cluster(description: Description) -> Manifest:
     training = description.training
     head = _head(description, _TRAINING, training.image)
-    container = {"ports": _ports(metrics=_METRICS)}
+    container = {"ports": _ports(metrics=METRICS_PORT)}
     return _cluster(
         description, head, _workers(description, _TRAINING, training.image, training.workers, container, {})
     )
@@ -416,7 +403,7 @@ def _ray_job(description: Description) -> Manifest:
 def _ray_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
     serving = description.serving
     listener = _listener_port(serve)
-    ports = _ports(metrics=_METRICS, serve=serve["http_options"]["port"], listener=listener)
+    ports = _ports(metrics=METRICS_PORT, serve=serve["http_options"]["port"], listener=listener)
     ready = _probe("/v2/health/ready", listener, periodSeconds=5, failureThreshold=2)
     selector = {"matchLabels": {_PART_OF: description.name, _COMPONENT: _SERVING}}
     apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
@@ -492,8 +479,10 @@ def _network_policy(description: Description, serve: Mapping[str, Any]) -> Manif
             "policyTypes": ["Ingress"],
             "ingress": [
                 rule(ours),
-                rule(namespace(description.operator_namespace), _DASHBOARD, http),
-                rule(namespace(description.monitoring_namespace), _METRICS, _AUTOSCALER_METRICS, _DASHBOARD_METRICS),
+                rule(namespace(description.operator_namespace), DASHBOARD_PORT, http),
+                rule(
+                    namespace(description.monitoring_namespace), METRICS_PORT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS
+                ),
                 rule({**namespace(description.namespace), **client}, http, _listener_port(serve)),
             ],
         },

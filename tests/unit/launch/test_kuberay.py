@@ -373,10 +373,10 @@ def test_rays_version_is_the_tested_one() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_put("name", value="Lepton"), "name: "),
-        (_put("head", "cpu", value=2), "head.cpu: Extra inputs are not permitted"),
-        (_put("gcs", "kind", value="etcd"), "gcs: "),
-        (_put("serving", "config", value="no.yaml"), "'no.yaml' must be a text file"),
+        (_put("name", value="Lepton"), "name must match"),
+        (_put("head", "cpu", value=2), "head.cpu must be a known key. Did you mean 'cpus'?"),
+        (_put("gcs", "kind", value="etcd"), "gcs.kind must be one of"),
+        (_put("serving", "config", value="no.yaml"), "serving.config must be a file of serve deploy, got 'no.yaml'"),
     ],
 )
 def test_a_wrong_description_is_an_error_with_its_place(
