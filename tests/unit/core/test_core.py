@@ -51,7 +51,7 @@ def test_errors_survive_pickling(error: LeptonError) -> None:
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
-    assert copy.exit_status == {"SpecError": 2, "QualityGateError": 3}.get(type(error).__name__, 1)
+    assert copy.exit_status == {"SpecError": 2, "QualityGateError": 3, "BudgetError": 4}.get(type(error).__name__, 1)
 
 
 def test_spec_error_lists_all_problems() -> None:

@@ -14,7 +14,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.data import parts
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages import featurize, held_out
+from lepton_ray.stages import export, featurize, held_out
 from lepton_ray.stages.context import RunContext
 
 _ROWS, _GROUP, _GOLDEN = 600, 7, 16
@@ -72,6 +72,7 @@ def test_groups_change_nothing_and_are_answered_one_by_one(
     whole = result_of(source, tmp_path / "whole", task)
     monkeypatch.setattr(parts, "_PARQUET_ROW_GROUP", _GROUP)
     monkeypatch.setattr(featurize, "_GROUP_BYTES", 64)
+    monkeypatch.setattr(export, "_ROWS_AT_ONCE", _GROUP)  # of those that the reference of drift has
     answered: list[int] = []
     plain = Predictor.run
 
