@@ -4,11 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
-# Tests of functions run in a process for each core; those that start clusters and servers two files at a time, which wait for
-# processes to start more than they compute; those that take the documents' fixed ports or look at all processes, alone.
+# Tests of functions run in a process for each core; those that start clusters and servers run alone.
 SIDE_BY_SIDE := tests/unit tests/numerics --numprocesses logical --maxprocesses 8 --dist loadfile
-IN_PAIRS := tests/connectors tests/e2e tests/ray --ignore=tests/ray/test_cluster_jobs.py --numprocesses 2 --dist loadfile
-ALONE := tests/docs tests/ray/test_cluster_jobs.py
+IN_TURN := tests/connectors tests/docs tests/e2e tests/ray
 
 .PHONY: help setup demo test test-all check format bench bench-data bench-train bench-serve bench-models docs clean
 
@@ -28,14 +26,12 @@ demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up
 
 test: $(STAMP) ## all tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m 'not slow' $(IN_PAIRS)
-	$(BIN)/python -m pytest -m 'not slow' $(ALONE)
+	$(BIN)/python -m pytest -m 'not slow' $(IN_TURN)
 
 test-all: $(STAMP) ## all tests; as root on Debian it first installs what the slow ones need
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/packages; fi
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest $(IN_PAIRS)
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest $(IN_TURN)
 
 check: $(STAMP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .

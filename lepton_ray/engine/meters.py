@@ -5,6 +5,7 @@ Processes tell their metrics apart by the label ``WorkerId`` that Ray adds; the 
 
 import threading
 import time
+from collections.abc import Mapping
 
 import ray
 from ray.util import metrics
@@ -15,21 +16,22 @@ _REPEAT_S = 1.0
 
 
 class Gauge:
-    """A gauge that keeps its value: Ray 2.60 drops one that is not set within two of its reports, 20 s, so it is set again."""
+    """A gauge that keeps its values: Ray 2.60 drops one that is not set within two of its reports, 20 s, so they are set again."""
 
     def __init__(self, metric: Metric) -> None:
         self._gauge = metrics.Gauge(metric.name, metric.description, metric.labels)
-        self._value: float | None = None
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
 
-    def set(self, value: float) -> None:
+    def set(self, value: float, labels: Mapping[str, str] | None = None) -> None:
         """Export a value from now on, as long as the process is connected to Ray."""
-        self._value = value
-        self._gauge.set(value)
+        given = dict(labels or {})
+        self._values[tuple(sorted(given.items()))] = value
+        self._gauge.set(value, given)
 
     def repeat(self) -> None:
-        """Export the last value again."""
-        if self._value is not None:
-            self._gauge.set(self._value)
+        """Export the last values again."""
+        for labels, value in list(self._values.items()):
+            self._gauge.set(value, dict(labels))
 
 
 _kept: dict[str, Gauge] = {}
@@ -43,7 +45,7 @@ def counter(metric: Metric) -> metrics.Counter:
 
 
 def gauge(metric: Metric) -> Gauge:
-    """Return a gauge without labels to ``set``; a thread of the process repeats it."""
+    """Return a gauge to ``set``; a thread of the process repeats it."""
     made = Gauge(metric)
     with _lock:
         if not _kept:

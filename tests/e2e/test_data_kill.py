@@ -133,7 +133,7 @@ def test_a_killed_driver_goes_on_without_reading_finished_parts_again(
     assert asked(workplace, "parts") == ["asked"]
 
 
-@pytest.mark.parametrize("where", ["read", "judge"])
+@pytest.mark.parametrize("where", ["read", pytest.param("judge", marks=pytest.mark.slow)])
 def test_a_killed_worker_of_ray_data_changes_nothing(workplace: Workplace, undisturbed: Any, where: str) -> None:
     prepare(workplace, "ray", where)
     stages = workplace.run_json("run", "spec.yaml")["stages"]

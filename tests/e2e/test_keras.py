@@ -13,6 +13,7 @@ MEDICAL = str(REPOSITORY / "jobs/specs/medical_diagnosis.yaml")
 KERAS = ("--set", "train.framework=keras")
 
 
+@pytest.mark.slow
 def test_handwritten_digits_meets_its_gate_and_is_served(workplace: Workplace) -> None:
     """The gate is below what five seeds gave on the 269 held-out rows: 0.959 to 0.985 in Keras, 0.959 to 0.978 in torch (both 0.9725
     in the mean). The spec's own gate, 0.97, lies within that spread."""

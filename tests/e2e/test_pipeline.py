@@ -53,6 +53,7 @@ def test_second_run_skips_what_is_done(medical: Any, shared_workplace: Workplace
     assert stages["export"]["package_digest"] == medical["export"]["package_digest"]
 
 
+@pytest.mark.slow
 def test_from_runs_a_stage_again_and_skips_those_before(medical: Any, shared_workplace: Workplace) -> None:
     stages = shared_workplace.run_json("run", SPEC, "--set", "serve.port=0", "--from", "evaluate")["stages"]
     assert [name for name, stage in stages.items() if not stage["skipped"]] == ["evaluate", "register", "deploy"]
@@ -89,6 +90,7 @@ def test_package_scores_a_file_without_ray(medical: Any, shared_workplace: Workp
     assert sum(line["label"] == label for line, label in zip(lines, truth, strict=True)) / 569 > 0.95
 
 
+@pytest.mark.slow
 def test_champion_follows_the_run_also_when_a_setting_is_changed_back(workplace: Workplace) -> None:
     from mlflow.tracking import MlflowClient
 

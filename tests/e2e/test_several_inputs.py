@@ -106,6 +106,7 @@ def test_every_input_reaches_the_endpoint(stages: Any, shared_workplace: Workpla
     assert set(record) == {"size", "note", "photo"}
 
 
+@pytest.mark.slow
 def test_a_module_that_gives_another_shape_stops_before_training(stages: Any, shared_workplace: Workplace) -> None:
     wrong = "model.encoders.tokens.module=own_module:build_wrong"
     done = shared_workplace.run("run", "spec.yaml", "--set", wrong)

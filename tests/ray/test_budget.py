@@ -19,6 +19,7 @@ from .test_search import LR, ONE, journal_in, rates, shrink
 from .test_train import build, make_data
 
 
+@pytest.mark.slow
 def test_workers_end_after_a_report_and_go_on_from_it(cluster: None, tmp_path: Path) -> None:
     import ray
 

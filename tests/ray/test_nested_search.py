@@ -68,6 +68,7 @@ def search_nested(folder: Path, **settings: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_more_trials_than_the_cluster_holds_stop_early_and_free_it(cluster: None, tmp_path: Path) -> None:
     """Three trials of two workers on four CPUs; of two that learn nothing ASHA stops one at least."""
     train = TrainSpec(epochs=40, global_batch_size=32)

@@ -73,7 +73,9 @@ def test_ray_data_gives_the_same_bytes_also_when_a_worker_is_killed(
     assert _contents(tmp_path / "ray") == _contents(tmp_path / "local")
 
 
-@pytest.mark.parametrize("options", [[], ["--ray"]], ids=["threads", "ray"])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], id="threads"), pytest.param(["--ray"], id="ray", marks=pytest.mark.slow)]
+)
 def test_a_killed_driver_goes_on_to_what_an_undisturbed_one_gives(
     package: Path, tmp_path: Path, options: list[str]
 ) -> None:
