@@ -88,6 +88,11 @@ def _status(head: Any, job: str) -> str:
         return str(json.loads(response.read())["status"])
 
 
+def _hear_ctrl_c() -> None:
+    """A shell that runs in the background has what it starts ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_a_job_and_stop_ends_it_as_it_ends_a_local_run(head: Any, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import threading\n\ndef wait(uri):\n    threading.Event().wait()\n")
     spec = tmp_path / "spec.yaml"
@@ -99,6 +104,7 @@ def test_ctrl_c_leaves_a_job_and_stop_ends_it_as_it_ends_a_local_run(head: Any, 
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=_hear_ctrl_c,
     )
     assert process.stderr is not None
     told = [line.strip() for line in (process.stderr.readline(), process.stderr.readline())]
