@@ -22,6 +22,8 @@ from typing import Any
 from asks import BENTOML, LITSERVE, MLFLOW, OURS, PLAIN, Dialect  # beside this file
 from measure import MARK, Tree  # one folder up
 
+from lepton_ray.engine.session import free_port
+
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 START_S, END_S = 180.0, 60.0
@@ -141,12 +143,11 @@ def haproxy_variables(scratch: Path) -> dict[str, str]:
 
 
 def free_ports() -> int:
-    """Return a port that is free with the next one."""
+    """Return a port that is free with the next one, below those of outgoing connections: one that asks its own port answers itself."""
     while True:
-        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError, OverflowError):
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            second.bind(("127.0.0.1", port + 1))
+        port = free_port()
+        with socket.socket() as following, contextlib.suppress(OSError):
+            following.bind(("127.0.0.1", port + 1))
             return port
 
 
