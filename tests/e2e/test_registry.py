@@ -56,19 +56,22 @@ def test_champion_is_served_from_a_server_that_proxies_artifacts(workplace: Work
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
-        assert server.stderr is not None
-        lines = []
-        for line in server.stderr:
-            lines.append(line)
-            if line.startswith("serving at"):
-                break
-        assert lines, "the command says where it serves"
-        assert lines[-1].startswith("serving at"), "".join(lines)
-        with urllib.request.urlopen(f"{lines[-1].split()[2]}/v2/models/proxied/ready", timeout=30) as response:
-            assert response.status == 200
-        server.send_signal(signal.SIGTERM)
-        _, rest = server.communicate(timeout=60)
-        assert server.returncode == 0, rest
+        try:
+            assert server.stderr is not None
+            lines = []
+            for line in server.stderr:
+                lines.append(line)
+                if line.startswith("serving at"):
+                    break
+            assert lines, "the command says where it serves"
+            assert lines[-1].startswith("serving at"), "".join(lines)
+            with urllib.request.urlopen(f"{lines[-1].split()[2]}/v2/models/proxied/ready", timeout=30) as response:
+                assert response.status == 200
+            server.send_signal(signal.SIGTERM)
+            _, rest = server.communicate(timeout=60)
+            assert server.returncode == 0, rest
+        finally:
+            server.kill()  # else a failed test would wait for it
 
 
 def test_credentials_of_the_registry_stay_out_of_messages(workplace: Workplace) -> None:

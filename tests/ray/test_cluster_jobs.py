@@ -98,22 +98,25 @@ def test_ctrl_c_leaves_a_job_and_stop_ends_it_as_it_ends_a_local_run(head: Any, 
     spec = tmp_path / "spec.yaml"
     spec.write_text(_TABLE.format(folder=tmp_path))
     command = ["lepton-ray", "submit", str(spec), "--address", head.dashboard, "--working-dir", str(tmp_path)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--set", "data.source.prepare=slow:wait"],
         env=head.environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
         preexec_fn=_hear_ctrl_c,
-    )
-    assert process.stderr is not None
-    told = [line.strip() for line in (process.stderr.readline(), process.stderr.readline())]
-    assert told[0].startswith("sending 2 files")
-    job = told[1].removeprefix("job ")
-    address = ["--address", head.dashboard]
-    wait_until(lambda: _status(head, job) == "RUNNING", "the job's start")
-    process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[1]
+    ) as process:
+        try:
+            assert process.stderr is not None
+            told = [line.strip() for line in (process.stderr.readline(), process.stderr.readline())]
+            assert told[0].startswith("sending 2 files")
+            job = told[1].removeprefix("job ")
+            address = ["--address", head.dashboard]
+            wait_until(lambda: _status(head, job) == "RUNNING", "the job's start")
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()  # else a failed test would wait for it
     assert process.returncode == 130
     assert f"lepton-ray jobs logs {job} --follow" in rest
     assert _status(head, job) == "RUNNING"
