@@ -38,6 +38,7 @@ _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
 BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
 _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
+_KNOWN_HEADS, _MAX_KNOWN_HEAD_BYTES = 8, 1 << 10  # that a connection keeps, and of each
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
 IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
 _HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 417, 431, 501, 505
@@ -95,12 +96,29 @@ class Sending:
     sent_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a request's head says, once it is held to be well-formed."""
+
+    method: str
+    path: str
+    """Decoded."""
+    headers: dict[bytes, bytes]
+    request_id: bytes | None
+    is_http_10: bool
+    keep_alive: bool
+    body_bytes: int | None
+    """As announced; None if chunked or none."""
+
+
 @dataclass(slots=True)
 class _Incoming:
     """The request that is being received."""
 
     url: bytes = b""
     headers: dict[bytes, bytes] = field(default_factory=dict)
+    head: _Head | None = None
+    """Once it is whole."""
     num_headers: int = 0
     num_hosts: int = 0
     head_bytes: int = 0
@@ -196,6 +214,8 @@ class Connection(asyncio.Protocol):
         self._incoming = _Incoming()
         self._is_parsing = self._is_paused = False
         self._unfinished_bytes = 0
+        self._known: dict[bytes, _Head] = {}
+        """Heads that came before, by their bytes: a client sends the same ones again and again."""
 
     # asyncio's side
 
@@ -211,6 +231,8 @@ class Connection(asyncio.Protocol):
         begun = None if self._receive_by is None else self._incoming
         try:
             self._parse(data)
+        except _RefusalError as refusal:
+            self._end(refusal.response)
         except httptools.HttpParserCallbackError as failure:
             if not isinstance(failure.__context__, _RefusalError):
                 raise
@@ -228,9 +250,38 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         self._is_parsing = True
         try:
-            self._parser.feed_data(data)
+            if self._receive_by is not None:
+                self._parser.feed_data(data)
+            elif not self._take_known(data):
+                begun = self._incoming
+                self._parser.feed_data(data)
+                self._learn(data, begun)
         finally:
             self._is_parsing = False
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take a whole request without parsing its head again; the parser, which is between two requests, does not see it."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self._known.get(data[:end])
+        if head is None or len(data) - end != head.body_bytes:
+            return False
+        self.on_message_begin()
+        self._take_head(head)
+        self.on_body(data[end:])
+        self.on_message_complete()
+        return True
+
+    def _learn(self, data: bytes, incoming: _Incoming) -> None:
+        """Keep the head of a request that was all of ``data``."""
+        head = incoming.head
+        if head is None or not head.body_bytes or not head.keep_alive or b"expect" in head.headers:
+            return
+        end = len(data) - head.body_bytes
+        is_whole = 0 < end <= _MAX_KNOWN_HEAD_BYTES and data.find(b"\r\n\r\n") == end - 4
+        if is_whole and self._receive_by is None and data.startswith(head.method.encode()):
+            if len(self._known) >= _KNOWN_HEADS:
+                self._known.clear()
+            self._known[data[:end]] = head
 
     def eof_received(self) -> bool:
         """Answer what is under way, then close."""
@@ -422,12 +473,25 @@ class Connection(asyncio.Protocol):
         incoming, headers = self._incoming, self._incoming.headers
         incoming.is_in_head = False
         version = self._parser.get_http_version()
-        slot = incoming.slot
-        slot.request_id = checked_id(headers.get(b"x-request-id"))
+        incoming.slot.request_id = checked_id(headers.get(b"x-request-id"))
         self._check_framing(version)
-        slot.path = self._path()
-        slot.is_http_10 = version == "1.0"
-        slot.keep_alive = self._parser.should_keep_alive()
+        size = headers.get(b"content-length")
+        head = _Head(
+            method=incoming.slot.method,
+            path=self._path(),
+            headers=headers,
+            request_id=incoming.slot.request_id,
+            is_http_10=version == "1.0",
+            keep_alive=self._parser.should_keep_alive(),
+            body_bytes=None if size is None else int(size),
+        )
+        self._take_head(head)
+
+    def _take_head(self, head: _Head) -> None:
+        incoming, slot, headers = self._incoming, self._incoming.slot, head.headers
+        incoming.head, incoming.is_in_head = head, False
+        slot.method, slot.path, slot.request_id = head.method, head.path, head.request_id
+        slot.is_http_10, slot.keep_alive = head.is_http_10, head.keep_alive
         found, slot.caller = self._owner.endpoint.admit(slot.method, slot.path, headers.get(b"authorization"))
         if isinstance(found, Response):
             slot.response = found
@@ -441,8 +505,8 @@ class Connection(asyncio.Protocol):
             if (key_header := self._owner.endpoint.key_header) is not None:
                 slot.request_id = slot.request_id or self._owner.next_id()
                 incoming.call.key = headers.get(key_header) or slot.request_id
-        if (size := headers.get(b"content-length")) is not None:
-            self._check_size(int(size))
+        if head.body_bytes is not None:
+            self._check_size(head.body_bytes)
         if (expected := headers.get(b"expect")) is not None:
             self._answer_expectation(expected)
 

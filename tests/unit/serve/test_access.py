@@ -32,7 +32,7 @@ _KEYS = ["time", "id", "method", "path", "status", "ms", "request_bytes", "answe
 
 def _entry(**changes: Any) -> Entry:
     values: dict[str, Any] = {
-        "at": 1.5e9,
+        "at": 1.5e9 + 0.25,
         "request_id": b"job-7",
         "method": "POST",
         "path": "/predict",
@@ -59,7 +59,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_line_says_who_asked_for_what_and_what_came_of_it() -> None:
     assert format_line(_entry()) == (
-        b'{"time":"2017-07-14T02:40:00Z","id":"job-7","method":"POST","path":"/predict","status":200,"ms":1.234,'
+        b'{"time":"2017-07-14T02:40:00.250000Z","id":"job-7","method":"POST","path":"/predict","status":200,"ms":1.234,'
         b'"request_bytes":10,"answer_bytes":20,"rows":3,"version":"0123456789ab","token":"mobile-app"}\n'
     )
     gone = json.loads(format_line(_entry(method="", status=None, headers=(), token="")))
