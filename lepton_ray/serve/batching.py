@@ -2,12 +2,13 @@
 
 There are two lanes. Short calls run on the event loop itself, in the first moment after all sockets that had something were
 read: a thread would cost more than they do. Long ones run in a worker thread, one batch after the other, so that the
-loop goes on reading and answering; what arrives during a run is the next batch. Which lane is a matter of the time that the
+loop goes on reading and answering; what arrives during a run is the next batch, which the thread takes without asking the loop. Which lane is a matter of the time that the
 rows take, measured when the replica warms up.
 """
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.tables import empty_feeds
-from lepton_ray.serve.endpoint import HTTP_UNAVAILABLE, Call, Endpoint, Response
+from lepton_ray.serve.endpoint import FAILURE, HTTP_FAILED, HTTP_UNAVAILABLE, Call, Endpoint, Response, error_response
 
 _SHORT_S = 1e-3  # most that the loop is kept from its sockets by one batch
 _LONG_S = 50e-3  # most that a batch in the thread takes, unless a single call takes more
@@ -67,6 +68,8 @@ class Batcher:
         self._short: deque[tuple[Call, Done]] = deque()
         self._long: deque[tuple[Call, Done]] = deque()
         self._is_tick_due = False
+        self._lock = threading.Lock()
+        """For ``_long`` and what follows."""
         self._is_long_running = False
         self._worker = ThreadPoolExecutor(1, "lepton-batch")
 
@@ -76,16 +79,14 @@ class Batcher:
             message = f"at most {self._max_waiting} requests may wait. Send it again later"
             done(self._endpoint.refuse(call, HTTP_UNAVAILABLE, message))
         elif len(call.body) > PARSED_SHORT_BYTES or call.read is not None:  # of which little can be much
-            self._long.append((call, done))
-            self._start_long()
+            self._queue_long(call, done)
         elif not call.rows and (refusal := self._endpoint.parse(call)) is not None:
             done(refusal)
         elif self._cost.of(call.rows) <= _SHORT_S:
             self._short.append((call, done))
             self._ask_for_tick()
         else:
-            self._long.append((call, done))
-            self._start_long()
+            self._queue_long(call, done)
 
     def close(self) -> None:
         """Let the worker thread end."""
@@ -101,22 +102,31 @@ class Batcher:
         batch = self._take(self._short, _SHORT_S)
         if self._short:
             self._ask_for_tick()
-        _deliver(batch, self._endpoint.predict([call for call, _ in batch]))
+        _deliver(batch, self._predict(batch))
 
-    def _start_long(self) -> None:
-        if self._is_long_running or not self._long:
-            return
-        self._is_long_running = True
-        batch = self._take(self._long, _LONG_S)
-        running = asyncio.get_running_loop().run_in_executor(
-            self._worker, self._endpoint.predict, [call for call, _ in batch]
-        )
-        running.add_done_callback(lambda future: self._end_long(batch, future.result()))
+    def _queue_long(self, call: Call, done: Done) -> None:
+        with self._lock:
+            self._long.append((call, done))
+            must_start, self._is_long_running = not self._is_long_running, True
+        if must_start:
+            self._worker.submit(self._run_long, asyncio.get_running_loop())
 
-    def _end_long(self, batch: list[tuple[Call, Done]], responses: list[Response]) -> None:
-        self._is_long_running = False
-        self._start_long()
-        _deliver(batch, responses)
+    def _run_long(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run batches until none is left, in the worker."""
+        while True:
+            with self._lock:
+                if not self._long:
+                    self._is_long_running = False
+                    return
+                batch = self._take(self._long, _LONG_S)
+            loop.call_soon_threadsafe(_deliver, batch, self._predict(batch))
+
+    def _predict(self, batch: list[tuple[Call, Done]]) -> list[Response]:
+        try:
+            return self._endpoint.predict([call for call, _ in batch])
+        except Exception:  # of what counts requests, say: those that wait behind these must not wait for ever
+            _logger.exception("a batch of %d requests failed", len(batch))
+            return [error_response(HTTP_FAILED, FAILURE)] * len(batch)
 
     def _take(self, queue: deque[tuple[Call, Done]], most_s: float) -> list[tuple[Call, Done]]:
         """Take the calls that fit into one batch, at least one; a call that is not parsed yet goes alone."""

@@ -39,7 +39,7 @@ HTTP_NOT_FOUND, HTTP_TIMEOUT, HTTP_FAILED = 404, 408, 500
 _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
-_FAILURE = "the server failed; its log has the reason"
+FAILURE = "the server failed; its log has the reason"
 _READING = ("GET", "HEAD")
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
@@ -250,7 +250,7 @@ class Endpoint:
             return self.refuse(call, HTTP_BAD_REQUEST, str(error))
         except Exception:  # one that left here would stop the queue that the call stands in
             _logger.exception("a body could not be read")
-            return self.refuse(call, HTTP_FAILED, _FAILURE)
+            return self.refuse(call, HTTP_FAILED, FAILURE)
         return None
 
     def _parse_records(self, call: Call) -> list[Any]:
@@ -310,7 +310,7 @@ class Endpoint:
             code, message = _HTTP_UNPROCESSABLE, str(error)
         except Exception:
             _logger.exception("a run for %d requests failed", len(calls))
-            code, message = HTTP_FAILED, _FAILURE
+            code, message = HTTP_FAILED, FAILURE
         if len(calls) == 1:
             return [self.refuse(calls[0], code, message)]
         return [self._answer([call])[0] for call in calls]  # one of them spoilt it: the others must not pay

@@ -124,6 +124,23 @@ def test_one_that_fails_costs_the_others_nothing(endpoint: Endpoint, monkeypatch
     assert [answer.code for answer in answers] == [200, 500, 200]
 
 
+@pytest.mark.parametrize("cost", [Cost(0, 0), Cost(1, 1)])
+def test_a_meter_that_fails_does_not_stop_the_queue(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, cost: Cost
+) -> None:
+    batcher = Batcher(endpoint, cost, 10)
+    front = Front.of(Variant(endpoint, batcher))
+
+    def ask() -> int:
+        return asyncio.run(front.answer(_call("records", [{"age": 3, "size": "S"}]))).code
+
+    with monkeypatch.context() as broken:
+        broken.setattr(NoMeter, "observe", lambda *_: 1 / 0)
+        assert ask() == 500
+    assert ask() == 200
+    batcher.close()
+
+
 def test_the_body_of_a_waiting_call_may_be_large(endpoint: Endpoint) -> None:
     """It is parsed in the thread, and refused there too."""
     batcher = Batcher(endpoint, Cost(0, 0), 10)
