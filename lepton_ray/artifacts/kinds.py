@@ -276,7 +276,7 @@ class PackageRef(Artifact):
 
     package_digest: str
     parity: dict[str, float]
-    """Greatest absolute difference from the training code, by place."""
+    """Greatest absolute difference from the training code, by place; where the package is compressed, ``http`` is held against it."""
     num_bytes: int
 
     @property

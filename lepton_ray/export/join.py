@@ -33,6 +33,9 @@ def join(
         _add_judgement(core, target)
     core.ir_version = prepare.ir_version
     merged = compose.merge_models(prepare, core, io_map=[(i.name, names[i.name]) for i in inputs])
+    imports = {entry.domain: entry.version for entry in merged.opset_import}  # both graphs' beside each other
+    del merged.opset_import[:]
+    merged.opset_import.extend([helper.make_opsetid(domain, version) for domain, version in imports.items()])
     if lengths := [i.shape[0] for i in inputs if i.kind in ("tokens", "steps")]:
         helper.set_model_props(merged, {MAX_BATCH_ROWS: str(max(1, _MAX_PAIRS // max(lengths) ** 2))})
     onnx.checker.check_model(merged, full_check=True)

@@ -12,6 +12,16 @@ from lepton_ray.spec.monitor import MonitorSpec
 from lepton_ray.spec.ranking import RANKING_METRICS, RankingSpec
 
 ExtraFile = Literal["saved_model", "litert"]
+CompressionKind = Literal["float16", "int8"]
+
+
+class CompressionSpec(Section):
+    """A smaller graph that gives about the same."""
+
+    kind: CompressionKind
+    """``float16`` stores weights in half precision; ``int8`` computes layers in 8 bits too, in ranges that validation rows were seen to have."""
+    max_difference: PositiveFloat = 0.05
+    """Greatest change of an answer to a golden row, in the units of ``parity_tolerance``. The gates of ``evaluate`` judge the smaller graph."""
 
 
 class ExportSpec(Section):
@@ -24,6 +34,9 @@ class ExportSpec(Section):
     """Records of the test split that the package carries with the outputs that the training code gave for them."""
     also: Annotated[tuple[ExtraFile, ...], Strict(False)] = ()
     """Files beside ``model.onnx``, of Keras models only: from the output of ``prepare.onnx`` to probabilities."""
+
+    compress: CompressionSpec | None = None
+    """Of ``model.onnx``; the files of ``also`` stay as they are."""
 
     @model_validator(mode="after")
     def _check_also(self) -> Self:

@@ -10,6 +10,7 @@ import pytest
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.engine.keras import keras
+from lepton_ray.export.compress import compress
 from lepton_ray.export.keras_to_onnx import export_model, predict, write_extra
 from lepton_ray.features.categories import CategoryState
 from lepton_ray.features.graph import compile_graph
@@ -95,6 +96,18 @@ def test_a_further_file_answers_as_keras_does(tmp_path: Path, case: str, target:
         features = np.random.default_rng(rows).normal(size=(rows, *_CASES[case][1])).astype(np.float32)
         tolerance = 1e-4 if target is _NUMBERS and kind == "litert" else 1e-5  # float32 keeps 6e-8 of 1000
         assert np.abs(answer(features) - predict(model, target, [features])).max() < tolerance
+
+
+def test_layers_of_a_keras_graph_run_in_8_bits_near_the_same() -> None:
+    _, shape, data, state = _CASES["cnn"]
+    prepare = compile_graph(Signature.of(data, _TARGET), state)
+    graph = export_model(_model("cnn"), inputs_of(state), prepare, _TARGET)
+    rows = {"image": np.random.default_rng(0).integers(0, 256, (64, *shape[1:], shape[0]), np.uint8)}
+    wanted = ort.InferenceSession(graph.SerializeToString()).run(["probabilities"], rows)[0]
+    after = compress(graph, prepare, "int8", rows)
+    assert sum(node.op_type == "DequantizeLinear" for node in after.graph.node) > 6
+    got = ort.InferenceSession(after.SerializeToString()).run(["probabilities"], rows)[0]
+    assert 0 < np.abs(got - wanted).max() < 0.05
 
 
 def test_the_export_says_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
