@@ -1,9 +1,15 @@
 """The base of every section and the field types that sections share."""
 
+import ast
+import inspect
+import textwrap
+from itertools import pairwise
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, model_validator
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from lepton_ray.core import settings
 
@@ -32,7 +38,7 @@ StrTuple = Annotated[tuple[str, ...], Strict(False)]
 class Section(BaseModel):
     """A frozen part of a spec that refuses unknown keys and does not turn text into numbers."""
 
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     @model_validator(mode="after")
     def _check_env_references(self) -> Self:
@@ -50,6 +56,29 @@ class Section(BaseModel):
                         f"{name} must refer to environment variables that are set, got {value!r}. Set {variable}"
                     )
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields by the docstrings below them; pydantic's own way parses each class at every start."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in _docstrings(cls).items():
+            field = cls.model_fields.get(name)
+            if field is not None and field.description is None:
+                properties[field.alias or name]["description"] = text
+        return schema
+
+
+def _docstrings(section: type[Section]) -> dict[str, str]:
+    """Return the text below each field of a section, those of its bases included."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for above, below in pairwise(getattr(tree, "body", [])):
+            match above, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                    found[name] = inspect.cleandoc(text)
+    return found
 
 
 def _may_refer(field: FieldInfo) -> bool:
