@@ -1,5 +1,6 @@
 """Specs from text: what YAML may say, every error at once with its line, overrides, checks across sections."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -337,3 +338,28 @@ def test_the_schema_describes_fields_by_the_texts_below_them() -> None:
     assert told == {**inner, "plain": "Told below.", "section": "One in another."}
     told = {n: f["description"] for n, f in schema["$defs"]["_Described"]["properties"].items() if "description" in f}
     assert told == inner
+
+
+@pytest.mark.parametrize(
+    ("field", "longest"),
+    [("register.alias", "Å"), ("register.model_name", "Ü 1."), ("cost.worker", "b.4")],
+    ids=["alias", "model_name", "instance_type"],
+)
+def test_names_have_a_greatest_length(field: str, longest: str) -> None:
+    limit = 200 if field == "register.model_name" else 63
+    text = f"a{longest * limit}"[:limit]
+    start = ["register={}"] if field.startswith("register") else ["cost={provider: aws, head: a, worker: b}"]
+    parse_spec(_TABLE, [*start, f"{field}={text}"])
+    with pytest.raises(SpecError, match=rf"{field} must have at most {limit} characters, got '{text[:9]}"):
+        parse_spec(_TABLE, [*start, f"{field}={text}b"])
+    with pytest.raises(SpecError, match=rf"{field} must match pattern .*, got '{text[:9]}"):
+        parse_spec(_TABLE, [*start, f"{field}={text[:20]}/"])
+
+
+def test_no_pattern_counts_letters_of_any_language() -> None:
+    schema = json.dumps(RunSpec.model_json_schema())
+    patterns = [json.loads(text) for text in re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema)]
+    assert len(patterns) > 10
+    assert not [
+        p for p in patterns if re.search(r"\\[wd]\S*\]\{\d*,?\d\d", p)
+    ]  # each takes 30 ms or more of every start
