@@ -21,7 +21,7 @@ PART_FOLDERS = ("rows", "quarantine", "train", "val", "test")
 class PartFile(BaseModel):
     """A file of an artifact that lies where it was written, also on another filesystem: some of a dataset's rows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     name: str
     """Path in the artifact's folder."""
@@ -36,7 +36,7 @@ Parts = Annotated[tuple[PartFile, ...], Strict(False)]
 class Artifact(BaseModel):
     """Facts about files in ``folder``; a subclass for each kind. Only the store makes and reads manifests of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """Local folder that holds the files; set by the store."""
@@ -113,7 +113,7 @@ _KINDS: dict[int, Literal["table", "image", "steps"]] = {1: "table", 2: "steps",
 class ModelInput(BaseModel):
     """One tensor that the features give and a model takes: rows first, float32 values or int64 ids."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     name: str
     shape: Annotated[tuple[int, ...], Strict(False)]
@@ -159,7 +159,7 @@ class Target(BaseModel):
     | anomaly_detection | how odd a row is (N, 1) | ``is_anomaly`` (N,), ``score`` (N,) |
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     task: Task
     classes: Names = ()

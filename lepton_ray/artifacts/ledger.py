@@ -36,7 +36,7 @@ REASONS = {
 class Ledger(BaseModel):
     """Counts of rows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     rows_in: int
     rows_kept: int

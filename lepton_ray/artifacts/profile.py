@@ -32,7 +32,7 @@ QUANTILES = {
 class Facts(BaseModel):
     """Base of all parts of a profile."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
 
 class Distribution(Facts):

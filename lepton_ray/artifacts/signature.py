@@ -39,7 +39,7 @@ _TENSORS: dict[str, tuple[str, Datatype]] = {
 class TensorSpec(BaseModel):
     """Name, Open Inference Protocol datatype and shape (-1: any number of rows) of a tensor."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     name: str
     datatype: Datatype
@@ -51,7 +51,7 @@ class TensorSpec(BaseModel):
 class Signature(BaseModel):
     """What goes in and what comes out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     columns: dict[str, Column]
     """Features with their rules, in the model's order."""

@@ -61,6 +61,8 @@ class RawBlock:
 
     def texts_of(self, positions: Positions) -> list[str]:
         """Return original texts of rows, or their cells as JSON where the source has no texts."""
+        if not len(positions):
+            return []  # not even looked for where a source has to look for them
         return self.texts(positions) if self.texts is not None else self.cells_of(positions)
 
     def cells_of(self, positions: Positions) -> list[str]:

@@ -33,7 +33,7 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid")
 
 
 class Count(_Facts):

@@ -39,6 +39,8 @@ class Chunk:
     data: bytes
     start: int
     line: int
+    num_lines: int | None = None
+    """Where cutting has seen that its quotes are plain, so that parsing need not look again."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,22 @@ def cut_csv(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) ->
     Raises:
         DataError: If a record is longer than 64 MiB.
     """
-    for data, end, start, line in _cut(stream, source, delimiter, target_bytes):
-        yield Chunk(data[:end], start, line)
+    for data, end, start, line, num_lines in _cut(stream, source, delimiter, target_bytes):
+        yield Chunk(data[:end], start, line, num_lines)
 
 
-def find_cuts(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Yield start, end and first line of each chunk of ``cut_csv``, without copying what is in it."""
-    for _, end, start, line in _cut(stream, source, delimiter, target_bytes):
-        yield start, start + end, line
+def find_cuts(
+    stream: BinaryIO, source: str, delimiter: str, target_bytes: int
+) -> Iterator[tuple[int, int, int, int | None]]:
+    """Yield start, end, first line and ``num_lines`` of each chunk of ``cut_csv``, without copying what is in it."""
+    for _, end, start, line, num_lines in _cut(stream, source, delimiter, target_bytes):
+        yield start, start + end, line, num_lines
 
 
-def _cut(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """Yield data that begin with a chunk, the chunk's length, and its offset and line in the file."""
+def _cut(
+    stream: BinaryIO, source: str, delimiter: str, target_bytes: int
+) -> Iterator[tuple[bytes, int, int, int, int | None]]:
+    """Yield data that begin with a chunk, the chunk's length, its offset and line in the file, and its ``num_lines``."""
     head = head_of(stream)
     start, line = _skip_header(head, delimiter)
     read = _read_on(stream, head[start:])
@@ -103,10 +109,11 @@ def _cut(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> It
         more = read(max(target_bytes - len(rest), _MIN_READ_BYTES))
         is_last = not more
         data = rest + more
-        end = _last_boundary(data, delimiter, is_last)
+        end, is_plain = _last_boundary(data, delimiter, is_last)
         if end:
-            yield data, end, start, line
-            line += _count_line_ends(data, end)
+            num_lines = _count_line_ends(data, end)
+            yield data, end, start, line, num_lines if is_plain else None
+            line += num_lines
         start, rest = start + end, data[end:]
         if len(rest) > _MAX_LINE_BYTES:
             raise DataError(
@@ -150,7 +157,7 @@ def read_header(head: bytes, delimiter: str) -> list[str]:
 
 def parse_chunk(file: CsvFile, chunk: Chunk) -> RawBlock | None:
     """Return the records of a chunk, or None if it has only blank lines."""
-    if file.fault is None and (table := _parse_quickly(file, chunk.data)) is not None:
+    if file.fault is None and (table := _parse_quickly(file, chunk)) is not None:
         lines = np.arange(chunk.line, chunk.line + table.num_rows)
         return RawBlock(file.source, table, lines, _LineTexts(chunk.data))
     return _parse_records(file, chunk)
@@ -166,13 +173,13 @@ def _skip_header(data: bytes, delimiter: str) -> tuple[int, int]:
     return end, 1 + _count_line_ends(data, end)
 
 
-def _last_boundary(data: bytes, delimiter: str, is_last: bool) -> int:
-    """Offset behind the last record of ``data`` that is whole."""
+def _last_boundary(data: bytes, delimiter: str, is_last: bool) -> tuple[int, bool]:
+    """Offset behind the last record of ``data`` that is whole, and whether its quotes and line ends are known to be plain."""
     if is_last:
-        return len(data)
+        return len(data), False
     if b"\r" not in data and (end := _last_feed_outside(data, delimiter)) is not None:
-        return end
-    return find_records(data, delimiter, is_last).next_start
+        return end, True
+    return find_records(data, delimiter, is_last).next_start, False
 
 
 def _last_feed_outside(data: bytes, delimiter: str) -> int | None:
@@ -231,18 +238,25 @@ class _LineTexts:
         ]
 
 
-def _parse_quickly(file: CsvFile, data: bytes) -> pa.Table | None:
+def _parse_quickly(file: CsvFile, chunk: Chunk) -> pa.Table | None:
     """Parse a chunk each of whose lines is a row; None where that cannot be taken for granted."""
+    num_lines = _count_plain_lines(chunk.data, file.delimiter) if chunk.num_lines is None else chunk.num_lines
+    if num_lines is None or _has_mark(chunk.data):
+        return None
+    table = _parse_cells(file, chunk.data)
+    return table if table is not None and table.num_rows == num_lines else None
+
+
+def _count_plain_lines(data: bytes, delimiter: str) -> int | None:
+    """Number of lines; None where quotes or line ends are not plain."""
     if b'"' in data:
         array = np.frombuffer(data, np.uint8)
         quotes = np.flatnonzero(array == _QUOTE)
-        if not _are_regular(array, quotes, file.delimiter) or _longest_quote(quotes) > _MAX_RECORD_BYTES:
+        if not _are_regular(array, quotes, delimiter) or _longest_quote(quotes) > _MAX_RECORD_BYTES:
             return None
-    if _has_mark(data) or (b"\r" in data and data.count(b"\r") != data.count(b"\r\n")):
+    if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
         return None
-    rows = _count_feeds(data, len(data)) + (not data.endswith(b"\n"))
-    table = _parse_cells(file, data)
-    return table if table is not None and table.num_rows == rows else None
+    return _count_feeds(data, len(data)) + (not data.endswith(b"\n"))
 
 
 def _parse_cells(file: CsvFile, data: bytes) -> pa.Table | None:
@@ -403,13 +417,14 @@ def _are_regular(array: NDArray[np.uint8], quotes: Indices, delimiter: str) -> b
         return False
     if not len(quotes):
         return True
-    borders = np.frombuffer(delimiter.encode() + b"\r\n", np.uint8)
+    is_border = np.zeros(256, bool)
+    is_border[np.frombuffer(delimiter.encode() + b"\r\n", np.uint8)] = True
     opening, closing = quotes[0::2], quotes[1::2]
     before = array[np.maximum(opening - 1, 0)]
     after = array[np.minimum(closing + 1, len(array) - 1)]
     is_reopened = np.concatenate([[False], opening[1:] == closing[:-1] + 1])
-    starts_well = (opening == 0) | np.isin(before, borders) | is_reopened
-    ends_well = (closing == len(array) - 1) | np.isin(after, borders) | np.concatenate([is_reopened[1:], [False]])
+    starts_well = (opening == 0) | is_border[before] | is_reopened
+    ends_well = (closing == len(array) - 1) | is_border[after] | np.concatenate([is_reopened[1:], [False]])
     has_bom = len(opening) and opening[0] == len(_BOM) and array[:3].tobytes() == _BOM
     return bool((starts_well[1 if has_bom else 0 :]).all() and ends_well.all())
 

@@ -15,7 +15,7 @@ from lepton_ray.data.in_process import map_parts
 _ROWS_PER_SWEEP = 1 << 20  # x 40 bytes, for each thread: hash, position and order of a row
 _MAX_BITS = 6
 _WORD_BITS = 64
-_NUM_BUCKETS = 1 << 24
+_NUM_BUCKETS = 1 << 22  # as bytes they stay in the cache
 
 Mask = NDArray[np.bool_]
 Rank = NDArray[np.uint64]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
@@ -24,7 +25,6 @@ _MISSING = np.uint64(0xA5A5_1234_0F0F_4321)
 _CHUNK_ROWS = 16_384  # states and words of a chunk stay in the processor's cache
 _SHORT_BYTES = 128  # longer texts go through BLAKE2b, one by one
 _WORD_BYTES = 8
-_MASKS = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)
 
 
 def hash_columns(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int | None = None) -> pa.Array:
@@ -119,8 +119,7 @@ def _number_words(column: pa.Array) -> Words:
     values = column.to_numpy(zero_copy_only=False).astype(np.float64, copy=False) + 0.0  # -0.0 and 0.0 are one value
     bits: Words = values.view(np.uint64)
     is_missing = np.isnan(values)
-    if is_missing.any():
-        bits[is_missing] = _MISSING
+    np.copyto(bits, _MISSING, where=is_missing)
     return bits
 
 
@@ -146,50 +145,46 @@ def _list_words(column: pa.Array) -> Words:
 def _text_words(column: pa.Array) -> Words:
     if pa.types.is_null(column.type):
         return np.full(len(column), _MISSING, np.uint64)
+    if not len(column):
+        return np.empty(0, np.uint64)
     binary = column.cast(pa.large_binary())
-    offsets = np.frombuffer(binary.buffers()[1], np.int64, len(binary) + 1, binary.offset * _WORD_BYTES)
-    starts, lengths = offsets[:-1], np.diff(offsets)
-    data = binary.buffers()[2]
-    content = bytes(data[offsets[0] : offsets[-1]]) if data is not None else b""
-    words = _short_words(content + bytes(_WORD_BYTES), starts - offsets[0], lengths)
+    _, ends, data = binary.buffers()
+    content = data if data is not None else pa.py_buffer(b"")
+    offsets = np.frombuffer(ends, np.int64, len(binary) + 1, binary.offset * _WORD_BYTES)
+    lengths = np.diff(offsets)
+    # Without the mark of what is missing: that would not be padded.
+    texts = pa.Array.from_buffers(pa.large_string(), len(binary), [None, ends, content], offset=binary.offset)
+    words = (lengths.astype(np.uint64) + _ONE) * _TEXT_SEED
+    for start in range(0, len(words), _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        _absorb_texts(words[rows], texts[rows], lengths[rows])
     for row in np.flatnonzero(lengths > _SHORT_BYTES).tolist():
-        start = int(starts[row] - offsets[0])
-        words[row] = _hash_long(content[start : start + int(lengths[row])])
+        words[row] = _hash_long(content[int(offsets[row]) : int(offsets[row + 1])])
     if column.null_count:
         words[column.is_null().to_numpy(zero_copy_only=False)] = _MISSING
     return words
 
 
-def _short_words(content: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Words:
-    """Hash texts eight bytes at a time, many texts side by side; ``content`` has eight more bytes than the texts."""
-    eight = np.ndarray((max(len(content) - _WORD_BYTES + 1, 0),), "<u8", content, strides=(1,))
-    result = np.empty(len(lengths), np.uint64)
-    scratch = np.empty(_CHUNK_ROWS, np.uint64)
-    for begin in range(0, len(lengths), _CHUNK_ROWS):
-        rows = slice(begin, begin + _CHUNK_ROWS)
-        _hash_chunk(eight, starts[rows], lengths[rows], result[rows], scratch)
-    return result
+def _absorb_texts(state: Words, texts: pa.Array, lengths: NDArray[np.int64]) -> None:
+    """Mix texts that are not long into each state, eight bytes at a time, many side by side: padded with zeros to one length."""
+    is_long = lengths > _SHORT_BYTES
+    if is_long.any():
+        texts, lengths = pc.if_else(pa.array(is_long), pa.scalar("", texts.type), texts), np.where(is_long, 0, lengths)
+    num_words = -(-int(lengths.max(initial=0)) // _WORD_BYTES)
+    if not num_words:
+        return
+    padded = pc.ascii_rpad(texts, num_words * _WORD_BYTES, padding="\0")  # bytes, whatever they spell
+    words_NW = np.frombuffer(padded.buffers()[2], "<u8", len(texts) * num_words).reshape(-1, num_words)
+    scratch = np.empty_like(state)
+    for place in range(num_words):
+        rows = np.flatnonzero(lengths > place * _WORD_BYTES)
+        if len(rows) == len(state):
+            _absorb(state, words_NW[:, place], scratch)
+            continue
+        part = state[rows]
+        _absorb(part, words_NW[rows, place], scratch[: len(rows)])
+        state[rows] = part
 
 
-def _hash_chunk(
-    eight: Words, starts: NDArray[np.int64], lengths: NDArray[np.int64], out: Words, scratch: Words
-) -> None:
-    state = (lengths.astype(np.uint64) + _ONE) * _TEXT_SEED
-    at, left, rows = starts, np.where(lengths <= _SHORT_BYTES, lengths, 0), None
-    while (left > 0).any():
-        if not (left > 0).all():
-            chosen = np.flatnonzero(left > 0)
-            at, left = at[chosen], left[chosen]
-            rows = chosen if rows is None else rows[chosen]
-        word = eight[at]
-        np.bitwise_and(word, _MASKS[np.minimum(left, _WORD_BYTES)], out=word)
-        part = state if rows is None else state[rows]
-        _absorb(part, word, scratch[: len(part)])
-        if rows is not None:
-            state[rows] = part
-        at, left = at + _WORD_BYTES, left - _WORD_BYTES
-    out[:] = state
-
-
-def _hash_long(value: bytes) -> int:
+def _hash_long(value: pa.Buffer) -> int:
     return int.from_bytes(hashlib.blake2b(value, digest_size=_WORD_BYTES).digest(), "little")

@@ -36,7 +36,7 @@ Value = str | bool | int | float | list[float | None] | None
 class MendedRecord(BaseModel):
     """A record as it should have been."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     line: Annotated[int, Field(ge=1)]

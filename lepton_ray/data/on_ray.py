@@ -39,6 +39,7 @@ def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[
         return pa.concat_tables(done)
 
     done = ray.data.from_arrow(blocks).map_batches(work, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
+    done.context.enable_progress_bars = False  # the stage tells how far it is
     try:
         for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for index, value in _pairs(block):

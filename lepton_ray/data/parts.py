@@ -70,7 +70,7 @@ class Folder:
         return self._write_part(name, content, table.num_rows)
 
     def write_parquet(self, name: str, table: pa.Table, group_rows: int = _PARQUET_ROW_GROUP) -> PartFile:
-        """Write a table as a Parquet file; text columns are compressed, dictionaries stay dictionaries.
+        """Write a table as a Parquet file; texts are compressed, whole numbers (lines) stored as steps, dictionaries stay such.
 
         Args:
             name: Path in the folder.
@@ -79,12 +79,14 @@ class Folder:
         """
         schema = table.schema
         dictionaries = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+        whole = {field.name: "DELTA_BINARY_PACKED" for field in schema if pa.types.is_integer(field.type)}
         sink = pa.BufferOutputStream()
         pq.write_table(
             table,
             sink,
             compression={field.name: _compression(field.type) for field in schema},
             use_dictionary=dictionaries or False,
+            column_encoding=whole or None,
             write_statistics=False,
             row_group_size=min(group_rows, _PARQUET_ROW_GROUP),
         )
@@ -119,7 +121,7 @@ def _write_ipc(table: pa.Table, sink: Any) -> None:
 
 
 def _compression(kind: pa.DataType) -> str:
-    is_number = pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
     return "NONE" if is_number else "LZ4"  # compressing numbers takes longer than writing them
 
 

@@ -26,7 +26,7 @@ LIMIT = 1 << 63  # of whole numbers in Arrow
 class QuarantinedRecord(BaseModel):
     """A removed record, as people see and mend it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid")
 
     source: str
     line: int

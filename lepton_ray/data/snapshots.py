@@ -35,7 +35,7 @@ _COLUMNS: TypeAdapter[dict[str, Column]] = TypeAdapter(dict[str, Column])
 class Snapshot(BaseModel):
     """Facts about a finished step that has rows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid")
 
     location: str
     """Folder, in its filesystem."""

@@ -12,4 +12,4 @@ Texts = Annotated[tuple[str, ...], Strict(False)]
 class Frozen(BaseModel):
     """What fitting learnt, or a part of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)

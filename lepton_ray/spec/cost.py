@@ -8,7 +8,7 @@ from lepton_ray.spec.base import Name, PositiveFloat, Section, Uri
 
 _OF_TABLE = ("prices", "provider", "head", "worker", "num_workers")
 
-InstanceType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")]
+InstanceType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=63)]
 
 
 class CostSpec(Section):

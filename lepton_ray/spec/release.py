@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 from lepton_ray.spec.autoscaling import AutoscalingSpec
-from lepton_ray.spec.base import FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
+from lepton_ray.spec.base import Alias, FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.monitor import MonitorSpec
 from lepton_ray.spec.ranking import RANKING_METRICS, RankingSpec
@@ -109,12 +109,12 @@ def metrics_of(task: Task, evaluate: EvaluateSpec) -> tuple[str, ...]:
 class RegisterSpec(Section):
     """A version in the MLflow registry."""
 
-    model_name: Annotated[str, Field(pattern=r"^[\w .-]{1,200}$")] | None = None
+    model_name: Annotated[str, Field(pattern=r"^[\w .-]+$", max_length=200)] | None = None
     """Registered model; None takes the run's name."""
     tracking_uri: Uri | None = None
     """MLflow server or database; None takes the file ``mlflow.db`` in ``storage``."""
     experiment: str = "lepton_ray"
-    alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]{0,62}$")] = "champion"
+    alias: Alias = "champion"
     """Given to the new version, which is what ``models:/NAME@champion`` then means."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from lepton_ray.spec.base import Fraction, PositiveFloat, PositiveInt, Section, Uri
+from lepton_ray.spec.base import Alias, Fraction, PositiveFloat, PositiveInt, Section, Uri
 
 Mode = Literal["canary", "shadow", "ab", "blue_green"]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -82,7 +82,7 @@ class RolloutSpec(Section):
     """Of each variant before an A/B test is judged."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Probability of a difference in an A/B test where there is none, however often one looks."""
-    alias: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]{0,62}$")] = "champion"
+    alias: Alias = "champion"
     """Moved in the registry to the version that is promoted, if it is registered."""
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ from lepton_ray.stages.near_duplicates import remove_near_duplicates
 from lepton_ray.stages.references import load_references
 from lepton_ray.stages.windows import add_windows
 
-VERSION = 4
+VERSION = 5
 _MIN_CLASSES = 2
 _SAMPLE_BYTES = 256 << 20
 _JUDGED = "judged"

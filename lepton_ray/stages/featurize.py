@@ -43,7 +43,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 7
+VERSION = 8
 LABEL = "_label"
 _SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D

@@ -20,7 +20,7 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
-VERSION = 3
+VERSION = 4
 _PLAN = "plan.json"
 
 

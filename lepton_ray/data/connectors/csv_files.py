@@ -29,8 +29,8 @@ class CsvConnector(FileConnector):
     def cut(self, file: SourceFile, target_bytes: int) -> Iterator[Piece]:
         """Cut between records."""
         with self.stream(file.path) as stream:
-            for start, end, line in csv_text.find_cuts(stream, file.path, self._delimiter, target_bytes):
-                yield Piece(Span(file.path, start, end, line), end - start)
+            for start, end, line, num_lines in csv_text.find_cuts(stream, file.path, self._delimiter, target_bytes):
+                yield Piece(Span(file.path, start, end, line, num_lines), end - start)
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
         """Yield blocks of a file, or the one block of a piece of it."""
@@ -49,7 +49,7 @@ class CsvConnector(FileConnector):
             data = stream.read(span.end - span.start)
             if len(data) < span.end - span.start:
                 raise shortened(span.path)
-            yield csv_text.Chunk(data, span.start, span.line)
+            yield csv_text.Chunk(data, span.start, span.line, span.num_lines)
 
     def _head(self, stream: Any) -> bytes:
         """Return the first bytes of a file, with the whole header in them."""

@@ -43,6 +43,8 @@ class Span(NamedTuple):
     """In the format's units; None is the end of the file."""
     line: int = 1
     """Place in the file of its first record."""
+    num_lines: int | None = None
+    """Lines of a text, where cutting has found out that reading need not look for odd ones."""
 
 
 class Piece(NamedTuple):

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,13 @@ def read(content, names=("a", "b"), delimiter=",", size=1 << 23):
     chunks = list(csv_text.cut_csv(io.BytesIO(data), "f.csv", delimiter, size))
     assert all(data.startswith(chunk.data, chunk.start) for chunk in chunks)
     cuts = list(csv_text.find_cuts(io.BytesIO(data), "f.csv", delimiter, size))
-    assert cuts == [(chunk.start, chunk.start + len(chunk.data), chunk.line) for chunk in chunks]
+    assert cuts == [(chunk.start, chunk.start + len(chunk.data), chunk.line, chunk.num_lines) for chunk in chunks]
+    records = parse(file, chunks)
+    assert records == parse(file, [replace(chunk, num_lines=None) for chunk in chunks])  # it spares work, no more
+    return records
+
+
+def parse(file, chunks):
     blocks = [block for chunk in chunks if (block := csv_text.parse_chunk(file, chunk))]
     return sorted((row for block in blocks for row in records_of(block)), key=lambda row: row["_line"])
 

@@ -1,5 +1,8 @@
 """The split and the hashes under it: they depend on values alone, and every split sees every class that it can."""
 
+import hashlib
+from functools import reduce
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -94,6 +97,37 @@ def test_texts_hash_by_value(kind):
     assert len(set(whole)) == 7
     single = [hash_columns([TEXTS.slice(i, 1).cast(kind)]).to_pylist()[0] for i in range(len(TEXTS))]
     assert single == whole
+
+
+@PROPERTY
+@given(
+    st.lists(st.binary(max_size=20) | st.binary(min_size=120, max_size=136) | st.none(), max_size=20),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+def test_a_hash_is_the_same_number_for_ever(texts, start, length):
+    column = pa.array(texts, pa.binary()).slice(start, length)
+    assert hash_columns([column]).to_pylist() == [hash_of(text) for text in texts[start : start + length]]
+
+
+def hash_of(text):
+    """Of a row with one text, in Python's whole numbers: splits of old runs come from it."""
+    if text is None:
+        word = 0xA5A512340F0F4321
+    elif len(text) > 128:
+        word = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    else:
+        eights = [int.from_bytes(text[at : at + 8], "little") for at in range(0, len(text), 8)]
+        word = reduce(absorb, eights, (len(text) + 1) * 0xA24BAED4963EE407 % 2**64)
+    return b"".join(absorb(seed, word).to_bytes(8, "little") for seed in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03))
+
+
+def absorb(state, word):
+    state ^= word
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        state = state * factor % 2**64
+        state ^= state >> 31
+    return state
 
 
 def test_numbers_hash_by_value():

@@ -1,16 +1,19 @@
 """Specs from text: what YAML may say, every error at once with its line, overrides, checks across sections."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import Field
 
 from lepton_ray.core.errors import SpecError
 from lepton_ray.spec import RunSpec, load_spec, parse_spec
+from lepton_ray.spec.base import Section
 
 _JOBS = sorted((Path(__file__).parents[3] / "jobs" / "specs").glob("*.yaml"))
 _TABLE = """\
@@ -308,3 +311,55 @@ def test_job_specs_load_round_trip_and_keep_the_schema(path: Path) -> None:
     jsonschema.validate(spec.model_dump(mode="json"), schema)
     plain = re.sub(r"(?<=[\s\[:])(\d+)e-(\d+)", r"\1.0e-\2", path.read_text())  # PyYAML reads 1e-3 as a text
     jsonschema.validate(yaml.safe_load(plain), schema)
+
+
+class _Described(Section):
+    plain: int = 1
+    told: int = 2
+    """What it is,
+    on two lines."""
+    given: Annotated[int, Field(alias="as", description="as it says")] = 3
+    """Not this."""
+    #: no text of a field
+    bare: int = 4
+
+
+class _Inheriting(_Described):
+    plain: int = 5
+    """Told below."""
+    section: _Described = _Described()
+    """One in another."""
+
+
+def test_the_schema_describes_fields_by_the_texts_below_them() -> None:
+    schema = _Inheriting.model_json_schema()
+    inner = {"told": "What it is,\non two lines.", "as": "as it says"}
+    told = {name: field["description"] for name, field in schema["properties"].items() if "description" in field}
+    assert told == {**inner, "plain": "Told below.", "section": "One in another."}
+    told = {n: f["description"] for n, f in schema["$defs"]["_Described"]["properties"].items() if "description" in f}
+    assert told == inner
+
+
+@pytest.mark.parametrize(
+    ("field", "longest"),
+    [("register.alias", "Å"), ("register.model_name", "Ü 1."), ("cost.worker", "b.4")],
+    ids=["alias", "model_name", "instance_type"],
+)
+def test_names_have_a_greatest_length(field: str, longest: str) -> None:
+    limit = 200 if field == "register.model_name" else 63
+    text = f"a{longest * limit}"[:limit]
+    start = ["register={}"] if field.startswith("register") else ["cost={provider: aws, head: a, worker: b}"]
+    parse_spec(_TABLE, [*start, f"{field}={text}"])
+    with pytest.raises(SpecError, match=rf"{field} must have at most {limit} characters, got '{text[:9]}"):
+        parse_spec(_TABLE, [*start, f"{field}={text}b"])
+    with pytest.raises(SpecError, match=rf"{field} must match pattern .*, got '{text[:9]}"):
+        parse_spec(_TABLE, [*start, f"{field}={text[:20]}/"])
+
+
+def test_no_pattern_counts_letters_of_any_language() -> None:
+    schema = json.dumps(RunSpec.model_json_schema())
+    patterns = [json.loads(text) for text in re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema)]
+    assert len(patterns) > 10
+    assert not [
+        p for p in patterns if re.search(r"\\[wd]\S*\]\{\d*,?\d\d", p)
+    ]  # each takes 30 ms or more of every start

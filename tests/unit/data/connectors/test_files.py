@@ -28,7 +28,8 @@ from . import samples
 
 def spans(connector: Any) -> list[list[tuple[str, Any, Any, int]]]:
     return [
-        [(Path(p).name, start, end, line) for p, start, end, line in part.where["spans"]] for part in connector.parts()
+        [(Path(p).name, start, end, line) for p, start, end, line, _ in part.where["spans"]]
+        for part in connector.parts()
     ]
 
 
