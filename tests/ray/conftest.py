@@ -83,7 +83,6 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "--ray-client-server-port": free_port(),
         "--dashboard-port": dashboard,
         "--dashboard-agent-listen-port": free_port(),
-        "--dashboard-agent-grpc-port": free_port(),
         "--metrics-export-port": free_port(),
     }
     # In a folder of its own: a head that is killed leaves its address behind, and the next ray.init() would wait for it.
