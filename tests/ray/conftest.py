@@ -122,6 +122,26 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
     process.wait(20)
 
 
+def processes_named(name: str) -> list[int]:
+    """Processes that this one started, and those that they started, by what they call themselves."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if name in (path / "cmdline").read_text() and os.getpid() in ancestors(int(path.name)):
+                found.append(int(path.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local cluster of 4 logical CPUs that this process is connected to."""

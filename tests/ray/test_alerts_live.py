@@ -6,7 +6,6 @@ The replicas' windows are shorter by the same factor as the rules' times.
 import http.client
 import json
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -276,38 +275,3 @@ def test_replicas_that_die_alert_and_clear(live: Live, head: Head, deployed: Dep
     live.sees("firing", ["LeptonReplicasRestart"], begin, application="fragile")
     live.sees("resolved", ["LeptonReplicasRestart"], begin, application="fragile")
     wait_until(lambda: [one["value"][1] for one in live.query(healthy)] == ["4"], "four others", WAIT_S)
-
-
-_DRIVER = """
-import sys, time, ray
-from lepton_ray.core import metrics
-from lepton_ray.engine import meters
-ray.init(log_to_driver=False)
-meters.gauge(metrics.TRAIN_PROGRESS).set(time.time() - 7200)
-failed = meters.counter(metrics.TRIALS)
-failed.inc(1, {"state": "failed"})
-print("ready", flush=True)
-sys.stdin.readline()
-failed.inc(5, {"state": "failed"})
-print("failed", flush=True)
-sys.stdin.readline()
-"""
-
-
-def test_training_that_stalls_and_trials_that_fail_alert_and_clear(live: Live, head: Head) -> None:
-    begin = time.monotonic()
-    environment = {**head.environment, "RAY_ADDRESS": head.address}
-    pipe = subprocess.PIPE
-    driver = subprocess.Popen([sys.executable, "-c", _DRIVER], env=environment, stdin=pipe, stdout=pipe, text=True)
-    assert driver.stdin is not None
-    assert driver.stdout is not None
-    with driver:
-        try:
-            assert driver.stdout.readline() == "ready\n"
-            wait_until(lambda: bool(live.query("ray_lepton_trials_total")), "the first failed trial")
-            driver.stdin.write("\n")
-            driver.stdin.flush()
-            live.sees("firing", ["LeptonTrainingStalled", "LeptonTrialsFail"], begin)
-        finally:
-            driver.kill()
-    live.sees("resolved", ["LeptonTrainingStalled", "LeptonTrialsFail"], begin)

@@ -1,10 +1,13 @@
-"""Boards and alerts of runs, by Prometheus and Alertmanager over a real pipeline: rows in quarantine, trials that fail, a budget.
+"""Boards and alerts of runs, by Prometheus and Alertmanager over a real pipeline: rows in quarantine, trials that fail, workers that
+stand still, a budget.
 
 The run is interrupted in its training and goes on with a budget that it cannot keep.
 """
 
 import json
+import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ import yaml
 from lepton_ray.observe.boards import COST, PIPELINE, SEARCH, TRAINING
 
 from . import monitored
-from .conftest import BIN, REPOSITORY, Head, stop_group
+from .conftest import BIN, REPOSITORY, Head, processes_named, stop_group
 from .monitored import Live, needs_prometheus
 
 HEAD_ENVIRONMENT = {**monitored.HEAD_ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}  # workers import this module
@@ -103,6 +106,19 @@ def running(head: Head, spec: Path, *settings: str) -> Iterator["subprocess.Pope
             stop_group(process)
 
 
+@contextmanager
+def stopped(processes: list[int]) -> Iterator[None]:
+    """Let processes stand still."""
+    assert processes
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
 def test_every_panel_of_a_run_has_data_and_its_faults_alert_and_clear(live: Live, head: Head, spec: Path) -> None:
     begin = time.monotonic()
     panels = [panel for board in (PIPELINE, SEARCH, TRAINING, COST) for panel in board.panels]
@@ -112,6 +128,9 @@ def test_every_panel_of_a_run_has_data_and_its_faults_alert_and_clear(live: Live
         (share,) = live.query("sum(ray_lepton_quarantine_fraction)")
         assert float(share["value"][1]) == pytest.approx(_BAD_FRACTION, abs=0.02)
         assert not live.query("ray_lepton_budget_used_fraction > 0.5")
+        with stopped(processes_named("RayTrainWorker")):
+            live.sees("firing", ["LeptonTrainingStalled"], begin)
+        live.sees("resolved", ["LeptonTrainingStalled"], begin)
     live.sees("resolved", ["LeptonQuarantineShareHigh", "LeptonTrialsFail"], begin)
 
 

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lepton_ray.core.errors import EngineError
 from lepton_ray.spec.model import TrainSpec
 
+from .conftest import processes_named
 from .test_train import build, make_data
 from .two_nodes import TwoNodes, run_on_two_nodes
 
@@ -43,26 +44,6 @@ def alone(folder: Path, **settings: Any) -> Any:
 
     spec = spec_of(num_workers=1, **settings)
     return losses(in_process.fit(build, long_data(), spec, 5, folder / "alone", lambda text: None).history)
-
-
-def processes_named(name: str) -> list[int]:
-    """Processes that this one started, and those that they started, by what they call themselves."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if name in (path / "cmdline").read_text() and os.getpid() in ancestors(int(path.name)):
-                found.append(int(path.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
-def ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        found.append(pid)
-    return found
 
 
 @pytest.mark.slow
