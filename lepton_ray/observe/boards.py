@@ -66,8 +66,9 @@ SERVING = Board(
         ),
         Panel("Replicas wanted", "ray_serve_autoscaling_target_replicas", "{{application}} {{deployment}}"),
         Panel(
-            "Replicas that the load asks for",
-            "ray_serve_autoscaling_desired_replicas",
+            "Replicas that the requests under way are for",
+            f"{_rate('ray_lepton_request_latency_ms_sum', 'application, deployment')} / 1000"
+            " / max by (application, deployment) (ray_serve_autoscaling_target_ongoing_requests)",
             "{{application}} {{deployment}}",
         ),
     ),

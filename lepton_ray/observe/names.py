@@ -13,7 +13,7 @@ _RAY: dict[str, tuple[str, ...]] = {
     "ray_serve_replica_processing_queries": _DEPLOYMENT,
     "ray_serve_deployment_replica_healthy": _DEPLOYMENT,
     "ray_serve_autoscaling_target_replicas": ("application", "deployment"),
-    "ray_serve_autoscaling_desired_replicas": ("application", "deployment"),
+    "ray_serve_autoscaling_target_ongoing_requests": ("application", "deployment"),
     "ray_node_cpu_utilization": _NODE,
     "ray_node_cpu_count": _NODE,
     "ray_node_mem_used": _NODE,
@@ -49,4 +49,8 @@ def labels_of_names() -> dict[str, frozenset[str]]:
     """Return the labels of each name that a query may use."""
     ours = {name: metric.labels for metric in CATALOGUE for name in exported_names(metric)}
     extra = {name: {"le"} if name.endswith("_bucket") else set() for name in ours}
+    for name in ours:
+        extra[name] |= (
+            set(_DEPLOYMENT) if "model" in ours[name] else set()
+        )  # Ray Serve adds them to a replica's metrics
     return {name: frozenset(labels) | _EVERYWHERE | extra.get(name, set()) for name, labels in (_RAY | ours).items()}
