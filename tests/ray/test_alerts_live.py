@@ -266,7 +266,8 @@ def test_replicas_that_die_alert_and_clear(live: Live, head: Head, deployed: Dep
         "serve.cpus_per_replica=0.1",
     )
     deploy(head, deployed.spec, *own, scaling)
-    healthy = 'sum(ray_serve_deployment_replica_healthy{application="fragile"})'
+    # Ray Serve tells of each replica's health every ten seconds, and Ray drops it after four here.
+    healthy = 'count(last_over_time(ray_serve_deployment_replica_healthy{application="fragile"}[10s]) == 1)'
     wait_until(lambda: [one["value"][1] for one in live.query(healthy)] == ["4"], "four replicas", WAIT_S)
     begin = time.monotonic()
     assert not live.query('ALERTS{alertname="LeptonReplicasRestart"}')
