@@ -8,6 +8,8 @@ import typer
 from lepton_ray.cli.output import errors_explained, only_json_on_stdout, print_json
 from lepton_ray.cli.tables import print_table
 
+_CONNECT_S = 60.0  # a head under load takes some ten
+
 
 def doctor(
     storage: Annotated[
@@ -20,13 +22,14 @@ def doctor(
     """Look at every node of the cluster that RAY_ADDRESS names, or of a local one; exit status 1 if anything is wrong."""
     with errors_explained(as_json):
         from lepton_ray.core.errors import EngineError
-        from lepton_ray.engine.session import close, connect
+        from lepton_ray.engine.session import check_answers, close, connect
         from lepton_ray.launch.doctor import checks
 
         findings = checks.check_prometheus(prometheus) if prometheus else []
         findings += checks.check_grafana(grafana) if grafana else []
         try:
             with only_json_on_stdout(as_json):
+                check_answers(_CONNECT_S)
                 connect()
                 from lepton_ray.launch.doctor import on_ray  # Ray is imported by connect
 

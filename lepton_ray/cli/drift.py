@@ -67,6 +67,49 @@ def report(
 
 
 @app.command()
+def live(
+    model: Annotated[str, typer.Argument(help="Model that an endpoint serves.", show_default=False)],
+    prometheus: Annotated[str, typer.Option(help="URL of Prometheus.")] = "http://127.0.0.1:9090",
+    check: Annotated[bool, typer.Option("--check", help="Exit with 3 if a column has drifted.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Tell how far the last windows of an endpoint's replicas are from training, by Prometheus."""
+    with errors_explained(as_json):
+        from lepton_ray.observe.live_drift import ask_prometheus
+
+        columns = ask_prometheus(prometheus, model)
+        if as_json:
+            print_json([column.to_json() for column in columns])
+        else:
+            head = [
+                "column",
+                "side",
+                "version",
+                "drift",
+                "excess psi",
+                "js distance",
+                "excess unseen",
+                "excess missing",
+            ]
+            rows = [
+                [
+                    c.name,
+                    c.side,
+                    c.version,
+                    ", ".join(c.alarms),
+                    c.excess_psi,
+                    c.js_distance,
+                    c.excess_unseen,
+                    c.excess_missing,
+                ]
+                for c in columns
+            ]
+            print_table(head, rows, num_text_columns=4)
+        if check and any(column.alarms for column in columns):
+            raise typer.Exit(3)
+
+
+@app.command()
 def retrain(
     command: Annotated[
         list[str],

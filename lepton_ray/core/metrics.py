@@ -86,6 +86,13 @@ DRIFT_MISSING = Metric(
 )
 DRIFT_ROWS = Metric("lepton_drift_window_rows", "gauge", "Rows of the last window.", ("model", "version"))
 
+QUARANTINED = Metric(
+    "lepton_quarantine_fraction",
+    "gauge",
+    "Share of the records that the run has read which are in quarantine, by reason.",
+    ("reason",),
+)
+
 TRAIN_EPOCH = Metric("lepton_train_epoch", "gauge", "Finished epochs of the training that runs.", ())
 TRAIN_LOSS = Metric("lepton_train_val_loss", "gauge", "Validation loss after the last reported epoch.", ())
 TRAIN_ROWS = Metric("lepton_train_rows", "counter", "Rows trained on, once for each epoch.", ())
@@ -135,6 +142,7 @@ CATALOGUE = (
     DRIFT_UNSEEN,
     DRIFT_MISSING,
     DRIFT_ROWS,
+    QUARANTINED,
     TRAIN_EPOCH,
     TRAIN_LOSS,
     TRAIN_ROWS,

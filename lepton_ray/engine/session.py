@@ -9,9 +9,10 @@ import logging
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,13 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.core.extras import require
 
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
+_REACH_S = 10.0
 _PORTS = range(20000, 32768)
 """Above the ports that Ray gives to its workers, below those that Linux gives to outgoing connections: neither takes one
 between the moment it is found free and its use."""
 _given: set[int] = set()
+_waiting: list[Callable[[], None]] = []
+"""What is to be done once this process is connected."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def connect() -> Session:
         try:
             with _signals_kept():
                 _init(ray, address or "auto", is_local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             hint = (
                 "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
                 if not is_local
@@ -60,6 +64,8 @@ def connect() -> Session:
                 f"Ray must be reachable at {address or 'a new local cluster'}, got: {_first_line(error)}. {hint}",
                 retryable=True,
             ) from error
+    while _waiting:
+        _waiting.pop(0)()
     node = next((n for n in ray.nodes() if n["Alive"] and n["NodeID"] == ray.get_runtime_context().get_node_id()), None)
     metrics = (
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -67,6 +73,27 @@ def connect() -> Session:
         else None
     )
     return Session(ray.get_runtime_context().gcs_address, is_local, metrics)
+
+
+def check_answers(timeout_s: float) -> None:
+    """Let a process of its own connect to the cluster that RAY_ADDRESS names, if it does, and end it when it takes too long.
+
+    Ray 2.60 waits for many minutes for a head that takes connections and does not answer; in this process nothing could end that.
+
+    Raises:
+        EngineError: If the head does not answer. Whatever else is wrong ``connect`` tells.
+    """
+    address = settings.ray_address()
+    if address is None:
+        return
+    command = [sys.executable, "-c", f"from {__name__} import connect; connect()"]
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)  # noqa: S603  our own
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"Ray must answer at {address} within {timeout_s:g} s, got no answer. Is the head overloaded, or is it no head of Ray?",
+            retryable=True,
+        ) from error
 
 
 @contextlib.contextmanager
@@ -84,6 +111,7 @@ def _signals_kept() -> Iterator[None]:
 
 def _init(ray: Any, address: str, is_local: bool) -> None:
     if not is_local:
+        _check_listens(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
     dashboard_port = free_port()
@@ -99,14 +127,36 @@ def _init(ray: Any, address: str, is_local: bool) -> None:
     )
 
 
+def _check_listens(address: str) -> None:
+    """Find out whether anything listens at ``host:port``; of another address, such as ``auto``, nothing is known.
+
+    Ray 2.60 tries for minutes to reach a head that is not there.
+
+    Raises:
+        OSError: If nothing does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+
+
 def is_connected() -> bool:
     """Whether this process is connected to a cluster already."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
+def when_connected(act: Callable[[], None]) -> None:
+    """Do what needs the cluster: now, or when this process connects to one, or never if it does not."""
+    if is_connected():
+        act()
+    else:
+        _waiting.append(act)
+
+
 def close() -> None:
     """Disconnect; a local cluster stops with all its processes."""
+    _waiting.clear()
     if is_connected():
         sys.modules["ray"].shutdown()
 

@@ -255,7 +255,11 @@ def _pod(
     description: Description, component: str, image: str, size: SizeSpec, container: Manifest, pod: Manifest
 ) -> Manifest:
     """Return a pod's template; ``container`` and ``pod`` hold what not all pods have."""
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_TRACKING_URI": description.tracking_uri}
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",  # without it Ray tells of an empty disk, and the alerts on it never come
+        "MLFLOW_TRACKING_URI": description.tracking_uri,
+    }
     ray = {
         "image": image,
         "securityContext": _container_security(),

@@ -66,10 +66,10 @@ SERVING = Board(
         ),
         Panel("Replicas wanted", "ray_serve_autoscaling_target_replicas", "{{application}} {{deployment}}"),
         Panel(
-            "Replicas busy",
-            "avg by (application, deployment) (ray_serve_replica_utilization_percent)",
+            "Replicas that the requests under way are for",
+            f"{_rate('ray_lepton_request_latency_ms_sum', 'application, deployment')} / 1000"
+            " / max by (application, deployment) (ray_serve_autoscaling_target_ongoing_requests)",
             "{{application}} {{deployment}}",
-            "percent",
         ),
     ),
 )
@@ -125,6 +125,7 @@ PIPELINE = Board(
     "lepton-pipeline",
     "Lepton: pipeline",
     (
+        Panel("Records in quarantine", "ray_lepton_quarantine_fraction", "{{WorkerId}} {{reason}}", "percentunit"),
         Panel("Rows put out", "sum by (dataset, operator) (ray_data_output_rows)", "{{dataset}} {{operator}}"),
         Panel("Cores in use", "sum by (dataset, operator) (ray_data_cpu_usage_cores)", "{{dataset}} {{operator}}"),
         Panel("Memory of blocks", "sum by (dataset) (ray_data_current_bytes)", "{{dataset}}", "bytes"),

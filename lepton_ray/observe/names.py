@@ -7,13 +7,13 @@ _NODE = ("ip", "RayNodeType", "IsHeadNode")
 _DEPLOYMENT = ("application", "deployment", "replica")
 _OPERATOR = ("dataset", "operator")
 
-# Seen on Ray 2.60. Serve's count of its HTTP requests leaves out those of the replicas' own listener.
+# Seen on Ray 2.60. Serve's count of its HTTP requests, and how busy it says that replicas are, leave out their own listener's.
 _RAY: dict[str, tuple[str, ...]] = {
     "ray_serve_deployment_queued_queries": _DEPLOYMENT,
     "ray_serve_replica_processing_queries": _DEPLOYMENT,
-    "ray_serve_replica_utilization_percent": _DEPLOYMENT,
     "ray_serve_deployment_replica_healthy": _DEPLOYMENT,
     "ray_serve_autoscaling_target_replicas": ("application", "deployment"),
+    "ray_serve_autoscaling_target_ongoing_requests": ("application", "deployment"),
     "ray_node_cpu_utilization": _NODE,
     "ray_node_cpu_count": _NODE,
     "ray_node_mem_used": _NODE,
@@ -24,6 +24,7 @@ _RAY: dict[str, tuple[str, ...]] = {
     "ray_node_network_send_speed": _NODE,
     "ray_node_failure_total": (),
     "ray_cluster_active_nodes": (),
+    "ray_gcs_storage_operation_count_total": (),
     "ray_object_store_used_memory": (),
     "ray_tasks": ("State",),
     "ray_actors": ("State",),
@@ -48,4 +49,8 @@ def labels_of_names() -> dict[str, frozenset[str]]:
     """Return the labels of each name that a query may use."""
     ours = {name: metric.labels for metric in CATALOGUE for name in exported_names(metric)}
     extra = {name: {"le"} if name.endswith("_bucket") else set() for name in ours}
+    for name in ours:
+        extra[name] |= (
+            set(_DEPLOYMENT) if "model" in ours[name] else set()
+        )  # Ray Serve adds them to a replica's metrics
     return {name: frozenset(labels) | _EVERYWHERE | extra.get(name, set()) for name, labels in (_RAY | ours).items()}

@@ -4,12 +4,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lepton_ray.artifacts.kinds import Artifact
+from lepton_ray.artifacts.kinds import Artifact, Dataset, RawDataset
 from lepton_ray.artifacts.store import Store
 from lepton_ray.core.errors import BudgetError, LeptonError, QualityGateError
 from lepton_ray.core.progress import Progress, Silent
 from lepton_ray.core.spent import Spent
 from lepton_ray.cost.meter import Meter
+from lepton_ray.pipeline import losses
 from lepton_ray.pipeline.plan import (
     Stage,
     arguments_of,
@@ -97,6 +98,8 @@ def run(
             result = _run_stage(stage, spec, store, artifacts, is_fresh, progress, meter)
             results[stage.name] = result
             artifacts[stage.produces] = result.artifact
+            if isinstance(result.artifact, RawDataset | Dataset):
+                losses.tell(result.artifact.ledger)
             if failed := result.artifact.failed_gates():
                 raise QualityGateError(
                     f"{stage.name}: {len(failed)} gate(s) not met, nothing was promoted and what is serving stays:\n  "

@@ -83,7 +83,6 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "--ray-client-server-port": free_port(),
         "--dashboard-port": dashboard,
         "--dashboard-agent-listen-port": free_port(),
-        "--dashboard-agent-grpc-port": free_port(),
         "--metrics-export-port": free_port(),
     }
     # In a folder of its own: a head that is killed leaves its address behind, and the next ray.init() would wait for it.
@@ -121,6 +120,26 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(20)
+
+
+def processes_named(name: str) -> list[int]:
+    """Processes that this one started, and those that they started, by what they call themselves."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if name in (path / "cmdline").read_text() and os.getpid() in ancestors(int(path.name)):
+                found.append(int(path.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,53 +1,36 @@
 """Prometheus and Alertmanager over a real endpoint: alerts fire to a webhook when their fault is planted, and clear.
 
-The files are those of ``cluster/observability``, with all times divided by ``_FASTER``: rates, ranges, ``for``, scrapes. The replicas'
-windows are as much shorter, so that what takes an hour takes two minutes.
+The replicas' windows are shorter by the same factor as the rules' times.
 """
 
 import http.client
 import json
 import random
-import re
-import shutil
-import subprocess
 import sys
 import threading
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from lepton_ray.engine.session import free_port
-from lepton_ray.observe.boards import CLUSTER, DRIFT, SERVING
+from lepton_ray.observe.boards import CLUSTER, COST, DRIFT, SERVING, Board
 
-from .conftest import Head, answers, stop_group, wait_until
+from .conftest import Head, wait_until
+from .monitored import FASTER, HEAD_ENVIRONMENT, OBSERVABILITY, WAIT_S, Live, monitored, needs_prometheus
 
-_FASTER = 30
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
-_WAIT_S = 180.0
-_OBSERVABILITY = Path(__file__).parent.parent.parent / "cluster/observability"
-HEAD_ENVIRONMENT = {"RAY_metrics_report_interval_ms": "2000"}
+__all__ = ["HEAD_ENVIRONMENT"]  # the head's fixture reads it
+
 _NEVER = ("LeptonNodeCpuSaturated", "LeptonNodeMemorySaturated", "LeptonDiskAlmostFull", "LeptonDiskFullSoon")
 """What the machine that the tests run on may really have."""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1500),
-    pytest.mark.skipif(
-        not all(map(shutil.which, ("prometheus", "prometheus-alertmanager"))),
-        reason="Prometheus is not installed: apt-get install prometheus prometheus-alertmanager",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), needs_prometheus]
 
 Record = dict[str, Any]
 
@@ -66,23 +49,6 @@ def shifted(rng: random.Random) -> Record:
 def incomplete(rng: random.Random) -> Record:
     """A record that mostly lacks its number."""
     return {**usual(rng), **({"size": None} if rng.random() < 0.5 else {})}
-
-
-@dataclass
-class Webhook:
-    """What Alertmanager tells, on loopback."""
-
-    port: int
-    told: list[tuple[str, dict[str, str], float]] = field(default_factory=list)
-    """Status, labels and when, as they came."""
-
-    def has(self, status: str, alert: str, after: float, **labels: str) -> bool:
-        wanted = {"alertname": alert, **labels}.items()
-        return any(one == status and at >= after and wanted <= found.items() for one, found, at in list(self.told))
-
-    def answer(self, body: bytes) -> None:
-        for alert in json.loads(body)["alerts"]:
-            self.told.append((alert["status"], alert["labels"], time.monotonic()))
 
 
 @dataclass
@@ -123,76 +89,16 @@ class Traffic:
         self._is_over.set()
 
 
-@dataclass
-class Live:
-    """All that runs."""
+@dataclass(frozen=True)
+class Deployed:
+    """An endpoint of a number and a category."""
 
-    prometheus: str
-    token: Path
-    webhook: Webhook
-    traffic: Traffic
-
-    def query(self, text: str) -> list[Any]:
-        query = urllib.parse.urlencode({"query": text.replace("$__rate_interval", "10s")})
-        with urllib.request.urlopen(f"{self.prometheus}/api/v1/query?{query}", timeout=30) as response:
-            found: list[Any] = json.loads(response.read())["data"]["result"]
-        return [one for one in found if one["value"][1] != "NaN"]
-
-    def sees(self, status: str, alerts: Sequence[str], after: float, **labels: str) -> None:
-        """Wait until the webhook has been told."""
-        for alert in alerts:
-            wait_until(
-                lambda alert=alert: self.webhook.has(status, alert, after, **labels), f"{alert}: {status}", _WAIT_S
-            )  # type: ignore[misc]
-
-
-def faster(text: str) -> str:
-    """Divide the times of a file; those in names of rules stay."""
-
-    def divide(match: re.Match[str]) -> str:
-        return f"{max(1, round(int(match[1]) * _SECONDS[match[2]] / _FASTER))}s"
-
-    return re.sub(r"\b(\d+)([smh])\b", divide, text)
-
-
-def write_files(folder: Path, dashboard: str, prometheus: int, alertmanager: int, webhook: int) -> None:
-    """Copy the files with other times and addresses."""
-    shutil.copytree(_OBSERVABILITY, folder)
-    places = {"127.0.0.1:8265": urlsplit(dashboard).netloc, "127.0.0.1:9093": f"127.0.0.1:{alertmanager}"}
-    places |= {"127.0.0.1:9099": f"127.0.0.1:{webhook}", "127.0.0.1:9090": f"127.0.0.1:{prometheus}"}
-    for path in [folder / "prometheus.yml", folder / "alertmanager.yml", *(folder / "rules").iterdir()]:
-        text = faster(path.read_text())
-        for place, other in places.items():
-            text = text.replace(place, other)
-        path.write_text(text)
+    spec: Path
+    address: tuple[str, int]
 
 
 @pytest.fixture(scope="module")
-def webhook() -> Iterator[Webhook]:
-    made = Webhook(0)
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            made.answer(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    made.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def address(head: Head) -> tuple[str, int]:
-    """Where an endpoint of a number and a category answers."""
+def deployed(head: Head) -> Deployed:
     rng, folder = random.Random(0), head.home
     rows = [(one, (one["size"] or 0) + rng.gauss(0, 5) > 50) for one in (usual(rng) for _ in range(3000))]
     lines = "".join(f"{one['size'] or ''},{one['kind']},{'large' if is_large else 'small'}\n" for one, is_large in rows)
@@ -213,104 +119,86 @@ def address(head: Head) -> tuple[str, int]:
             "port": free_port(),
             "listener": {"port": port},
             "cpus_per_replica": 0.5,
-            "autoscaling": {"max_replicas": 1},
+            "autoscaling": {"max_replicas": 1, "target_ongoing_requests": 0.3},
             "max_queued_requests": 1,
-            "monitor": {"window_s": 120 / _FASTER},
+            "monitor": {"window_s": 120 / FASTER},
         },
     }
-    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    done = head.run("lepton-ray", "run", str(folder / "spec.yaml"), RAY_ADDRESS=head.address)
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    deploy(head, path)
+    return Deployed(path, ("127.0.0.1", port))
+
+
+def deploy(head: Head, spec: Path, *settings: str) -> None:
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = head.run("lepton-ray", "run", str(spec), *words, RAY_ADDRESS=head.address)
     assert done.returncode == 0, done.stdout + done.stderr
-    return "127.0.0.1", port
 
 
 @pytest.fixture(scope="module")
-def live(
-    head: Head, address: tuple[str, int], webhook: Webhook, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Live]:
-    folder, prometheus, alertmanager = tmp_path_factory.mktemp("live"), free_port(), free_port()
-    files = folder / "files"
-    write_files(files, head.dashboard, prometheus, alertmanager, webhook.port)
-    token = files / "ray_auth_token"
-    token.write_text("wrong")
-    commands = [
-        [
-            "prometheus",
-            f"--config.file={files}/prometheus.yml",
-            f"--web.listen-address=127.0.0.1:{prometheus}",
-            f"--storage.tsdb.path={folder}/prometheus",
-        ],
-        [
-            "prometheus-alertmanager",
-            f"--config.file={files}/alertmanager.yml",
-            f"--web.listen-address=127.0.0.1:{alertmanager}",
-            f"--storage.path={folder}/alertmanager",
-            "--cluster.listen-address=",
-        ],
-    ]
-    traffic = Traffic(address)
-    sender = threading.Thread(target=traffic.send_on)
-    processes = []
-    with (folder / "log").open("w") as log:
-        try:
-            for command in commands:
-                processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
-            urls = [f"http://127.0.0.1:{port}/-/ready" for port in (prometheus, alertmanager)]
-            wait_until(lambda: all(map(answers, urls)), "the start of Prometheus and Alertmanager")
-            sender.start()
-            yield Live(f"http://127.0.0.1:{prometheus}", token, webhook, traffic)
-        finally:
-            traffic.stop()
-            for process in processes:
-                stop_group(process)
-            if sender.is_alive():
-                sender.join()
+def live(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with monitored(head, tmp_path_factory.mktemp("live")) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def traffic(deployed: Deployed) -> Iterator[Traffic]:
+    made = Traffic(deployed.address)
+    sender = threading.Thread(target=made.send_on)
+    sender.start()
+    yield made
+    made.stop()
+    sender.join()
 
 
 def test_without_metrics_there_is_an_alert_until_there_are(live: Live, head: Head) -> None:
     live.sees("firing", ["LeptonMetricsMissing"], 0)
-    live.token.write_text((head.home / ".ray/auth_token").read_text())
+    live.trust(head)
     live.sees("resolved", ["LeptonMetricsMissing"], 0)
 
 
-def test_an_hour_of_stable_traffic_does_not_alert(live: Live) -> None:
-    wait_until(lambda: bool(live.query("ray_lepton_drift_window_rows")), "the first window", _WAIT_S)
+def test_an_hour_of_stable_traffic_does_not_alert(live: Live, traffic: Traffic) -> None:
+    wait_until(lambda: bool(live.query("ray_lepton_drift_window_rows")), "the first window", WAIT_S)
     begin = time.monotonic()
-    wait_until(lambda: time.monotonic() > begin + 3600 / _FASTER, "the end of the hour", 7200 / _FASTER)
+    wait_until(lambda: time.monotonic() > begin + 3600 / FASTER, "the end of the hour", 7200 / FASTER)
     told = [(status, labels) for status, labels, at in live.webhook.told if at > begin]
     assert [labels for _, labels in told if labels["alertname"] not in _NEVER] == []
     assert live.query('ALERTS{model!=""}') == []
-    assert live.traffic.statuses == {200}
+    assert traffic.statuses == {200}
     rows = live.query("ray_lepton_drift_window_rows")
     assert float(rows[0]["value"][1]) >= 500
 
 
 @pytest.mark.parametrize("board", [SERVING, DRIFT, CLUSTER], ids=lambda board: board.uid)
-def test_every_panel_has_data(live: Live, board: Any) -> None:
-    assert live.traffic.ask(json.dumps([{"size": "x"}]).encode()) == 422
-    for panel in board.panels:
-        wait_until(lambda panel=panel: bool(live.query(panel.query)), f"data of {panel.title}: {panel.query}")  # type: ignore[misc]
-        names = re.findall(r"\{\{(\w+)\}\}", panel.legend)
-        assert all(set(names) <= set(one["metric"]) for one in live.query(panel.query)), panel.title
+def test_every_panel_has_data(live: Live, traffic: Traffic, board: Board) -> None:
+    assert traffic.ask(json.dumps([{"size": "x"}]).encode()) == 422
+    live.shows(board.panels)
 
 
-def test_every_recording_rule_has_data(live: Live) -> None:
-    (groups,) = yaml.safe_load((_OBSERVABILITY / "rules/recording.yml").read_text())["groups"]
+def test_what_is_asked_stands_on_the_board_of_cost(live: Live, traffic: Traffic) -> None:
+    panels = [panel for panel in COST.panels if "ray_lepton_requests" in panel.query]
+    assert panels
+    live.shows(panels)
+
+
+def test_every_recording_rule_has_data(live: Live, traffic: Traffic) -> None:
+    (groups,) = yaml.safe_load((OBSERVABILITY / "rules/recording.yml").read_text())["groups"]
     for rule in groups["rules"]:
         wait_until(lambda rule=rule: bool(live.query(rule["record"])), rule["record"])  # type: ignore[misc]
 
 
-def test_drift_alerts_and_clears(live: Live) -> None:
+def test_drift_alerts_and_clears(live: Live, traffic: Traffic) -> None:
     begin = time.monotonic()
-    live.traffic.make = shifted
+    traffic.make = shifted
     live.sees("firing", ["LeptonInputDrift"], begin, model="sizes", feature="size")
     live.sees("firing", ["LeptonPredictionDrift"], begin, model="sizes", feature="label")
     live.sees("firing", ["LeptonUnseenCategories"], begin, model="sizes", feature="kind")
-    assert time.monotonic() - begin < 3 * 600 / _FASTER  # ten minutes, on a machine that is three times slower
+    assert time.monotonic() - begin < 3 * 600 / FASTER  # ten minutes, on a machine that is three times slower
     middle = time.monotonic()
-    live.traffic.make = incomplete
+    traffic.make = incomplete
     live.sees("firing", ["LeptonMissingValues"], middle, model="sizes", feature="size")
-    live.traffic.make = usual
+    traffic.make = usual
     alerts = ["LeptonInputDrift", "LeptonPredictionDrift", "LeptonUnseenCategories", "LeptonMissingValues"]
     live.sees("resolved", alerts, middle, model="sizes")
 
@@ -318,7 +206,7 @@ def test_drift_alerts_and_clears(live: Live) -> None:
 def plant_failures(traffic: Traffic, until: Callable[[], bool]) -> None:
     """Let requests fail, be slow and be refused, as long as it takes."""
     rng, wrong = random.Random(2), json.dumps([{"size": "x"}]).encode()
-    deadline = time.monotonic() + _WAIT_S
+    deadline = time.monotonic() + WAIT_S
     with ThreadPoolExecutor(16) as pool:
         while not until():
             assert time.monotonic() < deadline, "no alert of failing and slow requests"
@@ -329,7 +217,7 @@ def plant_failures(traffic: Traffic, until: Callable[[], bool]) -> None:
                 one.result()
 
 
-def test_failing_slow_and_refused_requests_alert_and_clear(live: Live) -> None:
+def test_failing_slow_and_refused_requests_alert_and_clear(live: Live, traffic: Traffic) -> None:
     begin = time.monotonic()
     pages = [
         "LeptonErrorRateHigh",
@@ -337,7 +225,7 @@ def test_failing_slow_and_refused_requests_alert_and_clear(live: Live) -> None:
         "LeptonLatencyBudgetBurnsFast",
         "LeptonRecordsRefused",
     ]
-    plant_failures(live.traffic, lambda: all(live.webhook.has("firing", alert, begin) for alert in pages))
+    plant_failures(traffic, lambda: all(live.webhook.has("firing", alert, begin) for alert in pages))
     live.sees("resolved", pages, begin)
     # Alertmanager holds the tickets back as long as their pages fire.
     tickets = ["LeptonErrorBudgetBurnsSlowly", "LeptonLatencyBudgetBurnsSlowly"]
@@ -345,36 +233,46 @@ def test_failing_slow_and_refused_requests_alert_and_clear(live: Live) -> None:
     live.sees("resolved", tickets, begin)
 
 
-_DRIVER = """
-import sys, time, ray
-from lepton_ray.core import metrics
-from lepton_ray.engine import meters
+_LARGE = json.dumps([usual(random.Random(3)) for _ in range(4000)]).encode()
+"""Keeps a replica busy for some hundredths of a second."""
+
+
+def test_a_load_that_asks_for_more_replicas_than_there_may_be_alerts_and_clears(live: Live, traffic: Traffic) -> None:
+    begin = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:  # one that runs, one that waits, one that is refused
+        while not live.webhook.has("firing", "LeptonReplicasSaturated", begin, application="sizes"):
+            assert time.monotonic() < begin + WAIT_S, live.query("rate(ray_lepton_request_latency_ms_sum[10s])")
+            for asked in [pool.submit(traffic.ask, _LARGE) for _ in range(30)]:
+                assert asked.result() in (200, 503), "503 where the queue is at its bound"
+    live.sees("resolved", ["LeptonReplicasSaturated"], begin, application="sizes")
+
+
+_KILL_REPLICAS = """
+import ray
 ray.init(log_to_driver=False)
-meters.gauge(metrics.TRAIN_PROGRESS).set(time.time() - 7200)
-failed = meters.counter(metrics.TRIALS)
-failed.inc(1, {"state": "failed"})
-print("ready", flush=True)
-sys.stdin.readline()
-failed.inc(5, {"state": "failed"})
-print("failed", flush=True)
-sys.stdin.readline()
+for one in ray.util.list_named_actors(all_namespaces=True):
+    if one["name"].startswith("SERVE_REPLICA::fragile#"):
+        ray.kill(ray.get_actor(one["name"], one["namespace"]))
 """
 
 
-def test_training_that_stalls_and_trials_that_fail_alert_and_clear(live: Live, head: Head) -> None:
+def test_replicas_that_die_alert_and_clear(live: Live, head: Head, deployed: Deployed) -> None:
+    """Of an application of its own, so that the traffic goes on."""
+    scaling = "serve.autoscaling={min_replicas: 4, max_replicas: 4}"
+    own = (
+        "serve.application=fragile",
+        "serve.route_prefix=/fragile",
+        "serve.listener=null",
+        "serve.cpus_per_replica=0.1",
+    )
+    deploy(head, deployed.spec, *own, scaling)
+    # Ray Serve tells of each replica's health every ten seconds, and Ray drops it after four here.
+    healthy = 'count(last_over_time(ray_serve_deployment_replica_healthy{application="fragile"}[10s]) == 1)'
+    wait_until(lambda: [one["value"][1] for one in live.query(healthy)] == ["4"], "four replicas", WAIT_S)
     begin = time.monotonic()
-    environment = {**head.environment, "RAY_ADDRESS": head.address}
-    pipe = subprocess.PIPE
-    driver = subprocess.Popen([sys.executable, "-c", _DRIVER], env=environment, stdin=pipe, stdout=pipe, text=True)
-    assert driver.stdin is not None
-    assert driver.stdout is not None
-    with driver:
-        try:
-            assert driver.stdout.readline() == "ready\n"
-            wait_until(lambda: bool(live.query("ray_lepton_trials_total")), "the first failed trial")
-            driver.stdin.write("\n")
-            driver.stdin.flush()
-            live.sees("firing", ["LeptonTrainingStalled", "LeptonTrialsFail"], begin)
-        finally:
-            driver.kill()
-    live.sees("resolved", ["LeptonTrainingStalled", "LeptonTrialsFail"], begin)
+    assert not live.query('ALERTS{alertname="LeptonReplicasRestart"}')
+    killed = head.run(sys.executable, "-c", _KILL_REPLICAS, RAY_ADDRESS=head.address)
+    assert killed.returncode == 0, killed.stderr
+    live.sees("firing", ["LeptonReplicasRestart"], begin, application="fragile")
+    live.sees("resolved", ["LeptonReplicasRestart"], begin, application="fragile")
+    wait_until(lambda: [one["value"][1] for one in live.query(healthy)] == ["4"], "four others", WAIT_S)

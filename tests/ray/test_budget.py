@@ -1,5 +1,6 @@
 """Trainings and searches on a cluster stop when their budget is spent and go on from there; what is spent is exported."""
 
+import re
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
+from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.core.errors import BudgetError
 from lepton_ray.core.spent import Spent
 from lepton_ray.cost.meter import Budget, Meter
@@ -67,35 +69,50 @@ def _data() -> Any:
     return np.arange(3)
 
 
+def exported(*prefixes: str) -> dict[str, float]:
+    """Return what this node's metrics port shows of ours, by name and by stage or reason."""
+    from lepton_ray.engine.session import connect
+
+    url = connect().metrics_url
+    assert url is not None
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found = {}
+    for line in lines:
+        if line.startswith(prefixes):
+            name, _, value = line.rpartition(" ")
+            labels = re.search(r'\b(?:stage|reason)="(\w+)"', name)
+            found[name.partition("{")[0] + (f"/{labels[1]}" if labels else "")] = float(value)
+    return found
+
+
 def test_what_is_spent_is_exported(cluster: None) -> None:
     from lepton_ray.cost import on_ray
-    from lepton_ray.engine.session import connect
 
     meter = Meter(lambda: 7.5, Budget(usd=10.0), {"train": Spent(12.0, 4.0)})
     on_ray.export(meter)
-    url = connect().metrics_url
-    assert url is not None
-
-    def lines() -> dict[str, float]:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            text = answer.read().decode()
-        found = (
-            line.rpartition(" ")
-            for line in text.splitlines()
-            if line.startswith(("ray_lepton_cost", "ray_lepton_budget"))
-        )
-        return {
-            name.partition("{")[0] + ("/train" if 'stage="train"' in name else ""): float(value)
-            for name, _, value in found
-        }
-
-    wait_until(lambda: len(lines()) >= 4, "the export")
-    assert lines() == {
+    names = ("ray_lepton_cost", "ray_lepton_budget")
+    wait_until(lambda: len(exported(*names)) >= 4, "the export")
+    assert exported(*names) == {
         "ray_lepton_cost_usd/train": 4.0,
         "ray_lepton_cost_s/train": 12.0,
         "ray_lepton_cost_usd_per_h": 7.5,
         "ray_lepton_budget_used_fraction": 0.4,
     }
+
+
+def test_what_is_in_quarantine_is_exported_also_of_stages_that_came_before_ray(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lepton_ray.engine import session
+    from lepton_ray.pipeline import losses
+
+    monkeypatch.setattr(session, "is_connected", lambda: False)
+    losses.tell(Ledger.of(200, {"type_error": 10}))
+    losses.tell(Ledger.of(200, {"type_error": 10, "duplicate": 40}))
+    session.connect()
+    shares = {"ray_lepton_quarantine_fraction/type_error": 0.05, "ray_lepton_quarantine_fraction/duplicate": 0.2}
+    wait_until(lambda: exported("ray_lepton_quarantine") == shares, "the export")
 
 
 def test_the_machines_of_a_cluster_are_those_that_a_plan_counts(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 from lepton_ray.core.errors import EngineError
 from lepton_ray.spec.model import TrainSpec
 
-from .conftest import REPOSITORY
+from .conftest import processes_named
 from .test_train import build, make_data
+from .two_nodes import TwoNodes, run_on_two_nodes
 
 EPOCHS = 8
 
@@ -45,26 +44,6 @@ def alone(folder: Path, **settings: Any) -> Any:
 
     spec = spec_of(num_workers=1, **settings)
     return losses(in_process.fit(build, long_data(), spec, 5, folder / "alone", lambda text: None).history)
-
-
-def processes_named(name: str) -> list[int]:
-    """Processes that this one started, and those that they started, by what they call themselves."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if name in (path / "cmdline").read_text() and os.getpid() in ancestors(int(path.name)):
-                found.append(int(path.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
-def ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        found.append(pid)
-    return found
 
 
 @pytest.mark.slow
@@ -118,57 +97,28 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_written(cluster: None, t
     assert state.history[: len(before)] == before
 
 
-_LOSE_MACHINE = """
-import json, subprocess, sys
-from pathlib import Path
-sys.path.insert(0, {repository!r})
-from lepton_ray.core import settings
-settings.prepare_ray()
-from lepton_ray.engine.session import free_port
-import ray
-from ray.cluster_utils import Cluster
-cluster = Cluster()
-port = free_port()
-settings.point_to_dashboard(port)
-cluster.add_node(num_cpus=2, include_dashboard=True, dashboard_port=port, object_store_memory=200 << 20)
-other = cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
-ray.init(address=cluster.address, log_to_driver=False)
-import pyarrow.fs as pafs
-from lepton_ray.train import on_ray
-from tests.ray.test_lost import build, long_data, spec_of
+def train_and_lose(nodes: TwoNodes, folder: str, how: str) -> list[float]:
+    """Train on both nodes and lose one after the first report."""
+    from lepton_ray.train import on_ray
 
-def lose(text, seen=[]):
-    if not seen:
-        {lose}
-    seen.append(text)
+    heard: list[str] = []
 
-storage = on_ray.Storage(pafs.LocalFileSystem(), {folder!r})
-spec = spec_of(cpus_per_worker=2.0, min_workers=1, epochs=20)
-state = on_ray.fit(build, long_data(), spec, 5, storage, lose)
-print("HISTORY" + json.dumps([epoch["val_loss"] for epoch in state.history]))
-ray.shutdown()
-cluster.shutdown()
-"""
-_KILL = "cluster.remove_node(other, allow_graceful=False)"
-_NOTICE = """subprocess.run([str(Path(sys.executable).parent / "ray"), "drain-node", "--address", cluster.address, "--node-id", other.node_id,
-            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"], check=True)"""
+    def lose(text: str) -> None:
+        if not heard:
+            getattr(nodes, how)()
+        heard.append(text)
+
+    storage = on_ray.Storage(pafs.LocalFileSystem(), folder)
+    spec = spec_of(cpus_per_worker=2.0, min_workers=1, epochs=20)
+    state = on_ray.fit(build, long_data(), spec, 5, storage, lose)
+    return [epoch["val_loss"] for epoch in state.history]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lose", [_KILL, _NOTICE], ids=["killed", "preemption notice"])
-def test_a_lost_machine_leaves_fewer_workers_and_the_same_steps(tmp_path: Path, lose: str) -> None:
-    code = _LOSE_MACHINE.format(repository=str(REPOSITORY), folder=str(tmp_path / "ray"), lose=lose)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("HISTORY")), None)
-    assert line, done.stdout + done.stderr
-    assert json.loads(line.removeprefix("HISTORY")) == alone(tmp_path, epochs=20)
+@pytest.mark.parametrize("how", ["lose", "give_notice"])
+def test_a_lost_machine_leaves_fewer_workers_and_the_same_steps(tmp_path: Path, how: str) -> None:
+    history = run_on_two_nodes(train_and_lose, str(tmp_path / "ray"), how)
+    assert history == alone(tmp_path, epochs=20)
 
 
 def build_counted(folder: Path) -> Any:

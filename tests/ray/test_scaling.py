@@ -3,10 +3,7 @@
 import errno
 import json
 import logging
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +18,10 @@ from lepton_ray.engine.session import free_port
 from lepton_ray.spec.autoscaling import AutoscalingSpec
 from lepton_ray.spec.release import ListenerSpec, ModelsSpec
 
-from .conftest import REPOSITORY, wait_until
+from .conftest import wait_until
 from .test_rollout import _train
 from .test_serve import Application, Load, ask
+from .two_nodes import TwoNodes, run_on_two_nodes
 
 _logger = logging.getLogger(__name__)
 """Says what was measured: pytest --log-cli-level=INFO."""
@@ -172,62 +170,39 @@ def test_a_killed_proxy_fails_no_call_of_the_client_and_no_request_at_the_listen
     assert len(through.failures) <= through.clients, "one for each connection, the one that was under way"
 
 
-_LOSE_NODE = """
-import json, sys
-sys.path.insert(0, {repository!r})
-from pathlib import Path
-from lepton_ray.core import settings
-settings.prepare_ray()
-from lepton_ray.engine.session import free_port
-import ray
-from ray.cluster_utils import Cluster
-cluster = Cluster()
-port = free_port()
-settings.point_to_dashboard(port)
-cluster.add_node(num_cpus=2, include_dashboard=True, dashboard_port=port, object_store_memory=200 << 20)
-other = cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
-ray.init(address=cluster.address, log_to_driver=False)
-from lepton_ray.client import Client, Options
-from lepton_ray.serve import on_ray
-from lepton_ray.spec.autoscaling import AutoscalingSpec
-from lepton_ray.spec.release import ListenerSpec, ModelsSpec
-from tests.ray.conftest import wait_until
-from tests.ray.test_serve import Application, Load
-from tests.ray.test_scaling import Calls, num_running
+def serve_and_lose_a_node(nodes: TwoNodes, package: str) -> tuple[int, list[str], int, list[str], int]:
+    """Serve on both nodes under load, lose one and join another.
 
-application = Application({package!r})
-two = AutoscalingSpec(min_replicas=2, max_replicas=2)
-at = application.deploy(autoscaling=two, cpus_per_replica=1.5, listener=ListenerSpec(port=free_port(), connection_age_s=0.5))
-assert num_running("sizes") == 2
-with Client(at.url, options=Options(deadline_s=90, max_tries=200)) as client, Calls(client) as calls, Load(at.url) as load:
-    calls.sees(lambda: len(load.replicas) == 2 or load.failures, "answers of both nodes")
-    assert not load.failures, load.failures
-    cluster.remove_node(other, allow_graceful=False)
-    calls.sees(lambda: num_running("sizes") == 1, "the loss of a replica")
-    cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
-    calls.sees(lambda: num_running("sizes") == 2, "another replica")
-    answered, failed = load.answered, list(load.failures)
-print("RESULT" + json.dumps([calls.answered, [repr(one) for one in calls.failures], answered, failed, load.clients]))
-on_ray.stop("sizes")
-ray.shutdown()
-cluster.shutdown()
-"""
+    Returns:
+        Calls that the client got answered, and its failures; plain requests answered, and failures; their connections.
+    """
+    from lepton_ray.serve import on_ray
+
+    application = Application(package)
+    two = AutoscalingSpec(min_replicas=2, max_replicas=2)
+    listener = ListenerSpec(port=free_port(), connection_age_s=0.5)
+    at = application.deploy(autoscaling=two, cpus_per_replica=1.5, listener=listener)
+    assert num_running(application.name) == 2
+    with (
+        Client(at.url, options=Options(deadline_s=90, max_tries=200)) as client,
+        Calls(client) as calls,
+        Load(at.url) as load,
+    ):
+        calls.sees(lambda: len(load.replicas) == 2 or bool(load.failures), "answers of both nodes")
+        assert not load.failures, load.failures
+        nodes.lose()
+        calls.sees(lambda: num_running(application.name) == 1, "the loss of a replica")
+        nodes.replace()
+        calls.sees(lambda: num_running(application.name) == 2, "another replica")
+        answered, failed = load.answered, list(load.failures)
+    on_ray.stop(application.name)
+    return calls.answered, [repr(one) for one in calls.failures], answered, failed, load.clients
 
 
 @pytest.mark.slow
 def test_a_killed_node_fails_no_call_of_the_client(package: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _LOSE_NODE.format(repository=str(REPOSITORY), package=package)],
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-        cwd=Path(package).parent,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
-    assert line, done.stdout + done.stderr
-    calls, failures, answered, failed, connections = json.loads(line.removeprefix("RESULT"))
+    found = run_on_two_nodes(serve_and_lose_a_node, package, cwd=Path(package).parent)
+    calls, failures, answered, failed, connections = found
     _logger.info(f"{calls} calls of the client, {failures} failed; {answered} plain requests, failed: {failed}")
     assert failures == []
     assert len(failed) <= connections, "one for each connection of the lost replica, the one that was under way"

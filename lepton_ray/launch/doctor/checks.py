@@ -1,14 +1,12 @@
 """What the facts of nodes mean: findings, each with the command that mends it."""
 
-import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from lepton_ray.core.web import get_json
 from lepton_ray.launch.doctor.facts import LIBRARIES, NodeFacts
 
 MAX_SKEW_S = 1.0
@@ -18,8 +16,6 @@ _MIN_STORE_BYTES = 1 << 30
 _MIN_FREE_FRACTION = 0.05
 """Ray refuses to spill onto a disk that is fuller than 95 %."""
 _LOW_FREE_FRACTION = 0.15
-_TIMEOUT_S = 10.0
-_MAX_ANSWER_BYTES = 1 << 20
 _GIB = 1 << 30
 
 Status = Literal["ok", "warning", "error"]
@@ -174,7 +170,9 @@ def check_clocks(skews_s: Mapping[str, float]) -> list[Finding]:
 
 def check_prometheus(url: str) -> list[Finding]:
     """Prometheus answers, and scrapes nodes of Ray."""
-    answer = _get(f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': 'count(ray_node_cpu_count)'})}")
+    answer = get_json(
+        f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': 'count(ray_node_cpu_count)'})}"
+    )
     start = "prometheus --config.file=cluster/observability/prometheus.yml"
     if isinstance(answer, str):
         return [Finding("prometheus", "", "error", f"{url}: {answer}", start)]
@@ -191,24 +189,10 @@ def check_prometheus(url: str) -> list[Finding]:
 
 def check_grafana(url: str) -> list[Finding]:
     """Grafana answers, and its database too."""
-    answer = _get(f"{url.rstrip('/')}/api/health")
+    answer = get_json(f"{url.rstrip('/')}/api/health")
     mend = "systemctl start grafana-server  # then: lepton-ray dashboards push --url ..."
     if isinstance(answer, str):
         return [Finding("grafana", "", "error", f"{url}: {answer}", mend)]
     if not isinstance(answer, dict) or answer.get("database") != "ok":
         return [Finding("grafana", "", "error", f"{url}: no healthy Grafana answers there", mend)]
     return [Finding("grafana", "", "ok", f"{url}: Grafana {answer.get('version', '')}".rstrip())]
-
-
-def _get(url: str) -> "dict[str, Any] | str":
-    """Return the JSON that a URL answers with, or what went wrong."""
-    if not url.startswith(("http://", "https://")):
-        return "must be an http or https URL"
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310  its scheme is checked
-            content: dict[str, Any] = json.loads(response.read(_MAX_ANSWER_BYTES))
-            return content
-    except urllib.error.HTTPError as error:
-        return f"status {error.code}"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error)).splitlines()[0]

@@ -35,6 +35,7 @@ _SURFACE = {
     "dashboards render": {"--output", "-o"},
     "dashboards push": {"--url", "--token-env", "--prometheus-url", "--contact-url", "--force"},
     "drift report": {"package", "file", "--labelled", "--min", "--max", "--check", "--output", "-o", "--json"},
+    "drift live": {"model", "--prometheus", "--check", "--json"},
     "drift retrain": {
         *("command", "--model", "--alert", "--token-env", "--port", "--cooldown-hours", "--max-per-week", "--starts"),
     },

@@ -12,3 +12,15 @@ def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.free_port() == 21999
     with pytest.raises(EngineError, match="a port from 21000 to 21999 must be free, got none"):
         session.free_port()
+
+
+def test_what_needs_a_cluster_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    session.when_connected(lambda: done.append("before"))
+    assert done == []
+    monkeypatch.setattr(session, "is_connected", lambda: True)
+    session.when_connected(lambda: done.append("at once"))
+    assert done == ["at once"]
+    monkeypatch.undo()
+    session.close()
+    assert session._waiting == [], "a run that never connects leaves nothing to the next"

@@ -1,7 +1,10 @@
 """The doctor: each fault by itself is found on its node, with what mends it; a healthy cluster has no finding but ok."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -217,14 +220,37 @@ def test_an_address_where_nothing_answers_is_an_error_with_its_command(url: str)
         assert finding.mend
 
 
-def test_a_cluster_that_is_not_there_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lepton_ray.core.errors import EngineError
-    from lepton_ray.engine import session
+def doctor(address: str) -> list[dict[str, Any]]:
+    """Return what the doctor finds of a cluster that it cannot look at."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lepton_ray", "doctor", "--grafana", "http://127.0.0.1:1", "--json"],
+        env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    assert [(one["check"], one["status"]) for one in found] == [("cluster", "error"), ("grafana", "error")]
+    return found
 
-    def refuse() -> None:
-        raise EngineError("Ray must be reachable at 10.0.0.1:6379, got: nothing. Check RAY_ADDRESS")
 
-    monkeypatch.setattr(session, "connect", refuse)
-    done = CliRunner().invoke(app, ["doctor", "--grafana", "http://127.0.0.1:1", "--json"])
+def test_a_cluster_that_is_not_there_is_a_finding() -> None:
+    assert (
+        "Ray must be reachable at 127.0.0.1:1, got: [Errno 111] Connection refused" in doctor("127.0.0.1:1")[0]["seen"]
+    )
+
+
+def test_a_head_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections, and that is all."""
+    monkeypatch.setattr("lepton_ray.cli.doctor._CONNECT_S", 8.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        done = CliRunner().invoke(app, ["doctor", "--json"])
     assert done.exit_code == 1
-    assert [(f["check"], f["status"]) for f in json.loads(done.stdout)] == [("cluster", "error"), ("grafana", "error")]
+    (found,) = json.loads(done.stdout)
+    assert (found["check"], found["status"]) == ("cluster", "error")
+    assert f"Ray must answer at {address} within 8 s, got no answer" in found["seen"]
+    assert found["mend"]

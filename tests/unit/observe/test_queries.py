@@ -121,8 +121,8 @@ def test_alerts_fire_on_their_fault_alone() -> None:
 def test_an_alert_that_cannot_fire_would_be_found(with_token: Path) -> None:
     path = with_token / "rules/alerts.yml"
     text = path.read_text()
-    assert text.count("ray_node_cpu_utilization > 90") == 1
-    path.write_text(text.replace("ray_node_cpu_utilization > 90", "ray_node_cpu_utilization > 900"))
+    assert text.count("ray_node_cpu_utilization[5m]) > 90") == 1
+    path.write_text(text.replace("ray_node_cpu_utilization[5m]) > 90", "ray_node_cpu_utilization[5m]) > 900"))
     assert run("promtool", "test", "rules", "tests.yml", folder=with_token).returncode != 0
 
 

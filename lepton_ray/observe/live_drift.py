@@ -1,0 +1,76 @@
+"""The drift that the replicas of a model have told of their last windows, as Prometheus has it: the mean over them, which alerts judge."""
+
+import json
+import urllib.parse
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lepton_ray.artifacts.reference import ALARMS, Side
+from lepton_ray.core import metrics as catalogue
+from lepton_ray.core.errors import LeptonError
+from lepton_ray.core.text import without_credentials
+from lepton_ray.core.web import get_json
+
+_FIELDS = {
+    catalogue.DRIFT_PSI: "excess_psi",
+    catalogue.DRIFT_JS: "js_distance",
+    catalogue.DRIFT_UNSEEN: "excess_unseen",
+    catalogue.DRIFT_MISSING: "excess_missing",
+}
+_FIELD_OF_NAME = {f"ray_{metric.name}": name for metric, name in _FIELDS.items()}
+
+
+@dataclass(frozen=True)
+class LiveDrift:
+    """A column of a version; the fields are those of ``lepton_ray.artifacts.reference.Drift``."""
+
+    version: str
+    side: Side
+    name: str
+    excess_psi: float = 0.0
+    js_distance: float = 0.0
+    excess_unseen: float = 0.0
+    excess_missing: float = 0.0
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """The fields that are beyond their bounds."""
+        return tuple(name for name, bound in ALARMS.items() if getattr(self, name) > bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**asdict(self), "alarms": list(self.alarms)}
+
+
+def ask_prometheus(url: str, model: str) -> list[LiveDrift]:
+    """Return the columns of a model's versions that replicas tell of now, the farthest from the reference first.
+
+    Raises:
+        LeptonError: If Prometheus does not answer, or has nothing of the model.
+    """
+    names = "|".join(_FIELD_OF_NAME)
+    query = f'avg by (__name__, version, side, feature) ({{__name__=~"{names}", model={json.dumps(model)}}})'
+    answer = get_json(f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
+    try:
+        found = None if isinstance(answer, str) else answer["data"]["result"]
+        columns: dict[tuple[str, Side, str], dict[str, Any]] = defaultdict(dict)
+        for one in found or ():
+            labels = one["metric"]
+            columns[labels["version"], labels["side"], labels["feature"]][_FIELD_OF_NAME[labels["__name__"]]] = float(
+                one["value"][1]
+            )
+    except (KeyError, TypeError, ValueError, IndexError):
+        found, answer = None, "something else"
+    if found is None:
+        raise LeptonError(
+            f"Prometheus must answer at {without_credentials(url)}, got {answer}. Check --prometheus, or start it with "
+            "cluster/observability/prometheus.yml"
+        )
+    if not columns:
+        raise LeptonError(
+            f"Prometheus must have windows of {model!r}, got none. Check the name; a replica tells of its first window when it has "
+            "serve.monitor.min_rows"
+        )
+    drifts = [LiveDrift(*key, **values) for key, values in columns.items()]
+    return sorted(drifts, key=lambda one: -max(one.excess_psi, one.excess_unseen, one.excess_missing))
