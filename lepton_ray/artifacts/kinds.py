@@ -237,7 +237,9 @@ class Trials(Artifact):
     """``trials.jsonl``: settings and validation loss of every trial."""
 
     best: dict[str, Any]
-    """Values by path (``train.lr``) of the best trial."""
+    """Values by path (``train.lr``) of the best trial, at its end."""
+    schedule: Annotated[tuple[dict[str, Any], ...], Strict(False)] = ()
+    """Where a trial's values change: those of the best by epoch, as ``{"from_epoch": 3, "values": {...}}``, counted from 1."""
     best_loss: float
     num_trials: int
     num_stopped_early: int
