@@ -19,6 +19,7 @@ from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, check_task, id_columns, image_shape, inputs_of
+from lepton_ray.spec.pairs import check_pairs
 from lepton_ray.spec.ranking import check_ranking
 from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, metrics_of
 from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
@@ -104,6 +105,7 @@ class RunSpec(Section):
             *check_clean(self.clean, self.data),
             *check_features(self.features, self.data),
             *(check_ranking(self.evaluate.ranking, self.data) if self.evaluate.ranking else ()),
+            *(check_pairs(self.train, self.evaluate) if self.model and self.data.ranking else ()),
         ]
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})

@@ -7,7 +7,7 @@ checkpoint of either is one of the other.
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ def row_batches(data: TrainData, spec: TrainSpec, seed: int) -> Batches:
     """Return batches that are not varied, of the rows' numbers: inputs have one, ``row`` (N, 1)."""
     numbers = np.arange(len(data.y_train))[:, None]
     balance = spec.augment and AugmentSpec(balance=spec.augment.balance)
-    rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0], data.task)
+    rows = replace(data, x_train={"row": numbers}, x_val={"row": numbers[:0]}, y_val=data.y_val[:0])
     return Batches(rows, balance, spec.global_batch_size, seed)
 
 
