@@ -96,7 +96,7 @@ def _describe_data(data: DataSpec, dataset: Dataset, feature_set: FeatureSet) ->
 
 def _groups(spec: EvaluateSpec, data: DataSpec, dataset: Dataset, ctx: RunContext) -> NDArray[np.integer]:
     """Return the number of each row's group, where lists are measured."""
-    name = spec.ranking and group_of(spec.ranking, data)
+    name = group_of(spec.ranking, data) if spec.ranking else None
     if name is None:
         return np.empty(0, np.int32)
     return codes_of(read_parts(folder_of(dataset, ctx), dataset.splits["test"], [name]).column(name)).positions

@@ -180,7 +180,7 @@ def test_a_replayed_schedule_comes_to_the_loss_of_its_trial(cluster: None, tmp_p
     )
     start = partial(start_trial, model, train, build_small, 5)
     found = on_ray.search(spec, start, make_data(), 1, journal_in(tmp_path), [].append)  # type: ignore[arg-type]
-    assert any(len(trial.schedule) > 2 for trial in found.trials), "some were the worst more than once"
+    assert any(len(trial.schedule) > 1 for trial in found.trials), "some were the worst"
     for number, trial in enumerate(found.trials):
         parts = [
             Part(part["from_epoch"], partial(build_small, sections[0]), sections[1])
