@@ -59,10 +59,11 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         learning = [parameter for parameter in model.parameters() if factors[id(parameter)] == factor]
         matrices = [parameter for parameter in learning if parameter.ndim >= _MATRIX_DIMENSIONS]
         others = [parameter for parameter in learning if parameter.ndim < _MATRIX_DIMENSIONS]
-        groups += [
-            {"params": matrices, "weight_decay": weight_decay, "lr_factor": factor},
-            {"params": others, "weight_decay": 0.0, "lr_factor": factor},
-        ]
+        if weight_decay:
+            groups.append({"params": matrices, "weight_decay": weight_decay, "lr_factor": factor})
+            groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
+        else:  # a group more costs as much as the arithmetic of a small model's step; places are those of two
+            groups.append({"params": [*matrices, *others], "weight_decay": 0.0, "lr_factor": factor})
     return groups
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from lepton_ray.spec.data import Task
 
 
-def sums(task: Task, outputs_NC: Tensor, target: Tensor) -> Tensor:
+def sums(task: Task, outputs_NC: Tensor, target: Tensor) -> list[Tensor]:
     """Return sums over the rows in the order of ``progress.METRICS``: the loss, which has a gradient, then the rest.
 
     Args:
@@ -19,7 +19,7 @@ def sums(task: Task, outputs_NC: Tensor, target: Tensor) -> Tensor:
             (N, C); of ranking what puts rows in order (N,), where rows 0 and 1, 2 and 3 and so on are pairs; of anomaly
             detection anything with N rows.
     """
-    return torch.stack(_SUMS[task](outputs_NC, target))
+    return _SUMS[task](outputs_NC, target)
 
 
 def _classification(logits_NC: Tensor, target: Tensor) -> list[Tensor]:
