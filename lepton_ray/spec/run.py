@@ -142,10 +142,10 @@ class RunSpec(Section):
     def _check_search_space(self) -> Self:
         if self.tune is None:
             return self
-        if self.train.framework == "jax" and self.tune.workers_per_trial == 1:
+        if self.train.use_tpu and self.tune.workers_per_trial == 1:
             raise ValueError(
-                "tune.workers_per_trial must be at least 2 for train.framework 'jax', which trains in workers of its own, got 1. "
-                "Raise it, or search with train.framework keras, whose steps are the same"
+                "tune.workers_per_trial must be at least 2 for train.use_tpu, as a trial of one process is on CPUs, got 1. "
+                "Raise it, or search without train.use_tpu"
             )
         trial = self
         if self.tune.workers_per_trial > 1:

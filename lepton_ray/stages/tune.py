@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lepton_ray.artifacts.kinds import FeatureSet, Trials
+from lepton_ray.core import settings
 from lepton_ray.core.extras import require
 from lepton_ray.engine.session import connect
 from lepton_ray.spec.model import Model, TrainSpec
@@ -85,8 +86,8 @@ def _trials(
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     data = load_data(feature_set, train, ctx)
-    settings = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
-    sections = apply_values(model, train, {f"train.{name}": value for name, value in settings.items()})
+    values = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
+    sections = apply_values(model, train, {f"train.{name}": value for name, value in values.items()})
     if tune.workers_per_trial == 1:
         return partial(start_trial, *sections, build, ctx.seed), data, place_of(tune)
     storage = on_ray.Storage(ctx.filesystem, f"{ctx.work_path}/runs")
@@ -107,6 +108,8 @@ def start_trial(
     """Start training one trial in this process; from ``folder`` with the weights there, but its own settings."""
     from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415  Ray is there in a worker
 
+    if train.framework == "jax":
+        settings.train_on_jax()
     loop, checkpoint = load_training(train.framework)
     model, train = apply_values(model, train, values)
     state = loop.start_state(partial(build, model), train, seed)

@@ -110,11 +110,13 @@ def test_slices_that_ray_would_not_reserve_are_refused(train: dict[str, Any], me
         _spec(train={"framework": "jax", "num_workers": 8, "global_batch_size": 48, **train})
 
 
-def test_a_search_in_one_process_is_refused_for_jax() -> None:
+def test_a_search_in_one_process_is_refused_for_tpus_alone() -> None:
     space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2]}}
-    with pytest.raises(ValidationError, match=r"tune.workers_per_trial must be at least 2 for train.framework 'jax'"):
-        _spec(train={"framework": "jax"}, tune={"space": space})
-    assert _spec(train={"framework": "jax"}, tune={"space": space, "workers_per_trial": 2}).tune is not None
+    slices = {"framework": "jax", "use_tpu": True, **_SLICE, "num_workers": 4}
+    with pytest.raises(ValidationError, match=r"tune.workers_per_trial must be at least 2 for train.use_tpu"):
+        _spec(train=slices, tune={"space": space})
+    assert _spec(train={"framework": "jax"}, tune={"space": space}).tune is not None
+    assert _spec(train=slices, tune={"space": space, "workers_per_trial": 4}).tune is not None
 
 
 _TRAINED = """
