@@ -77,7 +77,7 @@ class RunSpec(Section):
             if self.model is not None
             else []
         )
-        problems = problems or check_local_backbones(self.model, self.features, self.data)
+        problems = problems or check_local_backbones(self.model, self.train.framework, self.features, self.data)
         if self.train.augment is not None:
             has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
             problems += check_augment(

@@ -65,7 +65,7 @@ def train(
     )
 
 
-def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> None:
+def preflight(model: Model | None, train: TrainSpec, features: FeaturesSpec, data: DataSpec) -> None:
     """Import the modules of custom models and find pretrained backbones, before anything is read.
 
     Raises:
@@ -77,9 +77,9 @@ def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> No
     problems: list[str] = []
     for place, part in _to_be_read(model).items():
         backbone = _read(place, part)
-        if backbone.config["model_type"] not in BUILT_HERE:
+        if backbone.library == "torch" and backbone.config["model_type"] not in BUILT_HERE:
             require("transformers", f"{place} of kind 'pretrained'")
-        problems += check_backbone(place, part, backbone, features, data)
+        problems += check_backbone(place, part, backbone, train.framework, features, data)
     if problems:
         raise SpecError(problems)
 
@@ -119,8 +119,11 @@ def with_backbones(
         path = (*place.split(".")[1:], "config")
         data = replace(described, path, dict(_read(place, part).config))
         described = TypeAdapter[Model](Model).validate_python(data)
-    start = load_library(train.framework).loop.start_state(partial(build, model), train, seed)
-    return described, BuildWithWeights(partial(build, described), start.model.state_dict())
+    library = load_library(train.framework)
+    start = library.loop.start_state(partial(build, model), train, seed)
+    return described, BuildWithWeights(
+        partial(build, described), library.checkpoint.weights_of(start.model), train.framework
+    )
 
 
 def build_of(feature_set: FeatureSet, framework: Framework) -> Callable[[Model], Any]:
@@ -135,11 +138,12 @@ class BuildWithWeights:
 
     build: Callable[[], Any]
     weights: dict[str, Any]
+    framework: Framework
 
     def __call__(self) -> Any:
         """Return the model."""
         model = self.build()
-        model.load_state_dict(self.weights)
+        load_library(self.framework).checkpoint.give_weights(model, self.weights)
         return model
 
 

@@ -18,6 +18,7 @@ from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.keras_layer_groups import lr_factors
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
@@ -180,7 +181,13 @@ def take_step(state: TrainState, spec: TrainSpec, gradients: list[Tensor], rates
     if decay:
         gradients = [g + decay * v if _is_decayed(v) else g for g, v in zip(gradients, variables, strict=True)]
     _set_rate(state.optimizer, rates_2[0])
+    factors = lr_factors(state.model)
+    before = [
+        (variable, ops.copy(variable), factors[id(variable)]) for variable in variables if id(variable) in factors
+    ]
     state.optimizer.apply(gradients, variables)
+    for variable, value, factor in before:  # a step is as long as its rate, whatever the optimizer
+        variable.assign(value + factor * (variable - value))
     if state.averaged is not None:
         _average(state.averaged, state.model, rates_2[1])
 
