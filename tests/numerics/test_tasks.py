@@ -97,7 +97,7 @@ def test_losses_and_gradients_are_the_closed_forms_in_both_frameworks(name: str)
     gradient = tape.gradient(keras_sums[0], theirs).numpy()
     wanted = _wanted(name, outputs, y)
     assert len(wanted) == len(progress.METRICS[task])
-    assert got.tolist() == pytest.approx(wanted, rel=1e-6)
+    assert [value.item() for value in got] == pytest.approx(wanted, rel=1e-6)
     assert [float(value) for value in keras_sums] == pytest.approx(wanted, rel=1e-6)
     assert mine.grad is not None
     for place in np.ndindex(outputs.shape):  # central differences of the textbook
