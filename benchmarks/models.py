@@ -60,6 +60,8 @@ CASES = (
         ("torch",),
         ("train.weight_decay=2e-4",),
     ),
+    Case("movie_ratings", "ndcg"),
+    Case("movie_ratings", "ndcg", changes=("data.ranking={group_by: userId}", "train.weight_decay=1e-3")),
     Case("text_intent", "accuracy", frameworks=("torch",)),
 )
 PUBLISHED = {

@@ -156,6 +156,7 @@ class Target(BaseModel):
     | classification | logits (N, classes) | ``label`` (N,), ``probabilities`` (N, classes) |
     | multi_label | logits (N, classes) | ``probabilities`` (N, classes) |
     | regression | scaled numbers (N, num_values) | ``value`` (N,), or ``values`` (N, num_values) of a series |
+    | ranking | how high a row stands (N, 1) | ``score`` (N,) |
     | anomaly_detection | how odd a row is (N, 1) | ``is_anomaly`` (N,), ``score`` (N,) |
     """
 
@@ -195,14 +196,14 @@ class Target(BaseModel):
         """Name of the package's output that says what the model gives."""
         if self.task == "regression":
             return "value" if self.num_values is None else "values"
-        return "score" if self.task == "anomaly_detection" else "probabilities"
+        return "score" if self.task in ("anomaly_detection", "ranking") else "probabilities"
 
 
 class FeatureSet(Artifact):
     """``prep.onnx`` (raw tensors to model input), ``signature.json``, ``state.json``, and the model input of each split.
 
     ``train/*.parquet`` and so on hold a column for each feature, and ``_label``: the class index (int64), the number
-    (float64), or 0 and 1 for each class that is a tag (list of float32).
+    (float64), or 0 and 1 for each class that is a tag (list of float32). ``_group`` is there for ranking.
     """
 
     splits: dict[str, Parts]
@@ -237,7 +238,9 @@ class Trials(Artifact):
     """``trials.jsonl``: settings and validation loss of every trial."""
 
     best: dict[str, Any]
-    """Values by path (``train.lr``) of the best trial."""
+    """Values by path (``train.lr``) of the best trial, at its end."""
+    schedule: Annotated[tuple[dict[str, Any], ...], Strict(False)] = ()
+    """Where a trial's values change: those of the best by epoch, as ``{"from_epoch": 3, "values": {...}}``, counted from 1."""
     best_loss: float
     num_trials: int
     num_stopped_early: int

@@ -128,6 +128,8 @@ def _output_tensors(target: Target) -> Iterator[TensorSpec]:
     elif target.task == "anomaly_detection":
         yield TensorSpec(name="is_anomaly", datatype="BOOL", shape=(-1,))
         yield TensorSpec(name=target.output, datatype="FP32", shape=(-1,))
+    elif target.task == "ranking":
+        yield TensorSpec(name=target.output, datatype="FP32", shape=(-1,))
     else:
         if target.task == "classification":
             yield TensorSpec(name="label", datatype="BYTES", shape=(-1,))

@@ -144,6 +144,11 @@ def jax_environment(platform: str) -> dict[str, str]:
     return {_KERAS_BACKEND: "jax", "JAX_PLATFORMS": platform}
 
 
+def train_on_jax() -> None:
+    """Let Keras be on JAX, on CPUs, in this process, which has not imported it or has it there already."""
+    os.environ.update(jax_environment("cpu"))
+
+
 def prepare_keras() -> None:
     """Set what Keras and TensorFlow read when they are imported; what the user has set stays, but for the backend.
 

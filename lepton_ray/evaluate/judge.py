@@ -97,6 +97,15 @@ def _fit_numbers(x_train: Any, y: Array, target: Target) -> Answer:
     return lambda x: {target.output: model.predict(x)}
 
 
+def _measure_lists(_: Array, __: Feeds, ___: Target, ____: EvaluateSpec) -> dict[str, float]:
+    """Nothing: what a score says is said within lists alone (``ranking.measure_ranking``)."""
+    return {}
+
+
+def _draw_lists(_: Array, __: Feeds, ___: Target, ____: EvaluateSpec, _____: str) -> list[str]:
+    return []
+
+
 def _measure_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec) -> dict[str, float]:
     is_odd = ~target.is_normal(y_N) if target.normal_class is not None else None
     return metrics.compute_anomaly_metrics(is_odd, answers["score"], answers["is_anomaly"])
@@ -124,5 +133,6 @@ JUDGES: dict[Task, Judge] = {
     "classification": Judge(_measure_classes, _draw_classes, "logistic regression", _fit_classes),
     "multi_label": Judge(_measure_labels, _draw_labels, "logistic regressions", _fit_labels),
     "regression": Judge(_measure_numbers, _draw_numbers, "linear regression", _fit_numbers),
+    "ranking": Judge(_measure_lists, _draw_lists, "linear regression", _fit_numbers),
     "anomaly_detection": Judge(_measure_anomalies, _draw_anomalies, "isolation forest", _fit_anomalies),
 }

@@ -34,11 +34,11 @@ def measure_ranking(
     Args:
         y_N: Labels: numbers, or class indices.
         answers: The outputs of a package.
-        target: What it predicts: a number, or one of two classes.
+        target: What it predicts: a number, a score, or one of two classes.
         group_N: The number of each row's group; less than 0 for a row without one.
         spec: The section.
     """
-    if target.task == "regression":
+    if target.task in ("regression", "ranking"):
         gain_N, answer_N, is_relevant_N = y_N, answers[target.output], y_N >= spec.relevant
     else:
         place = target.classes.index(str(spec.relevant))

@@ -38,7 +38,8 @@ def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.
 def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
     """Return the answers of the training code as the package stores them.
 
-    ``scale`` is what differences count in: the spread of a number in training, the greater of an anomaly score and its threshold.
+    ``scale`` is what differences count in: the spread of a number in training, the greater of an anomaly score and its threshold,
+    the greater of a score that ranks and 1.
     """
     outputs = {target.output: answers.tolist()}
     if target.task == "classification":
@@ -47,6 +48,8 @@ def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
         return {**outputs, "scale": target.std}
     if target.task == "anomaly_detection":
         return {**outputs, "scale": np.maximum(answers, target.threshold).tolist()}
+    if target.task == "ranking":
+        return {**outputs, "scale": np.maximum(np.abs(answers), 1.0).tolist()}
     return outputs
 
 

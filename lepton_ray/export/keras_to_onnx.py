@@ -115,7 +115,7 @@ def _answer(outputs: Any, target: Target, dtype: str = "float64") -> Any:
         return keras.ops.sigmoid(outputs)
     if target.num_values is None:
         outputs = keras.ops.squeeze(outputs, 1)
-    if target.task == "anomaly_detection":
+    if target.task in ("anomaly_detection", "ranking"):
         return outputs
     return keras.ops.cast(outputs, dtype) * target.std + target.mean
 

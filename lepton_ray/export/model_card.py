@@ -6,7 +6,6 @@ from typing import Any
 from lepton_ray.artifacts.signature import Signature
 
 _NUMBERS = {"value": "a number", "values": "a series of numbers"}
-_SCORE = "how odd a record is"
 _KINDS = ("number", "category", "time", "text", "series", "image")
 
 
@@ -18,7 +17,7 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
     values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     classes = ", ".join(f"`{name}`" for name in signature.classes)
     output = signature.outputs[-1].name
-    what = _SCORE if output == "score" else f"`{data['label']}` ({classes or _NUMBERS[output]})"
+    what = _score(data) if output == "score" else f"`{data['label']}` ({classes or _NUMBERS[output]})"
     return f"""# {lineage["name"]}
 
 Predicts {what} from {kinds} column(s).
@@ -32,3 +31,9 @@ Predicts {what} from {kinds} column(s).
 |---|---|
 {values}
 """
+
+
+def _score(data: Mapping[str, Any]) -> str:
+    if ranking := data.get("ranking"):
+        return f"how high a record stands among those of one `{ranking['group_by']}`, by `{data['label']}`,"
+    return "how odd a record is"

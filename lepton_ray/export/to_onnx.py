@@ -39,7 +39,7 @@ class _Answering(nn.Module):
             return torch.sigmoid(outputs)
         if self.target.num_values is None:
             outputs = outputs[:, 0]
-        if self.target.task == "anomaly_detection":
+        if self.target.task in ("anomaly_detection", "ranking"):
             return outputs
         return outputs.double() * self.target.std + self.target.mean
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lepton_ray.core.errors import SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import sha256_file
-from lepton_ray.spec.backbone import CONFIG, FILES, WEIGHTS
+from lepton_ray.spec.backbone import CONFIG, FILES, KERAS_WEIGHTS, WEIGHTS
 from lepton_ray.spec.model import PretrainedModel
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -48,4 +48,4 @@ def find_backbone(place: str, model: PretrainedModel) -> Path:
 
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of the files that a backbone is built from."""
-    return {name: sha256_file(folder / name) for name in (CONFIG, WEIGHTS)}
+    return {name: sha256_file(folder / name) for name in (CONFIG, WEIGHTS, KERAS_WEIGHTS) if (folder / name).is_file()}

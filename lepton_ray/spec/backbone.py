@@ -1,7 +1,7 @@
 """What the files of a pretrained backbone say of it, and the features that it must be given: those that it has learned from.
 
 Files of its folder, in the form of Hugging Face: ``config.json``, and where they are there ``tokenizer.json`` (its vocabulary)
-and ``preprocessor_config.json`` (how pixels were normalised).
+and ``preprocessor_config.json`` (how pixels were normalised). Those of keras.applications have a ``config.json`` like theirs.
 """
 
 import json
@@ -18,18 +18,21 @@ from lepton_ray.spec.features_content import (
     SubwordTokens,
     TextFeatures,
 )
-from lepton_ray.spec.model import Model, PretrainedModel, backbones_of
+from lepton_ray.spec.model import Framework, Model, PretrainedModel, backbones_of, library_of
 from lepton_ray.spec.tokenizer_file import TokenizerFile, read_tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+KERAS_WEIGHTS = "model.weights.h5"
+"""What ``save_weights`` of a Keras model writes; taken in place of ``WEIGHTS``."""
 _TOKENIZER = "tokenizer.json"
 _PREPROCESSOR = "preprocessor_config.json"
-FILES = (CONFIG, WEIGHTS, _TOKENIZER, _PREPROCESSOR)
+FILES = (CONFIG, WEIGHTS, KERAS_WEIGHTS, _TOKENIZER, _PREPROCESSOR)
 """All that is ever read of a backbone."""
 _MAX_JSON_BYTES = 256 << 20
 _MEAN_TOLERANCE = 0.01  # publishers round: 127/255 and 0.5 are one
 _LEVELS = 255
+_WIDEST = 4
 _RGB = 3
 
 Takes = Literal["tokens", "image"]
@@ -39,9 +42,29 @@ TAKES: dict[str, Takes] = {
     ),  # whose tokenizers the graph of the features can compute
     **dict.fromkeys(("vit", "resnet", "convnext", "efficientnet_lite"), "image"),
 }
-"""By ``model_type``."""
+"""By ``model_type``; those of torch."""
 BUILT_HERE = ("efficientnet_lite",)
 """What needs no library."""
+KERAS_TYPE = "keras_applications"
+"""The ``model_type`` of an image model of keras.applications."""
+
+
+class Architecture(NamedTuple):
+    """A model of keras.applications."""
+
+    groups: tuple[str, ...]
+    """How the names of the layers begin that a group of layers begins with, from the input; the first group is the stem."""
+    options: tuple[str, ...] = ()
+    """Arguments of its function that a ``config.json`` may have."""
+
+
+_STAGES = ("conv1_", "conv2_", "conv3_", "conv4_", "conv5_")
+ARCHITECTURES = {
+    "MobileNetV2": Architecture(("Conv1", "expanded_conv_", *(f"block_{n}_" for n in range(1, 17))), ("alpha",)),
+    **dict.fromkeys(("ResNet50V2", "ResNet101V2", "ResNet152V2"), Architecture(_STAGES)),
+}
+"""By name; all of them have learned from pixels between -1 and 1."""
+_KERAS_PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 class Backbone(NamedTuple):
@@ -54,11 +77,18 @@ class Backbone(NamedTuple):
     @property
     def takes(self) -> Takes:
         """What it reads."""
-        return TAKES[self.config["model_type"]]
+        return TAKES.get(self.config["model_type"], "image")
+
+    @property
+    def library(self) -> Literal["torch", "keras"]:
+        """What its layers are made in."""
+        return "keras" if self.config["model_type"] == KERAS_TYPE else "torch"
 
     @property
     def num_groups(self) -> int | None:
         """Groups of layers, where the configuration tells."""
+        if self.library == "keras":
+            return len(ARCHITECTURES[self.config["architecture"]].groups)
         layers = self.config.get("num_hidden_layers", self.config.get("n_layers"))
         return None if layers is None else int(layers) + 1
 
@@ -69,13 +99,27 @@ def read_backbone(folder: Path) -> Backbone:
     Raises:
         ValueError: If it holds no backbone; says what it must hold.
     """
-    if lacking := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+    _check_files(folder, WEIGHTS, KERAS_WEIGHTS)
+    config, tokenizer, preprocessor = (_read(folder / name) for name in (CONFIG, _TOKENIZER, _PREPROCESSOR))
+    check_type(config)
+    if config["model_type"] == KERAS_TYPE:
+        return Backbone(config, tokenizer, {**_KERAS_PIXELS, **preprocessor})
+    _check_files(folder, WEIGHTS)
+    return Backbone(config, tokenizer, preprocessor)
+
+
+def _check_files(folder: Path, *weights: str) -> None:
+    is_there = {CONFIG: (folder / CONFIG).is_file(), WEIGHTS: any((folder / name).is_file() for name in weights)}
+    if lacking := [name for name, found in is_there.items() if not found]:
         raise ValueError(
             f"must be a folder with {CONFIG} and {WEIGHTS}, got {str(folder)!r} without {lacking[0]}. Add it"
         )
-    backbone = Backbone(*(_read(folder / name) for name in (CONFIG, _TOKENIZER, _PREPROCESSOR)))
-    check_type(backbone.config)
-    return backbone
+
+
+def find_weights(folder: Path, config: Mapping[str, Any]) -> Path | None:
+    """Return the file with the weights; None where there is none."""
+    names = (WEIGHTS, KERAS_WEIGHTS) if config.get("model_type") == KERAS_TYPE else (WEIGHTS,)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def check_type(config: Mapping[str, Any]) -> None:
@@ -84,9 +128,30 @@ def check_type(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if (kind := config.get("model_type")) not in TAKES:
+    kind = config.get("model_type")
+    if kind == KERAS_TYPE:
+        _check_architecture(config)
+    elif kind not in TAKES:
         raise ValueError(
-            f"must have a model_type of {', '.join(TAKES)} in {CONFIG}, got {kind!r}. Take another backbone"
+            f"must have a model_type of {', '.join([*TAKES, KERAS_TYPE])} in {CONFIG}, got {kind!r}. Take another backbone"
+        )
+
+
+def _check_architecture(config: Mapping[str, Any]) -> None:
+    name = config.get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(
+            f"must have an architecture of {', '.join(ARCHITECTURES)} in {CONFIG}, got {name!r}. Take another backbone"
+        )
+    known = ("model_type", "architecture", *ARCHITECTURES[name].options)
+    if wrong := sorted(set(config) - {*known, *_KERAS_PIXELS}):
+        raise ValueError(
+            f"must have nothing but {', '.join(known)} in the {CONFIG} of {name}, got {wrong[0]!r}. Remove it"
+        )
+    alpha = config.get("alpha", 1.0)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= _WIDEST:
+        raise ValueError(
+            f"must have an alpha above 0 and at most {_WIDEST} in {CONFIG}, got {alpha!r}. Write that of its weights"
         )
 
 
@@ -104,23 +169,37 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def check_local_backbones(model: Model | None, features: FeaturesSpec, data: DataSpec) -> list[str]:
+def check_local_backbones(
+    model: Model | None, framework: Framework, features: FeaturesSpec, data: DataSpec
+) -> list[str]:
     """Return a sentence for each thing that does not fit a backbone whose folder is there; others are looked at in the run."""
     problems: list[str] = []
     for place, part in backbones_of(model).items():
         folder = Path(part.backbone).expanduser()
         if part.config is None and folder.is_dir():
             try:
-                problems += check_backbone(place, part, read_backbone(folder), features, data)
+                problems += check_backbone(place, part, read_backbone(folder), framework, features, data)
             except ValueError as error:
                 problems.append(f"{place}.backbone {error}")
     return problems
 
 
 def check_backbone(
-    place: str, model: PretrainedModel, backbone: Backbone, features: FeaturesSpec, data: DataSpec
+    place: str,
+    model: PretrainedModel,
+    backbone: Backbone,
+    framework: Framework,
+    features: FeaturesSpec,
+    data: DataSpec,
 ) -> Iterator[str]:
     """Yield a sentence for each thing that does not fit, which begins with the path of the setting."""
+    if backbone.library != library_of(framework):
+        kind = backbone.config["model_type"]
+        yield (
+            f"{place}.backbone must be one of train.framework {framework!r}, got a {kind}, which is one of {backbone.library}. "
+            f"Use train.framework {backbone.library}, or another backbone"
+        )
+        return
     groups = backbone.num_groups
     if isinstance(model.freeze, int) and groups is not None and model.freeze >= groups:
         yield f"{place}.freeze must be less than {groups}, the backbone's groups of layers, got {model.freeze}. Use all, or lower it"

@@ -15,7 +15,7 @@ _ROUNDING = 1e-9  # 0.7 + 0.15 + 0.15 misses 1 by less
 MAX_SERIES_LENGTH = 100_000
 MISSING_WORDS = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "?")
 
-Task = Literal["classification", "multi_label", "regression", "anomaly_detection"]
+Task = Literal["classification", "multi_label", "regression", "ranking", "anomaly_detection"]
 """What a model is for; losses, metrics, outputs and baselines follow from it."""
 
 TextStep = Literal["nfc", "nfkc", "lower", "accents", "html", "urls", "spaces"]
@@ -272,6 +272,13 @@ class AnomalySpec(Section):
     """Share of the normal validation rows whose score is no anomaly's: it sets the threshold."""
 
 
+class RankSpec(Section):
+    """Learn which rows of a group (a user, a query) stand above which others of it: the greater label first, by how much does not count."""
+
+    group_by: str
+    """Category or ignored column: rows with its same value are compared; rows without a value are not learned from."""
+
+
 class DataSpec(Section):
     """Where the records lie and what their columns mean."""
 
@@ -285,6 +292,8 @@ class DataSpec(Section):
     (regression). None for a run that ends with the features, or for anomalies that nobody has marked."""
     anomalies: AnomalySpec | None = None
     """Makes the task anomaly detection."""
+    ranking: RankSpec | None = None
+    """Makes the task ranking, by the numbers that the label holds; a package answers with a score that puts rows in order."""
     missing_words: StrTuple = MISSING_WORDS
     """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
     spaces. One that is a number, such as -999, means so however it is written."""
@@ -331,6 +340,8 @@ class DataSpec(Section):
         """What a model of this data is for; None for a run that ends with the features."""
         if self.anomalies is not None:
             return "anomaly_detection"
+        if self.ranking is not None:
+            return "ranking"
         if self.label is None:
             return None
         if self.tags_label is not None:
@@ -358,6 +369,7 @@ class DataSpec(Section):
                     f"{self.label!r}. Make it ignored, or a text"
                 )
         self._check_anomalies()
+        self._check_ranking()
         if not self.read_features:
             raise ValueError(f"columns must hold a feature besides the label, got only {list(self.columns)}. Add one")
         if self.split.by is not None:
@@ -392,14 +404,40 @@ class DataSpec(Section):
                 f"label {self.label!r}. Name the class of the normal rows, or remove it"
             )
 
-    def _check_order(self, by: str) -> None:
-        column = self.columns.get(by)
-        if by == self.label or not isinstance(column, TimeColumn | NumberColumn):
-            found = "the label" if by == self.label else f"of kind {column.kind!r}" if column else "no such column"
+    def _check_ranking(self) -> None:
+        if self.ranking is None:
+            return
+        if self.anomalies is not None:
+            raise ValueError("ranking must be left out with anomalies, got both. Remove one of them")
+        label = self.all_columns[self.label] if self.label else None
+        if not isinstance(label, NumberColumn):
+            found = f"the {label.kind} {self.label!r}" if label else "None"
             raise ValueError(
-                f"split.by must name a column of kind 'time' or 'number' that is not the label, got {by!r} ({found}). "
+                f"label must name a column of kind 'number' for ranking, got {found}. Give grades, such as 0 and 1, as a number"
+            )
+        if problem := self.group_problem(self.ranking.group_by):
+            raise ValueError(f"ranking.{problem}")
+
+    def group_problem(self, name: str) -> str | None:
+        """Return a sentence on a ``group_by`` that names no column whose values make groups."""
+        column = self.columns.get(name)
+        if name != self.label and isinstance(column, CategoryColumn | IgnoredColumn):
+            return None
+        return (
+            f"group_by must name a column of kind 'category' or 'ignored' that is not the label, got {name!r} "
+            f"({self._found(name)}). Name another"
+        )
+
+    def _check_order(self, by: str) -> None:
+        if by == self.label or not isinstance(self.columns.get(by), TimeColumn | NumberColumn):
+            raise ValueError(
+                f"split.by must name a column of kind 'time' or 'number' that is not the label, got {by!r} ({self._found(by)}). "
                 "Name another, or leave it out"
             )
+
+    def _found(self, name: str) -> str:
+        column = self.columns.get(name)
+        return "the label" if name == self.label else f"of kind {column.kind!r}" if column else "no such column"
 
 
 def _shown(column: Section | None) -> str:

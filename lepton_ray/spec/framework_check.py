@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator
 
-from lepton_ray.spec.model import Model, TrainSpec, parts_of
+from lepton_ray.spec.model import Model, PretrainedModel, TrainSpec, parts_of
 from lepton_ray.spec.release import ExportSpec
-
-OF_TORCH = ("pretrained",)
-"""Kinds of models that Keras does not have yet."""
 
 
 def check_framework(model: Model | None, train: TrainSpec, export: ExportSpec) -> list[str]:
@@ -29,8 +26,10 @@ def _check_keras(model: Model | None, train: TrainSpec) -> Iterator[str]:
     way_out = "or train.framework torch"
     by = f"for train.framework {train.framework!r}"
     for place, part in parts_of(model).items():
-        if part.kind in OF_TORCH:
-            yield f"{place}.kind must be one that Keras has (not {', '.join(OF_TORCH)}), got {part.kind!r}. Use another, {way_out}"
+        if isinstance(part, PretrainedModel) and train.framework == "jax":
+            yield f"{place}.kind must not be 'pretrained' {by}, got it. Use another, train.framework keras, {way_out}"
+        elif isinstance(part, PretrainedModel) and part.lora is not None:
+            yield f"{place}.lora must be left out {by}, got it. Remove it, {way_out}"
     if train.parallelism != "ddp":
         yield f"train.parallelism must be left out {by}, got {train.parallelism!r}. Remove it, {way_out}"
     if train.use_gpu and train.framework == "keras":

@@ -158,7 +158,8 @@ class PretrainedModel(Section):
     kind: Literal["pretrained"]
     backbone: Annotated[str, Field(min_length=1, max_length=1024)]
     """A folder with ``config.json`` and ``model.safetensors``, or the name of a model on Hugging Face (``OWNER/NAME``), which is
-    downloaded once. Nothing else is read of it, and never code."""
+    downloaded once. Nothing else is read of it, and never code. In Keras it is an image model of keras.applications, whose weights may
+    also be a ``model.weights.h5``."""
     revision: str | None = None
     """Commit, tag or branch of the model on Hugging Face; a commit never changes."""
     pooling: Literal["mean", "first"] = "mean"
@@ -177,6 +178,20 @@ class PretrainedModel(Section):
     config: dict[str, Any] | None = None
     """Content of a ``config.json``: build the backbone from it, with fresh weights, and read no files. A run writes it into its
     checkpoint, which has the weights."""
+
+    def first_epoch(self, depth: int, num_groups: int) -> int | None:
+        """Return the epoch, counted from 0, from which on a group of layers learns; None: never.
+
+        ``depth`` counts groups from the top: 0 is the backbone's last layer, below what the model has put on it.
+        """
+        num_frozen = {"none": 0, "all": num_groups}.get(str(self.freeze), self.freeze)
+        if depth >= num_groups - int(num_frozen):
+            return None
+        return (depth + 1) * (self.unfreeze_every_epochs or 0)
+
+    def lr_factor(self, depth: int) -> float:
+        """Return how many times ``train.lr`` a group of layers learns at."""
+        return self.layer_lr_factor ** (depth + 1)
 
     @model_validator(mode="after")
     def _check_learning(self) -> Self:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section
-from lepton_ray.spec.data import CategoryColumn, DataSpec, IgnoredColumn, NumberColumn
+from lepton_ray.spec.data import CategoryColumn, DataSpec, NumberColumn
 
 RANKING_METRICS = ("ndcg", "recall_at_k", "mean_reciprocal_rank")
 """What lists are measured by, beside the metrics of the task."""
@@ -20,27 +20,29 @@ class RankingSpec(Section):
     different labels, the others over those with relevant rows and other ones. Rows of equal answers count as if in any order.
     """
 
-    group_by: str
-    """Category or ignored column: rows with its same value are a list; rows without a value are left out."""
+    group_by: str | None = None
+    """Category or ignored column: rows with its same value are a list; rows without a value are left out. None takes that of
+    ``data.ranking``."""
     relevant: FiniteFloat | str
     """The least label, of numbers, or the class that makes a row relevant."""
     top_k: PositiveInt = 10
     """How much of a list is seen."""
 
 
+def group_of(spec: RankingSpec, data: DataSpec) -> str | None:
+    """Return the column whose values make lists."""
+    return spec.group_by or (data.ranking.group_by if data.ranking else None)
+
+
 def check_ranking(spec: RankingSpec, data: DataSpec) -> Iterator[str]:
     """Yield a sentence for each thing that does not fit, which begins with the path of the setting."""
-    column = data.columns.get(spec.group_by)
-    if spec.group_by == data.label or not isinstance(column, CategoryColumn | IgnoredColumn):
-        found = (
-            "the label" if spec.group_by == data.label else f"of kind {column.kind!r}" if column else "no such column"
-        )
-        yield (
-            f"evaluate.ranking.group_by must name a column of kind 'category' or 'ignored' that is not the label, got "
-            f"{spec.group_by!r} ({found}). Name another"
-        )
+    name = group_of(spec, data)
+    if name is None:
+        yield "evaluate.ranking.group_by must be given without data.ranking, got None. Name the column of users or queries"
+    elif problem := data.group_problem(name):
+        yield f"evaluate.ranking.{problem}"
     label = data.columns.get(data.label or "")
-    if data.task == "regression" and isinstance(label, NumberColumn):
+    if data.task in ("regression", "ranking") and isinstance(label, NumberColumn):
         if isinstance(spec.relevant, str):
             yield f"evaluate.ranking.relevant must be a number for the number {data.label}, got {spec.relevant!r}. Write the least"
         if label.min is None or label.min < 0:

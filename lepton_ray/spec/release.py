@@ -59,6 +59,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
         "log_loss",
     ),
     "regression": ("rmse", "mae", "median_absolute_error", "r2"),
+    "ranking": (),  # lists are measured by ``evaluate.ranking``
     "anomaly_detection": ("roc_auc", "average_precision", "precision", "recall", "f1", "flagged_fraction"),
 }
 """What each task is measured by on the held-out split."""

@@ -19,6 +19,7 @@ from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.framework_check import check_framework
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, check_task, id_columns, image_shape, inputs_of
+from lepton_ray.spec.pairs import check_pairs
 from lepton_ray.spec.ranking import check_ranking
 from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, metrics_of
 from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
@@ -76,7 +77,7 @@ class RunSpec(Section):
             if self.model is not None
             else []
         )
-        problems = problems or check_local_backbones(self.model, self.features, self.data)
+        problems = problems or check_local_backbones(self.model, self.train.framework, self.features, self.data)
         if self.train.augment is not None:
             has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
             problems += check_augment(
@@ -104,6 +105,7 @@ class RunSpec(Section):
             *check_clean(self.clean, self.data),
             *check_features(self.features, self.data),
             *(check_ranking(self.evaluate.ranking, self.data) if self.evaluate.ranking else ()),
+            *(check_pairs(self.train, self.evaluate) if self.model and self.data.ranking else ()),
         ]
         if problems:
             raise PydanticCustomError("problems", "{problems}", {"problems": problems})
@@ -140,10 +142,10 @@ class RunSpec(Section):
     def _check_search_space(self) -> Self:
         if self.tune is None:
             return self
-        if self.train.framework == "jax" and self.tune.workers_per_trial == 1:
+        if self.train.use_tpu and self.tune.workers_per_trial == 1:
             raise ValueError(
-                "tune.workers_per_trial must be at least 2 for train.framework 'jax', which trains in workers of its own, got 1. "
-                "Raise it, or search with train.framework keras, whose steps are the same"
+                "tune.workers_per_trial must be at least 2 for train.use_tpu, as a trial of one process is on CPUs, got 1. "
+                "Raise it, or search without train.use_tpu"
             )
         trial = self
         if self.tune.workers_per_trial > 1:

@@ -22,6 +22,7 @@ from lepton_ray.evaluate.ranking import measure_ranking
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.features.columns import codes_of
 from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.ranking import group_of
 from lepton_ray.spec.release import BASELINE, EvaluateSpec
 from lepton_ray.stages import held_out
 from lepton_ray.stages.blocks import folder_of
@@ -48,7 +49,7 @@ def evaluate(
     answers = held_out.answer(Predictor(opened), dataset, "test", ctx)
     target = target_of(feature_set)
     judge, y_test = JUDGES[target.task], held_out.labels(feature_set, "test", ctx)
-    measure = partial(_measure, evaluate, target, y_test, _groups(evaluate, dataset, ctx))
+    measure = partial(_measure, evaluate, target, y_test, _groups(evaluate, data, dataset, ctx))
     metrics = measure(answers)
     figures = judge.draw(y_test, answers, target, evaluate, data.label or "")
     ctx.update("package measured")
@@ -93,11 +94,11 @@ def _describe_data(data: DataSpec, dataset: Dataset, feature_set: FeatureSet) ->
     return describe_data(data, dataset, after, feature_set.findings)
 
 
-def _groups(spec: EvaluateSpec, dataset: Dataset, ctx: RunContext) -> NDArray[np.integer]:
+def _groups(spec: EvaluateSpec, data: DataSpec, dataset: Dataset, ctx: RunContext) -> NDArray[np.integer]:
     """Return the number of each row's group, where lists are measured."""
-    if spec.ranking is None:
+    name = group_of(spec.ranking, data) if spec.ranking else None
+    if name is None:
         return np.empty(0, np.int32)
-    name = spec.ranking.group_by
     return codes_of(read_parts(folder_of(dataset, ctx), dataset.splits["test"], [name]).column(name)).positions
 
 

@@ -45,6 +45,8 @@ from lepton_ray.stages.data_report import PROFILE, describe_data
 
 VERSION = 8
 LABEL = "_label"
+GROUP = "_group"
+"""The column of ``data.ranking`` beside the model input."""
 _SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D
 _GROUP_BYTES = 16 << 20  # of model input: what training reads at once where it streams
@@ -205,7 +207,9 @@ def write_prepared(
 ) -> dict[str, Any]:
     """Write the model input of one part of a split; returns facts about the file."""
     split, part = item
-    wanted = [name for name in fitted.data.all_columns if name in fitted.data.features or name == fitted.data.label]
+    group = fitted.data.ranking.group_by if fitted.data.ranking else None
+    kept = (fitted.data.label, group)
+    wanted = [name for name in fitted.data.all_columns if name in fitted.data.features or name in kept]
     table = read_parquet(source, part, wanted)
     preparer = _open_preparer(fitted.state, fitted.signature)
     is_training = split == "train"
@@ -214,6 +218,8 @@ def write_prepared(
     prepared = preparer(table, is_training)
     if fitted.data.label is not None:
         prepared = prepared.append_column(LABEL, _encode_label(table, fitted.data, fitted.data.label, fitted.classes))
+    if group is not None:
+        prepared = prepared.append_column(GROUP, table.column(group))
     name, row_bytes = f"{split}/{part_name(index, 'parquet')}", _row_bytes(fitted.state)
     return target.write_parquet(name, prepared, max(1, _GROUP_BYTES // row_bytes)).model_dump()
 

@@ -1,8 +1,9 @@
 """train: features -> the weights of the best epoch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_part
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from lepton_ray.spec.backbone import BUILT_HERE, Backbone, check_backbone, read_
 from lepton_ray.spec.base import replace
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
-from lepton_ray.spec.model import CustomModel, Model, PretrainedModel, TrainSpec, backbones_of, parts_of
+from lepton_ray.spec.model import CustomModel, Framework, Model, PretrainedModel, TrainSpec, backbones_of, parts_of
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import load_data, target_of
 from lepton_ray.train import in_process
 from lepton_ray.train.frameworks import load_library
+from lepton_ray.train.replay import Part
 from lepton_ray.train.resources import is_in_driver
 
 VERSION = 5
@@ -35,13 +37,18 @@ VERSION = 5
 def train(
     model: Model, train: TrainSpec, feature_set: FeatureSet, trials: Trials | None, ctx: RunContext
 ) -> Checkpoint:
-    """Train with the best settings that the search found, or those of the spec."""
+    """Train with the best settings that the search found, as they were in each epoch of its trial, or with those of the spec."""
     checkpoint = load_library(train.framework).checkpoint
-    if trials is not None:
-        model, train = apply_values(model, train, trials.best)
+    schedule = [(1, trials.best if trials else {})]
+    if trials is not None and trials.schedule:
+        schedule = [(part["from_epoch"], part["values"]) for part in trials.schedule]
     target = target_of(feature_set)
-    model, build = with_backbones(model, feature_set, train, ctx.seed)
-    state = _fit(build, feature_set, train, ctx)
+    model, build = with_backbones(apply_values(model, train, schedule[0][1])[0], feature_set, train, ctx.seed)
+    parts = []
+    for from_epoch, values in schedule:
+        model, train = apply_values(model, train, values)
+        parts.append(Part(from_epoch, partial(build_of(feature_set, train.framework), model), train))
+    state = _fit([replace_part(parts[0], build_model=build), *parts[1:]], feature_set, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):
         raise EngineError(
             f"train.lr must let the training converge, got {train.lr:g}: the loss is not finite. Lower it"
@@ -58,7 +65,7 @@ def train(
     )
 
 
-def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> None:
+def preflight(model: Model | None, train: TrainSpec, features: FeaturesSpec, data: DataSpec) -> None:
     """Import the modules of custom models and find pretrained backbones, before anything is read.
 
     Raises:
@@ -70,9 +77,9 @@ def preflight(model: Model | None, features: FeaturesSpec, data: DataSpec) -> No
     problems: list[str] = []
     for place, part in _to_be_read(model).items():
         backbone = _read(place, part)
-        if backbone.config["model_type"] not in BUILT_HERE:
+        if backbone.library == "torch" and backbone.config["model_type"] not in BUILT_HERE:
             require("transformers", f"{place} of kind 'pretrained'")
-        problems += check_backbone(place, part, backbone, features, data)
+        problems += check_backbone(place, part, backbone, train.framework, features, data)
     if problems:
         raise SpecError(problems)
 
@@ -103,12 +110,7 @@ def with_backbones(
     The files of pretrained backbones are read here and once: their configurations go into the section, their weights along with
     what is returned. So no worker, and nobody who has the checkpoint, needs them.
     """
-    build = partial(
-        build_model,
-        inputs=feature_set.inputs,
-        num_outputs=target_of(feature_set).num_outputs,
-        framework=train.framework,
-    )
+    build = build_of(feature_set, train.framework)
     parts = _to_be_read(model)
     if not parts:
         return model, partial(build, model)
@@ -117,8 +119,17 @@ def with_backbones(
         path = (*place.split(".")[1:], "config")
         data = replace(described, path, dict(_read(place, part).config))
         described = TypeAdapter[Model](Model).validate_python(data)
-    start = load_library(train.framework).loop.start_state(partial(build, model), train, seed)
-    return described, BuildWithWeights(partial(build, described), start.model.state_dict())
+    library = load_library(train.framework)
+    start = library.loop.start_state(partial(build, model), train, seed)
+    return described, BuildWithWeights(
+        partial(build, described), library.checkpoint.weights_of(start.model), train.framework
+    )
+
+
+def build_of(feature_set: FeatureSet, framework: Framework) -> Callable[[Model], Any]:
+    """Return what builds a model for the features; it travels to workers."""
+    target = target_of(feature_set)
+    return partial(build_model, inputs=feature_set.inputs, num_outputs=target.num_outputs, framework=framework)
 
 
 @dataclass(frozen=True)
@@ -127,23 +138,26 @@ class BuildWithWeights:
 
     build: Callable[[], Any]
     weights: dict[str, Any]
+    framework: Framework
 
     def __call__(self) -> Any:
         """Return the model."""
         model = self.build()
-        model.load_state_dict(self.weights)
+        load_library(self.framework).checkpoint.give_weights(model, self.weights)
         return model
 
 
-def _fit(build: Any, feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Any:
+def _fit(parts: Sequence[Part], feature_set: FeatureSet, ctx: RunContext) -> Any:
+    first, *later = parts
+    build, train = first.build_model, first.spec
     data = load_data(feature_set, train, ctx)
     if is_in_driver(train, ctx.is_local):
-        return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update, ctx.over_budget)
+        return in_process.fit(build, data, train, ctx.seed, Path(ctx.work_path), ctx.update, ctx.over_budget, later)
     connect()
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     storage = on_ray.Storage(ctx.filesystem, ctx.work_path)
-    return on_ray.fit(build, data, train, ctx.seed, storage, ctx.update, ctx.over_budget)
+    return on_ray.fit(build, data, train, ctx.seed, storage, ctx.update, ctx.over_budget, later)
 
 
 def _in_units(metrics: dict[str, float], target: Target) -> dict[str, float]:

@@ -11,12 +11,13 @@ from lepton_ray.artifacts.kinds import FeatureSet, PartFile, Target
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data import in_process
-from lepton_ray.data.parts import Folder, read_row_group, row_groups
+from lepton_ray.data.parts import Folder, read_parts, read_row_group, row_groups
+from lepton_ray.features.columns import codes_of
 from lepton_ray.features.state import FeatureState
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.featurize import LABEL, Split, feature_names, load_split, split_of
+from lepton_ray.stages.featurize import GROUP, LABEL, Split, feature_names, load_split, split_of
 from lepton_ray.train.rows import Inputs, Labels, TrainData
 from lepton_ray.train.streamed.data import StreamedData
 from lepton_ray.train.streamed.reading import StoredRows
@@ -28,8 +29,8 @@ def load_data(feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Tra
     """Read the splits for training and validation, or find out how to.
 
     Raises:
-        SpecError: If ``train.augment`` asks for what cannot be streamed.
-        DataError: If there are only anomalies.
+        SpecError: If the rows must be streamed and cannot be.
+        DataError: If there are only anomalies, or no two rows to compare.
     """
     num_bytes = _num_bytes(feature_set)
     size = f"{num_bytes / (1 << 20):,.1f} MiB of model input"
@@ -39,8 +40,10 @@ def load_data(feature_set: FeatureSet, train: TrainSpec, ctx: RunContext) -> Tra
         reason = f"within {limit}" if fits else "as train.data says"
         ctx.update(f"rows in memory: {size}, {reason}")
         return _read_all(feature_set, ctx)
-    if train.framework == "jax":
-        rule = "train.data must be 'memory' with framework 'jax', which streams nothing"
+    is_ranking = target_of(feature_set).task == "ranking"
+    if train.framework == "jax" or is_ranking:
+        what = "data.ranking, whose pairs may lie anywhere" if is_ranking else "framework 'jax', which streams nothing"
+        rule = f"train.data must be 'memory' with {what}"
         raise SpecError([f"{rule}, got {train.data!r} and {size}, more than {limit}. Raise the limit"])
     ctx.update(f"rows streamed: {size}, {'as train.data says' if fits else f'more than {limit}'}")
     rows, val_rows = (_find_rows(feature_set, split, ctx) for split in ("train", "val"))
@@ -72,7 +75,25 @@ def _read_all(feature_set: FeatureSet, ctx: RunContext) -> TrainData:
     train, val = (load_split(feature_set, split, ctx) for split in ("train", "val"))
     if target.task == "anomaly_detection":
         train, val = _only_normal(train, target), _only_normal(val, target)
-    return _train_data(feature_set, _scale(train, target), _scale(val, target))
+    data = _train_data(feature_set, _scale(train, target), _scale(val, target))
+    return _with_groups(data, feature_set, ctx) if target.task == "ranking" else data
+
+
+def _with_groups(data: TrainData, feature_set: FeatureSet, ctx: RunContext) -> TrainData:
+    """Say which rows are compared."""
+    folder = folder_of(feature_set, ctx)
+    columns = {
+        split: read_parts(folder, feature_set.splits[split], [GROUP]).column(GROUP) for split in ("train", "val")
+    }
+    codes = {split: codes_of(column).positions for split, column in columns.items()}
+    data = replace(data, group_train=codes["train"], group_val=codes["val"])
+    for split, num_pairs in (("train", data.num_epoch_rows(None)), ("val", data.num_val_rows)):
+        if not num_pairs:
+            raise DataError(
+                f"data.ranking.group_by must make groups with different labels in the split {split}, got none. "
+                "Name another column, or change data.split"
+            )
+    return data
 
 
 def _train_data(feature_set: FeatureSet, train: tuple[Inputs, Labels], val: tuple[Inputs, Labels]) -> TrainData:
@@ -113,6 +134,8 @@ def without_normal(target: Target) -> DataError:
 
 def _scale(split: Split, target: Target) -> Split:
     x, y = split
+    if target.task == "ranking":
+        return x, y.astype(np.float32)
     return (x, ((y - target.mean) / target.std).astype(np.float32)) if target.task == "regression" else split
 
 

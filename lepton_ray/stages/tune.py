@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lepton_ray.artifacts.kinds import FeatureSet, Trials
+from lepton_ray.core import settings
 from lepton_ray.core.extras import require
 from lepton_ray.engine.session import connect
-from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
+from lepton_ray.stages.train import build_of
 from lepton_ray.stages.train import fingerprint as backbones_fingerprint
-from lepton_ray.stages.train_data import load_data, target_of
+from lepton_ray.stages.train_data import load_data
 from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.resources import worker_resources
 from lepton_ray.tune.place import Place, place_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lepton_ray.train.on_ray import Storage
     from lepton_ray.tune.on_ray import Epoch
 
-VERSION = 3
+VERSION = 4
 
 
 def preflight(tune: TuneSpec) -> None:
@@ -48,12 +49,7 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     from lepton_ray.tune import on_ray  # noqa: PLC0415  Ray is imported by connect
     from lepton_ray.tune.journal import Journal  # noqa: PLC0415
 
-    build = partial(
-        build_model,
-        inputs=feature_set.inputs,
-        num_outputs=target_of(feature_set).num_outputs,
-        framework=train.framework,
-    )
+    build = build_of(feature_set, train.framework)
     build(model)  # what cannot be built fails here, not in a trial
     start, data, place = _trials(model, train, tune, build, feature_set, ctx)
     journal = Journal(ctx.filesystem, f"{ctx.work_path}/trials")
@@ -70,6 +66,7 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
     (ctx.folder / "trials.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Trials(
         best=found.best.values,
+        schedule=tuple(found.best.schedule),
         best_loss=found.best.rank,
         num_trials=len(found.trials),
         num_stopped_early=sum(trial.stopped_early for trial in found.trials),
@@ -89,8 +86,8 @@ def _trials(
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     data = load_data(feature_set, train, ctx)
-    settings = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
-    sections = apply_values(model, train, {f"train.{name}": value for name, value in settings.items()})
+    values = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
+    sections = apply_values(model, train, {f"train.{name}": value for name, value in values.items()})
     if tune.workers_per_trial == 1:
         return partial(start_trial, *sections, build, ctx.seed), data, place_of(tune)
     storage = on_ray.Storage(ctx.filesystem, f"{ctx.work_path}/runs")
@@ -111,6 +108,8 @@ def start_trial(
     """Start training one trial in this process; from ``folder`` with the weights there, but its own settings."""
     from lepton_ray.tune.on_ray import Epoch  # noqa: PLC0415  Ray is there in a worker
 
+    if train.framework == "jax":
+        settings.train_on_jax()
     loop, checkpoint = load_training(train.framework)
     model, train = apply_values(model, train, values)
     state = loop.start_state(partial(build, model), train, seed)

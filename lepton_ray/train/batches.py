@@ -65,9 +65,11 @@ class Share:
 
     def passes(self, max_rows: int | None) -> Iterator["Share"]:
         """Yield the rows in pieces that go through the model one after another."""
-        step = max_rows or len(self.y)
-        for start in range(0, len(self.y), step):
-            rows = slice(start, start + step)
+        if max_rows is None:
+            yield self
+            return
+        for start in range(0, len(self.y), max_rows):
+            rows = slice(start, start + max_rows)
             x = {name: values[rows] for name, values in self.x.items()}
             labels = tuple((y[rows], weight[rows]) for y, weight in self.labels)
             yield replace(self, x=x, y=self.y[rows], labels=labels)

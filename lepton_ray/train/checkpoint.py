@@ -85,6 +85,16 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     save_file(_contiguous(weights), path)
 
 
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights by their names."""
+    return dict(model.state_dict())
+
+
+def give_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model the weights of another of its form."""
+    model.load_state_dict(weights)
+
+
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Give a model the weights of a file."""
     there = model.state_dict()

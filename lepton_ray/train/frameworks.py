@@ -18,7 +18,7 @@ class Training(NamedTuple):
     loop: Any
     """``start_state``, ``train_epochs``, ``is_any``, ``num_parameters``."""
     checkpoint: Any
-    """``save``, ``restore``, ``save_weights``, ``load_weights``."""
+    """``save``, ``restore``, ``save_weights``, ``load_weights``, ``weights_of``, ``give_weights``."""
 
 
 def load_training(framework: Framework) -> Training:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import CHECKPOINT_EVERY_S
+from lepton_ray.train.replay import Part, train_parts
 
 _LATEST = "latest"
 _PREVIOUS = "previous"
@@ -27,26 +28,31 @@ def fit(
     folder: Path,
     update: Callable[[str], None],
     over_budget: Callable[[], str] = within_budget,
+    later: Sequence[Part] = (),
 ) -> Any:
     """Train here and return the last state; called again with the same folder, it goes on from the last checkpoint.
+
+    ``later`` has what the model and the settings become from some epochs on.
 
     Raises:
         BudgetError: If ``over_budget`` says why, asked after each checkpoint.
     """
-    loop, checkpoint = load_training(spec.framework)
+    training = load_training(spec.framework)
+    loop, checkpoint = training
     state = loop.start_state(build_model, spec, seed)
     if latest := next((folder / name for name in (_LATEST, _PREVIOUS) if (folder / name).is_dir()), None):
         checkpoint.restore(state, latest)
     pace, saved_s = Pace(spec.epochs, data.num_rows), time.monotonic()
-    for state_now in loop.train_epochs(state, data, spec, seed):
-        is_end = state_now.step == 0
+    legs = train_parts(training, state, [Part(1, build_model, spec), *later], data, seed)
+    for state in legs:
+        is_end = state.step == 0
         if is_end or time.monotonic() - saved_s >= CHECKPOINT_EVERY_S:
-            _save(partial(checkpoint.save, state_now), folder)
+            _save(partial(checkpoint.save, state), folder)
             saved_s = time.monotonic()
             update(
-                pace.words(state_now.epoch, state_now.history[-1]["val_loss"])
+                pace.words(state.epoch, state.history[-1]["val_loss"])
                 if is_end
-                else pace.words_within(state_now.epoch, state_now.step)
+                else pace.words_within(state.epoch, state.step)
             )
             if over := over_budget():
                 raise BudgetError(over)

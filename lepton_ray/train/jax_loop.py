@@ -156,10 +156,13 @@ class _Program:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self._mesh = jax.sharding.Mesh(np.array(devices), (_DEVICES,))
         self._num_local = len(devices) // group.world_size
-        rows_per_device = _ceil(_ceil(spec.global_batch_size, group.world_size), self._num_local)
+        unit = 2 if data.task == "ranking" else 1  # a device has both rows of a pair
+        rows_per_device = unit * _ceil(_ceil(spec.global_batch_size, group.world_size), self._num_local)
         self._rows_per_pass = rows_per_device
         if spec.max_rows_per_pass is not None:
-            self._rows_per_pass = min(rows_per_device, max(1, spec.max_rows_per_pass // self._num_local))
+            self._rows_per_pass = min(
+                rows_per_device, max(unit, spec.max_rows_per_pass // self._num_local // unit * unit)
+            )
         self._num_rows = _ceil(rows_per_device, self._rows_per_pass) * self._rows_per_pass * self._num_local
         model = state.model
         kept = [] if state.averaged is None else state.averaged.variables
@@ -205,8 +208,8 @@ class _Program:
         return [values[rows] for values in share.x.values()], share.targets(self._num_outputs)[rows], weight_R
 
     def val_rows(self, data: TrainData) -> int:
-        """Return how many rows this worker evaluates at once."""
-        each = _ceil(len(data.y_val), self.group.world_size * self._num_local)
+        """Return how many rows, or pairs, this worker evaluates at once."""
+        each = _ceil(data.num_val_rows, self.group.world_size * self._num_local)
         return min(validation_rows(data), each) * self._num_local
 
     def _run_epoch(
@@ -301,11 +304,13 @@ class _Program:
 
 
 def _evaluate(program: _Program, data: TrainData) -> Floats:
-    values, totals, num_rows = program.values(), [], len(data.y_val)
+    values, totals, num_rows = program.values(), [], data.num_val_rows
     size = program.val_rows(data)
     for start in range(0, num_rows, size * program.group.world_size):
         places = start + size * program.group.rank + np.arange(size)
-        rows, weight_R = np.minimum(places, num_rows - 1), (places < num_rows).astype(np.float32)
+        rows_R = data.val_order[np.minimum(places, num_rows - 1)]
+        weight_R = np.repeat((places < num_rows).astype(np.float32), rows_R.size // size)
+        rows = rows_R.ravel()
         x = [program.put(part[rows], _JOINED) for part in data.x_val.values()]
         totals.append(
             program.run_validation(values, x, *(program.put(a, _JOINED) for a in (data.y_val[rows], weight_R)))

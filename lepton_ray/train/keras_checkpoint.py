@@ -58,9 +58,14 @@ def save_weights(weights: Weights, path: Path) -> None:
     save_file(weights, path)
 
 
+def give_weights(model: Any, weights: Weights) -> None:
+    """Give a model the weights of another of its form."""
+    _assign(model.weights, weights)
+
+
 def load_weights(model: Any, path: Path) -> None:
     """Give a model the weights of a file."""
-    _assign(model.weights, load_file(path))
+    give_weights(model, load_file(path))
 
 
 def _assign(variables: Iterable[Any], values: Weights) -> None:

@@ -19,6 +19,7 @@ from lepton_ray.engine.keras import call
 from lepton_ray.engine.tensorflow import tf
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Share, Source, TrainData, validation_shares
+from lepton_ray.train.keras_layer_groups import set_learning
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.keras_state import (
     TrainState,
@@ -83,6 +84,8 @@ def train_epochs(
         run_leg = _run_varied(trainer, data, spec, seed)
 
     def feed(state: TrainState) -> Sequence[float] | None:
+        if any([set_learning(model, state.epoch) for model in (state.model, state.averaged) if model is not None]):
+            trainer.trace()
         seed_layers(state.model, seed, state.epoch, group.rank, state.step)
         return run_leg(state)
 
@@ -149,10 +152,18 @@ class _Trainer:
         self.group = group
         self._state, self._spec, self._task = state, spec, data.task
         self._num_outputs = int(state.model.output_shape[-1])
+        self._has_weights = spec.augment is not None and (
+            spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights"
+        )
+        self._data = data
+        self.trace()
+
+    def trace(self) -> None:
+        """Make the graphs anew: they hold which weights learn."""
+        data = self._data
         x = [tf.TensorSpec([None, *values.shape[1:]], values.dtype) for values in data.x_train.values()]
         rows = tf.TensorSpec([None], tf.int64)
-        has_weights = spec.augment is not None and (spec.augment.mixup_alpha > 0 or spec.augment.balance == "weights")
-        targets = _target_spec(data, self._num_outputs if has_weights else None)
+        targets = _target_spec(data, self._num_outputs if self._has_weights else None)
         scales = [tf.TensorSpec([None, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
         self.run_epoch = tf.function(self._run_epoch, [x, rows, targets, rows, scales[0], scales[0]], autograph=False)
         self.run_step = tf.function(self._step, [x, targets, scales[1], scales[1]], autograph=False)

@@ -1,4 +1,4 @@
-"""What a step makes smaller, and what is told beside it, for each task: ``torch_loss`` in Keras. Legend: N rows, C outputs."""
+"""What a step makes smaller, and what is told beside it, for each task: ``torch_loss`` in Keras. Legend: N rows, C outputs, P pairs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,12 @@ ops = keras.ops
 
 
 def sums(task: Task, outputs_NC: Tensor, target: Tensor, weight: Tensor = 1.0) -> list[Tensor]:
-    """Return float32 sums over the rows as ``torch_loss.sums`` does, each row counted ``weight`` times: a number, or (N,)."""
+    """Return float32 sums over the rows as ``torch_loss.sums`` does, each row counted ``weight`` times: a number, or (N,).
+
+    Both rows of a pair have the same weight.
+    """
+    if task == "ranking" and len(getattr(weight, "shape", ())):
+        weight = ops.reshape(weight, (-1, 2))[:, 0]
     return [ops.sum(values_N * weight) for values_N in _OF_ROWS[task](outputs_NC, target)]
 
 
@@ -36,6 +41,12 @@ def _regression(numbers_NC: Tensor, target: Tensor) -> list[Tensor]:
     return [ops.mean(values, axis=1) for values in (ops.square(error_NC), ops.abs(error_NC))]
 
 
+def _ranking(scores_N1: Tensor, grade_N: Tensor) -> list[Tensor]:
+    score_P2, grade_P2 = ops.reshape(scores_N1, (-1, 2)), ops.reshape(grade_N, (-1, 2))
+    lead_P = (score_P2[:, 0] - score_P2[:, 1]) * ops.sign(grade_P2[:, 0] - grade_P2[:, 1])
+    return [ops.softplus(-lead_P), ops.cast(lead_P > 0, "float32")]
+
+
 def _anomaly_detection(scores_N1: Tensor, _: Tensor) -> list[Tensor]:
     return [scores_N1[:, 0]]
 
@@ -44,5 +55,6 @@ _OF_ROWS: dict[Task, Callable[[Tensor, Tensor], list[Tensor]]] = {
     "classification": _classification,
     "multi_label": _multi_label,
     "regression": _regression,
+    "ranking": _ranking,
     "anomaly_detection": _anomaly_detection,
 }

@@ -7,7 +7,7 @@ checkpoint of either is one of the other.
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.keras_layer_groups import lr_factors
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.schedule import learning_rate
@@ -137,7 +138,7 @@ def row_batches(data: TrainData, spec: TrainSpec, seed: int) -> Batches:
     """Return batches that are not varied, of the rows' numbers: inputs have one, ``row`` (N, 1)."""
     numbers = np.arange(len(data.y_train))[:, None]
     balance = spec.augment and AugmentSpec(balance=spec.augment.balance)
-    rows = TrainData({"row": numbers}, data.y_train, {"row": numbers[:0]}, data.y_val[:0], data.task)
+    rows = replace(data, x_train={"row": numbers}, x_val={"row": numbers[:0]}, y_val=data.y_val[:0])
     return Batches(rows, balance, spec.global_batch_size, seed)
 
 
@@ -180,7 +181,13 @@ def take_step(state: TrainState, spec: TrainSpec, gradients: list[Tensor], rates
     if decay:
         gradients = [g + decay * v if _is_decayed(v) else g for g, v in zip(gradients, variables, strict=True)]
     _set_rate(state.optimizer, rates_2[0])
+    factors = lr_factors(state.model)
+    before = [
+        (variable, ops.copy(variable), factors[id(variable)]) for variable in variables if id(variable) in factors
+    ]
     state.optimizer.apply(gradients, variables)
+    for variable, value, factor in before:  # a step is as long as its rate, whatever the optimizer
+        variable.assign(value + factor * (variable - value))
     if state.averaged is not None:
         _average(state.averaged, state.model, rates_2[1])
 

@@ -25,20 +25,12 @@ class Layered(Protocol):
         ...
 
 
-def first_epoch(spec: PretrainedModel, depth: int, num_groups: int) -> int | None:
-    """Return the epoch, counted from 0, from which on a group learns; None: never."""
-    num_frozen = {"none": 0, "all": num_groups}.get(str(spec.freeze), spec.freeze)
-    if depth >= num_groups - int(num_frozen):
-        return None
-    return (depth + 1) * (spec.unfreeze_every_epochs or 0)
-
-
 def set_learning(model: nn.Module, epoch: int) -> bool:
     """Let those parameters have gradients that learn in an epoch; returns whether they are others than before."""
     is_other = False
     for part in _layered(model):
         for depth, group in _from_top(part):
-            start = first_epoch(part.spec, depth, len(part.layer_groups()))
+            start = part.spec.first_epoch(depth, len(part.layer_groups()))
             learns = start is not None and epoch >= start
             is_other = is_other or any(parameter.requires_grad != learns for parameter in group)
             for parameter in group:
@@ -52,17 +44,18 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for part in _layered(model):
         factors.update({id(parameter): 0.0 for parameter in part.backbone.parameters()})
         for depth, group in _from_top(part):
-            if first_epoch(part.spec, depth, len(part.layer_groups())) is not None:
-                factors.update({id(parameter): part.spec.layer_lr_factor ** (depth + 1) for parameter in group})
+            if part.spec.first_epoch(depth, len(part.layer_groups())) is not None:
+                factors.update({id(parameter): part.spec.lr_factor(depth) for parameter in group})
     groups: list[dict[str, Any]] = []
     for factor in sorted({factor for factor in factors.values() if factor}, reverse=True):
         learning = [parameter for parameter in model.parameters() if factors[id(parameter)] == factor]
         matrices = [parameter for parameter in learning if parameter.ndim >= _MATRIX_DIMENSIONS]
         others = [parameter for parameter in learning if parameter.ndim < _MATRIX_DIMENSIONS]
-        groups += [
-            {"params": matrices, "weight_decay": weight_decay, "lr_factor": factor},
-            {"params": others, "weight_decay": 0.0, "lr_factor": factor},
-        ]
+        if weight_decay:
+            groups.append({"params": matrices, "weight_decay": weight_decay, "lr_factor": factor})
+            groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
+        else:  # a group more costs as much as the arithmetic of a small model's step; places are those of two
+            groups.append({"params": [*matrices, *others], "weight_decay": 0.0, "lr_factor": factor})
     return groups
 
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import CHECKPOINT_EVERY_S, Progress, has_stalled
+from lepton_ray.train.replay import Part, train_parts
 from lepton_ray.train.resources import worker_resources
 from lepton_ray.train.streamed.data import StreamedData
 from lepton_ray.train.streamed.on_ray import read_ahead
@@ -104,10 +105,12 @@ def fit(
     storage: Storage,
     update: Callable[[str], None],
     over_budget: Callable[[], str] = within_budget,
+    later: Sequence[Part] = (),
 ) -> Any:
     """Train on ``spec.num_workers`` workers and return the last state.
 
-    Called again with the same storage, it goes on from the last checkpoint.
+    Called again with the same storage, it goes on from the last checkpoint. ``later`` has what the model and the settings become
+    from some epochs on.
 
     Raises:
         EngineError: If the cluster lacks the resources, or workers died more often than ``spec.max_failures``.
@@ -119,7 +122,7 @@ def fit(
     count = spec.min_workers or spec.num_workers
     wait_for_capacity(worker_resources(spec), count, f"train.{name} ({count})", spec.start_timeout_s, update)
     mark = storage.take_over()
-    trainer = _build_trainer(build_model, share(data), spec, seed, storage, mark)
+    trainer = _build_trainer([Part(1, build_model, spec), *later], share(data), seed, storage, mark)
     with _show_progress(storage, Pace(spec.epochs, data.num_rows), _Meter(data.num_rows), update, over_budget) as stop:
         try:
             result = _supervise(trainer, spec.max_failures, partial(storage.check_owner, mark), update)
@@ -149,7 +152,7 @@ def stream(
         EngineError: If workers died more often than ``spec.max_failures``.
     """
     mark = storage.take_over()
-    trainer = _build_trainer(build_model, shared_data, spec, seed, storage, mark)
+    trainer = _build_trainer([Part(1, build_model, spec)], shared_data, seed, storage, mark)
     with ThreadPoolExecutor(1, "lepton-ray-stream") as pool:
         run = pool.submit(_supervise, trainer, spec.max_failures, partial(storage.check_owner, mark), lambda text: None)
         try:
@@ -166,13 +169,11 @@ def stream(
                 storage.take_over()
 
 
-def _build_trainer(
-    build_model: Callable[[], Any], shared_data: SharedData, spec: TrainSpec, seed: int, storage: Storage, mark: str
-) -> Any:
+def _build_trainer(parts: Sequence[Part], shared_data: SharedData, seed: int, storage: Storage, mark: str) -> Any:
+    spec = parts[0].spec
     config = {
-        "build_model": ray.put(build_model),
+        "parts": ray.put(parts),  # they may hold the weights of a backbone
         "data": shared_data.reference,
-        "spec": spec,
         "seed": seed,
         "storage": storage,
         "mark": mark,
@@ -250,14 +251,16 @@ def _trainer_class(spec: TrainSpec) -> Any:
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
-    spec: TrainSpec = config["spec"]
+    parts: Sequence[Part] = ray.get(config["parts"])
+    spec = parts[0].spec
     check_owner = partial(config["storage"].check_owner, config["mark"])
     if ray.train.get_context().get_world_rank() == 0:
         threading.Thread(target=_end_without_owner, args=(check_owner,), daemon=True, name="lepton-ray-owner").start()
-    loop, checkpoint = load_training(spec.framework)
+    training = load_training(spec.framework)
+    loop, checkpoint = training
     group, placement = _join_torch(loop, spec) if spec.framework == "torch" else _join_keras(loop)
     gives_parts = spec.parallelism == "fsdp"
-    state = loop.start_state(ray.get(config["build_model"]), spec, config["seed"], *placement)
+    state = loop.start_state(parts[0].build_model, spec, config["seed"], *placement)
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             checkpoint.restore(state, Path(folder))
@@ -265,7 +268,7 @@ def _work(config: dict[str, Any]) -> None:
     data = ray.get(config["data"])
     if isinstance(data, StreamedData):
         data = replace(data, read_ahead=partial(read_ahead, data.window_bytes))
-    for state_now in loop.train_epochs(state, data, spec, config["seed"], group):
+    for state_now in train_parts(training, state, parts, data, config["seed"], group, placement):
         is_last = state_now.epoch == spec.epochs or has_stalled(state_now, spec)
         every_s = CHECKPOINT_EVERY_S if state_now.step else _REPORT_EVERY_S
         if is_last or _is_due(loop, group, reported_s, every_s):

@@ -14,6 +14,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("loss", "accuracy"),
     "multi_label": ("loss", "accuracy"),
     "regression": ("loss", "mae"),
+    "ranking": ("loss", "accuracy"),
     "anomaly_detection": ("loss",),
 }
 """What is told of each epoch, for each split."""

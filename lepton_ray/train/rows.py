@@ -5,7 +5,8 @@ A ``Source`` gives global batches in an order that depends on (seed, epoch) and 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from lepton_ray.spec.data import Task
 from lepton_ray.train.augment import Floats, Ints
+from lepton_ray.train.pairs import draw_pairs
 
+_VALIDATION_PAIRS = 0x9A125  # the seed of pairs that are the same in all epochs
 _SCALE_ROWS = 65_536  # the spread of a column is taken from at most so many rows, evenly spaced
 
 Input = NDArray[np.float32] | NDArray[np.int64]
@@ -48,7 +51,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class RowsOfBatch:
-    """A global batch, of which a worker takes what it needs by places in it, counted from 0."""
+    """A global batch, of which a worker takes what it needs by places in it, counted from 0.
+
+    For ranking a place is that of a pair, and there are two rows for each.
+    """
 
     start: int
     """Place of its first row in the epoch."""
@@ -103,12 +109,16 @@ class Source(Protocol):
         """Yield the validation rows, in their order."""
 
 
+def _no_groups() -> NDArray[np.integer]:
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True)
 class TrainData:
     """Model inputs and labels of two splits; read only.
 
     Labels are the class index (N,) int64 of each row, or float32: which labels hold (N, classes), the numbers to predict (N,) or
-    (N, numbers).
+    (N, numbers), or what puts rows in order (N,).
     """
 
     x_train: Inputs
@@ -125,6 +135,9 @@ class TrainData:
     """Token id of what only fills a row up."""
     category_ids: tuple[str, ...] = ()
     """Inputs whose ids are those of categories, not of tokens."""
+    group_train: NDArray[np.integer] = field(default_factory=_no_groups)
+    """For ranking the number of each row's group, less than 0 for a row without one; else empty."""
+    group_val: NDArray[np.integer] = field(default_factory=_no_groups)
 
     @property
     def head(self) -> "TrainData":
@@ -138,8 +151,22 @@ class TrainData:
 
     @property
     def num_val_rows(self) -> int:
-        """Rows for validation."""
-        return len(self.y_val)
+        """Rows for validation; pairs of them for ranking."""
+        return len(self.val_order)
+
+    @cached_property
+    def val_order(self) -> Ints:
+        """Rows for validation in their order, or pairs of them (P, 2), the same in each epoch."""
+        if self.task == "ranking":
+            return draw_pairs(self.y_val, self.group_val, np.random.default_rng(_VALIDATION_PAIRS))
+        return np.arange(len(self.y_val))
+
+    def _order(self, balance: str | None, seed: int, epoch: int) -> Ints:
+        """Return the rows of an epoch in the order in which batches take them, or pairs of them (P, 2), drawn for it."""
+        if self.task != "ranking":
+            return epoch_order(self.y_train, balance, seed, epoch)
+        rng = np.random.default_rng([seed, epoch])
+        return rng.permutation(draw_pairs(self.y_train, self.group_train, rng))
 
     @property
     def leg_steps(self) -> None:
@@ -161,16 +188,20 @@ class TrainData:
         return rows
 
     def num_epoch_rows(self, balance: str | None) -> int:
-        """Return how many rows an epoch has."""
-        return num_epoch_rows(self.y_train, balance)
+        """Return how many rows an epoch has, or pairs."""
+        return self._num_pairs if self.task == "ranking" else num_epoch_rows(self.y_train, balance)
+
+    @cached_property
+    def _num_pairs(self) -> int:
+        return len(self._order(None, 0, 0))
 
     def training_batches(self, balance: str | None, seed: int, epoch: int, cut: Cut) -> Iterator[RowsOfBatch]:
         """Yield the batches of an epoch."""
-        return _held_batches(self.x_train, self.y_train, epoch_order(self.y_train, balance, seed, epoch), cut)
+        return _held_batches(self.x_train, self.y_train, self._order(balance, seed, epoch), cut)
 
     def validation_batches(self, cut: Cut) -> Iterator[RowsOfBatch]:
         """Yield the validation rows, in their order."""
-        return _held_batches(self.x_val, self.y_val, np.arange(len(self.y_val)), cut)
+        return _held_batches(self.x_val, self.y_val, self.val_order, cut)
 
 
 def _held_batches(x: Inputs, y: Labels, order: Ints, cut: Cut) -> Iterator[RowsOfBatch]:
@@ -179,12 +210,13 @@ def _held_batches(x: Inputs, y: Labels, order: Ints, cut: Cut) -> Iterator[RowsO
 
 
 def _held_batch(x: Inputs, y: Labels, rows_B: Ints, start: int) -> RowsOfBatch:
+    """Return a batch of rows (B,), or of pairs of rows (B, 2), which follow each other in what it gives."""
     return RowsOfBatch(
         start,
         len(rows_B),
-        take=lambda places: {name: values[rows_B[places]] for name, values in x.items()},
-        labels=lambda places: y[rows_B[places]],
-        near=lambda places: places[np.argsort(rows_B[places], kind="stable")],
+        take=lambda places: {name: values[rows_B[places].ravel()] for name, values in x.items()},
+        labels=lambda places: y[rows_B[places].ravel()],
+        near=lambda places: places[np.argsort(rows_B[places].reshape(len(places), -1)[:, 0], kind="stable")],
     )
 
 

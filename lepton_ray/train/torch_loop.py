@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Inputs, Share, Source, validation_shares
+from lepton_ray.train.compiler import spare_compiler, step_of
 from lepton_ray.train.layer_groups import optimizer_groups, set_learning
 from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
@@ -87,6 +88,7 @@ def start_state(
 
 
 def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    spare_compiler()
     parameters = optimizer_groups(model, spec.weight_decay)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(
@@ -141,6 +143,7 @@ def _train_leg(
     weight = state.weight
     first_step = step = state.epoch * batches.num_steps + state.step
     num_steps = spec.epochs * batches.num_steps
+    step_optimizer = step_of(state.optimizer)
     for step, share in enumerate(shares, first_step):
         state.optimizer.zero_grad(set_to_none=True)
         passes = list(share.passes(spec.max_rows_per_pass))
@@ -150,7 +153,7 @@ def _train_leg(
             nn.utils.clip_grad_norm_(model.parameters(), spec.clip_norm)
         for parameters in state.optimizer.param_groups:
             parameters["lr"] = learning_rate(spec, step, num_steps) * parameters.get("lr_factor", 1.0)
-        state.optimizer.step()
+        step_optimizer()
         if state.averaged is not None and spec.average_decay is not None:
             _average(state.averaged, state.model, min(spec.average_decay, (1 + step) / (10 + step)))
         weight += share.batch_weight
@@ -164,13 +167,20 @@ def _add_gradients(
     """Add the gradients of some rows, averaged over the workers with the last; returns what ``torch_loss.sums`` does."""
     device = torch.device(group.device)
     lone = getattr(model, "no_sync", contextlib.nullcontext)  # of modules that average gradients over workers
+    counts = 0.0 if share.is_idle else 1.0
     with contextlib.nullcontext() if is_last else lone():
-        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+        with _precision(spec, device):
             outputs_NC = model(*_to_tensors(share.x, group.device)).float()
         target = torch.from_numpy(share.targets(outputs_NC.shape[1])).to(device)
-        sums_M = sums(task, outputs_NC, target) * (0.0 if share.is_idle else 1.0)
-        torch.autograd.backward(sums_M[0] * (group.world_size / share.batch_weight))
-    return sums_M.detach().double().cpu()
+        loss, *rest = sums(task, outputs_NC, target)
+        torch.autograd.backward(loss * (counts * group.world_size / share.batch_weight))
+    return torch.stack([loss.detach(), *rest]).double().cpu() * counts
+
+
+def _precision(spec: TrainSpec, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if spec.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -195,6 +205,6 @@ def _evaluate(model: nn.Module, data: Source, group: Group) -> Tensor:
     for share in validation_shares(data, group.rank, group.world_size):  # as many on all workers: fsdp gathers in each
         y = torch.from_numpy(share.y).to(group.device)
         outputs_NC = model(*_to_tensors(share.x, group.device))
-        totals += sums(task, outputs_NC, y).double().cpu() * (0.0 if share.is_idle else 1.0)
+        totals += torch.stack(sums(task, outputs_NC, y)).double().cpu() * (0.0 if share.is_idle else 1.0)
     group.add_up(totals)
     return totals / data.num_val_rows

@@ -44,7 +44,8 @@ class Case:
         return TrainSpec.model_validate({**step, **self.settings, **changes})
 
     def build(self) -> Any:
-        return build_model(self.family.spec, self.family.inputs, NUM_CLASSES, "jax")
+        num_outputs = 1 if self.task == "ranking" else NUM_CLASSES
+        return build_model(self.family.spec, self.family.inputs, num_outputs, "jax")
 
     def data(self) -> TrainData:
         rng = np.random.default_rng(1)
@@ -54,14 +55,19 @@ class Case:
             y = rng.integers(0, 2, (len(y), NUM_CLASSES)).astype(np.float32)
         if self.task == "regression":
             y = rng.normal(size=(len(y), NUM_CLASSES)).astype(np.float32)
+        groups = {}
+        if self.task == "ranking":
+            y, group = rng.integers(0, 3, len(y)).astype(np.float32), np.arange(len(y)) % 4
+            groups = {"group_train": group[:ROWS], "group_val": group[ROWS:]}
         parts = ({name: values[rows] for name, values in x.items()} for rows in (slice(ROWS), slice(ROWS, None)))
-        return TrainData(next(parts), y[:ROWS], next(parts), y[ROWS:], self.task)
+        return TrainData(next(parts), y[:ROWS], next(parts), y[ROWS:], self.task, **groups)
 
 
 CASES = {
     "mlp": Case(FAMILIES["mlp"], settings={**_ALL_OF_A_STEP, "augment": {"balance": "weights"}}),
     "mlp_of_tags": Case(FAMILIES["mlp"], "multi_label", {"augment": _VARIED}),
     "mlp_of_numbers": Case(FAMILIES["mlp"], "regression", {"max_rows_per_pass": 5}),
+    "mlp_of_lists": Case(FAMILIES["mlp"], "ranking", {"max_rows_per_pass": 6}),
     "autoencoder": Case(_CODE, "anomaly_detection"),
     "cnn": Case(FAMILIES["cnn"], settings={"max_rows_per_pass": 4}),
     "resnet": Case(FAMILIES["resnet"]),
@@ -74,7 +80,7 @@ CASES = {
     "adamw": Case(FAMILIES["mlp"], settings={"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1}),
     "bfloat16": Case(FAMILIES["mlp"], settings={"precision": "bfloat16"}),
 }
-SHARED = ("mlp", "mlp_of_tags", "cnn", "lstm", "adamw")
+SHARED = ("mlp", "mlp_of_tags", "mlp_of_lists", "cnn", "lstm", "adamw")
 """Those that several devices share as well."""
 RESUMED = Case(
     DROPOUT["mlp"], settings={"optimizer": "adam", "average_decay": 0.9, "augment": {"balance": "oversample"}}

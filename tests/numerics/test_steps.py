@@ -48,7 +48,7 @@ def test_no_more_rows_go_through_the_model_at_once_than_is_allowed() -> None:
     hook = state.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     for _ in train_epochs(state, _data(30, val_rows=3), spec, _SEED):
         hook.remove()
-    assert seen == [5, 5, 5, 2, 5, 5, 2, 5, 1, 3]  # to weigh the work, batches of 12, 12, 6, the rows of the validation
+    assert seen == [5, 5, 2, 5, 5, 2, 5, 1, 3]  # batches of 12, 12, 6, the rows of the validation
 
 
 @pytest.mark.parametrize("options", [{"clip_norm": 0.4}, {"average_decay": 0.9}, {"schedule": "linear"}, ALL])

@@ -39,6 +39,7 @@ _TARGETS = {
     "multi_label": Target(task="multi_label", classes=_CLASSES),
     "regression": Target(task="regression", mean=1e6, std=2.5),
     "series": Target(task="regression", num_values=3, mean=-4.0, std=0.5),
+    "ranking": Target(task="ranking"),
     "anomaly_detection": Target(task="anomaly_detection", threshold=0.25),
 }
 _MLP = MlpModel(kind="mlp", hidden=(5,))
@@ -68,6 +69,12 @@ def _wanted(name: str, outputs: NDArray[Any], y: NDArray[Any]) -> list[float]:
         return [entropy.mean(1).sum(), ((p >= 0.5) == (y == 1)).mean(1).sum()]
     if name == "anomaly_detection":
         return [z.sum()]
+    if name == "ranking":
+        wins = [
+            (a, b) if y[a] > y[b] else (b, a) for a, b in zip(range(0, len(y), 2), range(1, len(y), 2), strict=True)
+        ]
+        chance = np.array([1 / (1 + np.exp(z[lower, 0] - z[higher, 0])) for higher, lower in wins])
+        return [-np.log(chance).sum(), float((chance > 1 / 2).sum())]
     error = z - y.reshape(z.shape)
     return [(error**2).mean(1).sum(), np.abs(error).mean(1).sum()]
 
@@ -79,7 +86,7 @@ def _outputs(name: str, rows: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("name", _TARGETS)
 def test_losses_and_gradients_are_the_closed_forms_in_both_frameworks(name: str) -> None:
-    task, outputs, y = _TARGETS[name].task, _outputs(name, 9), _labels(name, 9)
+    task, outputs, y = _TARGETS[name].task, _outputs(name, 10), _labels(name, 10)
     mine = torch.from_numpy(outputs).requires_grad_()
     got = torch_loss.sums(task, mine, torch.from_numpy(y))
     got[0].backward()
@@ -90,7 +97,7 @@ def test_losses_and_gradients_are_the_closed_forms_in_both_frameworks(name: str)
     gradient = tape.gradient(keras_sums[0], theirs).numpy()
     wanted = _wanted(name, outputs, y)
     assert len(wanted) == len(progress.METRICS[task])
-    assert got.tolist() == pytest.approx(wanted, rel=1e-6)
+    assert [value.item() for value in got] == pytest.approx(wanted, rel=1e-6)
     assert [float(value) for value in keras_sums] == pytest.approx(wanted, rel=1e-6)
     assert mine.grad is not None
     for place in np.ndindex(outputs.shape):  # central differences of the textbook
@@ -111,12 +118,22 @@ def test_mixed_labels_lie_between() -> None:
 
 def _data(name: str, rows: int = 30) -> TrainData:
     x = np.random.default_rng(3).normal(size=(rows + 9, 4)).astype(np.float32)
-    y = _labels(name, rows + 9)
-    return TrainData({"x": x[:rows]}, y[:rows], {"x": x[rows:]}, y[rows:], _TARGETS[name].task)
+    y, group = _labels(name, rows + 9), np.arange(rows + 9) % 4
+    groups = {"group_train": group[:rows], "group_val": group[rows:]} if name == "ranking" else {}
+    return TrainData({"x": x[:rows]}, y[:rows], {"x": x[rows:]}, y[rows:], _TARGETS[name].task, **groups)
 
 
-@pytest.mark.parametrize("augment", [None, {"mixup_alpha": 0.4}])
-@pytest.mark.parametrize("name", ["multi_label", "regression", "series"])
+@pytest.mark.parametrize(
+    ("name", "augment"),
+    [
+        *(
+            (name, augment)
+            for name in ("multi_label", "regression", "series")
+            for augment in (None, {"mixup_alpha": 0.4})
+        ),
+        ("ranking", None),
+    ],
+)
 def test_keras_trains_as_torch_does(name: str, augment: Any) -> None:
     spec = TrainSpec.model_validate({"epochs": 3, "global_batch_size": 8, "lr": 0.05, "augment": augment})
     data, width = _data(name), _TARGETS[name].num_outputs
@@ -226,7 +243,7 @@ def test_baselines_answer_in_the_package_s_form_and_are_drawn(name: str) -> None
     judge = JUDGES[target.task]
     answers = judge.fit_baseline(x, y, target)(x[:7])
     assert answers[target.output].shape == ((7, 3) if target.output in ("probabilities", "values") else (7,))
-    assert judge.measure(y[:7], answers, target, EvaluateSpec())
+    assert set(judge.measure(y[:7], answers, target, EvaluateSpec())) <= set(METRICS[target.task])
     assert all(svg.startswith("<svg") for svg in judge.draw(y[:7], answers, target, EvaluateSpec(), "y"))
 
 

@@ -15,11 +15,17 @@ import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
+from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import EngineError
-from lepton_ray.spec.tune import TuneSpec
+from lepton_ray.models.catalog import build_model
+from lepton_ray.pipeline import run
+from lepton_ray.spec import parse_spec
+from lepton_ray.spec.model import MlpModel, TrainSpec
+from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.tune.journal import Journal, Trial
 
 from .conftest import REPOSITORY, wait_until
+from .test_train import CLASSES, WIDTH, make_data
 
 LR = {"train.lr": {"kind": "log_uniform", "low": 1e-3, "high": 1e-1}}
 STEPS = {"train.lr": {"kind": "uniform", "low": 0.1, "high": 0.6, "step": 0.1}}
@@ -147,6 +153,76 @@ def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path)
         for before, after in zip(trial.schedule, trial.schedule[1:], strict=False):
             ratio = after["values"]["train.lr"] / before["values"]["train.lr"]
             assert ratio == pytest.approx(0.8) or ratio == pytest.approx(1.2) or after["values"]["train.lr"] == 0.3
+
+
+def test_a_replayed_schedule_comes_to_the_loss_of_its_trial(cluster: None, tmp_path: Path) -> None:
+    """To the bit: what Tune did with a trial, pauses and weights of others included, is what its schedule says."""
+    from lepton_ray.stages.tune import start_trial
+    from lepton_ray.train import in_process
+    from lepton_ray.train.replay import Part
+    from lepton_ray.tune import on_ray
+
+    model, train = MlpModel(kind="mlp", hidden=(8,), dropout=0.2), TrainSpec(epochs=6, global_batch_size=32)
+    space = {
+        "train.lr": {"kind": "log_uniform", "low": 1e-4, "high": 0.5},
+        "train.global_batch_size": {"kind": "integer", "low": 16, "high": 64, "step": 16},
+        "model.dropout": {"kind": "uniform", "low": 0.0, "high": 0.4, "step": 0.1},
+    }
+    spec = TuneSpec.model_validate(
+        {
+            "num_trials": 4,
+            "epochs": 6,
+            "searcher": "random",
+            "scheduler": {"kind": "pbt", "perturb_epochs": 1, "quantile_fraction": 0.5},
+            "space": space,
+            "cpus_per_trial": 2.0,
+        }
+    )
+    start = partial(start_trial, model, train, build_small, 5)
+    found = on_ray.search(spec, start, make_data(), 1, journal_in(tmp_path), [].append)  # type: ignore[arg-type]
+    assert any(len(trial.schedule) > 1 for trial in found.trials), "some were the worst"
+    for number, trial in enumerate(found.trials):
+        parts = [
+            Part(part["from_epoch"], partial(build_small, sections[0]), sections[1])
+            for part in trial.schedule
+            for sections in [apply_values(model, train, part["values"])]
+        ]
+        folder = tmp_path / str(number)
+        state = in_process.fit(parts[0].build_model, make_data(), parts[0].spec, 5, folder, [].append, later=parts[1:])  # type: ignore[arg-type]
+        assert min(metrics["val_loss"] for metrics in state.history) == trial.loss
+
+
+def build_small(model: MlpModel) -> Any:
+    return build_model(model, [ModelInput(name="x", shape=(WIDTH,))], CLASSES)
+
+
+def test_the_training_after_pbt_is_the_best_trial_again(cluster: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [f"{a:.4f},{b:.4f},{'yes' if a * b + 0.3 * c > 0 else 'no'}" for a, b, c in rng.normal(size=(400, 3))]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,label", *rows]))
+    spec = {
+        "name": "replayed",
+        "storage": str(tmp_path / "runs"),
+        "data": {
+            "source": {"kind": "csv", "uri": str(tmp_path / "rows.csv")},
+            "label": "label",
+            "columns": {"a": "number", "b": "number", "label": "category"},
+        },
+        "model": {"kind": "mlp", "hidden": [8]},
+        "train": {"epochs": 5, "global_batch_size": 32},
+        "tune": {
+            "num_trials": 4,
+            "epochs": 5,
+            "searcher": "random",
+            "scheduler": {"kind": "pbt", "perturb_epochs": 1, "quantile_fraction": 0.5},
+            "space": {"train.lr": {"kind": "log_uniform", "low": 1e-4, "high": 0.5}},
+        },
+    }
+    result = run(parse_spec(json.dumps(spec), source="x"))
+    trials, trained = result["tune"], result["train"]
+    assert trials.schedule[-1]["values"] == trials.best
+    assert min(metrics["val_loss"] for metrics in trained.history) == trials.best_loss
+    assert json.loads((trained.folder / "train.json").read_text())["lr"] == trials.best["train.lr"]
 
 
 def trade(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[Any]:

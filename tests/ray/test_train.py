@@ -155,6 +155,36 @@ def test_two_workers_on_jax_give_a_package_that_answers_as_the_training_code(clu
     assert "jax" in json.loads((result["export"].folder / "package/lineage.json").read_text())["versions"]
 
 
+@pytest.mark.slow  # JAX compiles in three processes
+def test_a_search_on_jax_of_one_process_a_trial_and_one_worker_after_it(cluster: None, tmp_path: Path) -> None:
+    """The training with the best values is the best trial again: first weights, batches and steps are the same."""
+    from lepton_ray.pipeline.runner import run
+    from lepton_ray.spec.run import RunSpec
+
+    numbers = np.random.default_rng(0).normal(size=(300, 2))
+    lines = [f"{a:.6f},{b:.6f},{'yes' if a + b > 0 else 'no'}" for a, b in numbers]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    columns = {"a": "number", "b": "number", "y": "category"}
+    spec = {
+        "name": "search-on-jax",
+        "storage": str(tmp_path / "runs"),
+        "data": {"source": {"kind": "csv", "uri": str(tmp_path / "rows.csv")}, "label": "y", "columns": columns},
+        "model": {"kind": "mlp", "hidden": [8], "dropout": 0.1},
+        "train": {"framework": "jax", "epochs": 3, "global_batch_size": 32},
+        "tune": {
+            "num_trials": 3,
+            "epochs": 3,
+            "scheduler": "none",
+            "space": {"train.lr": {"kind": "log_uniform", "low": 1e-3, "high": 1e-1}},
+        },
+    }
+    result = run(RunSpec.model_validate(spec))
+    assert result["tune"].num_trials == 3
+    losses = [metrics["val_loss"] for metrics in result["train"].history]
+    assert min(losses) == pytest.approx(result["tune"].best_loss, abs=1e-5)
+    assert result["export"].parity["package"] < 1e-5
+
+
 def test_slices_of_tpus_are_counted_as_ray_counts_them() -> None:
     """Each type, each topology that Ray knows, up to 16 workers: both take it, or both refuse it."""
     from ray._private.accelerators.tpu import VALID_TPU_TOPOLOGY

@@ -142,6 +142,8 @@ def _build_backbone(spec: PretrainedModel, given: ModelInput) -> tuple[nn.Module
     config = read_backbone(folder).config if folder is not None else (spec.config or {})
     check_type(config)
     kind: str = config["model_type"]
+    if kind not in TAKES:
+        raise ValueError(f"must be one of torch, got a {kind}. Take another, or train.framework keras")
     if given.kind != TAKES[kind]:
         raise ValueError(f"must be one that takes {given.kind}, got a {kind}, which takes {TAKES[kind]}. Take another")
     if kind in BUILT_HERE:

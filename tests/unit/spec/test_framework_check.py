@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lepton_ray.core import settings
 from lepton_ray.spec.framework_check import check_framework
-from lepton_ray.spec.model import CnnModel, FusionModel, MlpModel, PretrainedModel, TrainSpec
+from lepton_ray.spec.model import CnnModel, FusionModel, LoraSpec, MlpModel, PretrainedModel, TrainSpec
 from lepton_ray.spec.release import ExportSpec
 from lepton_ray.spec.run import RunSpec
 
@@ -53,15 +53,16 @@ def test_what_cannot_be_done_is_refused(sections: dict[str, Any], message: str) 
         _spec(**sections)
 
 
-_LACKING = PretrainedModel(kind="pretrained", backbone="somewhere")
+_BACKBONE = PretrainedModel(kind="pretrained", backbone="somewhere")
+_LORA = PretrainedModel(kind="pretrained", backbone="somewhere", lora=LoraSpec())
 
 
-def test_a_family_that_keras_lacks_is_refused() -> None:
-    model = FusionModel(kind="fusion", encoders={"tokens": _LACKING, "features": MlpModel(kind="mlp")})
-    for place, given in (("model", _LACKING), ("model.encoders.tokens", model)):
+def test_what_keras_does_not_learn_of_a_backbone_is_refused() -> None:
+    model = FusionModel(kind="fusion", encoders={"pixels": _LORA, "features": MlpModel(kind="mlp")})
+    assert check_framework(_BACKBONE, TrainSpec(framework="keras"), ExportSpec()) == []
+    for place, given in (("model", _LORA), ("model.encoders.pixels", model)):
         (problem,) = check_framework(given, TrainSpec(framework="keras"), ExportSpec())
-        assert problem.startswith(f"{place}.kind must be one that Keras has (not pretrained), ")
-        assert "got 'pretrained'" in problem
+        assert problem.startswith(f"{place}.lora must be left out for train.framework 'keras', got it. Remove it")
 
 
 @pytest.mark.parametrize("framework", ["keras", "jax"])
@@ -74,8 +75,8 @@ def test_what_torch_alone_shares_among_workers_is_refused(framework: Any) -> Non
 def test_jax_takes_what_keras_takes_and_devices_beside() -> None:
     for device in ({"use_gpu": True}, {"use_tpu": True, **_SLICE}, {}):
         _spec(train={"framework": "jax", "num_workers": 4, **device}, export={"also": ["litert"]})
-    (problem,) = check_framework(_LACKING, TrainSpec(framework="jax"), ExportSpec())
-    assert "must be one that Keras has" in problem
+    (problem,) = check_framework(_BACKBONE, TrainSpec(framework="jax"), ExportSpec())
+    assert problem.startswith("model.kind must not be 'pretrained' for train.framework 'jax', got it. Use another")
 
 
 _SLICE = {"tpu_type": "TPU-V6E", "tpu_topology": "4x4"}
@@ -110,11 +111,13 @@ def test_slices_that_ray_would_not_reserve_are_refused(train: dict[str, Any], me
         _spec(train={"framework": "jax", "num_workers": 8, "global_batch_size": 48, **train})
 
 
-def test_a_search_in_one_process_is_refused_for_jax() -> None:
+def test_a_search_in_one_process_is_refused_for_tpus_alone() -> None:
     space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2]}}
-    with pytest.raises(ValidationError, match=r"tune.workers_per_trial must be at least 2 for train.framework 'jax'"):
-        _spec(train={"framework": "jax"}, tune={"space": space})
-    assert _spec(train={"framework": "jax"}, tune={"space": space, "workers_per_trial": 2}).tune is not None
+    slices = {"framework": "jax", "use_tpu": True, **_SLICE, "num_workers": 4}
+    with pytest.raises(ValidationError, match=r"tune.workers_per_trial must be at least 2 for train.use_tpu"):
+        _spec(train=slices, tune={"space": space})
+    assert _spec(train={"framework": "jax"}, tune={"space": space}).tune is not None
+    assert _spec(train=slices, tune={"space": space, "workers_per_trial": 4}).tune is not None
 
 
 _TRAINED = """
