@@ -514,7 +514,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         )
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
-        handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
+        handle = _near(serve.run(application, name=name, route_prefix=spec.route_prefix))
         can_be_none = spec.autoscaling.min_replicas == 0  # then this call starts the first one
         timeout_s = _COLD_START_TIMEOUT_S if can_be_none else _ENTRANCE_TIMEOUT_S
         entrance = handle.entrance.remote().result(timeout_s=timeout_s)
@@ -538,6 +538,13 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     return Addresses(at.url, "; ".join(filter(None, [at.through, entrance.grpc, *warnings[-1:]])))
 
 
+def _near(handle: Any) -> Any:
+    """Return a handle after it was told to ask a replica of this node, where there is one: another node's loopback says nothing here."""
+    if not handle.is_initialized:
+        handle._init(_prefer_local_routing=True)  # Ray 2.60 has no public way
+    return handle
+
+
 def _trouble(name: str) -> str:
     """Return what Ray Serve says of an application that does not answer."""
     deployments = serve.status().applications[name].deployments.values()
@@ -557,7 +564,7 @@ def ask(name: str, path: str, body: bytes) -> bytes:
         EngineError: If there is none, or its status is not 200.
     """
     try:
-        code, answer = serve.get_app_handle(name).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
+        code, answer = _near(serve.get_app_handle(name)).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, TimeoutError) as error:
         raise EngineError(f"{name} must answer {path}, got: {last_line(error)}", retryable=True) from error
     if code != HTTP_OK:

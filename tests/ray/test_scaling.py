@@ -199,6 +199,9 @@ application = Application({package!r})
 two = AutoscalingSpec(min_replicas=2, max_replicas=2)
 at = application.deploy(autoscaling=two, cpus_per_replica=1.5, listener=ListenerSpec(port=free_port(), connection_age_s=0.5))
 assert num_running("sizes") == 2
+asked = {{ray.serve.get_app_handle("sizes").entrance.remote().result(timeout_s=30).node_id for _ in range(10)}}
+assert asked == {{ray.get_runtime_context().get_node_id()}}, "the replica of this node says where it listens"
+assert at.through.startswith("the replicas' listener"), at
 with Client(at.url, options=Options(deadline_s=90, max_tries=200)) as client, Calls(client) as calls, Load(at.url) as load:
     calls.sees(lambda: len(load.replicas) == 2 or load.failures, "answers of both nodes")
     assert not load.failures, load.failures
