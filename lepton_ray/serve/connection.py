@@ -25,6 +25,7 @@ from lepton_ray.serve.endpoint import (
     HTTP_OK,
     HTTP_TIMEOUT,
     HTTP_UNAVAILABLE,
+    JOB_KEY_HEADER,
     RAW_HEADER,
     Call,
     Response,
@@ -32,11 +33,12 @@ from lepton_ray.serve.endpoint import (
 )
 from lepton_ray.serve.events import Parts
 from lepton_ray.serve.front import Front
+from lepton_ray.spec.release import LARGEST_JOB
 
 MAX_HEAD_BYTES = 16 << 10
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
-BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
+BUFFERED_REQUESTS = LARGEST_JOB  # of the largest size, in all connections together
 _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
 _KNOWN_HEADS, _MAX_KNOWN_HEAD_BYTES = 8, 1 << 10  # that a connection keeps, and of each
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
@@ -505,6 +507,9 @@ class Connection(asyncio.Protocol):
             if (key_header := self._owner.endpoint.key_header) is not None:
                 slot.request_id = slot.request_id or self._owner.next_id()
                 incoming.call.key = headers.get(key_header) or slot.request_id
+            if found.job is not None:
+                incoming.call.job = found.job._replace(caller=slot.caller)
+                incoming.call.key = headers.get(JOB_KEY_HEADER)
         if head.body_bytes is not None:
             self._check_size(head.body_bytes)
         if (expected := headers.get(b"expect")) is not None:
@@ -578,7 +583,8 @@ class Connection(asyncio.Protocol):
             raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")
 
     def _check_size(self, size: int) -> None:
-        if size > self._owner.endpoint.limits.max_request_bytes:
+        endpoint = self._owner.endpoint
+        if size > endpoint.limits.max_request_bytes and size > endpoint.champion.max_bytes(self._incoming.call):
             raise _RefusalError(self._owner.endpoint.refuse_large(self._take_call()))
 
     def _answer_expectation(self, expected: bytes) -> None:
