@@ -32,9 +32,9 @@ from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.drift.on_ray import DriftMeters
 from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
+from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app

@@ -19,7 +19,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, AsyncClient, CallError, Client, DeadlineError, Options, UnavailableError
 from lepton_ray.client.tensors import decode, encode
-from lepton_ray.serve.connection import ConnectionLimits
+from lepton_ray.serve.exchange import ConnectionLimits
 
 _RECORDS = [{"age": 30, "income": 1200.5, "colour": "red", "size": "S"}, {"age": 45, "size": "L"}]
 _TENSORS = {
