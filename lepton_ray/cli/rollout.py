@@ -42,6 +42,9 @@ def start(  # noqa: PLR0913  typer takes options as parameters
     ] = None,
     sticky_field: Annotated[str | None, typer.Option(help="Field of the first record that names the caller.")] = None,
     min_requests: Annotated[int | None, typer.Option(help="Of the challenger before it is judged. [200]")] = None,
+    challenger_timeout: Annotated[
+        float | None, typer.Option(help="Seconds until the champion answers in its place, which is a failure. [5]")
+    ] = None,
     max_error_rate: Annotated[float | None, typer.Option(help="Fraction of requests. [0.01]")] = None,
     max_p95_ratio: Annotated[float | None, typer.Option(help="Of the time, to the champion's. [2]")] = None,
     max_psi: Annotated[float | None, typer.Option(help="Population stability index of the answers. [0.2]")] = None,
@@ -71,6 +74,7 @@ def start(  # noqa: PLR0913  typer takes options as parameters
                 "sticky_header": sticky_header and sticky_header.lower(),
                 "sticky_field": sticky_field,
                 "min_requests": min_requests,
+                "challenger_timeout_s": challenger_timeout,
                 "max_error_fraction": max_error_rate,
                 "max_p95_ratio": max_p95_ratio,
                 "max_psi": max_psi,

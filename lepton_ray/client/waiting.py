@@ -2,14 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
-from lepton_ray.client.calls import AsyncClient, Options
+from lepton_ray.client.calls import AsyncClient, Job
+from lepton_ray.client.sending import Options
 
 T = TypeVar("T")
 
@@ -64,6 +65,39 @@ class Client:
         """Return the model's outputs for arrays; see ``AsyncClient.infer``."""
         return self._wait(self._client.infer(model, tensors, outputs, deadline_s))
 
+    def predict_in_parts(
+        self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None
+    ) -> Iterator[list[Any]]:
+        """Yield the predictions of many records part by part; see ``AsyncClient.predict_in_parts``."""
+        parts = self._client.predict_in_parts(records, deadline_s)
+        try:
+            while (part := self._wait(_next(parts))) is not None:
+                yield part
+        finally:
+            self._wait(parts.aclose())
+
+    def submit_job(
+        self, records: Sequence[Mapping[str, Any]], key: str | None = None, deadline_s: float | None = None
+    ) -> Job:
+        """Send a long prediction; see ``AsyncClient.submit_job``."""
+        return self._wait(self._client.submit_job(records, key, deadline_s))
+
+    def job(self, id: str, deadline_s: float | None = None) -> Job:
+        """Return how far a job is; see ``AsyncClient.job``."""
+        return self._wait(self._client.job(id, deadline_s))
+
+    def job_result(self, id: str, deadline_s: float | None = None) -> list[Any]:
+        """Return the predictions of a job that is done; see ``AsyncClient.job_result``."""
+        return self._wait(self._client.job_result(id, deadline_s))
+
+    def cancel_job(self, id: str, deadline_s: float | None = None) -> None:
+        """End a job, and have it forgotten; see ``AsyncClient.cancel_job``."""
+        self._wait(self._client.cancel_job(id, deadline_s))
+
+    def predict_as_job(self, records: Sequence[Mapping[str, Any]], deadline_s: float) -> list[Any]:
+        """Return predictions by a job; see ``AsyncClient.predict_as_job``."""
+        return self._wait(self._client.predict_as_job(records, deadline_s))
+
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():
             call.close()
@@ -73,3 +107,7 @@ class Client:
             return future.result()
         finally:
             future.cancel()  # Ctrl-C ends the call too; an answer is not changed by it
+
+
+async def _next(parts: AsyncIterator[list[Any]]) -> list[Any] | None:
+    return await anext(parts, None)

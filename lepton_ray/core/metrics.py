@@ -57,6 +57,15 @@ SHADOW_DIFFERENCES = Metric(
     "Rows that a shadow has answered otherwise than the champion.",
     ("model", "version"),
 )
+JOBS = Metric(
+    "lepton_jobs", "counter", "Jobs that ended: done, failed, or cancelled before.", ("application", "model", "end")
+)
+JOBS_HELD = Metric(
+    "lepton_jobs_held", "gauge", "Jobs that wait, run, or are kept after their end.", ("application", "state")
+)
+JOBS_BYTES = Metric(
+    "lepton_jobs_held_bytes", "gauge", "Bodies and results of jobs that are kept, bytes.", ("application",)
+)
 
 _OF_COLUMN = ("model", "version", "side", "feature")
 """``side`` is ``input`` or ``output``; ``serve.monitor.max_features`` bounds the features."""
@@ -137,6 +146,9 @@ CATALOGUE = (
     ACCESS_LOG_DROPPED,
     ROLLOUT_SHARE,
     SHADOW_DIFFERENCES,
+    JOBS,
+    JOBS_HELD,
+    JOBS_BYTES,
     DRIFT_PSI,
     DRIFT_JS,
     DRIFT_UNSEEN,

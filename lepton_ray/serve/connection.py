@@ -7,93 +7,50 @@ pipelined; they are answered in their order.
 
 import asyncio
 import contextlib
-import re
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.bodies import accepts_events, reader_of
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
     HTTP_TIMEOUT,
     HTTP_UNAVAILABLE,
+    JOB_KEY_HEADER,
     RAW_HEADER,
     Call,
     Response,
     parse_length,
 )
 from lepton_ray.serve.events import Parts
-from lepton_ray.serve.front import Front
+from lepton_ray.serve.exchange import (
+    BUFFERED_REQUESTS,
+    IDLE_DRAIN_S,
+    MAX_HEAD_BYTES,
+    Owner,
+    Sending,
+    Slot,
+    checked_id,
+    entry_of,
+)
 
-MAX_HEAD_BYTES = 16 << 10
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
-BUFFERED_REQUESTS = 16  # of the largest size, in all connections together
 _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
 _KNOWN_HEADS, _MAX_KNOWN_HEAD_BYTES = 8, 1 << 10  # that a connection keeps, and of each
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
-IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
 _HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 417, 431, 501, 505
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 STATUS_OK = _STATUS[HTTP_OK]
 _HEAD_RULE = f"target and headers must be at most {MAX_HEAD_BYTES} bytes"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """Bounds on the connections of one listener; times in seconds."""
-
-    max_connections: int = 1024
-    """More wait in the kernel's queue."""
-    receive_s: float = 30.0
-    """A request must have come this long after its first byte, and an answer must have been taken."""
-    idle_s: float = 75.0
-    """A connection without a request is closed."""
-    age_s: float = 60.0
-    """An older connection is closed with its next answer, so that its client may come to a newer replica."""
-
-
-@dataclass(slots=True)
-class Slot:
-    """The place of one response in its connection."""
-
-    started: float = field(default_factory=time.perf_counter)
-    """With the first byte of the request."""
-    request_id: bytes | None = None
-    method: str = ""
-    path: str = ""
-    """Decoded; empty if the request was refused before."""
-    is_http_10: bool = False
-    keep_alive: bool = False
-    caller: str = ""
-    """Id of its token."""
-    request_bytes: int = 0
-    """Of the body."""
-    rows: int = 0
-    response: Response | None = None
-    sending: "Sending | None" = None
-    """Of an answer in parts."""
-
-
-@dataclass(slots=True)
-class Sending:
-    """How far an answer in parts is."""
-
-    task: asyncio.Task[None]
-    """Sends the parts."""
-    turn: asyncio.Future[None]
-    """Done once the head is sent."""
-    sent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,56 +85,6 @@ class _Incoming:
     """Of a prediction."""
     body: bytes | bytearray = b""
     """Of a prediction; most come in one piece, which is then not copied."""
-
-
-class Waiting(Protocol):
-    """What waits for the answer to a call."""
-
-    def flush(self) -> None:
-        """Send what can be sent: the answer is in its slot."""
-
-
-class Client(Protocol):
-    """What a listener needs of a connection."""
-
-    def sweep(self, now: float) -> None:
-        """See to the clocks."""
-
-    def start_draining(self) -> None:
-        """Let the client go."""
-
-    def abort(self) -> None:
-        """Cut the connection."""
-
-
-class Owner(Protocol):
-    """What a connection needs of its listener."""
-
-    endpoint: Front
-    limits: ConnectionLimits
-    is_draining: bool
-    date: bytes
-    buffered_bytes: int
-    """Of bodies that are not answered yet, in all connections."""
-    access_log: AccessLog | None
-
-    def now(self) -> float:
-        """Return the time of the event loop."""
-
-    def next_id(self) -> bytes:
-        """Return an id for a request that brings none."""
-
-    def submit(self, call: Call, slot: Slot, waiting: Waiting) -> None:
-        """Have a call answered into its slot, which is then flushed."""
-
-    def stream(self, call: Call, slot: Slot, connection: "Connection") -> None:
-        """Have a call answered in events, which the connection sends."""
-
-    def opened(self, connection: Client) -> None:
-        """Know a connection."""
-
-    def closed(self, connection: Client) -> None:
-        """Forget a connection."""
 
 
 class _RefusalError(Exception):
@@ -505,6 +412,9 @@ class Connection(asyncio.Protocol):
             if (key_header := self._owner.endpoint.key_header) is not None:
                 slot.request_id = slot.request_id or self._owner.next_id()
                 incoming.call.key = headers.get(key_header) or slot.request_id
+            if found.job is not None:
+                incoming.call.job = found.job._replace(caller=slot.caller)
+                incoming.call.key = headers.get(JOB_KEY_HEADER)
         if head.body_bytes is not None:
             self._check_size(head.body_bytes)
         if (expected := headers.get(b"expect")) is not None:
@@ -578,7 +488,8 @@ class Connection(asyncio.Protocol):
             raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")
 
     def _check_size(self, size: int) -> None:
-        if size > self._owner.endpoint.limits.max_request_bytes:
+        endpoint = self._owner.endpoint
+        if size > endpoint.limits.max_request_bytes and size > endpoint.champion.max_bytes(self._incoming.call):
             raise _RefusalError(self._owner.endpoint.refuse_large(self._take_call()))
 
     def _answer_expectation(self, expected: bytes) -> None:
@@ -650,31 +561,6 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._resume_reading()
-
-
-def entry_of(slot: Slot, response: Response | None) -> Entry:
-    """Return what the access log keeps of a request; without a response its client has gone."""
-    code, size, headers = (None, 0, ()) if response is None else (response.code, len(response.body), response.headers)
-    if slot.sending is not None:
-        size = slot.sending.sent_bytes
-    return Entry(
-        time.time(),
-        slot.request_id or b"",
-        slot.method,
-        slot.path,
-        code,
-        time.perf_counter() - slot.started,
-        slot.request_bytes,
-        0 if slot.method == "HEAD" else size,
-        slot.rows,
-        headers,
-        slot.caller,
-    )
-
-
-def checked_id(value: bytes | None) -> bytes | None:
-    """Return the id that a request brings, None if it brings none that can be kept."""
-    return value if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
 @lru_cache(maxsize=64)

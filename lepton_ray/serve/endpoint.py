@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lepton_ray import __version__
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
-from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.artifacts.signature import Feeds, Signature
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.core.text import show
 from lepton_ray.serve import protocol
@@ -44,13 +44,27 @@ _READING = ("GET", "HEAD")
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 RAW_HEADER = b"inference-header-content-length"
 VERSION_HEADER = b"x-model-version"
+JOB_KEY_HEADER = b"idempotency-key"
 GRPC = "grpc"
 """In place of a method: of predictions over gRPC; nothing of HTTP."""
 
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 Outputs = dict[str, NDArray[Any]]
-ProtocolName = Literal["oip", "grpc", "records", "outcomes"]
+ProtocolName = Literal["oip", "grpc", "records", "outcomes", "jobs", "job_parts"]
+"""``jobs`` are requests about jobs, ``job_parts`` rows of theirs."""
+
+
+class JobAsked(NamedTuple):
+    """What of a job is asked for."""
+
+    verb: Literal["submit", "tell", "give", "cancel"]
+    id: str = ""
+    """Empty of one that is submitted."""
+    max_bytes: int = 0
+    """Of its body."""
+    caller: str = ""
+    """Id of the caller's token: whose the job is."""
 
 
 class Asked(NamedTuple):
@@ -61,6 +75,7 @@ class Asked(NamedTuple):
     """The one that the path names."""
     model: str = ""
     """A further one, beside the one that is always there."""
+    job: JobAsked | None = None
 
 
 class Meter(Protocol):
@@ -85,6 +100,8 @@ class Limits:
     max_rows: int = 4096
     receive_s: float = 30.0
     """A body must have come this long after its head, at Ray Serve's HTTP; a listener has a clock of its own."""
+    max_job_bytes: int = 0
+    """Of the body of a job; 0 takes no jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +142,8 @@ class Call:
     accept: bytes | None = None
     """That header, if it came."""
     key: bytes | None = None
-    """Names the caller, while a rollout divides callers."""
+    """Names the caller, while a rollout divides callers; of a job, the value of ``idempotency-key``."""
+    job: JobAsked | None = None
 
     def again(self) -> "Call":
         """Return the same request anew, as it came: as a body, or as records."""
@@ -162,7 +180,10 @@ class Endpoint:
     def _calls(self) -> dict[tuple[str, str], Asked]:
         """The requests that are predictions."""
         model = f"/v2/models/{self.name}"
+        job_bytes = self.limits.max_job_bytes
+        jobs = {("POST", "/jobs"): Asked("jobs", job=JobAsked("submit", max_bytes=job_bytes))} if job_bytes else {}
         return {
+            **jobs,
             ("POST", "/predict"): Asked("records"),
             ("POST", f"{model}/infer"): Asked("oip"),
             ("POST", f"{model}/versions/{self.version}/infer"): Asked("oip", self.version),
@@ -176,11 +197,31 @@ class Endpoint:
 
     def find(self, method: str, path: str) -> Response | Asked:
         """Return what a prediction at a decoded path is, or the response to any other request."""
-        return self._calls.get((method, path)) or self._answer_other(method, path)
+        return self._calls.get((method, path)) or self._find_job(method, path) or self._answer_other(method, path)
+
+    def _find_job(self, method: str, path: str) -> Response | Asked | None:
+        """Return what of a job is asked for, or the response; None if the path is none of jobs'."""
+        if not self.limits.max_job_bytes:
+            return None
+        match path.split("/"):
+            case ["", "jobs"]:
+                return _only("POST", method)
+            case ["", "jobs", id] if method == "DELETE":
+                return Asked("jobs", job=JobAsked("cancel", id))
+            case ["", "jobs", id]:
+                return (
+                    Asked("jobs", job=JobAsked("tell", id))
+                    if method in _READING
+                    else _only("GET, HEAD, DELETE", method)
+                )
+            case ["", "jobs", id, "result"]:
+                return Asked("jobs", job=JobAsked("give", id)) if method in _READING else _only("GET, HEAD", method)
+        return None
 
     @cached_property
     def _description(self) -> bytes:
-        return orjson.dumps(describe(self.name, self.version, self.predictor.signature, self.limits.max_rows))
+        has_jobs = self.limits.max_job_bytes > 0
+        return orjson.dumps(describe(self.name, self.version, self.predictor.signature, self.limits.max_rows, has_jobs))
 
     def _answer_other(self, method: str, path: str) -> Response:
         if path in PAGE_PATHS:
@@ -231,17 +272,21 @@ class Endpoint:
         self.statistics.add_failure(time.perf_counter() - call.start)
         return self._finish(call, response, None)
 
+    def max_bytes(self, call: Call | None) -> int:
+        """Return how large the body of a call may be."""
+        return self.limits.max_request_bytes if call is None or call.job is None else call.job.max_bytes
+
     def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""
         return self.refuse(
-            call, _HTTP_TOO_LARGE, f"the body must be at most {self.limits.max_request_bytes} bytes. Split the request"
+            call, _HTTP_TOO_LARGE, f"the body must be at most {self.max_bytes(call)} bytes. Split the request"
         )
 
     def parse(self, call: Call) -> Response | None:
         """Read the body of a call, or return the response that refuses it."""
         try:
             if call.protocol_name == "records":
-                call.records = self._parse_records(call)
+                call.records = parse_records(call, self.predictor.signature, self.limits.max_rows)
                 call.rows = len(call.records)
             else:
                 call.tensors = self._parse_tensors(*self._read_tensors(call))
@@ -252,18 +297,6 @@ class Endpoint:
             _logger.exception("a body could not be read")
             return self.refuse(call, HTTP_FAILED, FAILURE)
         return None
-
-    def _parse_records(self, call: Call) -> list[Any]:
-        if call.read is None:
-            body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0])
-            records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
-        else:
-            records = call.read(call.body, self.predictor.signature, self.limits.max_rows)
-        if not isinstance(records, list):
-            raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
-        if not 1 <= len(records) <= self.limits.max_rows:
-            raise protocol.refuse_rows(self.limits.max_rows, str(len(records)))
-        return records
 
     def _read_tensors(self, call: Call) -> tuple[Any, memoryview]:
         if call.protocol_name != GRPC:
@@ -376,6 +409,24 @@ def answer_golden_records(predictor: Predictor) -> None:
     if response.code != HTTP_OK:
         message = f"{predictor.package.path} must answer its golden records, got status {response.code}"
         raise ArtifactError(f"{message}: {response.body[:300].decode(errors='replace')}. Export it again")
+
+
+def parse_records(call: Call, signature: Signature, max_rows: int) -> list[Any]:
+    """Return the records in the body of a call.
+
+    Raises:
+        ProtocolError: If there are none, or too many, or it is no such body.
+    """
+    if call.read is None:
+        body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0])
+        records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+    else:
+        records = call.read(call.body, signature, max_rows)
+    if not isinstance(records, list):
+        raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
+    if not 1 <= len(records) <= max_rows:
+        raise protocol.refuse_rows(max_rows, str(len(records)))
+    return records
 
 
 def parse_length(value: bytes) -> int:

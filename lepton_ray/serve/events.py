@@ -19,7 +19,7 @@ from lepton_ray.serve.endpoint import HTTP_OK, HTTP_UNAVAILABLE, VERSION_HEADER,
 from lepton_ray.serve.front import Front
 from lepton_ray.serve.guard import Headers
 
-_FIRST_ROWS, _MAX_ROWS = 16, 1024  # of an event
+FIRST_ROWS, _MAX_ROWS = 16, 1024  # of an event
 _SOON_S = 50e-3  # an event of fewer seconds is followed by a larger one, of four times as many by a smaller one
 _MAX_STREAMS = 32  # at a time, of a replica: each keeps its records
 _PLACE = re.compile(r"(?:^|(?<=; ))records\[(\d+)\]")
@@ -48,21 +48,21 @@ async def _answer(front: Front, call: Call) -> Parts:
         yield refusal
         return
     records = call.records or []
-    start, rows = 0, _FIRST_ROWS
+    start, rows = 0, FIRST_ROWS
     while start < len(records):
         part = records[start : start + rows]
         begun = time.perf_counter()
         response = await front.answer(Call("records", rows=len(part), records=part, key=call.key))
         seconds = time.perf_counter() - begun
         if response.code != HTTP_OK:
-            yield _event("error", start, _explain(response, start)) if start else response
+            if start:
+                message = explain(response.body, start)
+                response = _event("error", start, orjson.dumps({"status": response.code, "error": message}))
+            yield response
             return
         yield _event("predictions", start, response.body, response.headers)
         start += len(part)
-        if seconds < _SOON_S:
-            rows = min(2 * rows, _MAX_ROWS)
-        elif seconds > 4 * _SOON_S:
-            rows = max(1, rows // 2)
+        rows = next_rows(rows, seconds)
     yield _event("end", start, orjson.dumps({"rows": start}))
 
 
@@ -72,8 +72,14 @@ def _event(name: str, row: int, data: bytes, headers: Headers = ()) -> Response:
     return Response(HTTP_OK, body, ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *version))
 
 
-def _explain(response: Response, start: int) -> bytes:
-    """Return what an error event says; rows count from the first of all."""
-    answer: dict[str, Any] = orjson.loads(response.body)
-    message = _PLACE.sub(lambda place: f"records[{int(place[1]) + start}]", str(answer["error"]))
-    return orjson.dumps({"status": response.code, "error": message})
+def next_rows(rows: int, seconds: float) -> int:
+    """Return of how many rows the next part should be, after one of ``rows`` took ``seconds``."""
+    if seconds < _SOON_S:
+        return min(2 * rows, _MAX_ROWS)
+    return max(1, rows // 2) if seconds > 4 * _SOON_S else rows
+
+
+def explain(body: bytes, start: int) -> str:
+    """Return what the refusal of a part says, with rows that count from the first of all."""
+    answer: dict[str, Any] = orjson.loads(body)
+    return _PLACE.sub(lambda place: f"records[{int(place[1]) + start}]", str(answer["error"]))

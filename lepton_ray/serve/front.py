@@ -11,6 +11,7 @@ from typing import Protocol
 from lepton_ray.serve.batching import Batcher, Done
 from lepton_ray.serve.endpoint import HTTP_OK, Asked, Call, Endpoint, Limits, Response
 from lepton_ray.serve.guard import Denial, Guard, Headers
+from lepton_ray.serve.jobs.desk import Desk
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.shelf import Shelf
 
@@ -59,6 +60,8 @@ class Front:
         """Answers in events that are under way."""
         self.shelf: Shelf | None = None
         """Further models, from the next ``switch`` on."""
+        self.desk: Desk | None = None
+        """Takes jobs, from the next ``switch`` on."""
 
     @classmethod
     def of(cls, variant: Variant, guard: Guard | None = None) -> "Front":
@@ -77,6 +80,8 @@ class Front:
             self.find, self.submit, self.key_header = division.find, division.submit, division.key_header
         if self.shelf is not None:
             self.find, self.submit = self.shelf.behind(self.find, self.submit)
+        if self.desk is not None:
+            self.submit = self.desk.behind(self.submit)
 
     def admit(self, method: str, path: str, authorization: bytes | None) -> tuple[Response | Asked, str]:
         """Return what ``find`` does if the guard lets the caller in, else the refusal, and the id of the caller's token, if any.

@@ -30,15 +30,6 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
-from lepton_ray.serve.connection import (
-    BUFFERED_REQUESTS,
-    IDLE_DRAIN_S,
-    MAX_HEAD_BYTES,
-    Owner,
-    Slot,
-    checked_id,
-    entry_of,
-)
 from lepton_ray.serve.endpoint import (
     GRPC,
     HTTP_BAD_REQUEST,
@@ -50,6 +41,15 @@ from lepton_ray.serve.endpoint import (
     Call,
     Response,
     error_response,
+)
+from lepton_ray.serve.exchange import (
+    BUFFERED_REQUESTS,
+    IDLE_DRAIN_S,
+    MAX_HEAD_BYTES,
+    Owner,
+    Slot,
+    checked_id,
+    entry_of,
 )
 from lepton_ray.serve.grpc_messages import ASKING, INFER, SERVICE, peek_model, read_path, write_answer
 from lepton_ray.serve.protocol import ProtocolError

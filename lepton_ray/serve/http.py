@@ -16,6 +16,7 @@ from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
     HTTP_TIMEOUT,
+    JOB_KEY_HEADER,
     RAW_HEADER,
     Call,
     Endpoint,
@@ -120,7 +121,8 @@ async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any
     found, exchange.caller = endpoint.admit(scope["method"], _path(scope), authorization)
     if isinstance(found, Response):
         return found
-    call = exchange.call = Call(found.protocol_name, version=found.version, model=found.model)
+    job = found.job and found.job._replace(caller=exchange.caller)
+    call = exchange.call = Call(found.protocol_name, version=found.version, model=found.model, job=job)
     _read_headers(endpoint, call, scope)
     try:
         async with asyncio.timeout(endpoint.limits.receive_s):
@@ -166,6 +168,8 @@ def _read_headers(endpoint: Front, call: Call, scope: Mapping[str, Any]) -> None
     if endpoint.key_header is not None:
         headers = dict(scope["headers"])
         call.key = headers.get(endpoint.key_header) or headers.get(b"x-request-id") or secrets.token_bytes(8)
+    if call.job is not None:
+        call.key = dict(scope["headers"]).get(JOB_KEY_HEADER)
 
 
 async def _read(endpoint: Front, exchange: _Exchange, call: Call, receive: _Receive) -> Response | None:
@@ -178,7 +182,7 @@ async def _read(endpoint: Front, exchange: _Exchange, call: Call, receive: _Rece
             return endpoint.refuse(call, HTTP_BAD_REQUEST, "the body must be complete")
         part, more = message.get("body", b""), message.get("more_body", False)
         exchange.request_bytes += len(part)
-        if exchange.request_bytes > endpoint.limits.max_request_bytes:
+        if exchange.request_bytes > endpoint.champion.max_bytes(call):
             return endpoint.refuse_large(call)
         parts.append(part)
     call.body = b"".join(parts)

@@ -16,9 +16,10 @@ from email.utils import formatdate
 from typing import Any
 
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.connection import STATUS_OK, Client, Connection, ConnectionLimits, Owner, Sending, Slot, Waiting
+from lepton_ray.serve.connection import STATUS_OK, Connection
 from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.events import answer_in_events
+from lepton_ray.serve.exchange import Client, ConnectionLimits, Owner, Sender, Sending, Slot, Waiting
 from lepton_ray.serve.front import Front
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -136,7 +137,7 @@ class Listener:
 
         self.endpoint.submit(call, done)
 
-    def stream(self, call: Call, slot: Slot, connection: Connection) -> None:
+    def stream(self, call: Call, slot: Slot, connection: Sender) -> None:
         """Have a call answered in events, which the connection sends."""
         self._count(1)
 

@@ -32,12 +32,14 @@ from lepton_ray.core.metrics import Metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.drift.on_ray import DriftMeters
 from lepton_ray.serve.endpoint import HTTP_OK, Outputs, ProtocolName
+from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.guard import build_guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
+from lepton_ray.serve.jobs.desk import Desk, Part, answer_part
+from lepton_ray.serve.jobs.on_ray import KeeperLink, end_jobs
 from lepton_ray.serve.latency import RecentLatency
 from lepton_ray.serve.listener import Listener
 from lepton_ray.serve.rate.on_ray import Shares
@@ -49,7 +51,7 @@ from lepton_ray.serve.shelf import Shelf, take
 from lepton_ray.serve.sockets import SharedSocket, share
 from lepton_ray.serve.tls import local_file, watch_certificate
 from lepton_ray.spec.monitor import MonitorSpec
-from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
+from lepton_ray.spec.release import AuthSpec, JobsSpec, RateLimitSpec, ServeSpec, TlsSpec, is_loopback
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 _SHUTDOWN_S, _DRAIN_S = 20.0, 15.0  # Ray Serve waits for its own requests first, for 2 s at least
@@ -121,6 +123,7 @@ class Served:
     has_latency: bool = False
     """Replicas report what they have answered, and how fast."""
     shelving: Shelving | None = None
+    jobs: JobsSpec | None = None
 
 
 class _RayMeters:
@@ -263,6 +266,9 @@ class ModelReplica:
         plan, before = TrafficPlan.model_validate(user_config), self._holding.plan
         if before is None and self._served.shelving is not None:
             self._holding.front.shelf = await self._open_shelf(self._served.shelving)
+        if before is None and self._served.jobs is not None:
+            link = KeeperLink(serve.get_replica_context().app_name)
+            self._holding.front.desk = Desk(self._served.jobs, self._holding.front, link.reach, self._meters.of)
         await self._holding.follow(plan)
         self._meters.tell_rollout(plan, before)
         if not self._tasks:
@@ -368,6 +374,10 @@ class ModelReplica:
         """Answer one POST of the cluster's own; returns status and body."""
         response = await asyncio.to_thread(self._holding.front.champion.ask, "POST", path, body)
         return response.code, response.body
+
+    async def answer_part(self, records: list[Any], version: str) -> Part:
+        """Answer rows of a job; see ``desk``."""
+        return await answer_part(self._holding.front, records, version)
 
     async def check_health(self) -> None:
         """Ask the listener as a client would: it answers in the loop that answers everything else."""
@@ -490,7 +500,8 @@ def _version_of(served: Served) -> str:
     facts = {**vars(serving), "open_model": f"{what.__module__}.{what.__qualname__}", "limits": asdict(serving.limits)}
     listening = served.listening and asdict(served.listening)
     sections = [
-        one and one.model_dump(mode="json") for one in (served.auth, served.rate_limit, served.tls, served.monitor)
+        one and one.model_dump(mode="json")
+        for one in (served.auth, served.rate_limit, served.tls, served.monitor, served.jobs)
     ]
     rest = {"sections": sections, "access_log": served.access_log, "has_latency": served.has_latency}
     if (shelving := served.shelving) is not None:
@@ -514,7 +525,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         )
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
-        handle = serve.run(application, name=name, route_prefix=spec.route_prefix)
+        handle = _near(serve.run(application, name=name, route_prefix=spec.route_prefix))
         can_be_none = spec.autoscaling.min_replicas == 0  # then this call starts the first one
         timeout_s = _COLD_START_TIMEOUT_S if can_be_none else _ENTRANCE_TIMEOUT_S
         entrance = handle.entrance.remote().result(timeout_s=timeout_s)
@@ -538,6 +549,13 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     return Addresses(at.url, "; ".join(filter(None, [at.through, entrance.grpc, *warnings[-1:]])))
 
 
+def _near(handle: Any) -> Any:
+    """Return a handle after it was told to ask a replica of this node, where there is one: another node's loopback says nothing here."""
+    if not handle.is_initialized:
+        handle._init(_prefer_local_routing=True)  # Ray 2.60 has no public way
+    return handle
+
+
 def _trouble(name: str) -> str:
     """Return what Ray Serve says of an application that does not answer."""
     deployments = serve.status().applications[name].deployments.values()
@@ -557,7 +575,7 @@ def ask(name: str, path: str, body: bytes) -> bytes:
         EngineError: If there is none, or its status is not 200.
     """
     try:
-        code, answer = serve.get_app_handle(name).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
+        code, answer = _near(serve.get_app_handle(name)).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, TimeoutError) as error:
         raise EngineError(f"{name} must answer {path}, got: {last_line(error)}", retryable=True) from error
     if code != HTTP_OK:
@@ -596,5 +614,6 @@ def stop(name: str) -> None:
     """Remove an application; without any left, Serve stops too."""
     serve.delete(name)
     end_keeper(name)
+    end_jobs(name)
     if not serve.status().applications:
         serve.shutdown()

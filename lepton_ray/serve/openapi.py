@@ -27,44 +27,71 @@ _ERRORS = {
     "400": "not of the protocol",
     "401": "no good token",
     "403": "a token without the scope",
+    "404": "no such job of this token, or none any more",
+    "409": "a job that is not done",
     "413": "a body that is too large",
     "422": "a record that breaks the signature; field, rule and value are named",
     "429": "more than a limit; Retry-After says when to ask again",
     "500": "the server failed",
     "503": "too many wait; Retry-After says when to ask again",
+    "507": "the model is larger than the memory limit",
 }
 
 
-def describe(name: str, version: str, signature: Signature, max_rows: int) -> _Schema:
+def describe(name: str, version: str, signature: Signature, max_rows: int, has_jobs: bool) -> _Schema:
     """Return the document, of OpenAPI 3.1.
 
     Whether tokens are asked for is not the model's affair: each path takes one or none.
     """
+    jobs = _jobs(signature) if has_jobs else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": name, "version": version, "description": "Predictions of one model, served by lepton_ray."},
+        "info": {"title": name, "version": version, "description": "Predictions of a model, served by lepton_ray."},
         "servers": [{"url": "."}],
         "security": [{"bearer": []}, {}],
-        "paths": {"/predict": {"post": _predict(signature)}, **_other_paths(name, version, signature)},
+        "paths": {
+            "/predict": {"post": _predict(signature)},
+            **jobs,
+            **_server_paths(),
+            **_model_paths(name, version, signature),
+        },
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "A token, where serve.auth asks for one."}
             },
             "schemas": {
-                "Record": _record(signature),
-                "Records": {"type": "array", "items": _ref("Record"), "minItems": 1, "maxItems": max_rows},
-                "Prediction": _prediction(signature),
-                "Predictions": _object(
-                    model={"type": "string"},
-                    version={"type": "string"},
-                    predictions={"type": "array", "items": _ref("Prediction")},
-                ),
+                **_schemas(signature, max_rows),
+                **({"Job": _JOB} if has_jobs else {}),
                 "Error": _object(error={"type": "string"}),
             },
             "responses": {
                 code: {"description": text, "content": _json(_ref("Error"))} for code, text in _named_errors().items()
             },
         },
+    }
+
+
+def add_model(document: _Schema, name: str, version: str, signature: Signature, max_rows: int) -> None:
+    """Add a further model to the document of the one that is always there."""
+    of = f".{name}"
+    document["paths"] |= {
+        f"/v2/models/{name}/predict": {"post": _predict(signature, of)},
+        **_model_paths(name, version, signature, of),
+    }
+    document["components"]["schemas"] |= _schemas(signature, max_rows, of)
+
+
+def _schemas(signature: Signature, max_rows: int, of: str = "") -> _Schema:
+    """Return what a model reads and answers; ``of`` ends the names of a further one."""
+    return {
+        f"Record{of}": _record(signature),
+        f"Records{of}": {"type": "array", "items": _ref(f"Record{of}"), "minItems": 1, "maxItems": max_rows},
+        f"Prediction{of}": _prediction(signature),
+        f"Predictions{of}": _object(
+            model={"type": "string"},
+            version={"type": "string"},
+            predictions={"type": "array", "items": _ref(f"Prediction{of}")},
+        ),
     }
 
 
@@ -80,38 +107,87 @@ def _object(**properties: _Schema) -> _Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
+_COUNT: _Schema = {"type": "integer", "minimum": 0}
+_JOB: _Schema = {
+    **_object(
+        id={"type": "string"},
+        state={"type": "string", "enum": ["queued", "running", "done", "failed", "cancelled"]},
+        rows={**_COUNT, "description": "0 until they are known"},
+        rows_done=_COUNT,
+    ),
+    "additionalProperties": {"type": ["integer", "string"]},
+    "description": "One that has failed also has 'status' and 'error'.",
+}
+
+
 def _named_errors() -> dict[str, str]:
     return {f"Error{code}": text for code, text in _ERRORS.items()}
 
 
+def _failures(*codes: str) -> _Schema:
+    return {code: _ref(f"Error{code}", "responses") for code in ("401", "403", "429", *codes)}
+
+
 def _responses(content: _Schema, *codes: str) -> _Schema:
-    failures = {code: _ref(f"Error{code}", "responses") for code in ("401", "403", "429", *codes)}
-    return {"200": {"description": "the answer", "content": content}, **failures}
+    return {"200": {"description": "the answer", "content": content}, **_failures(*codes)}
 
 
-def _predict(signature: Signature) -> _Schema:
-    listed = {"oneOf": [_ref("Records"), _object(records=_ref("Records"))]}
-    tables: _Schema = {
-        "text/csv": {"schema": {"type": "string"}},
-        **{kind: {"schema": _BINARY} for kind in (_ARROW, _PARQUET)},
-    }
-    bodies: _Schema = {**_json(listed), **tables}
+def _tables() -> _Schema:
+    return {"text/csv": {"schema": {"type": "string"}}, **{kind: {"schema": _BINARY} for kind in (_ARROW, _PARQUET)}}
+
+
+def _bodies(signature: Signature, records: _Schema) -> _Schema:
+    bodies: _Schema = {**_json({"oneOf": [records, _object(records=records)]}), **_tables()}
     for name in signature.of_kind("image"):
         files = {"type": "array", "items": _BINARY, "minItems": 1}
         fields = {other: {"type": "string"} for other in signature.columns if other != name}
         form = {"type": "object", "properties": {name: files, **fields}, "required": [name]}
         bodies |= {kind: {"schema": _BINARY} for kind in ("image/png", "image/jpeg")}
         bodies["multipart/form-data"] = {"schema": form}
-    answers = {**_json(_ref("Predictions")), **tables, "text/event-stream": {"schema": {"type": "string"}}}
+    return {"required": True, "content": bodies}
+
+
+def _predict(signature: Signature, of: str = "") -> _Schema:
+    answers = {**_json(_ref(f"Predictions{of}")), **_tables(), "text/event-stream": {"schema": {"type": "string"}}}
+    codes = ("400", "413", "422", "500", "503", *_no_room(of))
     return {
-        "operationId": "predict",
+        "operationId": f"predict{of}",
         "summary": "Predictions for records",
-        "requestBody": {"required": True, "content": bodies},
-        "responses": _responses(answers, "400", "413", "422", "500", "503"),
+        "requestBody": _bodies(signature, _ref(f"Records{of}")),
+        "responses": _responses(answers, *codes),
     }
 
 
-def _other_paths(name: str, version: str, signature: Signature) -> _Schema:
+def _jobs(signature: Signature) -> _Schema:
+    """Return the paths of jobs, whose bodies may have more records than that of a prediction."""
+    key = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}}
+    location = {"location": {"required": True, "schema": {"type": "string"}}}
+    taken = {"description": "the job is taken", "headers": location, "content": _json(_ref("Job"))}
+    submit = {
+        "operationId": "submitJob",
+        "summary": "Take a long prediction, and answer at once",
+        "parameters": [{**key, "description": "The same job sent twice with it is one job."}],
+        "requestBody": _bodies(signature, {"type": "array", "items": _ref("Record"), "minItems": 1}),
+        "responses": {"202": taken, **_failures("413", "503")},
+    }
+    told = _responses(_json(_ref("Job")), "404", "503")
+    given = _responses(_json(_ref("Predictions")), "404", "409", "503")
+    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    def one(name: str, summary: str, responses: _Schema) -> _Schema:
+        return {"operationId": name, "summary": summary, "parameters": [id], "responses": responses}
+
+    return {
+        "/jobs": {"post": submit},
+        "/jobs/{id}": {
+            "get": one("tellJob", "How far a job is", told),
+            "delete": one("cancelJob", "End a job and forget it", told),
+        },
+        "/jobs/{id}/result": {"get": one("giveJob", "The predictions of a job that is done", given)},
+    }
+
+
+def _server_paths() -> _Schema:
     paths = {
         "/openapi.json": ("get", "describe", "This document"),
         "/v2": ("get", "server", "What the server is"),
@@ -120,33 +196,44 @@ def _other_paths(name: str, version: str, signature: Signature) -> _Schema:
         "/v2/repository/index": ("post", "index", "The packages that are served"),
         "/v2/models/stats": ("get", "allStats", "What the packages have answered, in Triton's form"),
     }
-    for path, of in ((f"/v2/models/{name}", ""), (f"/v2/models/{name}/versions/{version}", "OfVersion")):
+    return {path: {method: _operation(id, summary)} for path, (method, id, summary) in paths.items()}
+
+
+def _model_paths(name: str, version: str, signature: Signature, of: str = "") -> _Schema:
+    paths: _Schema = {}
+    for path, kind in ((f"/v2/models/{name}", of), (f"/v2/models/{name}/versions/{version}", f"OfVersion{of}")):
         paths |= {
-            path: ("get", f"metadata{of}", "The model's tensors"),
-            f"{path}/ready": ("get", f"modelReady{of}", "Whether the model is ready"),
-            f"{path}/config": ("get", f"config{of}", "The model's configuration, in Triton's form"),
-            f"{path}/stats": ("get", f"stats{of}", "What the model has answered, in Triton's form"),
-            f"{path}/infer": ("post", f"infer{of}", "Predictions for tensors: Open Inference Protocol v2"),
+            path: {"get": _operation(f"metadata{kind}", "The model's tensors")},
+            f"{path}/ready": {"get": _operation(f"modelReady{kind}", "Whether the model is ready", *_no_room(of))},
+            f"{path}/config": {"get": _operation(f"config{kind}", "The model's configuration, in Triton's form")},
+            f"{path}/stats": {"get": _operation(f"stats{kind}", "What the model has answered, in Triton's form")},
+            f"{path}/infer": {"post": _infer(f"infer{kind}", signature, *_no_room(of))},
         }
-    return {path: {method: _operation(id, summary, signature)} for path, (method, id, summary) in paths.items()}
+    return paths
 
 
-def _operation(id: str, summary: str, signature: Signature) -> _Schema:
-    anything: _Schema = _json({"type": ["object", "array"]})
-    operation: _Schema = {"operationId": id, "summary": summary, "responses": _responses(anything)}
-    if id.startswith("infer"):
-        raw: _Schema = {"application/octet-stream": {"schema": _BINARY}}
-        length = {
-            "name": "Inference-Header-Content-Length",
-            "in": "header",
-            "schema": {"type": "integer", "minimum": 0},
-        }
-        operation |= {
-            "parameters": [{**length, "description": "Bytes of the JSON, where raw tensors stand behind it."}],
-            "requestBody": {"required": True, "content": {**_json(_tensors(signature)), **raw}},
-            "responses": _responses({**anything, **raw}, "400", "413", "422", "500", "503"),
-        }
-    return operation
+def _no_room(of: str) -> tuple[str, ...]:
+    """Return the code that only a further model can answer with."""
+    return ("507",) if of else ()
+
+
+_ANYTHING: _Schema = {"type": ["object", "array"]}
+
+
+def _operation(id: str, summary: str, *codes: str) -> _Schema:
+    return {"operationId": id, "summary": summary, "responses": _responses(_json(_ANYTHING), *codes)}
+
+
+def _infer(id: str, signature: Signature, *codes: str) -> _Schema:
+    raw: _Schema = {"application/octet-stream": {"schema": _BINARY}}
+    length = {"name": "Inference-Header-Content-Length", "in": "header", "schema": {"type": "integer", "minimum": 0}}
+    return {
+        "operationId": id,
+        "summary": "Predictions for tensors: Open Inference Protocol v2",
+        "parameters": [{**length, "description": "Bytes of the JSON, where raw tensors stand behind it."}],
+        "requestBody": {"required": True, "content": {**_json(_tensors(signature)), **raw}},
+        "responses": _responses({**_json(_ANYTHING), **raw}, "400", "413", "422", "500", "503", *codes),
+    }
 
 
 def _tensors(signature: Signature) -> _Schema:

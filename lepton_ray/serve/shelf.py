@@ -38,10 +38,11 @@ from lepton_ray.serve.endpoint import (
     error_response,
     json_response,
 )
+from lepton_ray.serve.openapi import add_model
 
 HTTP_NO_ROOM = 507
 _MIB = 1 << 20
-_INDEX, _STATISTICS = "/v2/repository/index", "/v2/models/stats"
+_INDEX, _STATISTICS, _DOCUMENT = "/v2/repository/index", "/v2/models/stats", "/openapi.json"
 _ABSENT = "its next request takes it up"
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -180,6 +181,12 @@ class Shelf:
             further = answer_statistics(method, [book.endpoint for book in self._books.values()])
             both = [one for answer in (found, further) for one in orjson.loads(answer.body)["model_stats"]]
             return json_response({"model_stats": both})
+        if path == _DOCUMENT and method in ("GET", "HEAD") and isinstance(found, Response):
+            document = orjson.loads(found.body)
+            for name, one in self._books.items():
+                endpoint = one.endpoint
+                add_model(document, name, endpoint.version, endpoint.predictor.signature, endpoint.limits.max_rows)
+            return json_response(document)
         return found
 
     def _submit(self, book: _Book, call: Call, done: Done) -> None:

@@ -208,6 +208,29 @@ class ModelsSpec(Section):
         return self
 
 
+LARGEST_JOB = 16
+"""Times ``serve.max_request_bytes``: what a replica keeps of bodies that are being received."""
+
+
+class JobsSpec(Section):
+    """Long predictions at ``/jobs``: taken at once, computed afterwards. Bounds are the application's, not a replica's."""
+
+    max_request_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] | None = None
+    """Of one job; None takes four times ``serve.max_request_bytes``."""
+    max_rows: PositiveInt = 1_000_000
+    """Of one job."""
+    max_jobs: PositiveInt = 100
+    """That wait, run, or keep a result; further ones are answered with 503."""
+    max_bytes: PositiveInt = 256 << 20
+    """Of the bodies and results of all jobs; a job beyond it is answered with 503, or fails where its result is."""
+    max_running: Annotated[int, Field(ge=1, le=64)] = 2
+    """Jobs that are computed at a time, each by one replica at a time."""
+    time_limit_s: PositiveFloat = 3600.0
+    """A job that is not done so long after it came has failed."""
+    keep_s: PositiveFloat = 3600.0
+    """A job is forgotten so long after its end."""
+
+
 class ServeSpec(Section):
     """The Ray Serve application."""
 
@@ -223,6 +246,8 @@ class ServeSpec(Section):
     """None leaves Ray Serve's own HTTP as the only way in."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     models: ModelsSpec | None = None
+    jobs: JobsSpec | None = None
+    """None takes no jobs."""
     cpus_per_replica: PositiveFloat = 1.0
     max_ongoing_requests: PositiveInt = 64
     """Requests that Ray Serve's own HTTP gives to one replica at once."""
@@ -253,6 +278,27 @@ class ServeSpec(Section):
                     f"listener.grpc_port must be another port than those of HTTP ({self.port} and {port}), "
                     f"got {self.listener.grpc_port}. Choose another, or 0 for a free one"
                 )
+        return self
+
+    @property
+    def max_job_bytes(self) -> int:
+        """Of the body of one job; 0 without jobs."""
+        return 0 if self.jobs is None else self.jobs.max_request_bytes or min(4 * self.max_request_bytes, 1 << 30)
+
+    @model_validator(mode="after")
+    def _check_jobs(self) -> Self:
+        if self.jobs is None:
+            return self
+        low, high, size = self.max_request_bytes, LARGEST_JOB * self.max_request_bytes, self.max_job_bytes
+        if not low <= size <= high:
+            raise ValueError(
+                f"jobs.max_request_bytes must be from {low} to {high}, 1 to {LARGEST_JOB} times max_request_bytes, got {size}. "
+                "Change one of the two"
+            )
+        if size > self.jobs.max_bytes:
+            raise ValueError(
+                f"jobs.max_bytes must hold a job of jobs.max_request_bytes ({size}), got {self.jobs.max_bytes}. Raise it"
+            )
         return self
 
     @model_validator(mode="after")

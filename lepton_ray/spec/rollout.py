@@ -49,6 +49,8 @@ class TrafficPlan(Section):
     """Its value names the caller; a request without it is a caller of its own."""
     sticky_field: str | None = None
     """Field of a request's first record that names the caller, where no header does."""
+    challenger_timeout_s: PositiveFloat = 5.0
+    """As in ``RolloutSpec``."""
     rollout: str = ""
     """Id of the rollout; part of the hash that chooses, so that each rollout chooses others."""
     serial: int = 0
@@ -69,6 +71,8 @@ class RolloutSpec(Section):
     sticky_field: str | None = None
     min_requests: PositiveInt = 200
     """Of the challenger at a step before its rules are judged; failures that cannot be chance are judged at once."""
+    challenger_timeout_s: PositiveFloat = 5.0
+    """A caller waits for the challenger so long, and has the champion's answer then; that is a failure of the challenger."""
     max_error_fraction: Fraction = 0.01
     max_p95_ratio: PositiveFloat = 2.0
     """95th percentile of the challenger's time to that of the champion's."""

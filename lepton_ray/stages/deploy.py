@@ -121,7 +121,10 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         name=name,
         num_threads=max(1, int(spec.cpus_per_replica)),
         limits=Limits(
-            spec.max_request_bytes, spec.max_rows_per_request, (spec.listener or ListenerSpec()).receive_timeout_s
+            spec.max_request_bytes,
+            spec.max_rows_per_request,
+            (spec.listener or ListenerSpec()).receive_timeout_s,
+            spec.max_job_bytes,
         ),
         max_waiting=spec.max_queued_requests,
     )
@@ -132,7 +135,16 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         None if spec.models is None else on_ray.Shelving(_locate_models(name, spec.models), spec.models.memory_limit_mb)
     )
     served = on_ray.Served(
-        serving, listening, auth, spec.rate_limit, spec.tls, spec.access_log, spec.monitor, has_latency, models
+        serving,
+        listening,
+        auth,
+        spec.rate_limit,
+        spec.tls,
+        spec.access_log,
+        spec.monitor,
+        has_latency,
+        models,
+        spec.jobs,
     )
     return on_ray.build_application(served, TrafficPlan(model=ref), spec)
 

@@ -176,6 +176,8 @@ def serve_and_lose_a_node(nodes: TwoNodes, package: str) -> tuple[int, list[str]
     Returns:
         Calls that the client got answered, and its failures; plain requests answered, and failures; their connections.
     """
+    import ray
+
     from lepton_ray.serve import on_ray
 
     application = Application(package)
@@ -183,6 +185,10 @@ def serve_and_lose_a_node(nodes: TwoNodes, package: str) -> tuple[int, list[str]
     listener = ListenerSpec(port=free_port(), connection_age_s=0.5)
     at = application.deploy(autoscaling=two, cpus_per_replica=1.5, listener=listener)
     assert num_running(application.name) == 2
+    handle = ray.serve.get_app_handle(application.name)
+    asked = {handle.entrance.remote().result(timeout_s=30).node_id for _ in range(10)}
+    assert asked == {ray.get_runtime_context().get_node_id()}, "the replica of this node says where it listens"
+    assert at.through.startswith("the replicas' listener"), at
     with (
         Client(at.url, options=Options(deadline_s=90, max_tries=200)) as client,
         Calls(client) as calls,

@@ -48,6 +48,7 @@ class Course(Section):
             share=self.share if self.phase == "running" else 0.0,
             sticky_header=spec.sticky_header,
             sticky_field=spec.sticky_field,
+            challenger_timeout_s=spec.challenger_timeout_s,
             rollout=self.rollout,
             serial=self.serial,
         )

@@ -2,9 +2,11 @@
 
 A caller is chosen by a hash of its name and the rollout's id: the same at every replica and way in, and a caller that a share
 has chosen a larger one chooses too. The challenger never costs a caller an answer: what it does not answer with 200,
-the champion answers, and if the champion can, the failure is the challenger's.
+the champion answers, and if the champion can, the failure is the challenger's. What it does not answer in time has failed too, whatever
+comes of it later.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from lepton_ray.serve.endpoint import (
     json_response,
 )
 from lepton_ray.serve.front import Variant
-from lepton_ray.serve.rollout.shadow import Shadow
+from lepton_ray.serve.rollout.shadow import HTTP_LATE, Shadow
 from lepton_ray.serve.rollout.tally import TallyMeter
 from lepton_ray.spec.rollout import TrafficPlan
 
@@ -100,13 +102,16 @@ class Divided:
         if call.protocol_name == "outcomes":
             done(self._take_outcome(call))
         elif call.version is not None:
-            (challenger if call.version == challenger.version else champion).batcher.submit(call, done)
+            if call.version == challenger.version:
+                challenger.batcher.submit(call, self._in_time(call, done))
+            else:
+                champion.batcher.submit(call, done)
         elif self._two.shadow is not None:
             champion.batcher.submit(call, self._then_copy(call, done, self._two.shadow))
         elif self._key_of is not None and (refusal := self._read_key(call, self._key_of)) is not None:
             done(refusal)
         elif self._is_chosen(call.key):
-            challenger.batcher.submit(call, self._or_by_champion(call, done))
+            challenger.batcher.submit(call, self._in_time(call, self._or_by_champion(call, done)))
         else:
             champion.batcher.submit(call, done)
 
@@ -122,6 +127,26 @@ class Divided:
         if refusal is None:
             call.key = key_of(call) or call.key
         return refusal
+
+    def _in_time(self, call: Call, done: Done) -> Done:
+        """Return ``done``, which is called with a failure if nobody else calls it in time."""
+        timeout_s = self._plan.challenger_timeout_s
+        is_late = False
+
+        def give_up() -> None:
+            nonlocal is_late
+            is_late = True
+            self._two.challenger_meter.observe(call.protocol_name, HTTP_LATE, timeout_s, None)
+            done(error_response(HTTP_LATE, f"the challenger must answer within {timeout_s:g} s"))
+
+        timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
+
+        def take(response: Response) -> None:
+            if not is_late:
+                timer.cancel()
+                done(response)
+
+        return take
 
     def _or_by_champion(self, call: Call, done: Done) -> Done:
         def take(response: Response) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lepton_ray.artifacts.package import ModelPackage
@@ -23,6 +23,7 @@ from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 _logger = logging.getLogger("lepton_ray.serve")
 _MAX_DIFFERENCES = 5
+_IN_THREAD_S = 2e-3  # more than may run on the event loop, which a challenger that never returns would hold for ever
 OpenModel = Callable[[ModelRef], ModelPackage]
 Watching = Callable[[Predictor], Predictor]
 """Makes of a predictor one that is watched as it answers."""
@@ -168,13 +169,14 @@ class Holding:
         champion_meter, challenger_meter = (
             TallyMeter(self._meter_of(held.predictor.package.version), answers) for held in (champion, challenger)
         )
-        theirs = self._variant(challenger, challenger_meter, kind)
+        in_thread = replace(challenger.cost, run_s=max(challenger.cost.run_s, _IN_THREAD_S))
+        theirs = self._variant(replace(challenger, cost=in_thread), challenger_meter, kind)
         return Two(
             self._variant(champion, champion_meter, kind),
             theirs,
             champion_meter,
             challenger_meter,
-            Shadow(theirs.endpoint, challenger_meter) if plan.mode == "shadow" else None,
+            Shadow(theirs.endpoint, challenger_meter, plan.challenger_timeout_s) if plan.mode == "shadow" else None,
         )
 
     def _variant(self, held: _Held, meter: Meter | None, kind: type[Endpoint]) -> Variant:

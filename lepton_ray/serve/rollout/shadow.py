@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from lepton_ray.serve.endpoint import HTTP_FAILED, Call, Endpoint, Outputs
 from lepton_ray.serve.rollout.tally import TallyMeter
 
+HTTP_LATE = 504
 _MAX_WAITING = 64  # requests; more are dropped, and counted
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -14,16 +16,21 @@ _logger = logging.getLogger("lepton_ray.serve")
 class Shadow:
     """One thread for all copies, so that callers wait for none of them; ``challenger`` must give ``Observed`` responses."""
 
-    def __init__(self, challenger: Endpoint, meter: TallyMeter) -> None:
+    def __init__(self, challenger: Endpoint, meter: TallyMeter, timeout_s: float) -> None:
         self._challenger = challenger
         self._meter = meter
+        self._timeout_s = timeout_s
+        self._begun: float | None = None
+        """When the copy that runs began."""
         self._worker = ThreadPoolExecutor(1, "lepton-shadow")
         self._places = threading.Semaphore(_MAX_WAITING)
         self._is_closed = False
 
     def copy(self, call: Call, outputs: Outputs) -> None:
         """Have the challenger answer a call too, and compare with the champion's outputs; never an error."""
-        if not self._is_closed and self._places.acquire(blocking=False):  # calls that waited outlive their rollout
+        if self._is_late():  # what would wait behind it fails with it
+            self._meter.observe(call.protocol_name, HTTP_LATE, self._timeout_s, None)
+        elif not self._is_closed and self._places.acquire(blocking=False):  # calls that waited outlive their rollout
             running = self._worker.submit(self._run, call, outputs)
             running.add_done_callback(lambda _: self._places.release())
         else:
@@ -34,8 +41,14 @@ class Shadow:
         self._is_closed = True
         self._worker.shutdown(wait=False)
 
+    def _is_late(self) -> bool:
+        begun = self._begun
+        return begun is not None and time.monotonic() - begun > self._timeout_s
+
     def _run(self, call: Call, outputs: Outputs) -> None:
+        self._begun = time.monotonic()
         own = self._challenger.predict([call.again()])[0]
+        self._begun = None
         theirs: Outputs | None = getattr(own, "outputs", None)
         try:
             if theirs is not None:

@@ -68,6 +68,7 @@ _SURFACE = {
         "--sticky-header",
         "--sticky-field",
         "--min-requests",
+        "--challenger-timeout",
         "--max-error-rate",
         "--max-p95-ratio",
         "--max-psi",

@@ -17,8 +17,9 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Batcher, Cost
-from lepton_ray.serve.connection import Connection, ConnectionLimits
+from lepton_ray.serve.connection import Connection
 from lepton_ray.serve.endpoint import Endpoint, Limits
+from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.listener import Listener
 

@@ -19,7 +19,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, AsyncClient, CallError, Client, DeadlineError, Options, UnavailableError
 from lepton_ray.client.tensors import decode, encode
-from lepton_ray.serve.connection import ConnectionLimits
+from lepton_ray.serve.exchange import ConnectionLimits
 
 _RECORDS = [{"age": 30, "income": 1200.5, "colour": "red", "size": "S"}, {"age": 45, "size": "L"}]
 _TENSORS = {
@@ -45,6 +45,18 @@ class Awaited:
 
     def infer(self, *arguments: Any, **options: Any) -> Any:
         return self._runner.run(self._client.infer(*arguments, **options))
+
+    def predict_in_parts(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        parts = self._client.predict_in_parts(*arguments, **options)
+
+        async def next_one() -> Any:
+            return await anext(parts, None)
+
+        try:
+            while (part := self._runner.run(next_one())) is not None:
+                yield part
+        finally:
+            self._runner.run(parts.aclose())
 
     def close(self) -> None:
         self._runner.run(self._client.close())
@@ -420,3 +432,93 @@ def test_the_client_loads_no_engine() -> None:
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert {"aiohttp", "numpy"} <= set(loaded)
     assert {"ray", "onnxruntime", "pyarrow", "pydantic"} & set(loaded) == set()
+
+
+def test_parts_are_those_of_the_whole(
+    listen: Callable[..., Any], connect: Callable[..., Any], mixed_package: Path
+) -> None:
+    running = listen()
+    client = connect(f"http://127.0.0.1:{running.port}")
+    parts = list(client.predict_in_parts(_RECORDS * 200))
+    assert len(parts) > 3
+    assert [one for part in parts for one in part] == client.predict(_RECORDS * 200)
+    seen: list[Any] = []
+    with pytest.raises(AnswerError, match=r"records\[200\]\.age must be") as caught:
+        seen.extend(client.predict_in_parts([*_RECORDS * 100, {"age": -1, "size": "S"}]))
+    assert (caught.value.status, 0 < len(seen) <= 200) == (422, True)
+    with pytest.raises(AnswerError) as caught:
+        list(client.predict_in_parts([]))
+    assert caught.value.status == 400
+
+
+def _events(*parts: str, end: bytes = b"") -> bytes:
+    body = "".join(f"{part}\n\n" for part in parts).encode() + end
+    return _said("200 OK", body, "Content-Type: text/event-stream")
+
+
+def _part(row: int, *predictions: int) -> str:
+    return f'event: predictions\nid: {row}\ndata: {{"predictions":{list(predictions)}}}'
+
+
+_END = 'event: end\nid: 9\ndata: {"rows":9}'
+
+
+def _sent(server: Fake) -> list[bytes]:
+    return [request.partition(b"\r\n\r\n")[2] for request in server.requests]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        _events(_part(0, 1, 2)),  # without an end
+        _events(_part(0, 1, 2), end=b"event: predictions\nid: 2\nda"),
+        _events(_part(0, 1, 2), _part(2, 3))[:-20] + _CLOSE,
+    ],
+)
+def test_parts_that_break_off_go_on_with_the_rest(
+    fake: Callable[..., Fake], connect: Callable[..., Any], broken: bytes
+) -> None:
+    server = fake(_said("503 Busy"), broken, _CLOSE, _events(_part(0, 3), _END))
+    given = [{"a": row} for row in range(3)]
+    assert list(connect(server.url).predict_in_parts(given)) == [[1, 2], [3]]
+    assert _sent(server) == [b'[{"a":0},{"a":1},{"a":2}]'] * 2 + [b'[{"a":2}]'] * (len(server.requests) - 2)
+    assert b"accept: text/event-stream\r\n" in server.requests[0].lower()
+
+
+def test_a_later_part_is_named_by_its_place_among_all(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    fault = 'event: error\nid: 1\ndata: {"status":422,"error":"records[1].a must be b"}'
+    for last in (_events(_part(0, 3), fault), _said("422 No", b'{"error":"records[1].a must be b"}')):
+        server = fake(_events(_part(0, 1, 2)), last)
+        with pytest.raises(AnswerError, match=r"records\[3\]\.a must be b") as caught:
+            list(connect(server.url).predict_in_parts([{}] * 5))
+        assert caught.value.status == 422
+
+
+@pytest.mark.parametrize(
+    "said", [_FINE, _events("event: predictions\nid: 0\ndata: {"), _events("what"), _events("data: []")]
+)
+def test_events_that_are_none_are_told(fake: Callable[..., Fake], connect: Callable[..., Any], said: bytes) -> None:
+    with pytest.raises(AnswerError, match="must be of the protocol"):
+        list(connect(fake(said).url).predict_in_parts([{}]))
+
+
+def test_parts_that_do_not_come_end_at_the_deadline_or_at_the_last_try(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
+        list(connect(fake(_STALL).url).predict_in_parts([{}], deadline_s=0.2))
+    quick = Options(try_s=0.1, max_tries=2, first_wait_s=0.001)
+    server = fake(_STALL, _STALL, _STALL)
+    with pytest.raises(UnavailableError, match=r"within 2 tries; the last: nothing came within 0\.1 s"):
+        list(connect(server.url, options=quick).predict_in_parts([{}]))
+    assert len(server.requests) == 2
+
+
+def test_who_takes_no_more_parts_ends_the_work(listen: Callable[..., Any], connect: Callable[..., Any]) -> None:
+    running = listen()
+    parts = connect(f"http://127.0.0.1:{running.port}").predict_in_parts(_RECORDS * 2000)
+    next(parts)
+    parts.close()
+    deadline = time.monotonic() + 20
+    while running.front.num_streams:
+        assert time.monotonic() < deadline

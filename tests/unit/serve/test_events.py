@@ -14,9 +14,9 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import RecordError
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import HTTP_OK, Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
+from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.rollout.holding import Holding, Serving
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan

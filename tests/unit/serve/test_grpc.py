@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE
 from lepton_ray.serve.guard import Guard

@@ -6,8 +6,9 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lepton_ray.serve.connection import Connection, ConnectionLimits
+from lepton_ray.serve.connection import Connection
 from lepton_ray.serve.endpoint import Asked, Limits, Response, error_response
+from lepton_ray.serve.exchange import ConnectionLimits
 
 from .test_listener import get, post
 

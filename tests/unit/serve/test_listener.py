@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve import protocol
 from lepton_ray.serve.batching import Cost
-from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.exchange import ConnectionLimits
 
 from .conftest import LONG, SHORT, Running
 

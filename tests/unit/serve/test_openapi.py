@@ -62,7 +62,7 @@ def _check(document: dict[str, Any], name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("task", _CLASSES)
 def test_the_document_of_every_task_and_kind_is_valid(task: Any) -> None:
-    document = describe("demo", "1", Signature.of(_DATA, Target(task=task, classes=_CLASSES[task])), 9)
+    document = describe("demo", "1", Signature.of(_DATA, Target(task=task, classes=_CLASSES[task])), 9, True)
     validate(document)  # type: ignore[arg-type]
     bodies = document["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert {"application/json", "text/csv", "image/png", "multipart/form-data"} <= bodies.keys()

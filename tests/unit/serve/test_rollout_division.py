@@ -3,8 +3,9 @@
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.rollout.division import is_chosen
 from lepton_ray.serve.rollout.holding import Holding, Serving
-from lepton_ray.spec.rollout import ModelRef, TrafficPlan
+from lepton_ray.serve.rollout.judge import judge
+from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
 
 _RECORD = {"age": 40.0, "income": 1200.0, "colour": "red", "size": "M"}
 
@@ -133,6 +135,83 @@ def test_what_the_challenger_cannot_answer_the_champion_does(
     chosen = sum(is_chosen("r", f"user-{index}".encode(), 0.5) for index in range(100))
     assert tallies[challenger.version].requests == tallies[challenger.version].errors == chosen
     assert (tallies[canary.model.version].requests, tallies[canary.model.version].errors) == (100, 0)
+
+
+@pytest.fixture
+def stall(challenger: ModelRef, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The challenger does not return before this is set."""
+    may_go = threading.Event()
+    run = Predictor.run
+
+    def run_or_stall(self: Predictor, feeds: Any) -> Any:
+        if self.package.digest == challenger.digest:
+            assert may_go.wait(60)
+        return run(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", run_or_stall)
+    yield may_go
+    may_go.set()
+
+
+@pytest.fixture
+def stalling(held: Holding, canary: TrafficPlan, stall: threading.Event) -> Callable[..., Any]:
+    """Follow a plan of the challenger that does not return; its golden records it has answered."""
+
+    async def follow(**values: Any) -> None:
+        stall.set()
+        await held.follow(_change(canary, share=1.0, challenger_timeout_s=0.2, **values))
+        stall.clear()
+
+    return follow
+
+
+def test_a_challenger_that_never_returns_holds_no_caller_and_is_rolled_back(
+    held: Holding, stalling: Callable[..., Any], canary: TrafficPlan, challenger: ModelRef, stall: threading.Event
+) -> None:
+    async def ask() -> list[Response]:
+        await stalling()
+        answers = list(await asyncio.gather(*(_predict(held, f"user-{index}") for index in range(10))))
+        by_name = await _predict(held, "user", version=challenger.version)
+        assert by_name.code == 504
+        assert b"within 0.2 s" in by_name.body
+        return answers
+
+    begun = time.monotonic()
+    assert {_version(answer) for answer in asyncio.run(ask())} == {canary.model.version}
+    assert time.monotonic() - begun < 20
+    tallies = held.tallies()
+    assert (tallies[challenger.version].requests, tallies[challenger.version].errors) == (11, 11)
+    verdict = judge(RolloutSpec(), tallies[canary.model.version], tallies[challenger.version])
+    assert verdict.conclusion == "bad"
+
+
+def test_an_answer_that_comes_late_is_given_to_nobody(
+    held: Holding, stalling: Callable[..., Any], canary: TrafficPlan, challenger: ModelRef, stall: threading.Event
+) -> None:
+    async def ask() -> Response:
+        await stalling()
+        answer = await _predict(held, "user")
+        stall.set()
+        while held.tallies()[challenger.version].requests < 2:
+            await asyncio.sleep(0.01)
+        return answer
+
+    assert _version(asyncio.run(asyncio.wait_for(ask(), 60))) == canary.model.version
+    assert held.tallies()[challenger.version].errors == 1
+
+
+def test_a_shadow_that_never_returns_is_rolled_back(
+    held: Holding, stalling: Callable[..., Any], canary: TrafficPlan, challenger: ModelRef
+) -> None:
+    async def ask() -> None:
+        await stalling(mode="shadow")
+        while held.tallies()[challenger.version].errors < 5:
+            assert _version(await _predict(held, "user")) == canary.model.version
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    tallies = held.tallies()
+    assert judge(RolloutSpec(mode="shadow"), *tallies.values()).conclusion == "bad"
 
 
 def test_a_callers_mistake_is_no_failure_of_the_challenger(

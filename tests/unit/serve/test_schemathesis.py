@@ -12,7 +12,9 @@ import pytest
 
 from lepton_ray.serve.endpoint import Limits
 
-pytestmark = pytest.mark.skipif(
+from .conftest import Running
+
+needs_schemathesis = pytest.mark.skipif(
     importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"
 )
 
@@ -36,11 +38,16 @@ def new_loop() -> Callable[[], Any]:
 
 
 @pytest.mark.slow
+@needs_schemathesis
 @pytest.mark.parametrize("kind", ["mixed_package", "picture_package"])
 def test_no_path_fails_hangs_or_answers_otherwise_than_the_document_says(
     listen: Callable[..., Any], request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    running = listen(request.getfixturevalue(kind), limits=Limits(max_rows=100))
+    check(listen(request.getfixturevalue(kind), limits=Limits(max_rows=100)), tmp_path)
+
+
+def check(running: Running, folder: Path) -> None:
+    """Let schemathesis ask a listener what its document allows, and what it does not."""
     url = f"http://127.0.0.1:{running.port}/openapi.json"
     options = [
         "--request-timeout",
@@ -54,7 +61,7 @@ def test_no_path_fails_hangs_or_answers_otherwise_than_the_document_says(
     ]
     command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--checks", ",".join(_CHECKS), *options]
     command += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color", "--warnings", "off"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=_RUN_TIMEOUT_S, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_RUN_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert {code for _, code in running.meter.calls} >= {200, 400}
     assert not any(code >= 500 for _, code in running.meter.calls)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from openapi_spec_validator import validate
 from pydantic import ValidationError
 
 from lepton_ray.artifacts.package import ModelPackage, open_package
@@ -220,6 +222,27 @@ def test_what_is_told_of_models(stand: Callable[..., Stand]) -> None:
     assert isinstance(statistics, Response)
     counted = {one["name"]: one["inference_count"] for one in json.loads(statistics.body)["model_stats"]}
     assert counted == {"main": 0, "a": 1}
+
+
+def test_the_document_tells_of_all_models(stand: Callable[..., Stand]) -> None:
+    made = stand(5, a=2, b=2)
+    found = made.front.find("GET", "/openapi.json")
+    assert isinstance(found, Response)
+    document = json.loads(found.body)
+    validate(document)
+    version = made.front.champion.version
+    for name in ("a", "b"):
+        assert document["paths"][f"/v2/models/{name}/predict"]["post"]["operationId"] == f"predict.{name}"
+        for path in ("infer", f"versions/{version}/infer"):
+            assert document["paths"][f"/v2/models/{name}/{path}"].keys() == {"post"}
+    ids = [one["operationId"] for path in document["paths"].values() for one in path.values()]
+    assert len(set(ids)) == len(ids)
+    answer = run(made.ask("b"))
+    schema = {"$ref": "#/components/schemas/Predictions.b", "components": document["components"]}
+    jsonschema.validate(json.loads(answer.body), schema, cls=jsonschema.Draft202012Validator)
+    posted = made.front.find("POST", "/openapi.json")
+    assert isinstance(posted, Response)
+    assert posted.code == 405
 
 
 def test_a_real_model_is_measured_and_answers_as_by_itself(mixed_package: Path) -> None:

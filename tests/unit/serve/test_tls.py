@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from lepton_ray.core.errors import ArtifactError
-from lepton_ray.serve.connection import ConnectionLimits
 from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import SERVICE
 from lepton_ray.serve.tls import watch_certificate

@@ -1,0 +1,368 @@
+"""How requests get their answers through what passes: lost connections, full queues, replicas and nodes that leave.
+
+A request that fails goes to another address at
+once, and to the same one after a wait that grows, with chance in it; 4xx but 429 is never sent again. All of a call, waits too,
+ends at its deadline. A connection that was kept open and turns out to be closed is no failure: the request goes out on another
+one at once.
+"""
+
+import asyncio
+import email.utils
+import random
+import ssl
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from lepton_ray.client.errors import AnswerError, DeadlineError, UnavailableError
+from lepton_ray.client.events import read_events
+from lepton_ray.core import settings
+
+OK, NOT_FOUND = 200, 404
+_ACCEPTED = 202
+_WAITS = frozenset({429, 503})  # with Retry-After
+_PASSING = frozenset({*_WAITS, 502, 504})
+JSON = {"content-type": "application/json"}
+_SHOWN_CHARACTERS = 500
+_JITTER = 0.5  # of a wait: clients that failed together do not come back together
+_REST_S = 1.0  # an address that has failed is asked last for so long
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How far a call goes; times in seconds."""
+
+    deadline_s: float = 30.0
+    """For a whole call, with its tries and waits."""
+    try_s: float = 10.0
+    """For one try, from connecting to the last byte; then it has failed."""
+    max_tries: int = 10
+    """That failed, of one call."""
+    first_wait_s: float = 0.05
+    """Before the second try of an address; it doubles with each."""
+    longest_wait_s: float = 2.0
+    """A longer ``Retry-After`` is waited for all the same."""
+    max_connections: int = 100
+    """Of a client, to all addresses together; further calls wait for one, as a part of their try."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value}")
+
+
+class Answer(NamedTuple):
+    """What a server has answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Fault(NamedTuple):
+    """A try that failed in a way that may pass."""
+
+    message: str
+    status: int | None = None
+    retry_after_s: float = 0.0
+
+
+class Sender:
+    """Knows the addresses of one endpoint, and the connections to them; belongs to the event loop that it is first used in."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        token: str | None = None,
+        ca_file: str | Path | None = None,
+        options: Options | None = None,
+        fallback: str | Sequence[str] = (),
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            urls: Base addresses of the same endpoint, such as one of each node.
+            token: Bearer token; the environment's LEPTON_RAY_TOKEN if not given.
+            ca_file: Certificates (PEM) to trust for https instead of the system's.
+            options: Deadline, tries and waits.
+            fallback: Base addresses that are asked only while none of ``urls`` answers, such as Ray Serve's own.
+
+        Raises:
+            ValueError: If an address is none of http or https, or the token no header can carry.
+        """
+        self.urls = _all_checked(urls)
+        if not self.urls:
+            raise ValueError("urls must hold an address, got none")
+        self._fallback = _all_checked(fallback)
+        self._headers = _authorization(settings.endpoint_token() if token is None else token)
+        self._ssl = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else True
+        self.options = options or Options()
+        self._session: aiohttp.ClientSession | None = None
+        self._resting: dict[str, float] = {}
+        self._turn = 0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def call(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        request_id: str,
+        deadline_s: float | None,
+        method: str = "POST",
+    ) -> Answer:
+        """Return the answer with status 200 or 202.
+
+        Raises:
+            AnswerError: If the server refuses the request.
+            UnavailableError: If no address answers.
+            DeadlineError: If there is no answer in time.
+        """
+        tries = Tries(self.options, request_id, deadline_s)
+        sent = {**headers, **self._headers, "x-request-id": request_id}
+        return await tries.within(self._persist(method, path, body, sent, tries), is_try=False)
+
+    async def _persist(self, method: str, path: str, body: bytes, headers: Mapping[str, str], tries: "Tries") -> Answer:
+        """Send until there is an answer."""
+        while True:
+            url = await self.next_url(tries)
+            found = await self._try(method, url, path, body, headers)
+            if isinstance(found, Answer):
+                self._resting.pop(url, None)
+                return found
+            if found is not None:
+                self.take_note(tries, url, found)
+
+    async def next_url(self, tries: "Tries") -> str:
+        """Return which address to ask, when that may be."""
+        url = self._choose(tries.ready)
+        if (until := tries.ready.get(url, 0.0)) >= tries.deadline:
+            raise tries.late()
+        await asyncio.sleep(max(0.0, until - time.monotonic()))
+        return url
+
+    def take_note(self, tries: "Tries", url: str, fault: Fault) -> None:
+        """Add a fault of an address, which is asked last for a while.
+
+        Raises:
+            UnavailableError: If there are as many as are allowed.
+        """
+        tries.faults.append(fault)
+        if len(tries.faults) >= self.options.max_tries:
+            message = f"an address must answer within {len(tries.faults)} tries; the last: {fault.message}"
+            raise UnavailableError(message, fault.status, tries.request_id)
+        now = time.monotonic()
+        self._resting[url] = now + _REST_S
+        tries.ready[url] = now + max(self.wait_s(len(tries.faults)), fault.retry_after_s)
+
+    async def stream(self, url: str, body: bytes, tries: "Tries") -> AsyncGenerator[list[Any], None]:
+        """Yield the parts of one try.
+
+        Raises:
+            BrokenError: If it fails in a way that may pass.
+            AnswerError: If the server refuses a record.
+        """
+        headers = {**JSON, **self._headers, "accept": "text/event-stream", "x-request-id": tries.request_id}
+        facts = SimpleNamespace(is_reused=False)
+        try:
+            async with self._opened().post(
+                url + "/predict", data=body, headers=headers, allow_redirects=False, trace_request_ctx=facts
+            ) as response:
+                if response.status != OK or response.content_type != "text/event-stream":
+                    answer = Answer(response.status, response.headers, await response.read())
+                    judged = self._judge(url, answer, tries.request_id)
+                    raise BrokenError(judged) if isinstance(judged, Fault) else strange(answer, tries.request_id)
+                facts.is_reused = False
+                async for name, data in read_events(response.content.iter_any()):
+                    if name == "end":
+                        return
+                    if name == "error":
+                        raise AnswerError(data["error"], data["status"], tries.request_id)
+                    yield list(data["predictions"])
+        except aiohttp.ClientSSLError as error:
+            raise UnavailableError(f"{url} must be one to trust, got: {error}", None, tries.request_id) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise BrokenError(None if facts.is_reused else Fault(f"{url}: {_shown(error)}")) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise AnswerError(f"the events must be of the protocol, got {error!r}", OK, tries.request_id) from error
+        raise BrokenError(Fault(f"{url}: the events broke off"))
+
+    def _choose(self, ready: Mapping[str, float]) -> str:
+        """The address whose turn it is, of those that this call may ask soonest; those that failed others come last."""
+        self._turn += 1
+        turn = self._turn % len(self.urls)
+        now = time.monotonic()
+        ranks = {url: 2 * (self._resting.get(url, 0.0) > now) for url in (*self.urls[turn:], *self.urls[:turn])}
+        ranks |= {url: 1 + 2 * (self._resting.get(url, 0.0) > now) for url in self._fallback}
+        return min(ranks, key=lambda url: (ready.get(url, 0.0), ranks[url]))
+
+    def wait_s(self, failures: int) -> float:
+        """Return how long to wait after so many failures."""
+        longest = min(self.options.longest_wait_s, self.options.first_wait_s * 2.0 ** (failures - 1))
+        return longest * random.uniform(1 - _JITTER, 1)  # noqa: S311  no secret
+
+    async def _try(
+        self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> Answer | Fault | None:
+        """Send once: an answer, a fault, or None if a connection that was kept open is closed."""
+        facts = SimpleNamespace(is_reused=False)
+        request_id = headers["x-request-id"]
+        try:
+            answer = await self._send(method, url + path, body, headers, facts)
+        except aiohttp.ClientSSLError as error:
+            raise UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            return None if facts.is_reused else Fault(f"{url}: {_shown(error)}")
+        except (aiohttp.ClientError, OSError, _TryTimeoutError) as error:
+            return Fault(f"{url}: {_shown(error)}")
+        return self._judge(url, answer, request_id)
+
+    def _judge(self, url: str, answer: Answer, request_id: str) -> Answer | Fault:
+        """Return an answer that is good, or the fault that may pass.
+
+        Raises:
+            AnswerError: If it is neither.
+        """
+        if answer.status in (OK, _ACCEPTED):
+            return answer
+        message = f"{url}: {_message(answer.body)}"
+        if answer.status not in _PASSING:
+            raise AnswerError(message, answer.status, answer.headers.get("x-request-id", request_id))
+        return Fault(message, answer.status, _retry_after_s(answer))
+
+    async def _send(
+        self, method: str, url: str, body: bytes, headers: Mapping[str, str], facts: SimpleNamespace
+    ) -> Answer:
+        try:
+            async with asyncio.timeout(self.options.try_s) as limit:
+                async with self._opened().request(
+                    method, url, data=body or None, headers=headers, allow_redirects=False, trace_request_ctx=facts
+                ) as response:
+                    return Answer(response.status, response.headers, await response.read())
+        except TimeoutError as error:
+            if limit.expired():
+                raise _TryTimeoutError(f"no whole answer within {self.options.try_s:g} s") from error
+            raise
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_reuseconn.append(_note_reuse)
+            connector = aiohttp.TCPConnector(limit=self.options.max_connections, ssl=self._ssl)
+            timeout = aiohttp.ClientTimeout(total=None)  # ours are around it
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trace_configs=[trace])
+        return self._session
+
+
+class Tries:
+    """What has become of a call so far, and how long it may go on."""
+
+    def __init__(self, options: Options, request_id: str, deadline_s: float | None) -> None:
+        self.request_id = request_id
+        self.faults: list[Fault] = []
+        self.ready: dict[str, float] = {}
+        """When an address that has failed may be tried again."""
+        self.seconds = options.deadline_s if deadline_s is None else deadline_s
+        self.deadline = time.monotonic() + self.seconds
+        self._try_s = options.try_s
+
+    async def within(self, waited: Awaitable[T], is_try: bool = True) -> T:
+        """Return what is waited for.
+
+        Raises:
+            DeadlineError: If the call's time is over before.
+            BrokenError: If that of one try is.
+        """
+        rest_s = self.deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(min(self._try_s, rest_s) if is_try else rest_s):
+                return await waited
+        except TimeoutError as error:
+            if is_try and self._try_s < rest_s:
+                raise BrokenError(Fault(f"nothing came within {self._try_s:g} s")) from error
+            raise self.late() from None
+
+    def late(self) -> DeadlineError:
+        """Return the error of a call whose time is over."""
+        last = self.faults[-1] if self.faults else Fault("the server has not answered")
+        message = f"the call must be answered within {self.seconds:g} s; the last: {last.message}"
+        return DeadlineError(message, last.status, self.request_id)
+
+
+class BrokenError(Exception):
+    """One try of events failed in a way that may pass; without a fault it was a kept connection that had been closed."""
+
+    def __init__(self, fault: Fault | None) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class _TryTimeoutError(Exception):
+    """One try took too long; no ``TimeoutError``, which is the call's."""
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
+    context.trace_request_ctx.is_reused = True
+
+
+def _all_checked(urls: str | Sequence[str]) -> list[str]:
+    return [_checked(url) for url in ([urls] if isinstance(urls, str) else urls)]
+
+
+def _checked(url: str) -> str:
+    at = urlsplit(url)
+    if at.scheme not in ("http", "https") or not at.hostname:
+        raise ValueError(f"urls must be http://HOST:PORT or https://HOST:PORT, got {url!r}")
+    if at.username is not None or at.query or at.fragment:
+        raise ValueError(f"urls must have no credentials, query or fragment, got one at {at.hostname}. Give a token")
+    return url.rstrip("/")
+
+
+def _authorization(token: str | None) -> dict[str, str]:
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("token must be of visible ASCII characters, got others. Check LEPTON_RAY_TOKEN")
+    return {"authorization": f"Bearer {token}"}
+
+
+def _retry_after_s(answer: Answer) -> float:
+    """Seconds that an answer asks to wait, as a number or a date; 0 if it does not."""
+    value = answer.headers.get("retry-after", "") if answer.status in _WAITS else ""
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _message(body: bytes) -> str:
+    """What the server says is wrong."""
+    try:
+        return str(orjson.loads(body)["error"])[:_SHOWN_CHARACTERS]
+    except (ValueError, LookupError, TypeError):
+        return body[:_SHOWN_CHARACTERS].decode(errors="replace") or "an answer without a body"
+
+
+def _shown(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def strange(answer: Answer, request_id: str) -> AnswerError:
+    """Return the error of an answer that is none of the endpoint's."""
+    message = f"the answer must be of the protocol, got {_message(answer.body)!r}"
+    return AnswerError(message, answer.status, request_id)
