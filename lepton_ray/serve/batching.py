@@ -7,6 +7,7 @@ rows take, measured when the replica warms up.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -69,8 +70,10 @@ class Batcher:
         self._long: deque[tuple[Call, Done]] = deque()
         self._is_tick_due = False
         self._lock = threading.Lock()
-        """For ``_long`` and what follows."""
+        """For what follows, and ``_long``."""
         self._is_long_running = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that submitted the last long call."""
         self._worker = ThreadPoolExecutor(1, "lepton-batch")
 
     def submit(self, call: Call, done: Done) -> None:
@@ -107,19 +110,22 @@ class Batcher:
     def _queue_long(self, call: Call, done: Done) -> None:
         with self._lock:
             self._long.append((call, done))
+            self._loop = asyncio.get_running_loop()
             must_start, self._is_long_running = not self._is_long_running, True
         if must_start:
-            self._worker.submit(self._run_long, asyncio.get_running_loop())
+            self._worker.submit(self._run_long)
 
-    def _run_long(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run_long(self) -> None:
         """Run batches until none is left, in the worker."""
         while True:
             with self._lock:
-                if not self._long:
+                if not self._long or self._loop is None:
                     self._is_long_running = False
                     return
-                batch = self._take(self._long, _LONG_S)
-            loop.call_soon_threadsafe(_deliver, batch, self._predict(batch))
+                batch, loop = self._take(self._long, _LONG_S), self._loop
+            responses = self._predict(batch)
+            with contextlib.suppress(RuntimeError):  # that loop has ended: nobody waits
+                loop.call_soon_threadsafe(_deliver, batch, responses)
 
     def _predict(self, batch: list[tuple[Call, Done]]) -> list[Response]:
         try:

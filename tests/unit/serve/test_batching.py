@@ -141,6 +141,15 @@ def test_a_meter_that_fails_does_not_stop_the_queue(
     batcher.close()
 
 
+def test_long_calls_of_one_loop_after_another_are_answered(endpoint: Endpoint) -> None:
+    """The worker may still be at its way out of the last batch when the next loop submits."""
+    batcher = Batcher(endpoint, Cost(1, 1), 10)
+    front = Front.of(Variant(endpoint, batcher))
+    for _ in range(300):
+        assert asyncio.run(front.answer(_call("records", [{"age": 3, "size": "S"}]))).code == 200
+    batcher.close()
+
+
 def test_the_body_of_a_waiting_call_may_be_large(endpoint: Endpoint) -> None:
     """It is parsed in the thread, and refused there too."""
     batcher = Batcher(endpoint, Cost(0, 0), 10)
