@@ -112,6 +112,7 @@ def keepers() -> list[Any]:
     return [ray.get_actor(one["name"], one["namespace"]) for one in named if one["name"] == "lepton-jobs-sizes"]
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_when_replicas_are_lost_and_when_they_are_replaced(
     application: Application, submit: Callable[..., Sent]
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_job_goes_on_when_replicas_are_lost_and_when_they_are_replaced(
     assert load.failures == []
 
 
+@pytest.mark.slow
 def test_another_package_answers_whole_jobs(
     application: Application, packages: dict[str, str], submit: Callable[..., Sent]
 ) -> None:
@@ -189,6 +191,7 @@ _TOLD = (
 )
 
 
+@pytest.mark.slow
 def test_the_keeper_tells_its_metrics_and_ends_with_its_application(
     cluster: None, packages: dict[str, str], submit: Callable[..., Sent], metrics_text: Callable[[], str]
 ) -> None:

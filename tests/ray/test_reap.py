@@ -38,6 +38,7 @@ def quiet(port: int) -> None:
     serve.run(Quiet.bind(), name="quiet", route_prefix="/")
 
 
+@pytest.mark.slow
 def test_it_finds_what_is_idle_and_stops_it_when_told(cluster: None, tmp_path: Path) -> None:
     import ray
     from ray import serve

@@ -64,6 +64,7 @@ def test_two_workers_take_the_steps_that_one_takes(
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_workers_take_the_steps_of_one_on_several_inputs(cluster: None, tmp_path: Path) -> None:
     """A table, token ids and an image through a fusion.
 
