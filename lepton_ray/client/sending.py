@@ -82,23 +82,12 @@ class Sender:
     def __init__(
         self,
         urls: str | Sequence[str],
-        token: str | None = None,
-        ca_file: str | Path | None = None,
-        options: Options | None = None,
-        fallback: str | Sequence[str] = (),
+        token: str | None,
+        ca_file: str | Path | None,
+        options: Options | None,
+        fallback: str | Sequence[str],
     ) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            urls: Base addresses of the same endpoint, such as one of each node.
-            token: Bearer token; the environment's LEPTON_RAY_TOKEN if not given.
-            ca_file: Certificates (PEM) to trust for https instead of the system's.
-            options: Deadline, tries and waits.
-            fallback: Base addresses that are asked only while none of ``urls`` answers, such as Ray Serve's own.
-
-        Raises:
-            ValueError: If an address is none of http or https, or the token no header can carry.
-        """
+        """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
         self.urls = _all_checked(urls)
         if not self.urls:
             raise ValueError("urls must hold an address, got none")

@@ -10,7 +10,7 @@ from lepton_ray.core.errors import BudgetError, LeptonError, QualityGateError
 from lepton_ray.core.progress import Progress, Silent
 from lepton_ray.core.spent import Spent
 from lepton_ray.cost.meter import Meter
-from lepton_ray.pipeline import losses
+from lepton_ray.pipeline import quarantine_metrics
 from lepton_ray.pipeline.plan import (
     Stage,
     arguments_of,
@@ -99,7 +99,7 @@ def run(
             results[stage.name] = result
             artifacts[stage.produces] = result.artifact
             if isinstance(result.artifact, RawDataset | Dataset):
-                losses.tell(result.artifact.ledger)
+                quarantine_metrics.tell(result.artifact.ledger)
             if failed := result.artifact.failed_gates():
                 raise QualityGateError(
                     f"{stage.name}: {len(failed)} gate(s) not met, nothing was promoted and what is serving stays:\n  "

@@ -396,7 +396,7 @@ class Connection(asyncio.Protocol):
 
     def _take_head(self, head: _Head) -> None:
         incoming, slot, headers = self._incoming, self._incoming.slot, head.headers
-        incoming.head, incoming.is_in_head = head, False
+        incoming.head = head
         slot.method, slot.path, slot.request_id = head.method, head.path, head.request_id
         slot.is_http_10, slot.keep_alive = head.is_http_10, head.keep_alive
         found, slot.caller = self._owner.endpoint.admit(slot.method, slot.path, headers.get(b"authorization"))

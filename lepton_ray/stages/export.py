@@ -88,16 +88,15 @@ def export(
     parity["package"] = _hold(package, golden, outputs, export.parity_tolerance)[1]
     if export.compress is not None:
         _compress(package, feature_set, dataset, export.compress.kind, ctx)
-        answer, parity["compressed"] = _hold(package, golden, outputs, export.compress.max_difference)
-        outputs = answer
+        outputs, parity["compressed"] = _hold(package, golden, outputs, export.compress.max_difference)
         write_json(package / "golden_outputs.json", outputs)
         seal(package)
     _add_answers(package, [held_out.head(dataset, "val", ctx), test])
     digest = seal(package)
-    predictor = Predictor(open_package(package))
     if serve is not None:
         body = (package / "golden_records.json").read_bytes()
-        parity["http"] = check_parity("the application", _ask(predictor, serve, body), outputs, export.parity_tolerance)
+        asked = _ask(Predictor(open_package(package)), serve, body)
+        parity["http"] = check_parity("the application", asked, outputs, export.parity_tolerance)
     size = sum((package / name).stat().st_size for name in list_files(package))
     return PackageRef(package_digest=digest, parity=parity, num_bytes=size)
 

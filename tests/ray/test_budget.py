@@ -105,11 +105,11 @@ def test_what_is_in_quarantine_is_exported_also_of_stages_that_came_before_ray(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lepton_ray.engine import session
-    from lepton_ray.pipeline import losses
+    from lepton_ray.pipeline import quarantine_metrics
 
     monkeypatch.setattr(session, "is_connected", lambda: False)
-    losses.tell(Ledger.of(200, {"type_error": 10}))
-    losses.tell(Ledger.of(200, {"type_error": 10, "duplicate": 40}))
+    quarantine_metrics.tell(Ledger.of(200, {"type_error": 10}))
+    quarantine_metrics.tell(Ledger.of(200, {"type_error": 10, "duplicate": 40}))
     session.connect()
     shares = {"ray_lepton_quarantine_fraction/type_error": 0.05, "ray_lepton_quarantine_fraction/duplicate": 0.2}
     wait_until(lambda: exported("ray_lepton_quarantine") == shares, "the export")
