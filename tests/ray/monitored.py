@@ -30,7 +30,8 @@ from .conftest import Head, answers, stop_group, wait_until
 FASTER = 30
 WAIT_S = 180.0
 OBSERVABILITY = Path(__file__).parent.parent.parent / "cluster/observability"
-HEAD_ENVIRONMENT = {"RAY_metrics_report_interval_ms": "2000"}
+# Ray drops a gauge that was not set for two reports; Serve's controller must say its replicas' health more often than that.
+HEAD_ENVIRONMENT = {"RAY_metrics_report_interval_ms": "2000", "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "1"}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 needs_prometheus = pytest.mark.skipif(

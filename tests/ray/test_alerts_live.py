@@ -137,9 +137,16 @@ def deploy(head: Head, spec: Path, *settings: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def live(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def blind(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Prometheus that has not got the head's token yet."""
     with monitored(head, tmp_path_factory.mktemp("live")) as live:
         yield live
+
+
+@pytest.fixture(scope="module")
+def live(blind: Live, head: Head) -> Live:
+    blind.trust(head)
+    return blind
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +159,10 @@ def traffic(deployed: Deployed) -> Iterator[Traffic]:
     sender.join()
 
 
-def test_without_metrics_there_is_an_alert_until_there_are(live: Live, head: Head) -> None:
-    live.sees("firing", ["LeptonMetricsMissing"], 0)
-    live.trust(head)
-    live.sees("resolved", ["LeptonMetricsMissing"], 0)
+def test_without_metrics_there_is_an_alert_until_there_are(blind: Live, head: Head) -> None:
+    blind.sees("firing", ["LeptonMetricsMissing"], 0)
+    blind.trust(head)
+    blind.sees("resolved", ["LeptonMetricsMissing"], 0)
 
 
 def test_an_hour_of_stable_traffic_does_not_alert(live: Live, traffic: Traffic) -> None:
