@@ -40,6 +40,7 @@ def mlflow_server(workplace: Workplace) -> Iterator[str]:
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_champion_is_served_from_a_server_that_proxies_artifacts(workplace: Workplace, mlflow_server: str) -> None:
     rows = "\n".join(f"{n % 37},{'yes' if n % 37 > 18 else 'no'}" for n in range(37))
     (workplace.folder / "rows.csv").write_text(f"x,y\n{rows}\n")

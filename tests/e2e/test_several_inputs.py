@@ -95,6 +95,7 @@ def stages(shared_workplace: Workplace) -> Any:
     return shared_workplace.run_json("run", "spec.yaml")["stages"]
 
 
+@pytest.mark.slow
 def test_every_input_reaches_the_endpoint(stages: Any, shared_workplace: Workplace) -> None:
     assert [given["name"] for given in stages["featurize"]["inputs"]] == ["features", "tokens", "pixels"]
     assert stages["tune"]["best"]["model.encoders.tokens.options.width"] in (3, 4)

@@ -194,6 +194,7 @@ def test_lower_layers_step_as_far_as_their_factor_says(folders: dict[str, Path],
         np.testing.assert_allclose(slower[path] - value, factor * (even[path] - value), atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_steps_of_workers_add_up_to_that_of_one(folders: dict[str, Path]) -> None:
     spec, train = _spec(folders["h5"], freeze=_TOP), _train_spec()
     start = weights_of(start_state(_build(spec), train, _SEED).model)

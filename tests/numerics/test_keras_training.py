@@ -202,6 +202,7 @@ def run_two(code: str, folder: Path) -> None:
             worker.kill()
 
 
+@pytest.mark.slow
 def test_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
     """With TensorFlow's own collectives, as Ray Train sets them up."""
     run_two(_WORKER, tmp_path)

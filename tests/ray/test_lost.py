@@ -126,6 +126,7 @@ def build_counted(folder: Path) -> Any:
     return build()
 
 
+@pytest.mark.slow
 def test_training_starts_with_the_workers_that_there_is_room_for(cluster: None, tmp_path: Path) -> None:
     """Three workers of two CPUs on four: two start, and share each batch of 32 rows, and the last of 22, as one would have taken them."""
     from lepton_ray.train import in_process, on_ray

@@ -196,6 +196,7 @@ def build_small(model: MlpModel) -> Any:
     return build_model(model, [ModelInput(name="x", shape=(WIDTH,))], CLASSES)
 
 
+@pytest.mark.slow
 def test_the_training_after_pbt_is_the_best_trial_again(cluster: None, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [f"{a:.4f},{b:.4f},{'yes' if a * b + 0.3 * c > 0 else 'no'}" for a, b, c in rng.normal(size=(400, 3))]

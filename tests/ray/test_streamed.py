@@ -39,7 +39,7 @@ def make_data(**settings: Any) -> Any:
     return streamed(data, group_size=7, groups_per_window=4, **settings)
 
 
-@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "augment", [None, pytest.param({"mixup_alpha": 0.4, "balance": "weights"}, marks=pytest.mark.slow)]
 )

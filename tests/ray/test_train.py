@@ -87,13 +87,8 @@ def test_two_workers_take_the_steps_of_one_on_several_inputs(cluster: None, tmp_
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"unfreeze_every_epochs": 1},
-        pytest.param({"freeze": 1, "lora": {"factor_rank": 2}}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"unfreeze_every_epochs": 1}, {"freeze": 1, "lora": {"factor_rank": 2}}])
 def test_two_workers_take_the_steps_of_one_while_layers_begin_to_learn(
     cluster: None, tmp_path: Path, settings: Any
 ) -> None:

@@ -5,7 +5,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 import unicodedata
 
 import numpy as np
@@ -312,12 +311,3 @@ def test_similarity_of_one_removes_equal_texts_only():
     assert spec.num_bands == 1
     texts = ["Some Text, again", "some text again!", "some text again x"]
     assert to_clusters(run(texts, spec)) == {frozenset((0, 1))}
-
-
-def test_speed_of_sketches():
-    """Documents of 110 characters; CPU time, an eighth of what was measured."""
-    texts = real_like_texts(20_000, seed=2, alike=0)
-    table = pa.table({"t": texts})
-    start = time.process_time()
-    sketch_rows(table, CHARACTERS)
-    assert len(texts) / (time.process_time() - start) > 10_000

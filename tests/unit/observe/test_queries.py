@@ -122,8 +122,12 @@ def test_an_alert_that_cannot_fire_would_be_found(with_token: Path) -> None:
     path = with_token / "rules/alerts.yml"
     text = path.read_text()
     assert text.count("ray_node_cpu_utilization[5m]) > 90") == 1
+    tests = yaml.safe_load((with_token / "tests.yml").read_text())
+    tests["tests"] = [test for test in tests["tests"] if test["name"] == "LeptonNodeCpuSaturated, planted"]
+    (with_token / "one.yml").write_text(yaml.safe_dump(tests))
+    assert run("promtool", "test", "rules", "one.yml", folder=with_token).returncode == 0
     path.write_text(text.replace("ray_node_cpu_utilization[5m]) > 90", "ray_node_cpu_utilization[5m]) > 900"))
-    assert run("promtool", "test", "rules", "tests.yml", folder=with_token).returncode != 0
+    assert run("promtool", "test", "rules", "one.yml", folder=with_token).returncode != 0
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
