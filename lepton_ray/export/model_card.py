@@ -24,13 +24,20 @@ Predicts {what} from {kinds} column(s).
 
 - Model: {lineage["spec"]["model"]["kind"]}, trained for {lineage["epochs"]} epochs, best epoch {lineage["best_epoch"]}
 - Data: {data["source"]["kind"]} at `{data["source"]["uri"]}`; rows: {rows}
-- Input: raw records; missing values are imputed, categories not seen in training count as none of the known
+{_compression(lineage)}- Input: raw records; missing values are imputed, categories not seen in training count as none of the known
 - Files: `signature.json` has the tensors, `lineage.json` the spec and digests, `reference.json` the training data's sketches
 
 | validation metric | value |
 |---|---|
 {values}
 """
+
+
+def _compression(lineage: Mapping[str, Any]) -> str:
+    if not (made := lineage.get("compression")):
+        return ""
+    sizes = f"{made['bytes_before'] / 1024:.0f} KiB before, {made['bytes'] / 1024:.0f} after"
+    return f"- Graph: compressed ({made['kind']}; {sizes}) after the validation metrics below were measured\n"
 
 
 def _score(data: Mapping[str, Any]) -> str:

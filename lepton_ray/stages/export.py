@@ -83,7 +83,7 @@ def export(
         parity[kind] = check_parity(f"the package's {kind}", got, outputs, export.parity_tolerance)
     if export.also:
         shutil.copyfile(feature_set.folder / "prep.onnx", package / "prepare.onnx")
-    _write_facts(package, data, dataset, feature_set, checkpoint, signature, ctx)
+    _write_facts(package, data, dataset, feature_set, checkpoint, ctx)
     seal(package)
     parity["package"] = _hold(package, golden, outputs, export.parity_tolerance)[1]
     if export.compress is not None:
@@ -122,6 +122,7 @@ def _compress(package: Path, feature_set: FeatureSet, dataset: Dataset, kind: Co
     after = path.stat().st_size
     compression = {"kind": kind, "bytes_before": before, "bytes": after}
     write_json(package / "lineage.json", {**lineage, "compression": compression})
+    _write_card(package)
     ctx.update(f"graph compressed: {before / 1024:.0f} KiB before, {after / 1024:.0f} after")
     seal(package)
 
@@ -180,7 +181,6 @@ def _write_facts(
     dataset: Dataset,
     feature_set: FeatureSet,
     checkpoint: Checkpoint,
-    signature: Signature,
     ctx: RunContext,
 ) -> None:
     train = read_json(checkpoint.folder / "train.json")
@@ -208,4 +208,11 @@ def _write_facts(
     shutil.copyfile(feature_set.folder / REFERENCE, package / REFERENCE)
     write_json(package / "metrics.json", checkpoint.metrics)
     write_json(package / "lineage.json", lineage)
-    (package / "MODEL_CARD.md").write_text(write_card(signature, lineage, checkpoint.metrics), encoding="utf-8")
+    _write_card(package)
+
+
+def _write_card(package: Path) -> None:
+    """Say for people what the other files of a package say."""
+    signature = Signature.model_validate_json((package / "signature.json").read_bytes())
+    card = write_card(signature, read_json(package / "lineage.json"), read_json(package / "metrics.json"))
+    (package / "MODEL_CARD.md").write_text(card, encoding="utf-8")

@@ -175,6 +175,9 @@ def test_a_run_seals_what_it_compressed_and_judges_that(tmp_path: Path) -> None:
     assert sizes[0] < 0.8 * sizes[1]
     fact = read_json(package.path / "lineage.json")["compression"]
     assert fact == {"kind": "int8", "bytes_before": sizes[1], "bytes": sizes[0]}
+    cards = [(one.path / "MODEL_CARD.md").read_text() for one in (package, whole)]
+    assert f"compressed (int8; {sizes[1] / 1024:.0f} KiB before" in cards[0]
+    assert "compressed" not in cards[1]
     assert result["export"].parity["package"] < 1e-5 < result["export"].parity["compressed"] < 0.05
     golden = read_json(package.path / "golden_outputs.json")
     records = read_json(package.path / "golden_records.json")["records"]
