@@ -12,7 +12,7 @@ from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.rate.ledger import Purse, Rate
 from lepton_ray.serve.tokens import MAX_FILE_BYTES, Caller, Scope, Token, TokenTable, parse_tokens
 from lepton_ray.serve.watch import Watched
-from lepton_ray.spec.release import AuthSpec, RateLimitSpec
+from lepton_ray.spec.release import AuthSpec, RateLimitSpec, is_loopback
 
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 _CHALLENGE = 'Bearer realm="lepton_ray"'
@@ -124,3 +124,10 @@ def build_guard(
 
 def _rate(limit: RateLimitSpec) -> Rate:
     return Rate(limit.requests_per_second, limit.burst or max(1, math.ceil(limit.requests_per_second)))
+
+
+def warn_of_openness(host: str) -> str:
+    """Return what to say of a host that answers everybody; empty if only this machine reaches it."""
+    if is_loopback(host):
+        return ""
+    return f"everybody who can reach {host or 'this machine'} is answered; serve.auth asks for a token"

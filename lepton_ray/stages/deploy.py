@@ -114,6 +114,7 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
     require("ray.serve", "serving")
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
     from lepton_ray.serve.endpoint import Limits  # noqa: PLC0415
+    from lepton_ray.serve.replica.on_ray import Served, Shelving  # noqa: PLC0415
     from lepton_ray.serve.rollout.holding import Serving  # noqa: PLC0415
 
     serving = Serving(
@@ -131,10 +132,8 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
     auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
     scaling = spec.autoscaling
     has_latency = scaling.target_p95_ms is not None or scaling.min_replicas == 0
-    models = (
-        None if spec.models is None else on_ray.Shelving(_locate_models(name, spec.models), spec.models.memory_limit_mb)
-    )
-    served = on_ray.Served(
+    models = None if spec.models is None else Shelving(_locate_models(name, spec.models), spec.models.memory_limit_mb)
+    served = Served(
         serving,
         listening,
         auth,

@@ -242,6 +242,24 @@ def test_a_shadow_is_compared_and_the_keeper_goes_on_after_its_end(rolling: Roll
     assert rolling.events() == ["start", "abort"]
 
 
+@pytest.mark.slow
+def test_the_keeper_ends_with_an_application_that_ray_serve_removes(
+    cluster: None, packages: Packages, tmp_path: Path
+) -> None:
+    from ray import serve
+
+    from lepton_ray.serve.rollout.on_ray import find_keeper
+    from lepton_ray.stages.rollout import ask_rollout, start_rollout
+
+    application = Application(packages.first)
+    application.deploy()
+    start_rollout(application.name, packages.turned, RolloutSpec.model_validate(_EASY), str(tmp_path))
+    ask_rollout(application.name, "status")
+    serve.delete(application.name)
+    wait_until(lambda: find_keeper(application.name) is None, "the keeper's end")
+    assert (tmp_path / "rollouts" / application.name / "audit.jsonl").exists()
+
+
 def _is_back(rolling: Rolling) -> bool:
     with contextlib.suppress(EngineError):  # it is being restarted
         return bool(rolling.ask("status")["challenger"]["differing_rows"] > 20)

@@ -224,10 +224,11 @@ def test_every_setting_that_changes_makes_new_replicas() -> None:
     from lepton_ray.artifacts.package import open_package
     from lepton_ray.serve import on_ray
     from lepton_ray.serve.endpoint import Limits
+    from lepton_ray.serve.replica.on_ray import Served
     from lepton_ray.serve.rollout.holding import Serving
 
     serving = Serving(open_package, "sizes", 1, Limits(), 10)  # type: ignore[arg-type]  # never called
-    served = on_ray.Served(serving, None, None, None, None, access_log=True)
+    served = Served(serving, None, None, None, None, access_log=True)
     changed = [
         served,
         replace(served, auth=AuthSpec(tokens_file="a.json")),
@@ -446,7 +447,8 @@ def test_the_listener_takes_the_port_that_is_asked_for_the_next_or_a_free_one(
 
 
 def test_the_address_is_one_that_can_be_reached() -> None:
-    from lepton_ray.serve.on_ray import Entrance, choose_address
+    from lepton_ray.serve.on_ray import choose_address
+    from lepton_ray.serve.replica.on_ray import Entrance
 
     def choose(host: str, node: str) -> str:
         return choose_address(Entrance((host, 81), node, "10.0.0.7"), "http://127.0.0.1:80", "here").url
@@ -480,7 +482,7 @@ def test_the_policy_needs_nothing_of_ours_where_ray_serve_runs_it() -> None:
 
 
 def test_an_address_that_answers_everybody_is_told() -> None:
-    from lepton_ray.serve.on_ray import warn_of_openness
+    from lepton_ray.serve.guard import warn_of_openness
 
     assert [warn_of_openness(host) for host in ("127.0.0.1", "localhost", "::1")] == ["", "", ""]
     assert "everybody who can reach 0.0.0.0 is answered" in warn_of_openness("0.0.0.0")

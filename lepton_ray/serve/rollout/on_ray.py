@@ -9,6 +9,7 @@ keeper's clock.
 import asyncio
 import json
 import logging
+import threading
 import time
 import uuid
 from collections import deque
@@ -39,6 +40,7 @@ _PREPARE_TIMEOUT_S, _FOLLOW_TIMEOUT_S = 300.0, 300.0
 _REPORT_TIMEOUT_S = 30.0
 _POLL_S = 0.2
 _CHUNK_S, _WINDOW_S = 5.0, 600.0  # the verdict is on what the last ten minutes of a step have brought
+_GONE_LOOKS, _LOOK_S = 3, 10.0
 _AGAIN_S = 10.0  # after so long a plan that a replica does not follow yet is given again
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -201,6 +203,18 @@ class Keeper:
         self._chunks: deque[_Chunk] = deque()
         self._given = 0.0
         self._sequential_p = 1.0
+        threading.Thread(target=self._end_with_application, daemon=True).start()
+
+    def _end_with_application(self) -> None:
+        """End when the application has been gone for some looks, as when Ray's own commands removed it; the records stay."""
+        looks = 0
+        while looks < _GONE_LOOKS:
+            time.sleep(_LOOK_S)
+            try:
+                looks = looks + 1 if read_plan(self._application) is None else 0
+            except RayError:  # Ray Serve itself is gone, or coming back
+                looks += 1
+        ray.kill(ray.get_runtime_context().current_actor)
 
     def start(self, spec: dict[str, Any], ref: dict[str, Any], by: str) -> dict[str, Any]:
         """Begin a rollout, once a replica has opened the challenger; returns its status.

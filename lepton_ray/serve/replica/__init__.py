@@ -1,0 +1,1 @@
+"""What a replica holds and does, on Ray Serve."""
