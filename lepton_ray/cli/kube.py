@@ -26,8 +26,9 @@ def render(
     """Write each manifest, for kubectl apply."""
     with errors_explained():
         from lepton_ray.launch import kuberay
+        from lepton_ray.launch.kuberay_description import load_description
 
-        documents = kuberay.render(kuberay.load_description(description))
+        documents = kuberay.render(load_description(description))
         texts = {output / name: kuberay.to_text(parts, description.as_posix()) for name, parts in documents.items()}
         if check:
             _check(texts)

@@ -1,13 +1,11 @@
 """CSV to raw blocks, with no record lost: each one is a row, or is told apart with its line and original text.
 
 A file is cut into chunks at record boundaries. pyarrow parses a chunk whose records are all rows straight to the types of
-the columns. Otherwise NumPy cuts it into records (a line end inside quotes has an odd number of quotes before it), what is
-no row is taken out, and pyarrow parses the rest. Where quotes do not stand as RFC 4180 has them, a regular expression
-finds the records and Python's csv module their cells.
+the columns. Otherwise it is cut into records (``csv_records``), what is no row is taken out, and pyarrow parses the rest.
+Where quotes do not stand as RFC 4180 has them, Python's csv module finds the cells.
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -16,20 +14,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-from numpy.typing import NDArray
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.block import BadRecord, Positions, RawBlock
+from lepton_ray.data.csv_records import (
+    BOM,
+    LF,
+    MAX_RECORD_BYTES,
+    QUOTE,
+    Indices,
+    Records,
+    are_regular,
+    find_records,
+    has_mark,
+    lines_before,
+    text_of,
+)
 from lepton_ray.spec.data import CategoryColumn, Column, NumberColumn
 
-_MAX_RECORD_BYTES = 1 << 20  # a quote that is not closed within this is taken for a stray one
-_HEAD_BYTES = _MIN_READ_BYTES = 4 * _MAX_RECORD_BYTES
+_HEAD_BYTES = _MIN_READ_BYTES = 4 * MAX_RECORD_BYTES
 _MAX_LINE_BYTES = 64 << 20  # a file without line ends would be held whole
-_QUOTE, _LF, _CR = b'"\n\r'  # as numbers, to compare with bytes
-_BOM = b"\xef\xbb\xbf"
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,6 @@ class CsvFile:
     header: tuple[str, ...] = ()
     fault: str | None = None
     """Why no record of the file can be a row."""
-
-
-@dataclass(frozen=True)
-class Records:
-    """Where the records of a chunk lie: ``data[starts[i]:ends[i]]`` without the line end; ``next_start`` is unread."""
-
-    starts: Indices
-    ends: Indices
-    next_start: int
-    is_unclosed: NDArray[np.bool_]
-    is_regular: bool
-
-    def where(self, mask: NDArray[np.bool_]) -> "Records":
-        """Return some of the records."""
-        return Records(self.starts[mask], self.ends[mask], self.next_start, self.is_unclosed[mask], self.is_regular)
 
 
 def cut_csv(stream: BinaryIO, source: str, delimiter: str, target_bytes: int) -> Iterator[Chunk]:
@@ -136,7 +126,7 @@ def _read_on(stream: BinaryIO, head: bytes) -> Callable[[int], bytes]:
 def open_file(file: CsvFile, head: bytes) -> CsvFile:
     """Return ``file`` with the header that stands in ``head``, the first bytes of the file."""
     header_end, _ = _skip_header(head, file.delimiter)
-    text = head[:header_end].rstrip(b"\r\n").rpartition(_BOM)[2].lstrip(b"\r\n")
+    text = head[:header_end].rstrip(b"\r\n").rpartition(BOM)[2].lstrip(b"\r\n")
     names = read_header(head, file.delimiter)
     fault = "the header is not UTF-8" if not _is_utf8(text) else _header_fault(names, file)
     return CsvFile(file.source, file.delimiter, file.columns, file.missing_words, tuple(names), fault)
@@ -152,7 +142,7 @@ def read_header(head: bytes, delimiter: str) -> list[str]:
     records = find_records(head, delimiter, is_last=True)
     if not len(records.starts):
         return []
-    return [name.strip() for name in _cells(_text_of(head, records, 0), delimiter)]
+    return [name.strip() for name in _cells(text_of(head, records, 0), delimiter)]
 
 
 def parse_chunk(file: CsvFile, chunk: Chunk) -> RawBlock | None:
@@ -185,13 +175,13 @@ def _last_boundary(data: bytes, delimiter: str, is_last: bool) -> tuple[int, boo
 def _last_feed_outside(data: bytes, delimiter: str) -> int | None:
     """Offset behind the last line end that is outside of quotes; None where quotes are not plain enough to tell at once."""
     array = np.frombuffer(data, np.uint8)
-    quotes = np.flatnonzero(array == _QUOTE) if b'"' in data else np.empty(0, int)
+    quotes = np.flatnonzero(array == QUOTE) if b'"' in data else np.empty(0, int)
     end = data.rfind(b"\n")
     while end >= 0 and np.searchsorted(quotes, end) % 2:
         end = data.rfind(b"\n", 0, end)
     used = quotes[: np.searchsorted(quotes, end)]
-    is_open = len(data) - end > 2 * _MAX_RECORD_BYTES  # a quote that is not closed within reach
-    if is_open or not _are_regular(array, used, delimiter) or _longest_quote(used) > _MAX_RECORD_BYTES:
+    is_open = len(data) - end > 2 * MAX_RECORD_BYTES  # a quote that is not closed within reach
+    if is_open or not are_regular(array, used, delimiter) or _longest_quote(used) > MAX_RECORD_BYTES:
         return None
     return end + 1
 
@@ -213,11 +203,7 @@ def _count_line_ends(data: bytes, end: int) -> int:
 
 
 def _count_feeds(data: bytes, end: int) -> int:
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8, end) == _LF))  # six times as fast as bytes.count
-
-
-def _has_mark(data: bytes) -> bool:
-    return _BOM[:1] in data and _BOM in data  # looking for one byte takes a tenth of the time
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8, end) == LF))  # six times as fast as bytes.count
 
 
 @dataclass
@@ -229,7 +215,7 @@ class _LineTexts:
 
     def __call__(self, positions: Positions) -> list[str]:
         if self._ends is None:
-            ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == _LF)
+            ends = np.flatnonzero(np.frombuffer(self.data, np.uint8) == LF)
             self._ends = ends if self.data.endswith(b"\n") else np.append(ends, len(self.data))
         starts = np.append(0, self._ends[:-1] + 1)
         return [
@@ -241,7 +227,7 @@ class _LineTexts:
 def _parse_quickly(file: CsvFile, chunk: Chunk) -> pa.Table | None:
     """Parse a chunk each of whose lines is a row; None where that cannot be taken for granted."""
     num_lines = _count_plain_lines(chunk.data, file.delimiter) if chunk.num_lines is None else chunk.num_lines
-    if num_lines is None or _has_mark(chunk.data):
+    if num_lines is None or has_mark(chunk.data):
         return None
     table = _parse_cells(file, chunk.data)
     return table if table is not None and table.num_rows == num_lines else None
@@ -251,8 +237,8 @@ def _count_plain_lines(data: bytes, delimiter: str) -> int | None:
     """Number of lines; None where quotes or line ends are not plain."""
     if b'"' in data:
         array = np.frombuffer(data, np.uint8)
-        quotes = np.flatnonzero(array == _QUOTE)
-        if not _are_regular(array, quotes, delimiter) or _longest_quote(quotes) > _MAX_RECORD_BYTES:
+        quotes = np.flatnonzero(array == QUOTE)
+        if not are_regular(array, quotes, delimiter) or _longest_quote(quotes) > MAX_RECORD_BYTES:
             return None
     if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
         return None
@@ -308,13 +294,13 @@ def _parse_records(file: CsvFile, chunk: Chunk) -> RawBlock | None:
     records = find_records(data, file.delimiter, is_last=True)
     if not len(records.starts):
         return None
-    lines = chunk.line + _lines_before(data, records.starts)
+    lines = chunk.line + lines_before(data, records.starts)
     faults = _faults(file, data, records)
     is_row = np.ones(len(records.starts), bool)
     is_row[list(faults)] = False
     rows = records.where(is_row)
     bad = tuple(
-        BadRecord(int(lines[index]), _text_of(data, records, index), *fault) for index, fault in sorted(faults.items())
+        BadRecord(int(lines[index]), text_of(data, records, index), *fault) for index, fault in sorted(faults.items())
     )
     return RawBlock(file.source, _parse_rows(file, data, rows), lines[is_row], _texts(data, rows), bad)
 
@@ -324,7 +310,7 @@ def _parse_rows(file: CsvFile, data: bytes, rows: Records) -> pa.Table:
         table = _parse_cells(file, _joined(data, rows))
         if table is not None and table.num_rows == len(rows.starts):
             return table
-    cells = [_cells(_text_of(data, rows, index), file.delimiter) for index in range(len(rows.starts))]
+    cells = [_cells(text_of(data, rows, index), file.delimiter) for index in range(len(rows.starts))]
     places = {name: file.header.index(name) for name in file.columns if name in file.header}
     arrays = {name: pa.array([row[place] for row in cells], pa.string()) for name, place in places.items()}
     return pa.table({name: arrays.get(name, pa.nulls(len(cells), pa.string())) for name in file.columns})
@@ -356,7 +342,7 @@ def _faults(file: CsvFile, data: bytes, records: Records) -> dict[int, tuple[str
 
 
 def _texts(data: bytes, records: Records) -> Callable[[Positions], list[str]]:
-    return lambda positions: [_text_of(data, records, index) for index in positions.tolist()]
+    return lambda positions: [text_of(data, records, index) for index in positions.tolist()]
 
 
 def _header_fault(names: Sequence[str], file: CsvFile) -> str | None:
@@ -367,113 +353,14 @@ def _header_fault(names: Sequence[str], file: CsvFile) -> str | None:
     return None
 
 
-def find_records(data: bytes, delimiter: str, is_last: bool) -> Records:
-    """Cut bytes that start at a record into records; the last one stays unread unless ``is_last``."""
-    if not data:
-        return Records(np.empty(0, int), np.empty(0, int), 0, np.empty(0, bool), is_regular=True)
-    array = np.frombuffer(data, np.uint8)
-    quotes = np.flatnonzero(array == _QUOTE)
-    line_ends = _line_ends(array, is_last)
-    outside = line_ends[np.searchsorted(quotes, line_ends) % 2 == 0] if len(quotes) else line_ends
-    next_start = len(data) if is_last else (int(outside[-1]) + 1 if len(outside) else 0)
-    used = quotes[: np.searchsorted(quotes, next_start)]
-    starts = np.concatenate([[0], outside + 1])
-    ends = np.concatenate([outside, [len(data)]]) if is_last else outside
-    starts = starts[: len(ends)]
-    is_too_long = (ends - starts).max(initial=0) > _MAX_RECORD_BYTES or (
-        not is_last and len(data) - next_start > 2 * _MAX_RECORD_BYTES
-    )
-    if len(quotes) and (is_too_long or not _are_regular(array, used, delimiter)):
-        return _find_irregular(data, delimiter, is_last)
-    starts = _skip_marks(data, starts)
-    ends = ends - ((ends > starts) & (array[np.maximum(ends - 1, 0)] == _CR) & (ends < len(data)))
-    is_record = ends > starts
-    starts, ends = starts[is_record], ends[is_record]
-    return Records(starts, ends, next_start, np.zeros(len(starts), bool), is_regular=True)
-
-
-def _skip_marks(data: bytes, starts: Indices) -> Indices:
-    """Starts behind the byte-order mark; files that were joined have marks inside."""
-    if not _has_mark(data):
-        return starts
-    is_marked = np.array([data.startswith(_BOM, start) for start in starts.tolist()], bool)
-    return np.where(is_marked, starts + len(_BOM), starts)
-
-
-def _line_ends(array: NDArray[np.uint8], is_last: bool) -> Indices:
-    """Positions of the last byte of each line end."""
-    feeds = np.flatnonzero(array == _LF)
-    returns = np.flatnonzero(array == _CR)
-    if len(returns):
-        is_final = returns == len(array) - 1
-        is_lone = np.where(is_final, is_last, array[np.minimum(returns + 1, len(array) - 1)] != _LF)
-        feeds = np.sort(np.concatenate([feeds, returns[is_lone]]))
-    return feeds
-
-
-def _are_regular(array: NDArray[np.uint8], quotes: Indices, delimiter: str) -> bool:
-    """Whether each quote opens a cell, closes one, or is one of a doubled pair within one."""
-    if len(quotes) % 2:
-        return False
-    if not len(quotes):
-        return True
-    is_border = np.zeros(256, bool)
-    is_border[np.frombuffer(delimiter.encode() + b"\r\n", np.uint8)] = True
-    opening, closing = quotes[0::2], quotes[1::2]
-    before = array[np.maximum(opening - 1, 0)]
-    after = array[np.minimum(closing + 1, len(array) - 1)]
-    is_reopened = np.concatenate([[False], opening[1:] == closing[:-1] + 1])
-    starts_well = (opening == 0) | is_border[before] | is_reopened
-    ends_well = (closing == len(array) - 1) | is_border[after] | np.concatenate([is_reopened[1:], [False]])
-    has_bom = len(opening) and opening[0] == len(_BOM) and array[:3].tobytes() == _BOM
-    return bool((starts_well[1 if has_bom else 0 :]).all() and ends_well.all())
-
-
-def _find_irregular(data: bytes, delimiter: str, is_last: bool) -> Records:
-    d = re.escape(delimiter.encode())
-    cell = rb'(?:"(?:[^"]++|"")*+"[^%b\r\n]*+|[^"%b\r\n][^%b\r\n]*+|)' % (d, d, d)
-    record = re.compile(rb"%b(?:%b%b)*+(?=\r\n|\n|\r|\Z)" % (cell, d, cell))
-    line_end = re.compile(rb"\r\n|\n|\r|\Z")
-    spans: list[tuple[int, int, bool]] = []
-    position = 0
-    while position < len(data):
-        start = position + len(_BOM) if data.startswith(_BOM, position) else position
-        match = record.match(data, start)
-        end = match.end() if match else None
-        if end is None or end - start > _MAX_RECORD_BYTES:
-            if not is_last and len(data) - position <= _MAX_RECORD_BYTES:
-                break
-            end = _search(line_end, data, position).start()
-        after = _search(line_end, data, end).end()
-        if not is_last and after >= len(data) - 1:
-            break
-        if end > start:
-            spans.append((start, end, match is None or end != match.end()))
-        position = max(after, position + 1)
-    starts, ends, is_unclosed = (
-        (np.array(values) for values in zip(*spans, strict=True)) if spans else (np.empty(0, int),) * 3
-    )
-    return Records(starts, ends, position, is_unclosed.astype(bool), is_regular=False)
-
-
-def _search(pattern: re.Pattern[bytes], data: bytes, position: int) -> re.Match[bytes]:
-    """Search for a pattern that matches at the latest at the end of the data."""
-    return next(pattern.finditer(data, position))
-
-
-def _lines_before(data: bytes, positions: Indices) -> Indices:
-    line_ends = _line_ends(np.frombuffer(data, np.uint8), is_last=True)
-    return np.searchsorted(line_ends, positions)
-
-
 def _count_cells(file: CsvFile, data: bytes, records: Records) -> Indices:
     if not records.is_regular:
         return np.array(
-            [len(_cells(_text_of(data, records, index), file.delimiter)) for index in range(len(records.starts))]
+            [len(_cells(text_of(data, records, index), file.delimiter)) for index in range(len(records.starts))]
         )
     array = np.frombuffer(data, np.uint8)
     delimiters = np.flatnonzero(array == ord(file.delimiter))
-    quotes = np.flatnonzero(array == _QUOTE)
+    quotes = np.flatnonzero(array == QUOTE)
     if len(quotes):
         delimiters = delimiters[np.searchsorted(quotes, delimiters) % 2 == 0]
     return np.searchsorted(delimiters, records.ends) - np.searchsorted(delimiters, records.starts) + 1
@@ -488,10 +375,6 @@ def _cells(text: str, delimiter: str) -> list[str]:
         return []
     finally:
         csv.field_size_limit(limit)
-
-
-def _text_of(data: bytes, records: Records, index: int) -> str:
-    return data[records.starts[index] : records.ends[index]].decode("utf-8", "backslashreplace")
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -14,15 +14,14 @@ Kubernetes' words are those of its API; a number that two manifests need has its
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field
 
 from lepton_ray.core.errors import SpecError
+from lepton_ray.launch.kuberay_description import Description, RocksDbSpec, SizeSpec, WorkersSpec
 from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, METRICS_PORT, PORT
-from lepton_ray.spec.base import PositiveInt, Section
-from lepton_ray.spec.load import parse_model, read_text
+from lepton_ray.spec.load import read_text
 
 _AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 52365, 44217, 44227
 _TOKEN_KEY, _REDIS_KEY = "auth_token", "redis_password"  # the first is the name that KubeRay reads
@@ -34,97 +33,7 @@ _PART_OF, _COMPONENT, _NODE_TYPE = "app.kubernetes.io/part-of", "app.kubernetes.
 _NAMESPACE = "kubernetes.io/metadata.name"
 _SERVING, _TRAINING = "serving", "training"
 
-DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
-"""Lower-case letters, digits and ``-``; at most 40 characters, as KubeRay adds to it."""
-
 Manifest = dict[str, Any]
-
-
-class SizeSpec(Section):
-    """What a pod requests and is limited to: Ray counts on all of it."""
-
-    cpus: PositiveInt
-    memory_gib: PositiveInt
-    object_store_gib: PositiveInt
-    """In ``/dev/shm``; part of ``memory_gib``."""
-    spill_gib: PositiveInt
-    """Disk of the node for Ray's logs and the objects that do not fit."""
-    gpus: Annotated[int, Field(ge=0)] = 0
-
-
-class WorkersSpec(SizeSpec):
-    """Workers that the autoscaler adds and takes away."""
-
-    min: Annotated[int, Field(ge=0)]
-    max: PositiveInt
-
-
-class RedisSpec(Section):
-    """The head's memory in a Redis of yours; its password is in the secret."""
-
-    kind: Literal["redis"]
-    address: str
-    """``host:port``."""
-
-
-class RocksDbSpec(Section):
-    """The head's memory on a volume of its own; alpha in Ray 2.60."""
-
-    kind: Literal["rocksdb"]
-    gib: PositiveInt
-
-
-class TrainingSpec(Section):
-    """Where specs run."""
-
-    image: str
-    workers: WorkersSpec
-    spec: str
-    """What the RayJob runs, without deploying it; below the image's working directory."""
-    storage: str
-    """URI that outlives the cluster."""
-    max_hours: PositiveInt
-    """A RayJob that takes longer is stopped."""
-
-
-class ServingSpec(Section):
-    """Where the application runs."""
-
-    image: str
-    workers: WorkersSpec
-    config: str
-    """File as ``serve deploy`` takes it, with one application."""
-
-
-class Description(Section):
-    """What the manifests of one project share, and where its two clusters differ."""
-
-    name: DnsName
-    """Begins the name of everything."""
-    namespace: DnsName
-    operator_namespace: DnsName
-    """Of KubeRay's operator, which asks clusters how they are."""
-    monitoring_namespace: DnsName
-    """Of Prometheus."""
-    ray_version: str
-    """Of the images."""
-    tracking_uri: str
-    """MLflow server, as pods reach it."""
-    head: SizeSpec
-    """Runs no tasks."""
-    gcs: Annotated[RedisSpec | RocksDbSpec, Field(discriminator="kind")]
-    """Where the head's memory outlives it, in the RayCluster and the RayService; a RayJob starts its cluster again instead."""
-    training: TrainingSpec
-    serving: ServingSpec
-
-
-def load_description(path: Path) -> Description:
-    """Read a description.
-
-    Raises:
-        SpecError: If it cannot be read or anything in it is wrong; lists every problem.
-    """
-    return parse_model(Description, read_text(path), source=str(path))
 
 
 def render(description: Description) -> dict[str, list[Manifest]]:

@@ -20,8 +20,9 @@ from lepton_ray.serve.endpoint import HTTP_OK
 from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.guard import warn_of_openness
 from lepton_ray.serve.jobs.on_ray import end_jobs
+from lepton_ray.serve.plans.on_ray import DEPLOYMENT, read_plan
 from lepton_ray.serve.replica.on_ray import Entrance, Listening, ModelReplica, Served
-from lepton_ray.serve.rollout.on_ray import DEPLOYMENT, end_keeper, read_plan
+from lepton_ray.serve.rollout.on_ray import end_keeper
 from lepton_ray.serve.scaling import REPORT_S, WINDOW_S, ReplicaPolicy
 from lepton_ray.serve.tls import local_file
 from lepton_ray.spec.release import ServeSpec, TlsSpec, is_loopback

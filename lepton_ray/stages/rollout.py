@@ -32,14 +32,17 @@ def start_rollout(
         EngineError: If the application is missing, has a rollout under way, or cannot answer with the model.
         ArtifactError: If there is no such model.
     """
-    on_ray = _connected()
-    if on_ray.read_plan(application) is None:
-        raise on_ray.no_application(application)
+    _connect()
+    from lepton_ray.serve.plans.on_ray import no_application, read_plan  # noqa: PLC0415  Ray is imported by connect
+    from lepton_ray.serve.rollout.on_ray import ask_keeper, start_keeper  # noqa: PLC0415
+
+    if read_plan(application) is None:
+        raise no_application(application)
     ref = find_model(model, tracking_uri)
     local = settings.local_path(storage)
     open_filesystem(storage)  # a wrong scheme is told here
-    keeper = on_ray.start_keeper(application, storage if local is None else str(local), move_alias)
-    return dict(on_ray.ask_keeper(keeper, "start", spec.model_dump(mode="json"), ref.model_dump(), _caller()))
+    keeper = start_keeper(application, storage if local is None else str(local), move_alias)
+    return dict(ask_keeper(keeper, "start", spec.model_dump(mode="json"), ref.model_dump(), _caller()))
 
 
 def ask_rollout(application: str, what: str) -> dict[str, Any]:
@@ -48,27 +51,27 @@ def ask_rollout(application: str, what: str) -> dict[str, Any]:
     Raises:
         EngineError: If there is none.
     """
-    on_ray = _connected()
-    keeper = on_ray.find_keeper(application)
+    _connect()
+    from lepton_ray.serve.plans.on_ray import no_application, read_plan  # noqa: PLC0415  Ray is imported by connect
+    from lepton_ray.serve.rollout.on_ray import ask_keeper, find_keeper  # noqa: PLC0415
+
+    keeper = find_keeper(application)
     if keeper is None:
-        if on_ray.read_plan(application) is None:
-            raise on_ray.no_application(application)
+        if read_plan(application) is None:
+            raise no_application(application)
         raise EngineError(
             f"{application!r} must have had a rollout, got none. Run lepton-ray rollout start {application} MODEL"
         )
-    return dict(on_ray.ask_keeper(keeper, what, *([] if what == "status" else [_caller()])))
+    return dict(ask_keeper(keeper, what, *([] if what == "status" else [_caller()])))
 
 
-def _connected() -> Any:
+def _connect() -> None:
     if settings.ray_address() is None and not settings.in_ray_job() and not is_connected():
         raise EngineError(
             "RAY_ADDRESS must name the cluster of the application, got none. Set it; auto is the one on this machine"
         )
     connect()
     require("ray.serve", "serving")
-    from lepton_ray.serve.rollout import on_ray  # noqa: PLC0415  Ray is imported by connect
-
-    return on_ray
 
 
 def _caller() -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lepton_ray.data import csv_text
+from lepton_ray.data import csv_records, csv_text
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.files import PART_BYTES, FileConnector, Piece, Span, shortened
@@ -54,7 +54,7 @@ class CsvConnector(FileConnector):
     def _head(self, stream: Any) -> bytes:
         """Return the first bytes of a file, with the whole header in them."""
         head: bytes = stream.read(_HEAD_BYTES)
-        if len(csv_text.find_records(head, self._delimiter, is_last=False).starts):
+        if len(csv_records.find_records(head, self._delimiter, is_last=False).starts):
             return head
         return head + csv_text.head_of(stream)
 

@@ -1,13 +1,11 @@
 """Rollouts on Ray: plans reach the replicas in place, their counts come back, and one actor keeps the course.
 
-A plan is Ray Serve's ``user_config``: new replicas get it before they are ready, and Ray Serve waits until all follow it. The
-keeper is an actor that outlives who started it; its course and its audit lines are in the storage, so that it goes on
+The keeper is an actor that outlives who started it; its course and its audit lines are in the storage, so that it goes on
 where it stood when it is restarted. Replicas report once a second while there is a challenger, and each report is the
 keeper's clock.
 """
 
 import asyncio
-import json
 import logging
 import threading
 import time
@@ -19,106 +17,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from pyarrow.fs import FileType, LocalFileSystem
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve._private.config import DeploymentConfig
-from ray.serve.exceptions import RayServeException
-from ray.serve.generated.serve_pb2 import ApplicationArgs, DeploymentArgs, DeploymentRoute
 
-from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.core.errors import EngineError, LeptonError
 from lepton_ray.engine.faults import last_line
+from lepton_ray.serve.plans.on_ray import FOLLOW_TIMEOUT_S, give_plan, no_application, read_plan
 from lepton_ray.serve.rollout.course import Course, decide, promote
 from lepton_ray.serve.rollout.judge import Verdict, compare_outcomes, judge
+from lepton_ray.serve.rollout.records import Records
 from lepton_ray.serve.rollout.tally import Tally, total
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
 
-DEPLOYMENT = "model"
 _NAMESPACE = "lepton_ray"
-_PREPARE_TIMEOUT_S, _FOLLOW_TIMEOUT_S = 300.0, 300.0
+_PREPARE_TIMEOUT_S = 300.0
 _REPORT_TIMEOUT_S = 30.0
-_POLL_S = 0.2
 _CHUNK_S, _WINDOW_S = 5.0, 600.0  # the verdict is on what the last ten minutes of a step have brought
 _GONE_LOOKS, _LOOK_S = 3, 10.0
 _AGAIN_S = 10.0  # after so long a plan that a replica does not follow yet is given again
 _logger = logging.getLogger("lepton_ray.serve")
 
 MoveAlias = Callable[[ModelRef, str], None]
-
-
-def _controller() -> Any:
-    return serve.context._get_global_client()._controller  # Ray 2.60 has no public way to an application's user_config
-
-
-def _route_of(application: str) -> Any:
-    """Return what Ray Serve knows of the application's deployment, or None if it has none of ours."""
-    try:
-        return DeploymentRoute.FromString(ray.get(_controller().get_deployment_info.remote(DEPLOYMENT, application)))
-    except (RayServeException, RayTaskError):  # no Ray Serve here; a KeyError there
-        return None
-
-
-def read_plan(application: str) -> TrafficPlan | None:
-    """Return the plan of a running application, or None if there is no such application of this project's."""
-    route = _route_of(application)
-    config = route and DeploymentConfig.from_proto(route.deployment_info.deployment_config).user_config
-    return TrafficPlan.model_validate(config) if isinstance(config, dict) else None
-
-
-def give_plan(application: str, plan: TrafficPlan) -> None:
-    """Have all replicas of an application follow a plan, in place, and wait until they do.
-
-    Everything but ``user_config`` is as Ray Serve has it, also the code's version, so it replaces no replica.
-
-    Raises:
-        EngineError: If Ray Serve does not take it, or the replicas are not ready in time.
-    """
-    try:
-        info = _route_of(application)
-        if info is None:
-            raise no_application(application)
-        deployment = info.deployment_info
-        config = DeploymentConfig.from_proto(deployment.deployment_config)
-        config.user_config = plan.model_dump(mode="json")
-        config.version = deployment.version
-        args = DeploymentArgs(
-            deployment_name=DEPLOYMENT,
-            deployment_config=config.to_proto_bytes(),
-            replica_config=deployment.replica_config.SerializeToString(),
-            deployer_job_id=ray.get_runtime_context().get_job_id(),
-            ingress=True,
-            route_prefix=info.route,
-        )
-        ray.get(
-            _controller().deploy_applications.remote(
-                {application: [args.SerializeToString()]}, {application: ApplicationArgs().SerializeToString()}
-            )
-        )
-        _wait_until_running(application)
-    except (RayError, RayServeException, RuntimeError, ValueError) as error:
-        if isinstance(error, LeptonError):
-            raise
-        raise EngineError(
-            f"the replicas of {application!r} must take the plan, got: {last_line(error)}", retryable=True
-        ) from error
-
-
-def _wait_until_running(application: str) -> None:
-    deadline = time.monotonic() + _FOLLOW_TIMEOUT_S
-    while (found := serve.status().applications.get(application)) is None or found.status != "RUNNING":
-        status = "gone" if found is None else str(found.status)
-        if time.monotonic() > deadline or status == "DEPLOY_FAILED":
-            raise EngineError(f"the application {application!r} must run again, but it is {status}", retryable=True)
-        time.sleep(_POLL_S)
-
-
-def no_application(application: str) -> EngineError:
-    """Return the error of a name that no application of this project's has."""
-    known = ", ".join(sorted(serve.status().applications)) or "none"
-    return EngineError(
-        f"{application!r} must be an application that lepton-ray deployed, got none of that name. Running: {known}"
-    )
 
 
 class Reporter:
@@ -175,7 +94,7 @@ def ask_keeper(keeper: Any, method: str, *args: Any) -> Any:
         EngineError: If it cannot be reached.
     """
     try:
-        return ray.get(getattr(keeper, method).remote(*args), timeout=_PREPARE_TIMEOUT_S + _FOLLOW_TIMEOUT_S)
+        return ray.get(getattr(keeper, method).remote(*args), timeout=_PREPARE_TIMEOUT_S + FOLLOW_TIMEOUT_S)
     except RayTaskError as error:
         if isinstance(error.cause, LeptonError):
             raise error.cause from None
@@ -439,44 +358,3 @@ class Keeper:
                 "numbers": numbers,
             }
         )
-
-
-class Records:
-    """The course and the audit lines of an application's rollouts, in ``STORAGE/rollouts/APPLICATION``."""
-
-    def __init__(self, storage: str, application: str) -> None:
-        self._filesystem, root = open_filesystem(storage)
-        self._folder = f"{root.rstrip('/')}/rollouts/{application}"
-        self._filesystem.create_dir(self._folder, recursive=True)
-        self.audit_path = f"{self._folder}/audit.jsonl"
-        self._course_path = f"{self._folder}/course.json"
-
-    def read_course(self) -> Course | None:
-        """Return the course that was written last, or None."""
-        text = self._read(self._course_path)
-        return Course.model_validate_json(text) if text else None
-
-    def write_course(self, course: Course | None) -> None:
-        """Write the course, whole or not at all."""
-        text = b"" if course is None else course.model_dump_json(indent=2).encode()
-        self._write(f"{self._course_path}.new", text)
-        self._filesystem.move(f"{self._course_path}.new", self._course_path)
-
-    def add_audit_line(self, line: dict[str, Any]) -> None:
-        """Add a line; object stores cannot append, so there the file is written again."""
-        text = json.dumps(line).encode() + b"\n"
-        if isinstance(self._filesystem, LocalFileSystem):
-            with self._filesystem.open_append_stream(self.audit_path) as stream:
-                stream.write(text)
-        else:
-            self._write(self.audit_path, self._read(self.audit_path) + text)
-
-    def _read(self, path: str) -> bytes:
-        if self._filesystem.get_file_info(path).type == FileType.NotFound:
-            return b""
-        with self._filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
-
-    def _write(self, path: str, text: bytes) -> None:
-        with self._filesystem.open_output_stream(path) as stream:
-            stream.write(text)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from lepton_ray.cli.app import app
 from lepton_ray.core.errors import SpecError
-from lepton_ray.launch.kuberay import Description, load_description, render, to_text
+from lepton_ray.launch.kuberay import render, to_text
+from lepton_ray.launch.kuberay_description import Description, load_description
 from lepton_ray.spec import load_spec
 from lepton_ray.stages.deploy import AppArgs
 

@@ -1,0 +1,1 @@
+"""The plan that the replicas of an application follow."""

@@ -1,0 +1,50 @@
+"""What a rollout leaves in the storage: its course, from which a keeper that is restarted goes on, and its audit lines."""
+
+import json
+from typing import Any
+
+from pyarrow.fs import FileType, LocalFileSystem
+
+from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.serve.rollout.course import Course
+
+
+class Records:
+    """The course and the audit lines of an application's rollouts, in ``STORAGE/rollouts/APPLICATION``."""
+
+    def __init__(self, storage: str, application: str) -> None:
+        self._filesystem, root = open_filesystem(storage)
+        self._folder = f"{root.rstrip('/')}/rollouts/{application}"
+        self._filesystem.create_dir(self._folder, recursive=True)
+        self.audit_path = f"{self._folder}/audit.jsonl"
+        self._course_path = f"{self._folder}/course.json"
+
+    def read_course(self) -> Course | None:
+        """Return the course that was written last, or None."""
+        text = self._read(self._course_path)
+        return Course.model_validate_json(text) if text else None
+
+    def write_course(self, course: Course | None) -> None:
+        """Write the course, whole or not at all."""
+        text = b"" if course is None else course.model_dump_json(indent=2).encode()
+        self._write(f"{self._course_path}.new", text)
+        self._filesystem.move(f"{self._course_path}.new", self._course_path)
+
+    def add_audit_line(self, line: dict[str, Any]) -> None:
+        """Add a line; object stores cannot append, so there the file is written again."""
+        text = json.dumps(line).encode() + b"\n"
+        if isinstance(self._filesystem, LocalFileSystem):
+            with self._filesystem.open_append_stream(self.audit_path) as stream:
+                stream.write(text)
+        else:
+            self._write(self.audit_path, self._read(self.audit_path) + text)
+
+    def _read(self, path: str) -> bytes:
+        if self._filesystem.get_file_info(path).type == FileType.NotFound:
+            return b""
+        with self._filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _write(self, path: str, text: bytes) -> None:
+        with self._filesystem.open_output_stream(path) as stream:
+            stream.write(text)
