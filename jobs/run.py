@@ -7,7 +7,7 @@
 
 import sys
 
-from lepton_ray.cli.app import app
+from lepton_ray.cli.app import main
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:]])
+    main(["run", *sys.argv[1:]])

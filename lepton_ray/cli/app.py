@@ -5,7 +5,7 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -14,6 +14,7 @@ import typer
 from lepton_ray import __version__
 from lepton_ray.cli import cluster, dashboards, data, doctor, drift, jobs, kube, plan, quarantine, reap, rollout, token
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
+from lepton_ray.core.garbage import collect_rarely, leave_all
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -303,6 +304,10 @@ def _format_package(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the command."""
-    app()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; its arguments are those of the process if none are given."""
+    collect_rarely()
+    try:
+        app(arguments)
+    finally:
+        leave_all()

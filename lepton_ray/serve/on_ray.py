@@ -1,6 +1,8 @@
 """The application on Ray Serve, which owns its replicas' placement, health, lifecycle and scaling: deploy, ask, remove."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,10 +135,10 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         )
     try:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
-        handle = _near(serve.run(application, name=name, route_prefix=spec.route_prefix))
         can_be_none = spec.autoscaling.min_replicas == 0  # then this call starts the first one
         timeout_s = _COLD_START_TIMEOUT_S if can_be_none else _ENTRANCE_TIMEOUT_S
-        entrance = handle.entrance.remote().result(timeout_s=timeout_s)
+        with _near(serve.run(application, name=name, route_prefix=spec.route_prefix)) as handle:
+            entrance = handle.entrance.remote().result(timeout_s=timeout_s)
     except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
         place = f"{spec.host}:{spec.port}"
         what = _trouble(name) if isinstance(error, TimeoutError) else last_line(error)
@@ -157,11 +159,18 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     return Addresses(at.url, "; ".join(filter(None, [at.through, entrance.grpc, *warnings[-1:]])))
 
 
-def _near(handle: Any) -> Any:
-    """Return a handle after it was told to ask a replica of this node, where there is one: another node's loopback says nothing here."""
+@contextlib.contextmanager
+def _near(handle: Any) -> Iterator[Any]:
+    """Tell a handle to ask a replica of this node, where there is one: another node's loopback says nothing here.
+
+    It is shut down afterwards: its thread goes on to tell Ray what it does, and would start a new cluster for that after ours has ended.
+    """
     if not handle.is_initialized:
         handle._init(_prefer_local_routing=True)  # Ray 2.60 has no public way
-    return handle
+    try:
+        yield handle
+    finally:
+        handle.shutdown()
 
 
 def _trouble(name: str) -> str:
@@ -183,7 +192,8 @@ def ask(name: str, path: str, body: bytes) -> bytes:
         EngineError: If there is none, or its status is not 200.
     """
     try:
-        code, answer = _near(serve.get_app_handle(name)).ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
+        with _near(serve.get_app_handle(name)) as handle:
+            code, answer = handle.ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, TimeoutError) as error:
         raise EngineError(f"{name} must answer {path}, got: {last_line(error)}", retryable=True) from error
     if code != HTTP_OK:

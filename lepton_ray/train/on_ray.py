@@ -27,6 +27,7 @@ from lepton_ray.core import metrics as catalogue
 from lepton_ray.core import settings
 from lepton_ray.core.errors import BudgetError, EngineError
 from lepton_ray.core.extras import require
+from lepton_ray.core.garbage import collect_rarely
 from lepton_ray.core.spent import within_budget
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
@@ -251,6 +252,7 @@ def _trainer_class(spec: TrainSpec) -> Any:
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
+    collect_rarely()
     parts: Sequence[Part] = ray.get(config["parts"])
     spec = parts[0].spec
     check_owner = partial(config["storage"].check_owner, config["mark"])

@@ -18,6 +18,7 @@ from ray import tune
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import BudgetError, EngineError
 from lepton_ray.core.files import read_json, write_json
+from lepton_ray.core.garbage import collect_rarely
 from lepton_ray.core.spent import within_budget
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
@@ -168,6 +169,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def setup(self, config: Values, start_training: StartTraining, data: Any, spec: TuneSpec) -> None:
         """Keep what all trials share and start the first."""
+        collect_rarely()
         self._start_training, self._data, self._spec = start_training, data, spec
         self._training: Generator[Epoch, None, None] | None = None
         self.reset_config(config)

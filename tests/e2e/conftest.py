@@ -49,6 +49,7 @@ class Workplace:
     def run_json(self, *arguments: str) -> Any:
         done = self.run(*arguments, "--json")
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "SIGTERM handler is not set" not in done.stderr, "a thread has started a second cluster at the end"
         return json.loads(done.stdout)
 
     def processes(self) -> dict[int, str]:

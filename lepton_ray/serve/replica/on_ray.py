@@ -5,7 +5,6 @@ The requests at the listener Ray Serve does not see, so a replica reports them (
 """
 
 import asyncio
-import gc
 import hashlib
 import logging
 import re
@@ -18,6 +17,7 @@ import ray
 from ray import serve
 
 from lepton_ray.core.errors import LeptonError
+from lepton_ray.core.garbage import collect_rarely
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.drift.on_ray import DriftMeters
 from lepton_ray.serve.exchange import ConnectionLimits
@@ -42,7 +42,6 @@ from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 _DRAIN_S = 15.0
 _FLUSH_S = 1.0
-_GC_OBJECTS = 50_000  # new ones between collections: an image in JSON is a thousand lists, and Python's own 700 means two a request
 
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -106,7 +105,7 @@ class ModelReplica:
     _tasks: "tuple[asyncio.Task[None], ...]" = ()
 
     def __init__(self, served: Served) -> None:
-        gc.set_threshold(_GC_OBJECTS)  # what is there at the start, Ray Serve leaves out of all collections
+        collect_rarely()  # what is there at the start, Ray Serve leaves out of all collections
         self._listening = served.listening
         self._tls = served.tls
         self._reasons: dict[int, str] = {}

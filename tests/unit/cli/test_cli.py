@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -394,3 +396,13 @@ def test_a_command_leaves_the_signals_of_its_process_as_they_were(tmp_path: Path
     (tmp_path / "spec.yaml").write_text(_SPEC)
     assert CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")]).exit_code != 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_collects_rarely_and_leaves_what_is_there_at_its_end() -> None:
+    code = (
+        "import gc\nfrom lepton_ray.cli import app\n"
+        "app.app = lambda arguments: print(arguments, gc.get_threshold()[0] > 10_000, gc.get_freeze_count())\n"
+        "app.main(['x'])\nprint(gc.get_freeze_count() > 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["['x'] True 0", "True"]
