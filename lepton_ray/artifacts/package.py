@@ -62,8 +62,9 @@ def open_package(path: str | Path) -> ModelPackage:
     """
     folder = Path(path)
     if not (folder / DIGESTS).is_file():
+        what = f"it has no {DIGESTS}" if folder.exists() else "nothing is there"
         raise ArtifactError(
-            f"{folder} must be a model package, but has no {DIGESTS}. Give the folder that the export stage wrote"
+            f"{folder} must be a model package, but {what}. Give the folder that the export stage wrote"
         )
     digest = _verify(folder)
     try:

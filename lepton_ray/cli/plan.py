@@ -76,7 +76,11 @@ def show_spent(spent: "Spent") -> str:
 
 
 def _left_out(found: "Preview") -> str:
-    return f", besides {', '.join(found.unknown)}, which no past run tells" if found.unknown else ""
+    if not found.unknown:
+        return ""
+    if len(found.unknown) == len(found.running):
+        return ", as no past run tells it"
+    return f", besides {', '.join(found.unknown)}, which no past run tells"
 
 
 def _row(stage: "StageEstimate") -> list[str]:

@@ -88,8 +88,9 @@ def test_an_added_file_is_refused_by_name(mixed_package: Path, name: str) -> Non
 
 
 def test_what_is_no_package_says_so(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none", Path(__file__)):
-        assert "must be a model package, but has no digests.json" in _refusal(path)
+    for path in (tmp_path, Path(__file__)):
+        assert "must be a model package, but it has no digests.json" in _refusal(path)
+    assert "must be a model package, but nothing is there" in _refusal(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["signature.json", "lineage.json"])
