@@ -2,7 +2,7 @@
 
 import json
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -15,11 +15,8 @@ from lepton_ray.artifacts.profile import Profile
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.files import write_json
 from lepton_ray.data.parts import read_parts
-from lepton_ray.evaluate import metrics as scores
 from lepton_ray.evaluate.data_report import DataReport
-from lepton_ray.evaluate.judge import JUDGES, Judge
 from lepton_ray.evaluate.ranking import measure_ranking
-from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.features.columns import codes_of
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.ranking import group_of
@@ -29,6 +26,9 @@ from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 from lepton_ray.stages.train_data import target_of
+
+if TYPE_CHECKING:
+    from lepton_ray.evaluate.judge import Judge
 
 VERSION = 5
 
@@ -44,12 +44,17 @@ def evaluate(
     ctx: RunContext,
 ) -> Evaluation:
     """Measure on the test split; nothing before has looked at it."""
+    # With them come scikit-learn and Matplotlib, for which a plan, or a run that ends before, need not wait.
+    from lepton_ray.evaluate.judge import JUDGES  # noqa: PLC0415
+    from lepton_ray.evaluate.metrics import missed_gates  # noqa: PLC0415
+    from lepton_ray.evaluate.report import ReportData, write_report  # noqa: PLC0415
+
     ctx.work["rows"] = sum(dataset.split_rows[split] for split in ("train", "test"))
     opened = open_package(package.path)
     answers = held_out.answer(Predictor(opened), dataset, "test", ctx)
     target = target_of(feature_set)
     judge, y_test = JUDGES[target.task], held_out.labels(feature_set, "test", ctx)
-    measure = partial(_measure, evaluate, target, y_test, _groups(evaluate, data, dataset, ctx))
+    measure = partial(_measure, judge, evaluate, target, y_test, _groups(evaluate, data, dataset, ctx))
     metrics = measure(answers)
     figures = judge.draw(y_test, answers, target, evaluate, data.label or "")
     ctx.update("package measured")
@@ -60,7 +65,7 @@ def evaluate(
         if num_rows < (of := feature_set.split_rows["train"]):
             baseline_name = f"{baseline_name}, of {num_rows:,} of {of:,} rows"
     gated = {**metrics, **{f"{BASELINE}{name}": value for name, value in baseline.items()}}
-    missed = scores.missed_gates(gated, evaluate.gates)
+    missed = missed_gates(gated, evaluate.gates)
     page = write_report(
         ReportData(
             name=ctx.name,
@@ -103,18 +108,25 @@ def _groups(spec: EvaluateSpec, data: DataSpec, dataset: Dataset, ctx: RunContex
 
 
 def _measure(
-    spec: EvaluateSpec, target: Target, y_test: NDArray[Any], groups: NDArray[np.integer], answers: Feeds
+    judge: "Judge",
+    spec: EvaluateSpec,
+    target: Target,
+    y_test: NDArray[Any],
+    groups: NDArray[np.integer],
+    answers: Feeds,
 ) -> dict[str, float]:
-    metrics = JUDGES[target.task].measure(y_test, answers, target, spec)
+    metrics = judge.measure(y_test, answers, target, spec)
     if spec.ranking is None:
         return metrics
     return {**metrics, **measure_ranking(y_test, answers, target, groups, spec.ranking)}
 
 
-def _answer_baseline(feature_set: FeatureSet, judge: Judge, ctx: RunContext) -> tuple[Feeds, int]:
+def _answer_baseline(feature_set: FeatureSet, judge: "Judge", ctx: RunContext) -> tuple[Feeds, int]:
     """Return what the baseline answers for the test split, and how many training rows it is fitted on."""
+    from lepton_ray.evaluate.metrics import to_matrix as matrix_of  # noqa: PLC0415
+
     x_train, y_train = held_out.sample_prepared(feature_set, "train", ctx)
-    to_matrix = partial(scores.to_matrix, feature_set.inputs)
+    to_matrix = partial(matrix_of, feature_set.inputs)
     model = judge.fit_baseline(to_matrix(x_train), y_train, target_of(feature_set))
     return held_out.answer_prepared(lambda x: model(to_matrix(x)), feature_set, "test", ctx), len(y_train)
 
