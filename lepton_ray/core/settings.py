@@ -26,6 +26,9 @@ _RAY_DEFAULTS = {
 # Set in the workers that train on JAX: a process has one backend of Keras for good, and what the user's shell says is none of it.
 _KERAS_BACKEND = "LEPTON_RAY_KERAS_BACKEND"
 
+# Of MLflow, which Ray imports too where it is installed: its usage reports as Ray's.
+_MLFLOW_DEFAULTS = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+
 # TensorFlow's C++ code writes about the machine's instructions on standard error whenever it starts.
 _TENSORFLOW_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
@@ -128,10 +131,16 @@ def prepare_ray() -> None:
     With a token present and ``RAY_AUTH_MODE`` unset, Ray 2.60's servers demand the token while its clients do not send
     it, so the mode is set here for both. Ray reads it when it is imported: later it would reach only half of Ray.
     """
-    for name, value in _RAY_DEFAULTS.items():
+    for name, value in (_RAY_DEFAULTS | _MLFLOW_DEFAULTS).items():
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def prepare_mlflow() -> None:
+    """Set what MLflow reads when it is imported, and the user has not set."""
+    for name, value in _MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def set_collective_interface(name: str) -> None:

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from mlflow.entities import Metric, Param, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
+from lepton_ray.core import settings
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import temporary_folder
 from lepton_ray.core.text import without_credentials
+
+settings.prepare_mlflow()
+
+import mlflow  # noqa: E402
+from mlflow.entities import Metric, Param, ViewType  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
 
 _PACKAGE_TAG = "lepton_ray.package"
 _PACKAGE_FOLDER = "package"

@@ -87,7 +87,7 @@ def find_model(model: str, tracking_uri: str | None) -> ModelRef:
     if not settings.expand(model).startswith("models:/"):
         filesystem, path = open_filesystem(model)
         return ModelRef(uri=path if isinstance(filesystem, LocalFileSystem) else model)
-    require("mlflow", "a registered model")
+    require("lepton_ray.registry.on_mlflow", "a registered model")
     from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
 
     registry = tracking_uri or "${MLFLOW_TRACKING_URI}"

@@ -15,7 +15,7 @@ def register(
     register: RegisterSpec, checkpoint: Checkpoint, package: PackageRef, evaluation: Evaluation, ctx: RunContext
 ) -> RegisteredModel:
     """Register a package that met its gates; the alias moves to it."""
-    require("mlflow", "registering a model")
+    require("lepton_ray.registry.on_mlflow", "registering a model")
     from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
 
     opened = open_package(package.path)

@@ -1,0 +1,36 @@
+"""Nothing is told to MLflow's makers unless the user asks for it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("mlflow")
+
+_MARKS_OF_TESTS = ("CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "GITHUB_ACTIONS", "MLFLOW_TESTING")
+"""MLflow tells nothing where these stand, and would hide that the setting lacks."""
+
+
+def _client(first: str, **variables: str) -> str:
+    """Import a module and then MLflow, in a process; returns its telemetry client's type."""
+    kept = {name: value for name, value in os.environ.items() if name not in _MARKS_OF_TESTS}
+    code = (
+        f"import {first}\nimport mlflow.telemetry.client as found; print(type(found.get_telemetry_client()).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **variables}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_registry_turns_it_off() -> None:
+    assert _client("lepton_ray.registry.on_mlflow") == "NoneType"
+
+
+def test_so_does_connecting_to_ray_which_imports_it_too() -> None:
+    assert _client("lepton_ray.core.settings as settings; settings.prepare_ray()") == "NoneType"
+
+
+def test_the_user_may_turn_it_on() -> None:
+    assert _client("lepton_ray.registry.on_mlflow", MLFLOW_DISABLE_TELEMETRY="false") == "TelemetryClient"
