@@ -62,6 +62,10 @@ def answers(url: str) -> bool:
         return False
 
 
+_begun: set[str] = set()
+"""Addresses of the clusters that ``cluster`` has begun."""
+
+
 @pytest.fixture(scope="module")
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     home = tmp_path_factory.mktemp("home")
@@ -143,15 +147,27 @@ def ancestors(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A local cluster of 4 logical CPUs that this process is connected to."""
-    from lepton_ray.core import settings
-
-    port = free_port()
-    settings.prepare_ray()
-    settings.point_to_dashboard(port)
+def ending() -> Iterator[None]:
+    """Ends at the end of all tests what ``cluster`` has begun."""
+    yield
     import ray
 
-    ray.init(address="local", num_cpus=4, log_to_driver=False, object_store_memory=300 << 20, dashboard_port=port)
-    yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster(ending: None) -> None:
+    """A local cluster of 4 logical CPUs that this process is connected to: that of the tests before, unless one of them has left it."""
+    from lepton_ray.core import settings
+
+    settings.prepare_ray()
+    import ray
+
+    if ray.is_initialized():
+        if ray.get_runtime_context().gcs_address in _begun:
+            return
+        ray.shutdown()
+    port = free_port()
+    settings.point_to_dashboard(port)
+    ray.init(address="local", num_cpus=4, log_to_driver=False, object_store_memory=300 << 20, dashboard_port=port)
+    _begun.add(ray.get_runtime_context().gcs_address)
