@@ -13,6 +13,7 @@ says more.
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def compare(arguments: argparse.Namespace) -> str:
             rows.append(f"| {kind} | {name} | {spread(timed[name])} | {ratio} | {cpu:.1f} | {peak:.0f} | {heap:.0f} |")
     command = (
         f"python benchmarks/data/bench.py compare --rounds {arguments.rounds} --slow-rounds {arguments.slow_rounds}"
+        + ("" if arguments.only == list(CONTENDERS) else f" --only {shlex.join(arguments.only)}")
     )
     sizes = ", ".join(f"{tables[kind].stat().st_size / 1e6:.0f} MB {kind}" for kind in arguments.inputs)
     return "\n".join(
