@@ -131,7 +131,8 @@ def prepare_ray() -> None:
     With a token present and ``RAY_AUTH_MODE`` unset, Ray 2.60's servers demand the token while its clients do not send
     it, so the mode is set here for both. Ray reads it when it is imported: later it would reach only half of Ray.
     """
-    for name, value in (_RAY_DEFAULTS | _MLFLOW_DEFAULTS).items():
+    prepare_mlflow()
+    for name, value in _RAY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and ray_token() is not None:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -13,6 +13,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.profile import Profile
 from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.core.extras import check_installed
 from lepton_ray.core.files import write_json
 from lepton_ray.data.parts import read_parts
 from lepton_ray.evaluate.data_report import DataReport
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from lepton_ray.evaluate.judge import Judge
 
 VERSION = 5
+
+
+def preflight() -> None:
+    """Find out before anything is read whether the packages are there that ``evaluate`` imports late."""
+    for package in ("sklearn", "matplotlib"):
+        check_installed(package, "evaluating")
 
 
 def evaluate(

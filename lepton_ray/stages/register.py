@@ -3,12 +3,17 @@
 from lepton_ray.artifacts.kinds import Checkpoint, Evaluation, PackageRef, RegisteredModel
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.core import settings
-from lepton_ray.core.extras import require
+from lepton_ray.core.extras import check_installed, require
 from lepton_ray.core.files import read_json
 from lepton_ray.spec.release import RegisterSpec
 from lepton_ray.stages.context import RunContext
 
 VERSION = 1
+
+
+def preflight() -> None:
+    """Find out before anything is read whether there is MLflow."""
+    check_installed("mlflow", "registering a model")
 
 
 def register(

@@ -4,17 +4,13 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-pytest.importorskip("mlflow")
-
-_MARKS_OF_TESTS = ("CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "GITHUB_ACTIONS", "MLFLOW_TESTING")
-"""MLflow tells nothing where these stand, and would hide that the setting lacks."""
+_SILENCING = ("CI", "PYTEST_CURRENT_TEST", "GITHUB_ACTIONS", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY")
+"""MLflow tells nothing where one of these stands, so that it would not be seen whether we turn it off."""
 
 
 def _client(first: str, **variables: str) -> str:
     """Import a module and then MLflow, in a process; returns its telemetry client's type."""
-    kept = {name: value for name, value in os.environ.items() if name not in _MARKS_OF_TESTS}
+    kept = {name: value for name, value in os.environ.items() if name not in _SILENCING}
     code = (
         f"import {first}\nimport mlflow.telemetry.client as found; print(type(found.get_telemetry_client()).__name__)"
     )
