@@ -1,8 +1,10 @@
 """One gRPC connection: HTTP/2 by h2, calls of one message each way, under the rules of the HTTP listener.
 
 A stream that is refused has its answer before its message has come, and is then reset. A client is let go as gRPC has it: a first
-GOAWAY asks it to open no more streams, a ping says when it has read that, and the streams that are there are answered; so no
-call is lost, whoever takes the next one.
+GOAWAY asks it to open no more streams, a ping says when it has read that, and the streams that are there are answered. What came
+together with the ping's answer is among them; what comes later is not, as the last GOAWAY tells, and the client's to send again.
+The client closes: whoever closes before he has read all that was sent takes back what he has written. So no call is lost, whoever
+takes the next one.
 
 Source: https://github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md, and RFC 9113.
 """
@@ -152,6 +154,8 @@ class GrpcConnection(asyncio.Protocol):
         self._leaving_since: float | None = None
         self._is_told = False
         """The client knows that it is to leave, and opens no more streams."""
+        self._ended_since: float | None = None
+        """Set when all is said, and only the client's close is waited for."""
         self._is_write_due = False
 
     # asyncio's side
@@ -196,7 +200,7 @@ class GrpcConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._send_by = None
-        if self._is_gone():
+        if self._transport is None or self._transport.is_closing():
             return
         self._transport.resume_reading()
         self._send_rest()
@@ -206,6 +210,8 @@ class GrpcConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """See to the clocks."""
+        if self._ended_since is not None:
+            self._wait_for_close(now - self._ended_since)
         if self._is_gone():
             return
         if self._send_by is not None and now >= self._send_by:
@@ -218,13 +224,12 @@ class GrpcConnection(asyncio.Protocol):
             else:
                 self._h2.reset_stream(stream.id, ErrorCodes.CANCEL)
                 self._forget(stream)
-        self._write()
         is_idle = not self._streams and now >= self._idle_since + self._owner.limits.idle_s
         if self._owner.is_draining or is_idle or now >= self._opened + self._owner.limits.age_s:
             self._leave()
         if self._leaving_since is not None and now >= self._leaving_since + IDLE_DRAIN_S:
             self._is_told = True  # or will never be
-            self._close_if_done()
+        self._write()
 
     def start_draining(self) -> None:
         """Let the client go."""
@@ -270,12 +275,10 @@ class GrpcConnection(asyncio.Protocol):
                 self._complete(event.stream_id)
             case StreamReset():
                 self._lose(event.stream_id)
-                self._close_if_done()
             case WindowUpdated() | RemoteSettingsChanged():
                 self._send_rest()
             case PingAckReceived() if event.ping_data == _PING:
                 self._is_told = True
-                self._close_if_done()
             case ConnectionTerminated():
                 self._transport.close()
 
@@ -392,7 +395,7 @@ class GrpcConnection(asyncio.Protocol):
     # the rest
 
     def _is_gone(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
+        return self._transport is None or self._transport.is_closing() or self._ended_since is not None
 
     def _is_closed(self, id: int) -> bool:
         """Whether h2 has closed a stream: it reads all that has come before it tells what that was."""
@@ -428,7 +431,7 @@ class GrpcConnection(asyncio.Protocol):
         self._streams.pop(stream.id, None)
         stream.is_open = False
         self._idle_since = self._owner.now()
-        self._close_if_done()
+        self._write_soon()
 
     def _lose(self, id: int) -> None:
         """Take note that nobody waits for a stream any more; what is computed for it comes, and finds nobody."""
@@ -469,15 +472,16 @@ class GrpcConnection(asyncio.Protocol):
         ping = self._h2.data_to_send()
         self._transport.write(GoAwayFrame(0, last_stream_id=_EVERY_STREAM).serialize() + ping)
 
+    def _wait_for_close(self, seconds: float) -> None:
+        """Close where the client has not for some time, and cut off one that does not even take what is sent."""
+        if self._transport is not None and seconds >= IDLE_DRAIN_S:
+            self._transport.close()
+            if seconds >= self._owner.limits.receive_s:
+                self._transport.abort()
+
     def _end_at_once(self) -> None:
         self._write()
         self._transport.close()
-
-    def _close_if_done(self) -> None:
-        if self._is_told and not self._streams and not self._is_gone():
-            self._h2.close_connection()
-            self._write()
-            self._transport.close()
 
     def _write_soon(self) -> None:
         """Write what the answers of one moment have become, in one piece."""
@@ -487,8 +491,17 @@ class GrpcConnection(asyncio.Protocol):
 
     def _write(self) -> None:
         self._is_write_due = False
-        if not self._is_gone() and (data := self._h2.data_to_send()):
+        if self._is_gone():
+            return
+        is_done = self._is_told and not self._streams
+        if is_done:
+            self._h2.close_connection()
+        if data := self._h2.data_to_send():
             self._transport.write(data)
+        if is_done:
+            self._ended_since = self._owner.now()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
 
 
 def _trailers(response: Response) -> _Headers:

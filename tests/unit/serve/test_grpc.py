@@ -14,9 +14,18 @@ import numpy as np
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, DataReceived, PingAckReceived, ResponseReceived, StreamEnded, StreamReset
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    PingAckReceived,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+)
 from h2.exceptions import ProtocolError
 from hpack import Encoder
+from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -474,6 +483,85 @@ def test_streams_are_bounded_also_those_that_are_reset(serve: Any, connect: Any)
     held.set()
     _wait_until(lambda: len(running.meter.calls) == 100)
     assert client.status(client.open(("content-type", "application/grpc+proto"), (":path", "/x"))) == "12"
+
+
+def test_a_call_that_comes_with_the_answer_to_the_ping_is_answered(serve: Any, connect: Any) -> None:
+    """A client may have begun it before it has read that it is to leave; gRPC's writes the ping's answer first."""
+    running = serve()
+    client = connect(running.port)
+    _be_asked_to_leave(running, client)
+    id = _ask(client)
+    client.socket.sendall(_PING_ANSWER + client.h2.data_to_send())
+    *frames, last = _read_to_the_end(client)
+    assert isinstance(last, GoAwayFrame)
+    assert last.last_stream_id == id
+    assert [frame.stream_id for frame in frames if "END_STREAM" in frame.flags] == [id]
+    assert running.meter.calls == [("grpc", 200)]
+    client.socket.close()
+
+
+def test_a_call_that_comes_after_the_last_word_is_told_that_nobody_has_seen_it(serve: Any, connect: Any) -> None:
+    running = serve()
+    client = connect(running.port)
+    _be_asked_to_leave(running, client)
+    client.socket.sendall(_PING_ANSWER)
+    *_, last = _read_to_the_end(client)
+    assert isinstance(last, GoAwayFrame)
+    assert last.last_stream_id == 0
+    _ask(client)
+    client.socket.sendall(client.h2.data_to_send())
+    assert running.listener._connections  # a socket that is closed by now resets, and takes back what it has said
+    assert running.meter.calls == []
+    client.socket.close()
+    _wait_until(lambda: not running.listener._connections)
+
+
+@pytest.mark.slow
+def test_a_client_that_never_closes_is_closed(serve: Any, connect: Any) -> None:
+    running = serve()
+    client = connect(running.port)
+    _be_asked_to_leave(running, client)
+    client.socket.sendall(_PING_ANSWER)
+    _wait_until(lambda: not running.listener._connections)
+
+
+_PING_ANSWER = PingFrame(0, b"goingon?", flags=["ACK"]).serialize()
+
+
+def _be_asked_to_leave(running: Running, client: Raw) -> None:
+    client.send()
+    client.read_until(RemoteSettingsChanged)
+
+    async def leave() -> None:
+        for connection in running.listener._connections:
+            connection.start_draining()
+
+    running.call(leave())
+    data = b""
+    while PingFrame(0, b"goingon?").serialize() not in data:
+        data += client.socket.recv(1 << 16)
+
+
+def _ask(client: Raw) -> int:
+    id = client.h2.get_next_available_stream_id()
+    message = CLASSES["ModelInferRequest"](**tensors()).SerializeToString()
+    client.h2.send_headers(id, _HEADERS)
+    client.h2.send_data(id, b"\0%b%b" % (len(message).to_bytes(4, "big"), message), end_stream=True)
+    return id
+
+
+def _read_to_the_end(client: Raw) -> list[Frame]:
+    """Return the frames that come; h2 reads none after a GOAWAY."""
+    data = b""
+    while part := client.socket.recv(1 << 16):
+        data += part
+    frames: list[Frame] = []
+    while data:
+        frame, size = Frame.parse_frame_header(memoryview(data[:9]))
+        frame.parse_body(memoryview(data[9 : 9 + size]))
+        frames.append(frame)
+        data = data[9 + size :]
+    return frames
 
 
 async def _hold(running: Running, until: threading.Event) -> None:
