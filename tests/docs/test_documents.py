@@ -22,6 +22,10 @@ DOCUMENTS = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
 )
 BIN = Path(sys.executable).parent
+_JOBS = (_DIGITS, _CREDIT) = (
+    "lepton-ray run jobs/specs/handwritten_digits.yaml",
+    "lepton-ray run jobs/specs/credit_risk.yaml",
+)
 
 
 def blocks(name: str) -> list[list[str]]:
@@ -61,8 +65,8 @@ def run(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def plain_commands(name: str) -> list[str]:
-    """Commands that end by themselves and need no server; ``make`` targets are tested below."""
-    return [c for c in commands(name) if not c.startswith(("make ", "curl ", "lepton-ray serve"))]
+    """Commands that end by themselves, one after the other; ``make`` targets are tested below."""
+    return [c for c in commands(name) if not c.startswith(("make ", "curl ", "lepton-ray serve", *_JOBS))]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,13 @@ def followed(clone: Path) -> dict[str, "subprocess.CompletedProcess[str]"]:
 @pytest.mark.parametrize("command", plain_commands("README.md"))
 def test_readme_command_runs_as_written(command: str, followed: dict[str, "subprocess.CompletedProcess[str]"]) -> None:
     done = followed[command]
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [_DIGITS, pytest.param(_CREDIT, marks=pytest.mark.slow)])
+def test_readme_job_runs_as_written(command: str, clone: Path) -> None:
+    assert command in commands("README.md")
+    done = run(command, clone)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -64,6 +64,10 @@ class Workplace:
                 continue
         return found
 
+    def workers(self) -> list[int]:
+        """Live processes that train."""
+        return [pid for pid, name in self.processes().items() if "TrainWorker" in name]
+
     def wait_until(self, condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):

@@ -47,7 +47,7 @@ def test_killed_worker_is_replaced(workplace: Workplace, shared_workplace: Workp
     prepare(workplace)
     driver = workplace.start("run", "spec.yaml", *KERAS, "--json")
     wait_for_epoch(workplace, 2)
-    workers = [pid for pid, name in workplace.processes().items() if "TrainWorker" in name]
+    workers = workplace.workers()
     assert len(workers) == 2
     workplace.kill(workers[0])
     output, errors = driver.communicate(timeout=200)

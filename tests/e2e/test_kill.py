@@ -68,7 +68,7 @@ def test_killed_driver_goes_on_where_it_was(workplace: Workplace, undisturbed: A
     wait_for_epoch(workplace, 2)
     workplace.kill(driver.pid)
     driver.communicate()
-    workplace.wait_until(lambda: not workplace.processes(), "the end of the dead driver's cluster")
+    workplace.wait_until(lambda: not workplace.workers(), "the end of the dead driver's workers")
     assert list(workplace.folder.glob("runs/kill/train/*/work/train/checkpoint_*"))
     stages = workplace.run_json("run", "spec.yaml")["stages"]
     assert [stages[name]["skipped"] for name in ("ingest", "clean", "featurize", "train")] == [True, True, True, False]
@@ -80,7 +80,7 @@ def test_killed_worker_is_replaced(workplace: Workplace, undisturbed: Any) -> No
     prepare(workplace)
     driver = workplace.start("run", "spec.yaml", "--json")
     wait_for_epoch(workplace, 2)
-    workers = [pid for pid, name in workplace.processes().items() if "TrainWorker" in name]
+    workers = workplace.workers()
     assert len(workers) == 2
     workplace.kill(workers[0])
     output, errors = driver.communicate(timeout=200)

@@ -23,7 +23,7 @@ from .test_families_export import _CLASSES, _case, _raw
 
 _TARGET = Target(task="classification", classes=_CLASSES)
 _FAMILIES = {**KERAS_FAMILIES, "custom": KERAS_CUSTOM}
-_QUICK = ("transformer", "fusion", "custom")
+_QUICK = ("fusion", "custom")
 _NAMES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in _FAMILIES]
 
 

@@ -155,6 +155,7 @@ def test_the_groups_of_layers_are_those_of_the_names(folders: dict[str, Path]) -
             } == set()
 
 
+@pytest.mark.slow
 def test_frozen_layers_and_statistics_stay_to_the_bit_and_the_others_learn(folders: dict[str, Path]) -> None:
     spec, train = _spec(folders["h5"], freeze=_TOP), _train_spec(weight_decay=0.1, average_decay=0.5)
     before = weights_of(start_state(_build(spec), train, _SEED).model)
@@ -181,7 +182,8 @@ def test_layers_begin_to_learn_from_the_top_and_resume_to_the_bit(folders: dict[
     assert _moved(state.best_weights, resumed.best_weights) == set()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_lower_layers_step_as_far_as_their_factor_says(folders: dict[str, Path], optimizer: str) -> None:
     train = _train_spec(optimizer=optimizer, weight_decay=0.05)
     even, slower = (

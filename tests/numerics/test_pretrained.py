@@ -213,7 +213,7 @@ def test_groups_of_layers_begin_to_learn_from_the_top(bert: Path) -> None:
     assert _changed(_train(partly, _train_spec(epochs=4)), partly) == {2}
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [2, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 3))])
 @pytest.mark.parametrize(
     "settings", [{"unfreeze_every_epochs": 1, "layer_lr_factor": 0.5}, {"lora": {"factor_rank": 2}}]
 )

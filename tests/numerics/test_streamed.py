@@ -36,6 +36,7 @@ from .test_training import _Threads
 _SEED = 5
 _AUGMENT = {"table": {"noise_std": 0.3, "noise_fraction": 0.8}, "mixup_alpha": 0.4, "balance": "weights"}
 _REPOSITORY = Path(__file__).parents[2]
+_KERAS_SLOW = ["torch", pytest.param("keras", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +241,7 @@ def test_training_takes_the_steps_that_memory_takes_in_the_same_order(
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("augment", [None, _AUGMENT])
-@pytest.mark.parametrize("stop", [1, 2, 4, 5, 7, 12])
+@pytest.mark.parametrize("stop", [2, 5, 7, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 4, 12))])
 def test_resumed_within_an_epoch_is_equal_to_the_bit(tmp_path: Path, framework: Any, augment: Any, stop: int) -> None:
     """9 steps in legs of 2: an epoch has 5 of them, and stops after each but the last leave it in the middle."""
     data, spec = streamed(_data(), leg_steps=2), _spec(framework, augment=augment)
@@ -261,7 +262,7 @@ def test_resumed_within_an_epoch_is_equal_to_the_bit(tmp_path: Path, framework: 
     _assert_equal(resumed, undisturbed)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", _KERAS_SLOW)
 @pytest.mark.parametrize("num_reads", [1, 3, 5, 6, 11])
 def test_a_training_whose_storage_fails_goes_on_from_within_the_epoch(
     tmp_path: Path, framework: Any, num_reads: int, monkeypatch: pytest.MonkeyPatch
@@ -316,7 +317,7 @@ def test_many_workers_train_as_a_single_one_does(
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression", "anomaly_detection"])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", _KERAS_SLOW)
 def test_other_tasks_train_on_a_stream(task: Any, framework: Any) -> None:
     whole = _data()
     rng = np.random.default_rng(2)

@@ -195,6 +195,7 @@ def test_serving_process_has_loaded_no_training_framework(deployed: list[str]) -
         assert "/tensorflow/" not in loaded
 
 
+@pytest.mark.slow
 def test_a_registered_version_is_rolled_out_in_place_and_is_what_a_later_deploy_serves(
     head: Any, deployed: list[str], config: Path, tmp_path: Path
 ) -> None:

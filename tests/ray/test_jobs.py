@@ -158,6 +158,7 @@ def test_another_package_answers_whole_jobs(
     assert found[-1] == new
 
 
+@pytest.mark.slow
 def test_lost_jobs_are_told_and_can_be_sent_again(application: Application, submit: Callable[..., Sent]) -> None:
     """With its keeper a job is lost: who asks for it hears that, and sends it again under the same key."""
     import ray

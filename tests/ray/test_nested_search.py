@@ -36,6 +36,7 @@ def assert_all_is_free() -> None:
     wait_until(is_free, f"the release of all CPUs, {ray.available_resources()} are free", 20)
 
 
+@pytest.mark.slow
 def test_closed_in_the_middle_of_an_epoch_it_frees_its_workers(cluster: None, tmp_path: Path) -> None:
     from lepton_ray.train import on_ray
 

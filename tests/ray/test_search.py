@@ -155,6 +155,7 @@ def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path)
             assert ratio == pytest.approx(0.8) or ratio == pytest.approx(1.2) or after["values"]["train.lr"] == 0.3
 
 
+@pytest.mark.slow
 def test_a_replayed_schedule_comes_to_the_loss_of_its_trial(cluster: None, tmp_path: Path) -> None:
     """To the bit: what Tune did with a trial, pauses and weights of others included, is what its schedule says."""
     from lepton_ray.stages.tune import start_trial

@@ -199,6 +199,7 @@ def test_both_ways_in_answer_alike(application: Application) -> None:
         assert events[-2:] == ['event: end\nid: 100\ndata: {"rows":100}', ""]
 
 
+@pytest.mark.slow
 def test_requests_at_both_ways_in_stand_in_a_log_of_serve(application: Application) -> None:
     import ray
 

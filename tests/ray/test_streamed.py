@@ -39,10 +39,9 @@ def make_data(**settings: Any) -> Any:
     return streamed(data, group_size=7, groups_per_window=4, **settings)
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "augment", [None, pytest.param({"mixup_alpha": 0.4, "balance": "weights"}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("augment", [None, {"mixup_alpha": 0.4, "balance": "weights"}])
 def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path, framework: Any, augment: Any) -> None:
     """The last batch has 22 of 32 rows; sums in float32 depend on their order."""
     from lepton_ray.train import in_process, on_ray

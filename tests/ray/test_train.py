@@ -41,7 +41,14 @@ def make_data(rows: int = 203) -> Any:
     return TrainData({"x": x[:150]}, y[:150], {"x": x[150:]}, y[150:])
 
 
-@pytest.mark.parametrize(("framework", "parallelism"), [("torch", "ddp"), ("torch", "fsdp"), ("keras", "ddp")])
+@pytest.mark.parametrize(
+    ("framework", "parallelism"),
+    [
+        ("torch", "ddp"),
+        pytest.param("torch", "fsdp", marks=pytest.mark.slow),
+        pytest.param("keras", "ddp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_workers_take_the_steps_that_one_takes(
     cluster: None, tmp_path: Path, framework: Any, parallelism: Any
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_images_are_those_of_their_seed_and_hold_their_class(tools: Any, tmp
     assert sorted(set(y.tolist())) == list(range(10))
 
 
+@pytest.mark.slow
 def test_a_bare_loop_takes_the_steps_of_ours(tools: Any, tmp_path: Path) -> None:
     tools("images").write_images(tmp_path, 70, 20)
     found = []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 import typer.main
 from typer.testing import CliRunner, Result
@@ -213,8 +213,8 @@ def test_any_bad_file_exits_with_2(tmp_path: Path, command: str, content: bytes 
 
 def test_schema_is_a_schema_of_specs(spec: Path) -> None:
     schema = json.loads(_run("schema").stdout)
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(json.loads(_run("validate", spec, "--json").stdout)["spec"], schema)
+    jsonschema_rs.meta.validate(schema)
+    jsonschema_rs.validate(schema, json.loads(_run("validate", spec, "--json").stdout)["spec"])
     assert {"name", "data", "model", "register"} <= schema["properties"].keys()
 
 

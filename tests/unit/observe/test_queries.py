@@ -118,6 +118,7 @@ def test_alerts_fire_on_their_fault_alone() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_alert_that_cannot_fire_would_be_found(with_token: Path) -> None:
     path = with_token / "rules/alerts.yml"
     text = path.read_text()

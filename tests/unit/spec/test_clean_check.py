@@ -5,7 +5,7 @@ import operator
 import re
 from pathlib import Path
 
-import jsonschema
+import jsonschema_rs
 import pyarrow as pa
 import pytest
 import yaml
@@ -420,8 +420,8 @@ def test_the_document_shows_valid_sections(block):
         return
     clean = CleanSpec.model_validate(section)
     schema = CleanSpec.model_json_schema()
-    jsonschema.validate(section, schema)
-    jsonschema.validate(clean.model_dump(mode="json"), schema)
+    jsonschema_rs.validate(schema, section)
+    jsonschema_rs.validate(schema, clean.model_dump(mode="json"))
 
 
 def test_the_document_shows_a_function_that_works():
