@@ -5,6 +5,7 @@
     STORAGE/NAME/STAGE/KEY/manifest.json written last
     STORAGE/NAME/latest/STAGE            link to the KEY of the last run
     STORAGE/NAME/STAGE/KEY/work/         what a stage resumes from when killed; gone when it is done
+    STORAGE/NAME/STAGE/KEY.removed       empty; there while the folder is thrown away
 
 On a local folder a stage writes in place. On any other pyarrow filesystem it writes to a temporary folder, which is
 uploaded before the manifest; artifacts are downloaded when they are loaded.
@@ -177,8 +178,17 @@ class Store:
 
     def is_interrupted(self, step: StepId) -> bool:
         """Whether a killed run has left something of a step to go on from."""
-        infos = self.filesystem.get_file_info([self.work_path(step), f"{self.path(step)}/{MANIFEST}"])
-        return [info.type == pafs.FileType.NotFound for info in infos] == [False, True]
+        infos = self.filesystem.get_file_info(
+            [self.work_path(step), f"{self.path(step)}/{MANIFEST}", self._removal_mark(step)]
+        )
+        return [info.type == pafs.FileType.NotFound for info in infos] == [False, True, True]
+
+    def _removal_mark(self, step: StepId) -> str:
+        """Path of an empty file that is there while a step's folder is thrown away."""
+        return f"{self.path(step)}.removed"
+
+    def _is_there(self, path: str) -> bool:
+        return bool(self.filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
     def _read_json(self, path: str) -> Any:
         """Return a JSON file's content; None if it is not there or is none."""
@@ -212,11 +222,18 @@ class Store:
 
         What an interrupted run left stays: its parts, which the stage knows from ``work``.
         """
-        manifest = f"{self.path(step)}/{MANIFEST}"
-        if self.filesystem.get_file_info(manifest).type != pafs.FileType.NotFound:
+        manifest, mark = f"{self.path(step)}/{MANIFEST}", self._removal_mark(step)
+        fresh = fresh or self._is_there(mark)
+        is_removed = fresh and self._is_there(self.path(step))
+        if is_removed:
+            with self.filesystem.open_output_stream(mark):
+                pass  # killed from here on, what is left of the folder is nothing to go on from
+        if self._is_there(manifest):
             self.filesystem.delete_file(manifest)
-        if fresh and self.filesystem.get_file_info(self.path(step)).type != pafs.FileType.NotFound:
+        if is_removed:
             self.filesystem.delete_dir(self.path(step))
+        if self._is_there(mark):
+            self.filesystem.delete_file(mark)
         folder = self.local_folder(step)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():

@@ -11,7 +11,9 @@ from lepton_ray.core.errors import DataError
 from lepton_ray.pipeline.changes import find_changes
 from lepton_ray.pipeline.plan import Stage, check_stage_name, depends_of, noted, plan, to_step
 from lepton_ray.spec.model import backbones_of
+from lepton_ray.spec.row_rules import ForeignKeyRule
 from lepton_ray.spec.run import RunSpec
+from lepton_ray.spec.sources import Source
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,29 @@ def find_fates(spec: RunSpec, store: Store, from_stage: str | None = None, force
 
 
 def without_prepare(spec: RunSpec) -> RunSpec:
-    """Return the spec with a source that nobody writes, whatever looks at it."""
-    if getattr(spec.data.source, "prepare", None) is None:
-        return spec
-    source = spec.data.source.model_copy(update={"prepare": None})
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"source": source})})
+    """Return the spec with sources that nobody writes, whatever looks at them."""
+    rules = tuple(
+        rule.model_copy(update={"reference": _unprepared(rule.reference)}) if isinstance(rule, ForeignKeyRule) else rule
+        for rule in spec.clean.rules
+    )
+    data = spec.data.model_copy(update={"source": _unprepared(spec.data.source)})
+    return spec.model_copy(update={"data": data, "clean": spec.clean.model_copy(update={"rules": rules})})
+
+
+def _unprepared(source: Source) -> Source:
+    return source.model_copy(update={"prepare": None}) if _prepare_of(source) else source
+
+
+def _prepare_of(source: Source) -> str | None:
+    prepare: str | None = getattr(source, "prepare", None)
+    return prepare
+
+
+def _prepares(stage: Stage, spec: RunSpec) -> list[str]:
+    """Return what writes the sources that a stage reads, where something does."""
+    references = [rule.reference for rule in spec.clean.rules if isinstance(rule, ForeignKeyRule)]
+    sources = references if stage.name == "clean" else [spec.data.source]
+    return [prepare for source in sources if (prepare := _prepare_of(source))]
 
 
 def _find_fate(
@@ -73,10 +93,10 @@ def _find_fate(
     try:
         depends = depends_of(stage, spec, artifacts, without_prepare(spec))
     except DataError:
-        prepare = getattr(spec.data.source, "prepare", None)
-        if prepare is None:
+        prepares = _prepares(stage, spec)
+        if not prepares:
             raise
-        return Fate(stage, None, (f"the source is not there: {prepare} writes it first",))
+        return Fate(stage, None, (f"the source is not there: {', '.join(prepares)} writes it first",))
     step = to_step(stage, depends)
     found = store.peek(step, stage.kind)
     if found is not None:

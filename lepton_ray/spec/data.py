@@ -179,7 +179,7 @@ def _is_pattern(pattern: str) -> bool:
     """Whether strptime reads back what strftime writes by the pattern."""
     try:
         datetime.strptime(datetime(2024, 1, 31, tzinfo=UTC).strftime(pattern), pattern)
-    except ValueError:
+    except (ValueError, re.error):  # an expression is made of it, in which a directive may stand once
         return False
     return "%" in pattern
 
@@ -188,9 +188,9 @@ def parse_iso(text: str) -> datetime | None:
     """Return the time that an ISO 8601 text names, in UTC, or None if it names none."""
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # an offset may lead out of the years 1 to 9999
         return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 class SeriesColumn(Section):

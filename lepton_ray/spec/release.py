@@ -146,7 +146,7 @@ SHARES_PER_S = 4
 class RateLimitSpec(Section):
     """A bound on requests, over all replicas."""
 
-    requests_per_second: PositiveFloat
+    requests_per_second: Annotated[float, Field(gt=0, le=1e9)]
     burst: PositiveInt | None = None
     """Most requests at once, after a time with fewer; None takes those of one second."""
 

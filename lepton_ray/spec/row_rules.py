@@ -5,8 +5,8 @@ unless it says so. A comparison is the atom: the rule ``compare`` asks that it h
 comparisons hold.
 """
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -39,7 +39,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 def _check_constant(value: Any) -> float | str:
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     raise PydanticCustomError("constant", "must be a finite number or a text")
 

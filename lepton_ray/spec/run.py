@@ -117,6 +117,11 @@ class RunSpec(Section):
         known = metrics_of(task, self.evaluate) if task else ()
         if task == "anomaly_detection" and self.data.label is None:
             known = ("flagged_fraction",)
+        if task and self.evaluate.gates and not known:
+            raise ValueError(
+                f"evaluate.ranking must be given for evaluate.gates with data.ranking, got None and the gates "
+                f"{', '.join(self.evaluate.gates)}. Say what is relevant: evaluate.ranking: {{relevant: 1}}"
+            )
         if task and (wrong := [name for name in self.evaluate.gates if name.removeprefix(BASELINE) not in known]):
             raise ValueError(
                 f"evaluate.gates must name metrics of the {task} of {self.data.label or 'rows'} ({', '.join(known)}), or of its baseline "

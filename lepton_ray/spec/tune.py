@@ -86,12 +86,16 @@ class LogUniform(_Range):
     low: PositiveFloat
 
 
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""Searchers hold numbers as float64, which has every whole number up to here."""
+
+
 class Integer(Section):
     """A whole number from ``low`` to ``high``, both included; with ``step`` only ``low``, ``low + step`` and so on."""
 
     kind: Literal["integer"]
-    low: int
-    high: int
+    low: Whole
+    high: Whole
     step: PositiveInt = 1
 
     @model_validator(mode="after")
@@ -104,6 +108,8 @@ class Integer(Section):
 
 def _check_step(low: float, high: float, step: float) -> None:
     steps = (high - low) / step
+    if math.isinf(steps):
+        raise ValueError(f"step must make at most {_MAX_TRIALS} values, got {step:g}. Raise it, or leave it out")
     if round(steps) < 1 or abs(steps - round(steps)) > _WHOLE * max(1.0, steps):
         raise ValueError(f"step must divide high - low ({high - low:g}), got {step:g}. Change step or high")
     if steps >= _MAX_TRIALS and step != 1:

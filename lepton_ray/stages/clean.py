@@ -34,7 +34,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE
 from lepton_ray.stages.near_duplicates import remove_near_duplicates
-from lepton_ray.stages.references import load_references
+from lepton_ray.stages.references import fingerprint_references, load_references
 from lepton_ray.stages.windows import add_windows
 
 VERSION = 5
@@ -85,6 +85,11 @@ def preflight(data: DataSpec, clean: CleanSpec) -> None:
         SpecError: If a rule's function cannot be imported.
     """
     load_rule_functions(clean)
+
+
+def fingerprint(data: DataSpec, clean: CleanSpec) -> list[Any] | None:
+    """Return what the stage's result depends on outside of the spec: the sources that foreign keys refer to, None without one."""
+    return fingerprint_references(clean, data)
 
 
 def _judge_rules(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import ModelPackage, open_package
@@ -21,10 +22,10 @@ from lepton_ray.core.files import read_json
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
 from lepton_ray.evaluate.drift_page import ColumnPicture, write_drift_page
-from lepton_ray.features.columns import codes_of
+from lepton_ray.features.columns import codes_of, series_of
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.release import EvaluateSpec, Gate
-from lepton_ray.stages.score import features_of, source_of
+from lepton_ray.stages.score import features_of, run_each, source_of
 
 _ALARM_NAMES = {"excess_psi": "distribution", "excess_unseen": "unseen categories", "excess_missing": "missing values"}
 
@@ -38,7 +39,7 @@ class DriftReport:
     path: str
     rows: int
     refused: int
-    """Records that break the signature or, where labels are asked for, have none."""
+    """Records that break the signature, overflow the model or, where labels are asked for, have none."""
     columns: Sequence[Drift]
     """The worst first."""
     pictures: Sequence[ColumnPicture]
@@ -86,10 +87,12 @@ def measure_drift(package: str, path: str, is_labelled: bool = False) -> DriftRe
         if good.num_rows == 0:
             continue
         feeds = to_feeds(good, predictor.signature)
-        outputs = predictor.run(feeds)
-        window = window.plus(reference.count({**feeds, **outputs}))
+        outputs, is_scored, errors = run_each(predictor, feeds)
+        refused += len(errors)
+        scored = {name: values[is_scored] for name, values in feeds.items()}
+        window = window.plus(reference.count({**scored, **outputs}))
         if is_labelled:
-            measured.append((good.column(str(data.label)), outputs))
+            measured.append((good.column(str(data.label)).filter(pa.array(is_scored)), outputs))
     if not window.rows:
         raise DataError(f"the file must hold records that the package can score, got none in {path!r}")
     columns = reference.judge(window)
@@ -125,9 +128,16 @@ def read_gates(least: Sequence[str], most: Sequence[str], is_labelled: bool) -> 
                 problems.append(f"--{option} must be METRIC=VALUE, got {text!r}. Write --{option} accuracy=0.9, say")
     if bounds and not is_labelled:
         problems.append("--min and --max must be given with --labelled, as they are of metrics. Add it")
+    gates: dict[str, Gate] = {}
+    for name, bound in bounds.items():
+        try:
+            gates[name] = Gate.model_validate(bound)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            problems.append(f"--min and --max of {name} must be finite bounds that a value can keep, got: {reason}")
     if problems:
         raise SpecError(problems, "the command")
-    return {name: Gate.model_validate(bound) for name, bound in bounds.items()}
+    return gates
 
 
 def missed_gates(report: DriftReport, gates: Mapping[str, Gate]) -> list[str]:
@@ -209,6 +219,9 @@ def _labels(opened: ModelPackage, column: pa.ChunkedArray, data: DataSpec) -> tu
     task, classes = data.task or "classification", opened.signature.classes
     if data.tags_label is not None:
         return encode_tags(column, data.tags_label, classes), Target(task=task, classes=classes)
+    if pa.types.is_fixed_size_list(column.type):
+        num_values = column.type.list_size
+        return series_of(column, num_values), Target(task=task, num_values=num_values)
     if data.class_label is None:
         return column.to_numpy(), Target(task=task)
     codes = codes_of(column)

@@ -1,6 +1,7 @@
 """Read what foreign keys refer to: other sources, typed by the same code."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +19,7 @@ def load_references(clean: CleanSpec, data: DataSpec, ctx: RunContext) -> dict[i
     """Return the sorted key hashes of each foreign key's reference, by the position of the rule."""
 
     def read(rule: ForeignKeyRule, columns: Mapping[str, Column]) -> Iterator[pa.Table]:
-        reference = DataSpec(source=rule.reference, columns=dict(columns), missing_words=data.missing_words)
+        reference = _reference_of(rule, columns, data)
         connector = open_connector(reference)
         check_source(reference, connector)
         for part in connector.parts():
@@ -27,3 +28,18 @@ def load_references(clean: CleanSpec, data: DataSpec, ctx: RunContext) -> dict[i
                 yield check_block(block, reference)[0]
 
     return keys.load_references(clean, data, read)
+
+
+def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any] | None:
+    """Return what the sources of all references say of themselves outside of the spec, None without one.
+
+    Raises:
+        DataError: If one is not there.
+    """
+    rules = [rule for rule in clean.rules if isinstance(rule, ForeignKeyRule)]
+    references = [_reference_of(rule, keys.reference_columns(rule, data), data) for rule in rules]
+    return [open_connector(reference).fingerprint() for reference in references] or None
+
+
+def _reference_of(rule: ForeignKeyRule, columns: Mapping[str, Column], data: DataSpec) -> DataSpec:
+    return DataSpec(source=rule.reference, columns=dict(columns), missing_words=data.missing_words)

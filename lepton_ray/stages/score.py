@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import DIGESTS, open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.artifacts.tables import to_feeds
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, RecordError
 from lepton_ray.core.files import read_json
 from lepton_ray.data.block import DETAIL, LINE, SOURCE, RawBlock
 from lepton_ray.data.check import check_block
@@ -92,12 +95,33 @@ def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> D
 
 def _score_block(block: RawBlock, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:
     good, bad = check_block(block, data)
-    outputs = predictor.run(to_feeds(good, predictor.signature))
+    outputs, is_scored, errors = run_each(predictor, to_feeds(good, predictor.signature))
     predictions = to_predictions(outputs, predictor.signature.classes)
-    lines = [{**place, **answer} for place, answer in zip(_places(good, data), predictions, strict=True)]
+    scored, spoilt = (_places(good.filter(pa.array(mask)), data) for mask in (is_scored, ~is_scored))
+    lines = [{**place, **answer} for place, answer in zip(scored, predictions, strict=True)]
+    lines += [{**place, "error": text} for place, text in zip(spoilt, errors, strict=True)]
     details = bad.column(DETAIL).to_pylist()
     lines += [{**place, "error": text} for place, text in zip(_places(bad, data), details, strict=True)]
     return iter(sorted(lines, key=lambda line: (line.get("file", ""), line["line"])))
+
+
+def run_each(predictor: Predictor, feeds: Feeds) -> tuple[Feeds, NDArray[np.bool_], list[str]]:
+    """Return the outputs of the rows that have some, which rows these are, and why each of the others has none.
+
+    Rows are halved until those are found that overflow the model's arithmetic.
+    """
+    rows = len(next(iter(feeds.values())))
+    try:
+        return predictor.run(feeds), np.ones(rows, bool), []
+    except RecordError as error:
+        if rows == 1:
+            nothing = predictor.run({name: values[:0] for name, values in feeds.items()})
+            return nothing, np.zeros(1, bool), [str(error).removeprefix("records[0] ")]
+    half = rows // 2
+    parts = [{name: values[cut] for name, values in feeds.items()} for cut in (slice(half), slice(half, None))]
+    (first, is_first, errors), (second, is_second, more) = (run_each(predictor, part) for part in parts)
+    outputs = {name: np.concatenate([first[name], second[name]]) for name in first}
+    return outputs, np.concatenate([is_first, is_second]), errors + more
 
 
 def _places(block: pa.Table, data: DataSpec) -> list[dict[str, Any]]:

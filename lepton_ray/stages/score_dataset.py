@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
@@ -26,10 +25,10 @@ from numpy.typing import NDArray
 from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
-from lepton_ray.artifacts.signature import Feeds, Signature
+from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.store import MANIFEST, WORK, Store, open_filesystem
 from lepton_ray.artifacts.tables import to_feeds
-from lepton_ray.core.errors import ArtifactError, DataError, RecordError
+from lepton_ray.core.errors import ArtifactError, DataError
 from lepton_ray.core.files import sha256_json
 from lepton_ray.core.text import without_credentials
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE, TEXT, RawBlock
@@ -41,7 +40,7 @@ from lepton_ray.data.parts import Folder
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.score import SUFFIXES, features_of, source_of
+from lepton_ray.stages.score import SUFFIXES, features_of, run_each, source_of
 
 VERSION = 1
 _PLAN = "plan.json"
@@ -228,7 +227,7 @@ def _score_part(
 def _score_block(block: RawBlock, data: DataSpec, predictor: Predictor) -> tuple[pa.Table, pa.Table]:
     """Return the predictions and the refused records of a block, each in the order of the source."""
     good, bad = check_block(block, data)
-    outputs, is_scored, errors = _run(predictor, to_feeds(good, predictor.signature))
+    outputs, is_scored, errors = run_each(predictor, to_feeds(good, predictor.signature))
     places = {
         "file": good.column(SOURCE).cast(pa.string()),
         "line": good.column(LINE),
@@ -251,25 +250,6 @@ def _score_block(block: RawBlock, data: DataSpec, predictor: Predictor) -> tuple
         "text": pa.nulls(len(errors), pa.large_string()),
     }
     return scored, pa.concat_tables([removed, pa.table(facts).cast(_REFUSED)]).sort_by("line")
-
-
-def _run(predictor: Predictor, feeds: Feeds) -> tuple[Feeds, NDArray[np.bool_], list[str]]:
-    """Return the outputs of the rows that have some, which rows these are, and why each of the others has none.
-
-    Rows are halved until those are found that overflow the model's arithmetic.
-    """
-    rows = len(next(iter(feeds.values())))
-    try:
-        return predictor.run(feeds), np.ones(rows, bool), []
-    except RecordError as error:
-        if rows == 1:
-            nothing = predictor.run({name: values[:0] for name, values in feeds.items()})
-            return nothing, np.zeros(1, bool), [str(error).removeprefix("records[0] ")]
-    half = rows // 2
-    parts = [{name: values[cut] for name, values in feeds.items()} for cut in (slice(half), slice(half, None))]
-    (first, is_first, errors), (second, is_second, more) = (_run(predictor, part) for part in parts)
-    outputs = {name: np.concatenate([first[name], second[name]]) for name in first}
-    return outputs, np.concatenate([is_first, is_second]), errors + more
 
 
 def _to_columns(outputs: Mapping[str, NDArray[Any]], signature: Signature) -> dict[str, pa.Array]:

@@ -116,6 +116,35 @@ def test_killed_while_it_cleans_up_a_stage_is_done(tmp_path: Path, monkeypatch: 
     assert store.load(_STEP, Evaluation) is not None
 
 
+@pytest.mark.parametrize("was_done", [False, True])
+def test_killed_while_it_throws_away_a_stage_has_nothing_to_go_on_from(tmp_path: Path, was_done: bool) -> None:
+    store = Store.open(str(tmp_path), "demo")
+    folder = store.begin(_STEP, fresh=False)
+    if was_done:
+        store.commit(_STEP, _evaluation(), {})
+    for name in ("rows/00000.arrow", "work/reading/00000.json"):  # a part, and the fact that it is done
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    assert store.is_interrupted(_STEP) is not was_done
+
+    class Killed(BaseException):
+        pass
+
+    class Deadly(pafs.LocalFileSystem):
+        def delete_dir(self, path: str) -> None:
+            super().delete_dir(f"{path}/rows")
+            raise Killed
+
+    with pytest.raises(Killed):
+        Store(Deadly(), store.root).begin(_STEP, fresh=True)
+    assert store.load(_STEP, Evaluation) is None
+    assert not store.is_interrupted(_STEP)
+    store.begin(_STEP, fresh=False)
+    assert not Path(store.work_path(_STEP)).exists()
+    (folder / "work").mkdir()
+    assert store.is_interrupted(_STEP)  # as ever after
+
+
 @pytest.mark.parametrize("name", _NAMES)
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_damaged_file_is_named_with_what_to_do(store: Store, tmp_path: Path, name: str, damage: str) -> None:

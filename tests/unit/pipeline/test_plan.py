@@ -8,7 +8,7 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline.plan import STAGES, depends_of, to_step
 from lepton_ray.spec import parse_spec
 
-FEATURIZE = next(stage for stage in STAGES if stage.name == "featurize")
+CLEAN, FEATURIZE = (next(stage for stage in STAGES if stage.name == name) for name in ("clean", "featurize"))
 SUBWORDS = "{texts: {tokens: {kind: subwords, tokenizer_file: %s}, encode: ids}}"
 
 
@@ -52,3 +52,23 @@ def test_nothing_outside_the_spec_leaves_the_key_alone(monkeypatch):
     step = step_of(FEATURIZE, spec, {})
     monkeypatch.delattr(FEATURIZE.module, "fingerprint")
     assert step_of(FEATURIZE, spec, {}) == step
+
+
+def test_other_keys_at_the_same_path_are_another_step(tmp_path):
+    reference = tmp_path / "keys.csv"
+    reference.write_text("a\nx\n")
+    rule = f"{{kind: foreign_key, columns: a, reference: {{kind: csv, uri: {reference}}}}}"
+    spec = parse_spec(
+        f"name: n\ndata: {{source: {{kind: csv, uri: x.csv}}, columns: {{a: category}}}}\nclean: {{rules: [{rule}]}}\n"
+    )
+    first = step_of(CLEAN, spec, {})
+    assert step_of(CLEAN, spec, {}) == first
+    reference.write_text("a\nx\ny\n")
+    assert step_of(CLEAN, spec, {}) != first
+
+
+def test_without_keys_in_another_source_the_key_of_clean_stays(monkeypatch):
+    spec = spec_of("{}")
+    step = step_of(CLEAN, spec, {})
+    monkeypatch.delattr(CLEAN.module, "fingerprint")
+    assert step_of(CLEAN, spec, {}) == step

@@ -100,6 +100,15 @@ def test_a_source_with_prepare_that_is_there_has_the_key_that_the_run_gives_it(f
     assert [runs for runs, _ in whys(preview(spec_of(folder, prepare))).values()] == [False, False, False]
 
 
+def test_a_reference_that_is_written_first_is_not_written_by_a_plan(folder: Path) -> None:
+    reference = f"{{kind: csv, uri: {folder}/keys.csv, prepare: 'lepton_ray.testing.samples:write_medical_diagnosis'}}"
+    rules = f"clean.rules=[{{kind: foreign_key, columns: b, reference: {reference}}}]"
+    run(spec_of(folder))
+    found = preview(spec_of(folder, rules))
+    assert not (folder / "keys.csv").exists()
+    assert "write_medical_diagnosis writes it first" in whys(found)["clean"][1]
+
+
 def test_what_is_done_is_skipped_and_what_follows_waits(folder: Path) -> None:
     assert whys(preview(with_model(folder)))["ingest"] == (True, "not done before")
     run(spec_of(folder))

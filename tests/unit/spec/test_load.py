@@ -297,6 +297,33 @@ def test_sections_must_fit_each_other(text: str, overrides: list[str], rule: str
     assert rule in _one_problem(text, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("data.columns.at={kind: time, min: '0001-01-01T00:00:00+14:00'}", "at.min must be an ISO 8601 time"),
+        ("data.columns.at={kind: time, max: '9999-12-31T23:59:59-01:00'}", "at.max must be an ISO 8601 time"),
+        ("data.columns.at={kind: time, format: '%d.%m.%d'}", "at.format must be 'iso', 'epoch_s', 'epoch_ms' or a"),
+        ("data.columns.at={kind: time, format: '%c %Y'}", "at.format must be 'iso', 'epoch_s', 'epoch_ms' or a"),
+        ("features.times.reference='9999-12-31T23:59:59-01:00'", "reference must be an ISO 8601 time"),
+        (
+            f"clean.rules=[{{kind: compare, left: age, operator: '<', value: 1{'0' * 400}}}]",
+            "value must be a finite number or a text",
+        ),
+        (
+            "tune.space={train.lr: {kind: uniform, low: 0.1, high: 1e300, step: 1e-300}}",
+            "step must make at most 10000 values, got 1e-300",
+        ),
+        (
+            f"tune.space={{train.global_batch_size: {{kind: integer, low: 1, high: {10**30}}}}}",
+            "tune.space.train.global_batch_size.high must be less than or equal to",
+        ),
+        ("serve.rate_limit={requests_per_second: 1e308}", "serve.rate_limit.requests_per_second must be less than"),
+    ],
+)
+def test_a_value_that_nothing_can_be_computed_with_is_named(override: str, rule: str) -> None:
+    assert rule in _one_problem(_TABLE, override)
+
+
 def test_splits_that_miss_one_by_rounding_are_fine() -> None:
     assert parse_spec(_TABLE, ["data.split={train: 0.7, val: 0.1, test: 0.2}"]).data.split.val == 0.1
 

@@ -149,3 +149,11 @@ def test_lists_that_nobody_learns_name_their_column() -> None:
     assert "evaluate.ranking.group_by must be given without data.ranking, got None" in _problem(
         _NUMBER, "{relevant: 4}"
     )
+
+
+def test_gates_on_lists_that_nobody_measures_are_told_what_to_add() -> None:
+    with pytest.raises(SpecError, match=r"evaluate\.ranking must be given for evaluate\.gates with data\.ranking"):
+        parse_spec(
+            "name: lists\ndata:\n  source: {kind: csv, uri: a.csv}\n  label: y\n  ranking: {group_by: user}\n"
+            "  columns: {user: category, age: number, y: number}\nevaluate: {gates: {ndcg: {min: 0.5}}}\n"
+        )

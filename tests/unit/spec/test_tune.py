@@ -19,6 +19,7 @@ model: {kind: mlp}
 _LR = "train.lr: {kind: log_uniform, low: 1e-4, high: 1e-1}"
 _STEPS = "model.dropout: {kind: uniform, low: 0.0, high: 0.5, step: 0.1}"
 _HIDDEN = "model.hidden: {kind: choice, values: [[8], [16, 8]]}"
+_DOMAIN: TypeAdapter[Any] = TypeAdapter(Domain)  # made once: it takes longer than Hypothesis gives an example
 
 
 def _tune(text: str) -> TuneSpec:
@@ -143,14 +144,14 @@ def test_number_of_trials(text: str, trials: int) -> None:
 
 
 def test_one_and_true_are_different_choices() -> None:
-    domain: Any = TypeAdapter(Domain).validate_python({"kind": "choice", "values": [1, True, 1.0, "1", [1]]})
+    domain: Any = _DOMAIN.validate_python({"kind": "choice", "values": [1, True, 1.0, "1", [1]]})
     assert size_of({"model.x": domain}) == 5
 
 
 @given(st.integers(-100, 100), st.integers(1, 60), st.sampled_from([0.1, 0.25, 1e-3, 1.0, 7.0, 1e-7]))
 def test_steps_begin_and_end_where_the_range_does(start: int, steps: int, step: float) -> None:
     low, high = start * step, (start + steps) * step
-    domain: Any = TypeAdapter(Domain).validate_python({"kind": "uniform", "low": low, "high": high, "step": step})
+    domain: Any = _DOMAIN.validate_python({"kind": "uniform", "low": low, "high": high, "step": step})
     values = values_of(domain)
     assert values is not None
     assert len(values) == steps + 1

@@ -10,9 +10,10 @@ import yaml
 from typer.testing import CliRunner
 
 from lepton_ray.artifacts.package import open_package, seal
+from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.reference import ALARMS
 from lepton_ray.cli.app import app
-from lepton_ray.core.errors import DataError, SpecError
+from lepton_ray.core.errors import DataError, RecordError, SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.drift import measure_drift, read_gates
@@ -85,6 +86,45 @@ def test_labels_tell_how_good_the_answers_are(package: str, tmp_path: Path) -> N
     assert (turned.metrics or {})["accuracy"] < 0.1
 
 
+def test_labels_that_are_series_are_measured(tmp_path: Path) -> None:
+    for name, rows in (("rows", 300), ("new", 50)):
+        lines = [f'{size},"[{size}, {2 * size}]"' for size in range(rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["size,next", *lines]))
+    spec = {
+        "name": "series",
+        "storage": str(tmp_path / "runs"),
+        "data": {
+            "source": {"kind": "csv", "uri": str(tmp_path / "rows.csv")},
+            "columns": {"size": "number", "next": {"kind": "series", "length": 2}},
+            "label": "next",
+        },
+        "model": {"kind": "linear"},
+        "train": {"epochs": 60, "lr": 0.1},
+        "evaluate": {"baseline": "none"},
+    }
+    package = str(run(parse_spec(yaml.safe_dump(spec), source="x"))["export"].path)
+    found = measure_drift(package, str(tmp_path / "new.csv"), is_labelled=True)
+    assert found.labelled == 50
+    assert (found.metrics or {})["r2"] > 0.9
+
+
+def test_a_record_that_overflows_is_refused_alone(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Predictor.run
+
+    def overflowing(self: Predictor, feeds: Any) -> Any:
+        if (feeds["numbers"] > 1e99).any():
+            raise RecordError("records[0] must give finite probabilities")
+        return answer(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", overflowing)
+    (tmp_path / "new.csv").write_text("size,kind,is\n1,a,small\n1e300,a,large\n99,b,large\n")
+    found = measure_drift(package, str(tmp_path / "new.csv"), is_labelled=True)
+    assert (found.rows, found.labelled, found.refused) == (2, 2, 1)
+    assert (found.metrics or {})["accuracy"] == 1
+
+
 def test_records_without_a_label_cannot_be_measured(package: str, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("size,kind,is\n1,a,\n")
     with pytest.raises(DataError, match="must hold records"):
@@ -140,6 +180,9 @@ def test_the_page_holds_no_markup_from_data(package: str, tmp_path: Path) -> Non
 def test_wrong_bounds_are_told(package: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="METRIC=VALUE"):
         read_gates(["accuracy"], [], is_labelled=True)
+    for least, most in ((["accuracy=nan"], []), (["accuracy=inf"], []), (["accuracy=2"], ["accuracy=1"])):
+        with pytest.raises(SpecError, match="--min and --max of accuracy must be finite bounds"):
+            read_gates(least, most, is_labelled=True)
     with pytest.raises(SpecError, match="--labelled"):
         read_gates(["accuracy=1"], [], is_labelled=False)
     done = report(package, write_rows(tmp_path / "new.csv", 100), "--labelled", "--min", "acuracy=1")

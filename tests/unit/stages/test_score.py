@@ -16,8 +16,9 @@ from pyarrow import orc
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import seal
+from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, RecordError
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.score import score_file, source_of
 
@@ -88,6 +89,23 @@ def test_every_record_has_a_line(tmp_path, delimiter):
     assert [line["line"] for line in lines] == sorted(line["line"] for line in lines)
     assert lines[0]["probabilities"] == {"high": 0, "low": 1}
     assert lines[4]["error"] == "x must be at most 100, got 500"
+
+
+def test_records_that_overflow_are_refused_alone(tmp_path, monkeypatch):
+    run = Predictor.run
+
+    def overflowing(self, feeds):
+        if (too_large := np.flatnonzero(feeds["numbers"][:, 0] < -1e99)).size:
+            raise RecordError(f"records[{too_large[0]}] must give finite probabilities")
+        return run(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", overflowing)
+    package = write_package(tmp_path / "p", TABLE, kind="csv")
+    (tmp_path / "d.csv").write_text("c,x\na,3\na,-1e300\na,500\na,30\n")
+    counts, lines = score(package, tmp_path / "d.csv")
+    assert counts == (2, 2)
+    assert [(line["line"], line.get("label")) for line in lines] == [(2, "low"), (3, None), (4, None), (5, "high")]
+    assert lines[1]["error"] == "must give finite probabilities"
 
 
 def test_a_package_of_a_csv_takes_other_files_too(tmp_path):
