@@ -1,10 +1,12 @@
 """Read what foreign keys refer to: other sources, typed by the same code."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
+from lepton_ray.core.errors import DataError
 from lepton_ray.data import keys
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import check_source, open_connector
@@ -20,12 +22,13 @@ def load_references(clean: CleanSpec, data: DataSpec, ctx: RunContext) -> dict[i
 
     def read(rule: ForeignKeyRule, columns: Mapping[str, Column]) -> Iterator[pa.Table]:
         reference = _reference_of(rule, columns, data)
-        connector = open_connector(reference)
-        check_source(reference, connector)
-        for part in connector.parts():
-            for block in connector.read(part):
-                ctx.update(f"reading the keys of {', '.join(rule.columns)}")
-                yield check_block(block, reference)[0]
+        with _errors_named(clean, rule):
+            connector = open_connector(reference)
+            check_source(reference, connector)
+            for part in connector.parts():
+                for block in connector.read(part):
+                    ctx.update(f"reading the keys of {', '.join(rule.columns)}")
+                    yield check_block(block, reference)[0]
 
     return keys.load_references(clean, data, read)
 
@@ -36,9 +39,23 @@ def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any] | None
     Raises:
         DataError: If one is not there.
     """
-    rules = [rule for rule in clean.rules if isinstance(rule, ForeignKeyRule)]
-    references = [_reference_of(rule, keys.reference_columns(rule, data), data) for rule in rules]
-    return [open_connector(reference).fingerprint() for reference in references] or None
+    found = []
+    for rule in clean.rules:
+        if isinstance(rule, ForeignKeyRule):
+            with _errors_named(clean, rule):
+                reference = _reference_of(rule, keys.reference_columns(rule, data), data)
+                found.append(open_connector(reference).fingerprint())
+    return found or None
+
+
+@contextmanager
+def _errors_named(clean: CleanSpec, rule: ForeignKeyRule) -> Iterator[None]:
+    """Have connectors, which know one source, name the one that they read."""
+    try:
+        yield
+    except DataError as error:
+        place = f"clean.rules.{clean.rules.index(rule)}.reference"
+        raise DataError(str(error).replace("data.source", place)) from error
 
 
 def _reference_of(rule: ForeignKeyRule, columns: Mapping[str, Column], data: DataSpec) -> DataSpec:

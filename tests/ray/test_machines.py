@@ -155,7 +155,9 @@ def test_a_pipeline_is_submitted_and_runs_on_several_machines(cluster: Cluster, 
 def test_a_job_that_fails_ends_with_its_own_exit_status(cluster: Cluster) -> None:
     done = cluster.machines.run(*cluster.submission("wrong", "data.columns.nothing=number"))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "data.columns.nothing must name a column of the source" in done.stdout, "said by the job, which alone sees it"
+    assert "data.columns.nothing must name a column of the source" in done.stdout, (
+        "said by the job, which alone sees it"
+    )
 
 
 def test_a_machine_cut_off_during_training_changes_no_result(cluster: Cluster, undisturbed: dict[str, Any]) -> None:

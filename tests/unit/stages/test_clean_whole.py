@@ -9,7 +9,7 @@ import pytest
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import files
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages.clean import clean
+from lepton_ray.stages.clean import clean, fingerprint
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.ingest import ingest, preflight
 
@@ -88,6 +88,18 @@ def test_keys_must_stand_in_another_file(tmp_path):
     dataset = run(tmp_path, rows, "{id: number, city: category}", f"{{rules: [{rule}], max_removed_fraction: 1}}")
     assert dataset.ledger.removed == {"foreign_key": 2}
     assert {row["id"] for row in rows_in(tmp_path / "clean" / "quarantine")} == {2, 4}
+
+
+def test_keys_that_are_not_there_are_named_by_their_rule(tmp_path):
+    rule = f"{{kind: foreign_key, columns: a, reference: {{kind: csv, uri: {tmp_path / 'none.csv'}}}}}"
+    section = f"{{rules: [{{kind: unique, columns: a}}, {rule}]}}"
+    words = r"clean\.rules\.1\.reference\.uri must name a file or folder, nothing is at"
+    with pytest.raises(DataError, match=words):
+        run(tmp_path, ['{"a": "x"}'], "{a: category}", section)
+    text = f"name: n\ndata: {{source: {{kind: csv, uri: x.csv}}, columns: {{a: category}}}}\nclean: {section}\n"
+    spec = parse_spec(text)
+    with pytest.raises(DataError, match=words):
+        fingerprint(spec.data, spec.clean)
 
 
 def test_a_rule_may_stop_the_run(tmp_path):
