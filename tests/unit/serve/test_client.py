@@ -485,6 +485,14 @@ def test_parts_that_break_off_go_on_with_the_rest(
     assert b"accept: text/event-stream\r\n" in server.requests[0].lower()
 
 
+def test_parts_that_break_off_before_their_end_are_whole_all_the_same(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    server = fake(_events(_part(0, 1, 2)), _said("400 Bad Request", b'{"error":"the body must have records"}'))
+    assert list(connect(server.url).predict_in_parts([{"a": 0}, {"a": 1}])) == [[1, 2]]
+    assert _sent(server) == [b'[{"a":0},{"a":1}]']
+
+
 def test_a_later_part_is_named_by_its_place_among_all(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
     fault = 'event: error\nid: 1\ndata: {"status":422,"error":"records[1].a must be b"}'
     for last in (_events(_part(0, 3), fault), _said("422 No", b'{"error":"records[1].a must be b"}')):
