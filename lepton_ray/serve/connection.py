@@ -309,6 +309,7 @@ class Connection(asyncio.Protocol):
             return
         slot.request_id = slot.request_id or self._owner.next_id()
         slot.keep_alive = slot.keep_alive and not (len(self._slots) == 1 and self._is_last(self._owner.now()))
+        self._is_ending = self._is_ending or not slot.keep_alive
         head = b"transfer-encoding: chunked\r\nx-request-id: %b\r\ndate: %b\r\n" % (slot.request_id, self._owner.date)
         end = b"\r\n" if slot.keep_alive else b"connection: close\r\n\r\n"
         self._transport.write(_head_of(response.code, response.headers) + head + end)

@@ -266,6 +266,23 @@ def _table(count: int) -> bytes:
     return "\n".join([",".join(records(1)[0]), *rows]).encode()
 
 
+def test_nothing_is_taken_behind_events_that_end_a_connection(listen: Any, caplog: Any) -> None:
+    """The head of an answer in events says that it is the last; who sends more sends it to another replica."""
+    running = listen(cost=LONG, connections=ConnectionLimits(age_s=0.0))
+    client = running.connect()
+    client.send(post(records(2000), _ACCEPT))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += client.socket.recv(1)
+    assert b"connection: close" in head.lower()
+    client.send(post({"x": 1}))
+    while client.socket.recv(1 << 16):
+        pass
+    _wait_until(lambda: not running.listener._under_way)
+    assert ("records", 400) not in running.meter.calls
+    assert [one.getMessage() for one in caplog.records if one.exc_info] == []
+
+
 @pytest.mark.parametrize("sticky", [{"sticky_field": "colour"}, {}])
 def test_a_challenger_that_fails_costs_no_rows(
     mixed_package: Path, rival_package: Path, monkeypatch: pytest.MonkeyPatch, sticky: dict[str, str]
