@@ -401,9 +401,11 @@ def test_outcomes_are_counted_for_who_answered(held: Holding, canary: TrafficPla
             assert answer.code == 200
         await post({"version": challenger.version, "value": 0.5})
         wrong = [{"key": "user"}, {"value": 1}, {"value": "1", "key": "user"}, {"value": 1, "version": "other"}, []]
+        wrong += [{"value": 1, "version": of_no_text} for of_no_text in ([], {}, ["other"], 1, None)]
+        wrong += [{"value": value, "key": "user"} for value in (1e155, -1e300)]  # of a square that no float is
         return [(await post(content)).code for content in wrong]
 
-    assert asyncio.run(ask()) == [400] * 5
+    assert asyncio.run(ask()) == [400] * 12
     chosen = sum(is_chosen("r", f"user-{index}".encode(), 0.5) for index in range(10))
     tallies = held.tallies()
     assert tallies[challenger.version].outcomes == chosen + 1
