@@ -355,6 +355,32 @@ def test_what_waits_is_answered_by_the_model_that_it_was_given(champion: ModelRe
     assert (_version(old), _version(new)) == (champion.version, challenger.version)
 
 
+def test_a_request_that_a_rollout_has_outrun_is_not_answered_by_another_version(
+    held: Holding, canary: TrafficPlan, challenger: ModelRef
+) -> None:
+    """Its head came while both versions were there, its body when one had gone."""
+
+    async def ask() -> list[Response]:
+        await held.follow(canary)
+        paths = [f"/v2/models/demo/versions/{challenger.version}/infer", "/v2/models/demo/outcomes"]
+        found = [held.front.find("POST", path) for path in paths]
+        await held.follow(TrafficPlan(model=canary.model))
+        inputs = [
+            {"name": "numbers", "datatype": "FP64", "shape": [1, 2], "data": [30, 1]},
+            {"name": "categories", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "S"]},
+        ]
+        bodies = [{"inputs": inputs}, {"key": "user", "value": 1}]
+        return [
+            await held.front.answer(Call(one.protocol_name, json.dumps(body).encode(), version=one.version))
+            for one, body in zip(found, bodies, strict=True)
+            if isinstance(one, Asked)
+        ]
+
+    answers = asyncio.run(ask())
+    assert [answer.code for answer in answers] == [404, 404]
+    assert challenger.version in answers[0].body.decode()
+
+
 @pytest.mark.parametrize("what", ["itself", "pictures", "gone"])
 def test_what_cannot_be_a_challenger_is_refused_before_it_starts(
     held: Holding, champion: ModelRef, picture_package: Path, what: str
