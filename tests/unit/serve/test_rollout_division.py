@@ -326,6 +326,30 @@ def test_a_champion_that_cannot_be_opened_leaves_the_one_before_serving(held: Ho
     assert held.problem.startswith(f"the champion stays {champion.version}: /gone must be a model package")
 
 
+def test_a_plan_that_is_taken_back_leaves_no_problem(held: Holding, champion: ModelRef) -> None:
+    async def change() -> None:
+        await held.follow(TrafficPlan(model=champion))
+        await held.follow(TrafficPlan(model=ModelRef(uri="/gone", digest="1" * 64)))
+        assert held.problem
+        await held.follow(TrafficPlan(model=champion))
+
+    asyncio.run(change())
+    assert held.problem == ""
+
+
+def test_a_challenger_that_cannot_be_opened_stays_a_problem_when_its_plan_is_given_again(
+    held: Holding, canary: TrafficPlan
+) -> None:
+    plan = _change(canary, challenger={"uri": "/gone", "digest": "1" * 64})
+
+    async def change() -> None:
+        await held.follow(plan)
+        await held.follow(plan)
+
+    asyncio.run(change())
+    assert "/gone must be a model package" in held.problem
+
+
 def test_the_first_champion_must_open(held: Holding) -> None:
     with pytest.raises(ArtifactError, match="/gone must be a model package"):
         asyncio.run(held.follow(TrafficPlan(model=ModelRef(uri="/gone", digest="1" * 64))))
