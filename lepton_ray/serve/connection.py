@@ -110,6 +110,8 @@ class Connection(asyncio.Protocol):
         """Set while the client is slow to take answers."""
         self._linger_until: float | None = None
         """Set once the last answer is sent."""
+        self._cut_at: float | None = None
+        """Set while the transport closes, for which it waits until all is taken."""
         self._taken: asyncio.Future[None] | None = None
         """Of parts that wait until the client has taken some."""
         self._is_ending = False
@@ -233,10 +235,8 @@ class Connection(asyncio.Protocol):
         """See to the clocks."""
         if self._transport is None:
             return
-        if self._linger_until is not None:
-            is_sending = self._transport.get_write_buffer_size() > 0
-            if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
-                self._transport.abort()
+        if self._transport.is_closing() or self._linger_until is not None:
+            self._wait_for_end(now)
         elif self._send_by is not None:
             if now >= self._send_by:
                 self._transport.abort()
@@ -247,6 +247,17 @@ class Connection(asyncio.Protocol):
                 self.flush()
         elif not self._slots and now >= self._idle_since + self._idle_s():
             self._transport.close()
+
+    def _wait_for_end(self, now: float) -> None:
+        """Close when the last answer has had its time, and cut off a client that does not take what is left."""
+        if self._transport.is_closing():
+            self._cut_at = self._cut_at or now + self._owner.limits.receive_s
+            if now >= self._cut_at:
+                self._transport.abort()
+        elif self._linger_until is not None:
+            is_sending = self._transport.get_write_buffer_size() > 0  # of TLS not all that is
+            if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
+                self._transport.close()
 
     def _idle_s(self) -> float:
         return min(IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s

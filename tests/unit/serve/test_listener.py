@@ -337,6 +337,30 @@ def test_a_client_that_reads_nothing_is_cut_off(listen: Any) -> None:
     assert running.ask(get(b"/v2/health/live")).code == 200
 
 
+@pytest.mark.parametrize("is_half_closed", [True, False])
+def test_a_client_that_does_not_take_the_last_of_its_answers_is_cut_off(listen: Any, is_half_closed: bool) -> None:
+    """What is left is too little for the transport to say that it waits, and closing waits for it."""
+    running = listen(cost=LONG)
+    running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", running.port))
+        client.sendall(post([_RECORD] * 500))
+        if is_half_closed:
+            client.shutdown(socket.SHUT_WR)
+        while not running.meter.calls:
+            running.call(asyncio.sleep(0.01))
+        (connection,) = running.listener._connections
+        assert 0 < connection._transport.get_write_buffer_size() < 64 << 10
+        for after_s in (80, 81):
+            running.sweep(after_s)
+        running.call(asyncio.sleep(0))
+        assert running.listener._connections  # it still has its time to take the rest
+        running.sweep(120)
+        running.call(asyncio.sleep(0.01))
+        assert not running.listener._connections
+
+
 def test_a_client_that_has_said_all_is_still_answered(listen: Any) -> None:
     running = listen(cost=LONG)
     client = running.connect()
