@@ -153,9 +153,11 @@ class GrpcConnection(asyncio.Protocol):
         """Set while the client is slow to take what is sent."""
         self._leaving_since: float | None = None
         self._is_told = False
-        """The client knows that it is to leave, and opens no more streams."""
+        """The client opens no more streams: it knows that it is to leave, or has said so itself."""
         self._ended_since: float | None = None
         """Set when all is said, and only the client's close is waited for."""
+        self._cut_at: float | None = None
+        """Set while the transport closes, for which it waits until all is taken."""
         self._is_write_due = False
 
     # asyncio's side
@@ -210,9 +212,8 @@ class GrpcConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """See to the clocks."""
-        if self._ended_since is not None:
-            self._wait_for_close(now - self._ended_since)
         if self._is_gone():
+            self._wait_for_close(now)
             return
         if self._send_by is not None and now >= self._send_by:
             self._transport.abort()
@@ -472,12 +473,16 @@ class GrpcConnection(asyncio.Protocol):
         ping = self._h2.data_to_send()
         self._transport.write(GoAwayFrame(0, last_stream_id=_EVERY_STREAM).serialize() + ping)
 
-    def _wait_for_close(self, seconds: float) -> None:
-        """Close where the client has not for some time, and cut off one that does not even take what is sent."""
-        if self._transport is not None and seconds >= IDLE_DRAIN_S:
-            self._transport.close()
-            if seconds >= self._owner.limits.receive_s:
+    def _wait_for_close(self, now: float) -> None:
+        """Close where the client has not for some time, and cut off one that does not take what is left."""
+        if self._transport is None:
+            return
+        if self._transport.is_closing():
+            self._cut_at = self._cut_at or now + self._owner.limits.receive_s
+            if now >= self._cut_at:
                 self._transport.abort()
+        elif self._ended_since is not None and now >= self._ended_since + IDLE_DRAIN_S:
+            self._transport.close()
 
     def _end_at_once(self) -> None:
         self._write()
