@@ -30,7 +30,7 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import Frame, GoAwayFrame
 
 from lepton_ray.serve.endpoint import (
     GRPC,
@@ -140,12 +140,26 @@ class _Stream:
         self._connection.answer(self)
 
 
+class _H2(H2Connection):
+    """Goes on with the streams that are there when the client says in peace that it opens no more; h2's own takes it for the end.
+
+    Source: RFC 9113, section 6.8.
+    """
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        if frame.error_code != ErrorCodes.NO_ERROR:
+            return super()._receive_goaway_frame(frame)
+        event = ConnectionTerminated()
+        event.error_code = ErrorCodes.NO_ERROR
+        return [], [event]
+
+
 class GrpcConnection(asyncio.Protocol):
     """One client."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._h2 = H2Connection(_CONFIGURATION)
+        self._h2 = _H2(_CONFIGURATION)
         self._streams: dict[int, _Stream] = {}
         self._transport: Any = None
         self._opened = self._idle_since = owner.now()
@@ -279,6 +293,8 @@ class GrpcConnection(asyncio.Protocol):
             case WindowUpdated() | RemoteSettingsChanged():
                 self._send_rest()
             case PingAckReceived() if event.ping_data == _PING:
+                self._is_told = True
+            case ConnectionTerminated() if event.error_code == ErrorCodes.NO_ERROR:
                 self._is_told = True
             case ConnectionTerminated():
                 self._transport.close()
