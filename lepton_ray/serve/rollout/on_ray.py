@@ -314,15 +314,21 @@ class Keeper:
         try:
             self._give(course)
         except LeptonError as error:
+            self._audit(course, f"{event} failed", by, str(error), numbers)
             if event == "start":
                 self._course = before
                 self._records.write_course(before)
-            self._audit(course, f"{event} failed", by, str(error), numbers)
+            else:  # the course stands, and is given again until the replicas follow
+                self._begin_anew(before, course, event, by)
             raise
-        self._chunks.clear()
         if event == "start":
             self._seen, self._sequential_p = {}, 1.0
         self._audit(course, event, by, course.reason, numbers)
+        self._begin_anew(before, course, event, by)
+
+    def _begin_anew(self, before: Course | None, course: Course, event: str, by: str) -> None:
+        """Count from here on, and let the registry follow."""
+        self._chunks.clear()
         if before is not None and event in ("promote", "abort") and before.plan.model != course.plan.model:
             self._follow_in_registry(course, by)
 
