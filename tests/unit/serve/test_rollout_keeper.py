@@ -80,6 +80,16 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return made
 
 
+def test_a_keeper_that_is_restarted_does_not_take_earlier_steps_for_this_one(cluster: Cluster) -> None:
+    keeper = cluster.keeper(step=1)
+    cluster.report(keeper, 5000)  # most of them of the step before
+    assert (keeper.status()["phase"], keeper.status()["verdict"]) == ("running", "waiting")
+    cluster.report(keeper, 5199)
+    assert keeper.status()["phase"] == "running"
+    cluster.report(keeper, 5200)
+    assert keeper.status()["phase"] == "promoted"
+
+
 def test_a_keeper_that_is_restarted_at_the_first_step_has_all_its_counts(cluster: Cluster) -> None:
     keeper = cluster.keeper(step=0)
     cluster.report(keeper, 500)
