@@ -284,6 +284,15 @@ def test_retry_after_is_honoured(fake: Callable[..., Fake], connect: Callable[..
     assert server.times[1] - server.times[0] >= 1
 
 
+@pytest.mark.parametrize("value", ["\u00b2", "soon", "1 Jan 99999999999999999999 00:00:00 GMT", "-1", ""])
+def test_a_retry_after_that_is_none_is_ignored(
+    fake: Callable[..., Fake], connect: Callable[..., Any], value: str
+) -> None:
+    server = fake(_said("503 Busy", b"{}", f"Retry-After: {value}"))
+    assert connect(server.url).predict([{}]) == [1]
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize("script", [[_STALL], [_said("503 Busy", b"{}", "Retry-After: 3600")]], ids=["stall", "later"])
 def test_the_deadline_ends_a_call(fake: Callable[..., Fake], connect: Callable[..., Any], script: list[bytes]) -> None:
     server = fake(*script)
