@@ -429,7 +429,7 @@ class Connection(asyncio.Protocol):
                 incoming.call.key = headers.get(JOB_KEY_HEADER)
         if head.body_bytes is not None:
             self._check_size(head.body_bytes)
-        if (expected := headers.get(b"expect")) is not None:
+        if (expected := headers.get(b"expect")) is not None and not head.is_http_10:
             self._answer_expectation(expected)
 
     def on_body(self, data: bytes) -> None:

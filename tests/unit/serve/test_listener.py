@@ -311,6 +311,15 @@ def test_a_body_is_asked_for_only_when_it_is_wanted(listen: Any) -> None:
     assert client.ask(head % 2000).code == 413
 
 
+def test_an_old_client_that_expects_to_be_asked_for_a_body_is_not(listen: Any) -> None:
+    """HTTP/1.0 knows no interim answers. Source: RFC 9110, section 10.1.1."""
+    raw = b"POST /predict HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    client = listen().connect()
+    client.send(raw)
+    client.send(b"[]")
+    assert client.socket.recv(12) == b"HTTP/1.1 400"
+
+
 def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
     running = listen(connections=ConnectionLimits(receive_s=0.2, idle_s=0.2))
     slow_head, slow_body, idle = (running.connect() for _ in range(3))
