@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
         elif self._send_by is not None:
             if now >= self._send_by:
                 self._transport.abort()
-        elif self._receive_by is not None:
+        elif self._receive_by is not None and not self._is_paused:
             if now >= self._receive_by:
                 rule = f"the request must come within {self._owner.limits.receive_s:g} s"
                 self._end(self._refuse(HTTP_TIMEOUT, rule))
@@ -353,6 +353,8 @@ class Connection(asyncio.Protocol):
     def _resume_reading(self) -> None:
         if self._is_paused and not self._transport.is_closing() and (self._linger_until or self._may_read()):
             self._is_paused = False
+            if self._receive_by is not None:  # none of it could come in the meantime
+                self._receive_by = self._owner.now() + self._owner.limits.receive_s
             self._transport.resume_reading()
 
     def _may_read(self) -> bool:

@@ -333,6 +333,36 @@ def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
     assert running.listener.buffered_bytes == 0
 
 
+def test_a_request_that_waits_for_us_is_not_too_slow(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read while so many are under way; the clock of the one that is half there stands."""
+    running = listen(cost=LONG)
+    gate = _Gate(monkeypatch)
+    client = running.connect()
+    raw = post([_RECORD])
+    client.send(raw * 40 + raw[:-5])
+    assert gate.entered.wait(20)
+    (connection,) = running.listener._connections
+    while not connection._is_paused:
+        running.call(asyncio.sleep(0))
+    running.sweep(40)
+    gate.opened.set()
+    client.send(raw[-5:])
+    assert [client.read().code for _ in range(41)] == [200] * 41
+
+
+def test_the_clock_goes_on_when_we_read_again(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen(cost=LONG)
+    gate = _Gate(monkeypatch)
+    client = running.connect()
+    raw = post([_RECORD])
+    client.send(raw * 40 + raw[:-5])
+    assert gate.entered.wait(20)
+    gate.opened.set()
+    assert [client.read().code for _ in range(40)] == [200] * 40
+    running.sweep(40)
+    assert client.read().code == 408
+
+
 def _send_for_ever(client: Any, raw: bytes) -> None:
     while True:
         client.send(raw)
