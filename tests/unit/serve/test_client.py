@@ -278,6 +278,15 @@ def test_an_answer_that_is_none_is_told(fake: Callable[..., Fake], connect: Call
             ask(connect(fake(_said("200 OK", body)).url))
 
 
+@pytest.mark.parametrize("raw", [b"\2", b"\2\0\0\0", b"\2\0\0\0a", b"\1\0\0\0a\1"])
+def test_texts_that_are_not_whole_are_told(fake: Callable[..., Fake], connect: Callable[..., Any], raw: bytes) -> None:
+    parameters = f'"parameters": {{"binary_data_size": {len(raw)}}}'
+    head = f'{{"outputs": [{{"name": "label", "datatype": "BYTES", "shape": [1], {parameters}}}]}}'.encode()
+    said = _said("200 OK", head + raw, f"Inference-Header-Content-Length: {len(head)}")
+    with pytest.raises(AnswerError, match="must be of the protocol"):
+        connect(fake(said).url).infer("m", _TENSORS)
+
+
 def test_retry_after_is_honoured(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
     server = fake(_said("503 Busy", b"{}", "Retry-After: 1"))
     assert connect(server.url).predict([{}]) == [1]
