@@ -122,6 +122,8 @@ class AsyncClient:
                     yield part
                 return
             except BrokenError as broken:
+                if given and done == len(given):  # only the word that this was all is missing
+                    return
                 if broken.fault is not None:
                     self._sender.take_note(tries, url, broken.fault)
             except AnswerError as error:

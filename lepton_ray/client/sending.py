@@ -331,11 +331,11 @@ def _authorization(token: str | None) -> dict[str, str]:
 def _retry_after_s(answer: Answer) -> float:
     """Seconds that an answer asks to wait, as a number or a date; 0 if it does not."""
     value = answer.headers.get("retry-after", "") if answer.status in _WAITS else ""
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

@@ -78,10 +78,12 @@ def _to_raw(name: str, array: NDArray[Any]) -> tuple[str, bytes]:
 
 
 def _texts(raw: memoryview) -> list[str]:
-    texts = []
+    texts: list[str] = []
     start = 0
     while start < len(raw):
-        end = start + _LENGTH.size + _LENGTH.unpack_from(raw, start)[0]
+        end = start + _LENGTH.size + int.from_bytes(raw[start : start + _LENGTH.size], "little")
+        if end > len(raw):
+            raise ValueError(f"texts[{len(texts)}] must be whole")
         texts.append(str(raw[start + _LENGTH.size : end], "utf-8"))
         start = end
     return texts

@@ -110,6 +110,8 @@ class Connection(asyncio.Protocol):
         """Set while the client is slow to take answers."""
         self._linger_until: float | None = None
         """Set once the last answer is sent."""
+        self._cut_at: float | None = None
+        """Set while the transport closes, for which it waits until all is taken."""
         self._taken: asyncio.Future[None] | None = None
         """Of parts that wait until the client has taken some."""
         self._is_ending = False
@@ -233,20 +235,29 @@ class Connection(asyncio.Protocol):
         """See to the clocks."""
         if self._transport is None:
             return
-        if self._linger_until is not None:
-            is_sending = self._transport.get_write_buffer_size() > 0
-            if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
-                self._transport.abort()
+        if self._transport.is_closing() or self._linger_until is not None:
+            self._wait_for_end(now)
         elif self._send_by is not None:
             if now >= self._send_by:
                 self._transport.abort()
-        elif self._receive_by is not None:
+        elif self._receive_by is not None and not self._is_paused:
             if now >= self._receive_by:
                 rule = f"the request must come within {self._owner.limits.receive_s:g} s"
                 self._end(self._refuse(HTTP_TIMEOUT, rule))
                 self.flush()
         elif not self._slots and now >= self._idle_since + self._idle_s():
             self._transport.close()
+
+    def _wait_for_end(self, now: float) -> None:
+        """Close when the last answer has had its time, and cut off a client that does not take what is left."""
+        if self._transport.is_closing():
+            self._cut_at = self._cut_at or now + self._owner.limits.receive_s
+            if now >= self._cut_at:
+                self._transport.abort()
+        elif self._linger_until is not None:
+            is_sending = self._transport.get_write_buffer_size() > 0  # of TLS not all that is
+            if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
+                self._transport.close()
 
     def _idle_s(self) -> float:
         return min(IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s
@@ -309,6 +320,7 @@ class Connection(asyncio.Protocol):
             return
         slot.request_id = slot.request_id or self._owner.next_id()
         slot.keep_alive = slot.keep_alive and not (len(self._slots) == 1 and self._is_last(self._owner.now()))
+        self._is_ending = self._is_ending or not slot.keep_alive
         head = b"transfer-encoding: chunked\r\nx-request-id: %b\r\ndate: %b\r\n" % (slot.request_id, self._owner.date)
         end = b"\r\n" if slot.keep_alive else b"connection: close\r\n\r\n"
         self._transport.write(_head_of(response.code, response.headers) + head + end)
@@ -341,6 +353,8 @@ class Connection(asyncio.Protocol):
     def _resume_reading(self) -> None:
         if self._is_paused and not self._transport.is_closing() and (self._linger_until or self._may_read()):
             self._is_paused = False
+            if self._receive_by is not None:  # none of it could come in the meantime
+                self._receive_by = self._owner.now() + self._owner.limits.receive_s
             self._transport.resume_reading()
 
     def _may_read(self) -> bool:
@@ -417,7 +431,7 @@ class Connection(asyncio.Protocol):
                 incoming.call.key = headers.get(JOB_KEY_HEADER)
         if head.body_bytes is not None:
             self._check_size(head.body_bytes)
-        if (expected := headers.get(b"expect")) is not None:
+        if (expected := headers.get(b"expect")) is not None and not head.is_http_10:
             self._answer_expectation(expected)
 
     def on_body(self, data: bytes) -> None:

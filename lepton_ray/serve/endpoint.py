@@ -284,6 +284,10 @@ class Endpoint:
 
     def parse(self, call: Call) -> Response | None:
         """Read the body of a call, or return the response that refuses it."""
+        if call.version not in (None, self.version):  # a rollout has ended since the head came
+            return self.refuse(call, HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {call.version!r}")
+        if call.protocol_name == "outcomes":
+            return self.refuse(call, HTTP_NOT_FOUND, "there must be a rollout that counts outcomes, it has ended")
         try:
             if call.protocol_name == "records":
                 call.records = parse_records(call, self.predictor.signature, self.limits.max_rows)

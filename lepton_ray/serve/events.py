@@ -43,7 +43,7 @@ async def answer_in_events(front: Front, call: Call) -> Parts:
 
 
 async def _answer(front: Front, call: Call) -> Parts:
-    refusal = await asyncio.to_thread(front.champion.parse, call)
+    refusal = await asyncio.to_thread(front.endpoint_of(call).parse, call)
     if refusal is not None:
         yield refusal
         return
@@ -52,7 +52,7 @@ async def _answer(front: Front, call: Call) -> Parts:
     while start < len(records):
         part = records[start : start + rows]
         begun = time.perf_counter()
-        response = await front.answer(Call("records", rows=len(part), records=part, key=call.key))
+        response = await front.answer(Call("records", rows=len(part), records=part, model=call.model, key=call.key))
         seconds = time.perf_counter() - begun
         if response.code != HTTP_OK:
             if start:

@@ -108,6 +108,10 @@ class Front:
         call = None if isinstance(found, Response) else Call(found.protocol_name)
         return self.refuse(call, denial.code, denial.message, denial.headers)
 
+    def endpoint_of(self, call: Call) -> Endpoint:
+        """Return what reads the body of a call: the champion, or the further model that is asked for."""
+        return self.shelf.endpoint(call.model) if self.shelf is not None and call.model else self.champion
+
     async def answer(self, call: Call) -> Response:
         """Return the response to a call."""
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()

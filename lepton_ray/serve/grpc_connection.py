@@ -30,7 +30,7 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import Frame, GoAwayFrame
 
 from lepton_ray.serve.endpoint import (
     GRPC,
@@ -140,12 +140,26 @@ class _Stream:
         self._connection.answer(self)
 
 
+class _H2(H2Connection):
+    """Goes on with the streams that are there when the client says in peace that it opens no more; h2's own takes it for the end.
+
+    Source: RFC 9113, section 6.8.
+    """
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        if frame.error_code != ErrorCodes.NO_ERROR:
+            return super()._receive_goaway_frame(frame)
+        event = ConnectionTerminated()
+        event.error_code = ErrorCodes.NO_ERROR
+        return [], [event]
+
+
 class GrpcConnection(asyncio.Protocol):
     """One client."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._h2 = H2Connection(_CONFIGURATION)
+        self._h2 = _H2(_CONFIGURATION)
         self._streams: dict[int, _Stream] = {}
         self._transport: Any = None
         self._opened = self._idle_since = owner.now()
@@ -153,9 +167,11 @@ class GrpcConnection(asyncio.Protocol):
         """Set while the client is slow to take what is sent."""
         self._leaving_since: float | None = None
         self._is_told = False
-        """The client knows that it is to leave, and opens no more streams."""
+        """The client opens no more streams: it knows that it is to leave, or has said so itself."""
         self._ended_since: float | None = None
         """Set when all is said, and only the client's close is waited for."""
+        self._cut_at: float | None = None
+        """Set while the transport closes, for which it waits until all is taken."""
         self._is_write_due = False
 
     # asyncio's side
@@ -210,9 +226,8 @@ class GrpcConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """See to the clocks."""
-        if self._ended_since is not None:
-            self._wait_for_close(now - self._ended_since)
         if self._is_gone():
+            self._wait_for_close(now)
             return
         if self._send_by is not None and now >= self._send_by:
             self._transport.abort()
@@ -278,6 +293,8 @@ class GrpcConnection(asyncio.Protocol):
             case WindowUpdated() | RemoteSettingsChanged():
                 self._send_rest()
             case PingAckReceived() if event.ping_data == _PING:
+                self._is_told = True
+            case ConnectionTerminated() if event.error_code == ErrorCodes.NO_ERROR:
                 self._is_told = True
             case ConnectionTerminated():
                 self._transport.close()
@@ -472,12 +489,16 @@ class GrpcConnection(asyncio.Protocol):
         ping = self._h2.data_to_send()
         self._transport.write(GoAwayFrame(0, last_stream_id=_EVERY_STREAM).serialize() + ping)
 
-    def _wait_for_close(self, seconds: float) -> None:
-        """Close where the client has not for some time, and cut off one that does not even take what is sent."""
-        if self._transport is not None and seconds >= IDLE_DRAIN_S:
-            self._transport.close()
-            if seconds >= self._owner.limits.receive_s:
+    def _wait_for_close(self, now: float) -> None:
+        """Close where the client has not for some time, and cut off one that does not take what is left."""
+        if self._transport is None:
+            return
+        if self._transport.is_closing():
+            self._cut_at = self._cut_at or now + self._owner.limits.receive_s
+            if now >= self._cut_at:
                 self._transport.abort()
+        elif self._ended_since is not None and now >= self._ended_since + IDLE_DRAIN_S:
+            self._transport.close()
 
     def _end_at_once(self) -> None:
         self._write()

@@ -143,6 +143,10 @@ class Shelf:
 
         return find_any, submit_any
 
+    def endpoint(self, model: str) -> Endpoint:
+        """Return the endpoint of a model, in memory or not."""
+        return self._books[model].endpoint
+
     def held_bytes(self) -> int:
         """Return what the models that are in memory take."""
         return sum(book.size_bytes for book in self._books.values() if book.batcher is not None)

@@ -1,13 +1,16 @@
 """A replica's side of jobs: it hands requests about them to their keeper, and answers the rows that the keeper brings."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve.endpoint import Call, Endpoint, Meter, Response
+from lepton_ray.serve.endpoint import FAILURE, HTTP_FAILED, Call, Endpoint, Meter, Response, error_response
 from lepton_ray.spec.release import JobsSpec
+
+_logger = logging.getLogger("lepton_ray.serve")
 
 VERSION_GONE = 409
 """Code of a part whose version the replica does not have."""
@@ -74,7 +77,11 @@ class Desk:
         champion = self._front.champion
         is_new = call.job is not None and call.job.verb == "submit"
         terms = Terms(self._spec, champion.name, champion.predictor.signature) if is_new else None
-        response = await self._reach(call, terms)
+        try:
+            response = await self._reach(call, terms)
+        except Exception:  # who asks must not wait for ever
+            _logger.exception("a request about jobs failed")
+            response = error_response(HTTP_FAILED, FAILURE)
         self._meter_of(champion.version).observe("jobs", response.code, time.perf_counter() - call.start, None)
         done(response)
 

@@ -35,6 +35,7 @@ from lepton_ray.serve.rollout.tally import TallyMeter
 from lepton_ray.spec.rollout import TrafficPlan
 
 _HASH_BYTES = 8
+_MOST_OUTCOME = 1e50  # of either sign: the test multiplies the squares of outcomes
 _REQUEST_ID = b"x-request-id"
 
 
@@ -180,6 +181,8 @@ class Divided:
         if not isinstance(body, dict) or not isinstance(value := body.get("value"), int | float):
             rule = "the body must be an object with a number 'value', and 'key' (the caller, or the request's id) or 'version'"
             return error_response(HTTP_BAD_REQUEST, rule)
+        if abs(value) > _MOST_OUTCOME:
+            return error_response(HTTP_BAD_REQUEST, f"value must be from -{_MOST_OUTCOME} to {_MOST_OUTCOME}")
         meter = self._meter_of(body)
         if meter is None:
             held = f"{self._two.champion.version!r} or {self._two.challenger.version!r}"
@@ -192,7 +195,8 @@ class Divided:
         by_version = {two.champion.version: two.champion_meter, two.challenger.version: two.challenger_meter}
         if isinstance(key := body.get("key"), str):
             return two.challenger_meter if self._is_chosen(key.encode()) else two.champion_meter
-        return by_version.get(body.get("version", ""))
+        version = body.get("version")
+        return by_version.get(version) if isinstance(version, str) else None
 
 
 def _field_reader(name: str) -> Callable[[Call], bytes | None]:

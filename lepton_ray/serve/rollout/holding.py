@@ -62,13 +62,15 @@ class Holding:
         self.front = Front(guard)
         self.plan: TrafficPlan | None = None
         self.problem = ""
-        """Why the plan could not be followed; what answered before goes on."""
+        """Why the last plan could not be followed; what answered before goes on."""
         self._serving = serving
         self._meter_of = meter_of
         self._watch = watch or (lambda predictor: predictor)
         self._held: dict[str, _Held] = {}
         self._two: Two | None = None
         self._alone: Variant | None = None
+        self._lasting = ""
+        """The problem of ``plan``."""
 
     async def prepare(self, ref: ModelRef) -> ModelRef:
         """Open what may become the challenger, and return it with its digest.
@@ -92,6 +94,7 @@ class Holding:
             ArtifactError: If a replica that has nothing yet cannot open its champion. Later that is a ``problem``.
         """
         if plan == self.plan:
+            self.problem = self._lasting
             return
         self.problem = ""
         try:
@@ -105,7 +108,7 @@ class Holding:
         self._arrange(plan, champion, challenger)
         named = {plan.model.digest, plan.challenger.digest if plan.challenger else ""}
         self._held = {digest: held for digest, held in self._held.items() if digest in named}
-        self.plan = plan
+        self.plan, self._lasting = plan, self.problem
 
     def tallies(self) -> dict[str, Tally]:
         """Return by version what champion and challenger have answered since their rollout began."""

@@ -120,6 +120,8 @@ class Keeper:
         self._seen: dict[str, dict[str, Tally]] = {}
         """By replica: all that it has counted since the rollout began."""
         self._chunks: deque[_Chunk] = deque()
+        self._is_amid_steps = self._course is not None and self._course.step > 0
+        """What replicas have counted before their first report may be of earlier steps, which another keeper has seen."""
         self._given = 0.0
         self._sequential_p = 1.0
         threading.Thread(target=self._end_with_application, daemon=True).start()
@@ -199,7 +201,7 @@ class Keeper:
             self._change(changed_or_none, events[changed_or_none.phase], "the rules")
 
     def _count(self, replica: str, tallies: dict[str, Tally], now: float) -> None:
-        before = self._seen.get(replica, {})
+        before = self._seen.get(replica, tallies if self._is_amid_steps else {})
         if not self._chunks or now - self._chunks[-1].began > _CHUNK_S:
             self._chunks.append(_Chunk(now))
         while now - self._chunks[0].began > _WINDOW_S:
@@ -314,15 +316,22 @@ class Keeper:
         try:
             self._give(course)
         except LeptonError as error:
+            self._audit(course, f"{event} failed", by, str(error), numbers)
             if event == "start":
                 self._course = before
                 self._records.write_course(before)
-            self._audit(course, f"{event} failed", by, str(error), numbers)
+            else:  # the course stands, and is given again until the replicas follow
+                self._begin_anew(before, course, event, by)
             raise
-        self._chunks.clear()
         if event == "start":
             self._seen, self._sequential_p = {}, 1.0
         self._audit(course, event, by, course.reason, numbers)
+        self._begin_anew(before, course, event, by)
+
+    def _begin_anew(self, before: Course | None, course: Course, event: str, by: str) -> None:
+        """Count from here on, and let the registry follow."""
+        self._chunks.clear()
+        self._is_amid_steps = False
         if before is not None and event in ("promote", "abort") and before.plan.model != course.plan.model:
             self._follow_in_registry(course, by)
 

@@ -135,6 +135,15 @@ class Running:
     def call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
+    def sweep(self, after_s: float) -> None:
+        """See to the clocks as in so many seconds."""
+
+        async def sweep() -> None:
+            for connection in list(self.listener._connections):
+                connection.sweep(self.listener.now() + after_s)
+
+        self.call(sweep())
+
     def stop(self) -> None:
         self._clients.close()
         self.call(self.listener.drain(5))

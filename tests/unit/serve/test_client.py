@@ -278,10 +278,28 @@ def test_an_answer_that_is_none_is_told(fake: Callable[..., Fake], connect: Call
             ask(connect(fake(_said("200 OK", body)).url))
 
 
+@pytest.mark.parametrize("raw", [b"\2", b"\2\0\0\0", b"\2\0\0\0a", b"\1\0\0\0a\1"])
+def test_texts_that_are_not_whole_are_told(fake: Callable[..., Fake], connect: Callable[..., Any], raw: bytes) -> None:
+    parameters = f'"parameters": {{"binary_data_size": {len(raw)}}}'
+    head = f'{{"outputs": [{{"name": "label", "datatype": "BYTES", "shape": [1], {parameters}}}]}}'.encode()
+    said = _said("200 OK", head + raw, f"Inference-Header-Content-Length: {len(head)}")
+    with pytest.raises(AnswerError, match="must be of the protocol"):
+        connect(fake(said).url).infer("m", _TENSORS)
+
+
 def test_retry_after_is_honoured(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
     server = fake(_said("503 Busy", b"{}", "Retry-After: 1"))
     assert connect(server.url).predict([{}]) == [1]
     assert server.times[1] - server.times[0] >= 1
+
+
+@pytest.mark.parametrize("value", ["\u00b2", "soon", "1 Jan 99999999999999999999 00:00:00 GMT", "-1", ""])
+def test_a_retry_after_that_is_none_is_ignored(
+    fake: Callable[..., Fake], connect: Callable[..., Any], value: str
+) -> None:
+    server = fake(_said("503 Busy", b"{}", f"Retry-After: {value}"))
+    assert connect(server.url).predict([{}]) == [1]
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("script", [[_STALL], [_said("503 Busy", b"{}", "Retry-After: 3600")]], ids=["stall", "later"])
@@ -483,6 +501,14 @@ def test_parts_that_break_off_go_on_with_the_rest(
     assert list(connect(server.url).predict_in_parts(given)) == [[1, 2], [3]]
     assert _sent(server) == [b'[{"a":0},{"a":1},{"a":2}]'] * 2 + [b'[{"a":2}]'] * (len(server.requests) - 2)
     assert b"accept: text/event-stream\r\n" in server.requests[0].lower()
+
+
+def test_parts_that_break_off_before_their_end_are_whole_all_the_same(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    server = fake(_events(_part(0, 1, 2)), _said("400 Bad Request", b'{"error":"the body must have records"}'))
+    assert list(connect(server.url).predict_in_parts([{"a": 0}, {"a": 1}])) == [[1, 2]]
+    assert _sent(server) == [b'[{"a":0},{"a":1}]']
 
 
 def test_a_later_part_is_named_by_its_place_among_all(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:

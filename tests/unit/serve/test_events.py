@@ -17,8 +17,10 @@ from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import HTTP_OK, Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.exchange import ConnectionLimits
+from lepton_ray.serve.front import Variant
 from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.serve.shelf import Shelf, take
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 from .conftest import LONG, Client, Running
@@ -229,6 +231,56 @@ def test_ray_serves_http_gives_them_too(call_app: Any, mixed_package: Path) -> N
     assert whole_of(parse(answer.content)) == plain
     refused = app.post("/predict", content=b"[]", headers={"accept": "text/event-stream"})
     assert (refused.status_code, refused.headers["content-type"]) == (400, "application/json")
+
+
+@pytest.fixture
+def further(listen: Any, mixed_package: Path, rival_package: Path) -> Running:
+    """A listener with the rival as the further model ``other``."""
+    running: Running = listen(mixed_package)
+    package = open_package(rival_package)
+    shelf = Shelf({"other": package}, Limits(), lambda *_: NoMeter(), 1000, 100, lambda one: take(one, 1))
+    running.front.shelf = shelf
+
+    async def switch() -> None:
+        running.front.switch(Variant(running.endpoint, running.batcher), None)
+
+    running.call(switch())
+    return running
+
+
+def test_a_further_model_answers_in_events_itself(further: Running, rival_package: Path) -> None:
+    path = b"/v2/models/other/predict"
+    client = further.connect()
+    whole = json.loads(client.ask(post(records(40), path=path)).body)
+    assert (whole["model"], whole["version"]) == ("other", open_package(rival_package).version)
+    for body, *headers in ((records(40),), (_table(40), b"Content-Type: text/csv")):
+        answer = client.ask(post(body, _ACCEPT, *headers, path=path))
+        assert answer.headers["x-model-version"] == whole["version"]
+        events = parse(answer.body)
+        assert {data["model"] for name, _, data in events if name == "predictions"} == {"other"}
+        assert whole_of(events) == whole["predictions"]
+
+
+def _table(count: int) -> bytes:
+    rows = [",".join(map(str, record.values())) for record in records(count)]
+    return "\n".join([",".join(records(1)[0]), *rows]).encode()
+
+
+def test_nothing_is_taken_behind_events_that_end_a_connection(listen: Any, caplog: Any) -> None:
+    """The head of an answer in events says that it is the last; who sends more sends it to another replica."""
+    running = listen(cost=LONG, connections=ConnectionLimits(age_s=0.0))
+    client = running.connect()
+    client.send(post(records(2000), _ACCEPT))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += client.socket.recv(1)
+    assert b"connection: close" in head.lower()
+    client.send(post({"x": 1}))
+    while client.socket.recv(1 << 16):
+        pass
+    _wait_until(lambda: not running.listener._under_way)
+    assert ("records", 400) not in running.meter.calls
+    assert [one.getMessage() for one in caplog.records if one.exc_info] == []
 
 
 @pytest.mark.parametrize("sticky", [{"sticky_field": "colour"}, {}])

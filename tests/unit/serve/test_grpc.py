@@ -516,6 +516,65 @@ def test_a_call_that_comes_after_the_last_word_is_told_that_nobody_has_seen_it(s
     _wait_until(lambda: not running.listener._connections)
 
 
+@pytest.mark.parametrize("is_together", [True, False])
+def test_calls_of_a_client_that_says_it_opens_no_more_are_answered(serve: Any, connect: Any, is_together: bool) -> None:
+    """As gRPC's client in Java does when its channel is shut down in an orderly way."""
+    running = serve(cost=LONG)
+    client = connect(running.port)
+    client.send()
+    client.read_until(RemoteSettingsChanged)
+    held = threading.Event()
+    running.call(_hold(running, held))
+    id = _ask(client)
+    last_word = GoAwayFrame(0, last_stream_id=0).serialize()
+    client.socket.sendall(client.h2.data_to_send() + (last_word if is_together else b""))
+    _wait_until(lambda: running.listener.buffered_bytes > 0)
+    if not is_together:
+        client.socket.sendall(last_word)
+        running.call(asyncio.sleep(0.05))
+    held.set()
+    *frames, last = _read_to_the_end(client)
+    assert isinstance(last, GoAwayFrame)
+    assert [frame.stream_id for frame in frames if "END_STREAM" in frame.flags] == [id]
+    client.socket.close()
+    _wait_until(lambda: not running.listener._connections)
+
+
+def test_a_client_that_complains_is_closed_at_once(serve: Any, connect: Any) -> None:
+    client = connect(serve().port)
+    client.send()
+    client.read_until(RemoteSettingsChanged)
+    client.socket.sendall(GoAwayFrame(0, last_stream_id=0, error_code=1).serialize())
+    assert client.read_until(ResponseReceived) is None
+
+
+def test_a_client_that_does_not_take_the_last_that_is_sent_is_cut_off(serve: Any) -> None:
+    running = serve()
+    running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = Raw.__new__(Raw)
+    with socket.socket() as client.socket:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.socket.connect(("127.0.0.1", running.port))
+        client.h2 = H2Connection(H2Configuration(validate_outbound_headers=False))
+        client.h2.initiate_connection()
+        for _ in range(8):
+            id = client.h2.get_next_available_stream_id()
+            message = CLASSES["ModelInferRequest"](**tensors(100)).SerializeToString()
+            client.h2.send_headers(id, _HEADERS)
+            client.h2.send_data(id, b"\0%b%b" % (len(message).to_bytes(4, "big"), message), end_stream=True)
+        client.send()
+        _wait_until(lambda: len(running.meter.calls) == 8)
+        running.call(asyncio.sleep(0.05))
+        (connection,) = running.listener._connections
+        assert 0 < connection._transport.get_write_buffer_size() < 64 << 10
+        client.socket.sendall(b"\0" * 100)  # no frames: the connection ends
+        _wait_until(lambda: connection._transport.is_closing())
+        for after_s in (1, 40):
+            running.sweep(after_s)
+        running.call(asyncio.sleep(0.01))
+        assert not running.listener._connections
+
+
 @pytest.mark.slow
 def test_a_client_that_never_closes_is_closed(serve: Any, connect: Any) -> None:
     running = serve()

@@ -20,7 +20,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, Client, DeadlineError, Options
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Cost
-from lepton_ray.serve.endpoint import Call, JobAsked, Limits, NoMeter, Response
+from lepton_ray.serve.endpoint import FAILURE, Call, JobAsked, Limits, NoMeter, Response
 from lepton_ray.serve.front import Variant
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.http import asgi_app
@@ -130,6 +130,21 @@ class Gate:
 def _csv(count: int) -> bytes:
     rows = [f"{one['age']},{one['income']},red,{one['size']}" for one in records(count)]
     return "\n".join(["age,income,colour,size", *rows]).encode()
+
+
+def test_a_way_to_the_keeper_that_breaks_leaves_nobody_waiting(open_office: Callable[..., Office]) -> None:
+    office = open_office()
+    running = office.running
+
+    async def break_off(call: Call, terms: Terms | None) -> Response:
+        raise RuntimeError("a secret path")
+
+    running.front.desk._reach = break_off  # type: ignore[union-attr]
+    client = running.connect()
+    client.socket.settimeout(5)
+    answer = client.ask(post(records(1), path=b"/jobs"))
+    assert (answer.code, json.loads(answer.body)) == (500, {"error": FAILURE})
+    assert running.listener.buffered_bytes == 0
 
 
 @pytest.mark.parametrize("count", [1, 17, 12_000])

@@ -311,6 +311,15 @@ def test_a_body_is_asked_for_only_when_it_is_wanted(listen: Any) -> None:
     assert client.ask(head % 2000).code == 413
 
 
+def test_an_old_client_that_expects_to_be_asked_for_a_body_is_not(listen: Any) -> None:
+    """HTTP/1.0 knows no interim answers. Source: RFC 9110, section 10.1.1."""
+    raw = b"POST /predict HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    client = listen().connect()
+    client.send(raw)
+    client.send(b"[]")
+    assert client.socket.recv(12) == b"HTTP/1.1 400"
+
+
 def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
     running = listen(connections=ConnectionLimits(receive_s=0.2, idle_s=0.2))
     slow_head, slow_body, idle = (running.connect() for _ in range(3))
@@ -324,6 +333,36 @@ def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
     assert running.listener.buffered_bytes == 0
 
 
+def test_a_request_that_waits_for_us_is_not_too_slow(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read while so many are under way; the clock of the one that is half there stands."""
+    running = listen(cost=LONG)
+    gate = _Gate(monkeypatch)
+    client = running.connect()
+    raw = post([_RECORD])
+    client.send(raw * 40 + raw[:-5])
+    assert gate.entered.wait(20)
+    (connection,) = running.listener._connections
+    while not connection._is_paused:
+        running.call(asyncio.sleep(0))
+    running.sweep(40)
+    gate.opened.set()
+    client.send(raw[-5:])
+    assert [client.read().code for _ in range(41)] == [200] * 41
+
+
+def test_the_clock_goes_on_when_we_read_again(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = listen(cost=LONG)
+    gate = _Gate(monkeypatch)
+    client = running.connect()
+    raw = post([_RECORD])
+    client.send(raw * 40 + raw[:-5])
+    assert gate.entered.wait(20)
+    gate.opened.set()
+    assert [client.read().code for _ in range(40)] == [200] * 40
+    running.sweep(40)
+    assert client.read().code == 408
+
+
 def _send_for_ever(client: Any, raw: bytes) -> None:
     while True:
         client.send(raw)
@@ -335,6 +374,30 @@ def test_a_client_that_reads_nothing_is_cut_off(listen: Any) -> None:
     with pytest.raises(OSError, match=r"reset|Broken pipe"):
         _send_for_ever(client, get(b"/v2/models/demo") * 1000)
     assert running.ask(get(b"/v2/health/live")).code == 200
+
+
+@pytest.mark.parametrize("is_half_closed", [True, False])
+def test_a_client_that_does_not_take_the_last_of_its_answers_is_cut_off(listen: Any, is_half_closed: bool) -> None:
+    """What is left is too little for the transport to say that it waits, and closing waits for it."""
+    running = listen(cost=LONG)
+    running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", running.port))
+        client.sendall(post([_RECORD] * 500))
+        if is_half_closed:
+            client.shutdown(socket.SHUT_WR)
+        while not running.meter.calls:
+            running.call(asyncio.sleep(0.01))
+        (connection,) = running.listener._connections
+        assert 0 < connection._transport.get_write_buffer_size() < 64 << 10
+        for after_s in (80, 81):
+            running.sweep(after_s)
+        running.call(asyncio.sleep(0))
+        assert running.listener._connections  # it still has its time to take the rest
+        running.sweep(120)
+        running.call(asyncio.sleep(0.01))
+        assert not running.listener._connections
 
 
 def test_a_client_that_has_said_all_is_still_answered(listen: Any) -> None:

@@ -326,6 +326,30 @@ def test_a_champion_that_cannot_be_opened_leaves_the_one_before_serving(held: Ho
     assert held.problem.startswith(f"the champion stays {champion.version}: /gone must be a model package")
 
 
+def test_a_plan_that_is_taken_back_leaves_no_problem(held: Holding, champion: ModelRef) -> None:
+    async def change() -> None:
+        await held.follow(TrafficPlan(model=champion))
+        await held.follow(TrafficPlan(model=ModelRef(uri="/gone", digest="1" * 64)))
+        assert held.problem
+        await held.follow(TrafficPlan(model=champion))
+
+    asyncio.run(change())
+    assert held.problem == ""
+
+
+def test_a_challenger_that_cannot_be_opened_stays_a_problem_when_its_plan_is_given_again(
+    held: Holding, canary: TrafficPlan
+) -> None:
+    plan = _change(canary, challenger={"uri": "/gone", "digest": "1" * 64})
+
+    async def change() -> None:
+        await held.follow(plan)
+        await held.follow(plan)
+
+    asyncio.run(change())
+    assert "/gone must be a model package" in held.problem
+
+
 def test_the_first_champion_must_open(held: Holding) -> None:
     with pytest.raises(ArtifactError, match="/gone must be a model package"):
         asyncio.run(held.follow(TrafficPlan(model=ModelRef(uri="/gone", digest="1" * 64))))
@@ -353,6 +377,32 @@ def test_what_waits_is_answered_by_the_model_that_it_was_given(champion: ModelRe
 
     (old,), new = asyncio.run(ask())
     assert (_version(old), _version(new)) == (champion.version, challenger.version)
+
+
+def test_a_request_that_a_rollout_has_outrun_is_not_answered_by_another_version(
+    held: Holding, canary: TrafficPlan, challenger: ModelRef
+) -> None:
+    """Its head came while both versions were there, its body when one had gone."""
+
+    async def ask() -> list[Response]:
+        await held.follow(canary)
+        paths = [f"/v2/models/demo/versions/{challenger.version}/infer", "/v2/models/demo/outcomes"]
+        found = [held.front.find("POST", path) for path in paths]
+        await held.follow(TrafficPlan(model=canary.model))
+        inputs = [
+            {"name": "numbers", "datatype": "FP64", "shape": [1, 2], "data": [30, 1]},
+            {"name": "categories", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "S"]},
+        ]
+        bodies = [{"inputs": inputs}, {"key": "user", "value": 1}]
+        return [
+            await held.front.answer(Call(one.protocol_name, json.dumps(body).encode(), version=one.version))
+            for one, body in zip(found, bodies, strict=True)
+            if isinstance(one, Asked)
+        ]
+
+    answers = asyncio.run(ask())
+    assert [answer.code for answer in answers] == [404, 404]
+    assert challenger.version in answers[0].body.decode()
 
 
 @pytest.mark.parametrize("what", ["itself", "pictures", "gone"])
@@ -401,9 +451,11 @@ def test_outcomes_are_counted_for_who_answered(held: Holding, canary: TrafficPla
             assert answer.code == 200
         await post({"version": challenger.version, "value": 0.5})
         wrong = [{"key": "user"}, {"value": 1}, {"value": "1", "key": "user"}, {"value": 1, "version": "other"}, []]
+        wrong += [{"value": 1, "version": of_no_text} for of_no_text in ([], {}, ["other"], 1, None)]
+        wrong += [{"value": value, "key": "user"} for value in (1e155, -1e300)]  # of a square that no float is
         return [(await post(content)).code for content in wrong]
 
-    assert asyncio.run(ask()) == [400] * 5
+    assert asyncio.run(ask()) == [400] * 12
     chosen = sum(is_chosen("r", f"user-{index}".encode(), 0.5) for index in range(10))
     tallies = held.tallies()
     assert tallies[challenger.version].outcomes == chosen + 1

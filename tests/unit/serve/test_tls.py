@@ -1,9 +1,11 @@
 """TLS at the listener: real handshakes, wrong ones, certificates that change."""
 
 import asyncio
+import json
 import socket
 import ssl
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from lepton_ray.serve.grpc_messages import SERVICE
 from lepton_ray.serve.tls import watch_certificate
 from lepton_ray.spec.release import ServeSpec, TlsSpec
 
-from .conftest import Client
+from .conftest import Client, Running
 from .test_listener import _RECORD, get, post
 
 
@@ -90,6 +92,40 @@ def test_requests_are_answered_over_tls(listen: Any, folder: Path) -> None:
     refused.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b" " * 200_000)
     assert refused.read().code == 413
     running.call(running.listener.probe())
+
+
+@pytest.fixture
+def untaken(listen: Any, folder: Path) -> Iterator[tuple[Running, Client]]:
+    """A client that has not begun to take its last answer, which is more than the systems of both keep."""
+    running = listen(tls=context_of(folder))
+    running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = Client.__new__(Client)
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect(("127.0.0.1", running.port))
+    client.socket = trusting(folder).wrap_socket(raw, server_hostname="localhost")
+    client.send(post([_RECORD] * 500, b"Connection: close"))
+    while not running.meter.calls or running.listener._under_way:
+        running.call(asyncio.sleep(0.01))
+    yield running, client
+    client.close()
+
+
+def test_a_last_answer_may_be_taken_slowly_over_tls(untaken: tuple[Running, Client]) -> None:
+    running, client = untaken
+    for after_s in (5, 20):
+        running.sweep(after_s)
+    answer = client.read()
+    assert (answer.code, answer.headers["connection"]) == (200, "close")
+    assert len(json.loads(answer.body)["predictions"]) == 500
+
+
+def test_a_client_that_takes_nothing_over_tls_is_cut_off(untaken: tuple[Running, Client]) -> None:
+    running, _ = untaken
+    for after_s in (1, 40):
+        running.sweep(after_s)
+    running.call(asyncio.sleep(0.01))
+    assert not running.listener._connections
 
 
 def test_handshakes_that_fail_end_cleanly(listen: Any, folder: Path, caplog: Any) -> None:

@@ -1,0 +1,118 @@
+"""A rollout's keeper without a cluster: what it makes of reports when it was restarted, or when a plan is not taken in time."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lepton_ray.core.errors import EngineError
+from lepton_ray.serve.rollout import on_ray
+from lepton_ray.serve.rollout.course import Course
+from lepton_ray.serve.rollout.on_ray import Keeper
+from lepton_ray.serve.rollout.records import Records
+from lepton_ray.serve.rollout.tally import Tally
+from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
+
+_OLD = ModelRef(uri="/old", digest="a" * 64)
+_NEW = ModelRef(uri="/new", digest="b" * 64, registered="sizes/2")
+_STEP_S = 300.0
+
+
+class Cluster:
+    """Takes plans, or does not, and has the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = time.time()
+        self.plans: list[TrafficPlan] = []
+        self.failures = 0
+        self.aliases: list[str] = []
+
+    def give_plan(self, application: str, plan: TrafficPlan) -> None:
+        self.plans.append(plan)
+        if self.failures:
+            self.failures -= 1
+            raise EngineError("the replicas must take the plan")
+
+    def read_plan(self, application: str) -> TrafficPlan:
+        return self.plans[-1]
+
+    def keeper(self, step: int) -> Keeper:
+        """Return one that was restarted at a step."""
+        spec = RolloutSpec(share=0.1, steps=(0.1, 0.5, 1.0), step_s=_STEP_S, min_requests=200)
+        began = self.now - 2 * _STEP_S
+        course = Course(
+            application="sizes",
+            rollout="r",
+            spec=spec,
+            champion=_OLD,
+            challenger=_NEW,
+            began=began,
+            by="me",
+            share=spec.steps[step],
+            step=step,
+            step_began=began,
+        )
+        Records(str(self.folder), "sizes").write_course(course)
+        self.plans.append(course.plan)
+        return Keeper("sizes", str(self.folder), lambda ref, alias: self.aliases.append(str(ref.registered)))
+
+    def report(self, keeper: Keeper, challenger: int) -> None:
+        """Tell of so many requests of the challenger, and ten times as many of the champion, since the rollout began."""
+        tallies = {
+            ref.version: Tally(requests, 0, Counter({1: requests}), Counter({"yes": requests}))
+            for ref, requests in ((_OLD, 10 * challenger), (_NEW, challenger))
+        }
+        keeper.report("replica", "r", self.plans[-1].serial, tallies, "")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    made = Cluster(tmp_path)
+    monkeypatch.setattr(on_ray, "give_plan", made.give_plan)
+    monkeypatch.setattr(on_ray, "read_plan", made.read_plan)
+    monkeypatch.setattr(on_ray, "time", SimpleNamespace(time=lambda: made.now))
+    monkeypatch.setattr(Keeper, "_end_with_application", lambda self: None)
+    return made
+
+
+def test_a_keeper_that_is_restarted_does_not_take_earlier_steps_for_this_one(cluster: Cluster) -> None:
+    keeper = cluster.keeper(step=1)
+    cluster.report(keeper, 5000)  # most of them of the step before
+    assert (keeper.status()["phase"], keeper.status()["verdict"]) == ("running", "waiting")
+    cluster.report(keeper, 5199)
+    assert keeper.status()["phase"] == "running"
+    cluster.report(keeper, 5200)
+    assert keeper.status()["phase"] == "promoted"
+
+
+def test_a_keeper_that_is_restarted_at_the_first_step_has_all_its_counts(cluster: Cluster) -> None:
+    keeper = cluster.keeper(step=0)
+    cluster.report(keeper, 500)
+    assert (keeper.status()["phase"], keeper.status()["share"]) == ("running", 0.5)
+
+
+def test_a_step_that_is_not_followed_in_time_begins_without_counts_all_the_same(cluster: Cluster) -> None:
+    keeper = cluster.keeper(step=0)
+    cluster.failures = 1
+    with pytest.raises(EngineError, match="must take the plan"):
+        cluster.report(keeper, 500)
+    assert keeper.status()["step"] == 1
+    cluster.now += _STEP_S + 1
+    cluster.report(keeper, 501)
+    assert (keeper.status()["phase"], keeper.status()["step"]) == ("running", 1)
+
+
+@pytest.mark.parametrize("change", ["promote", "abort"])
+def test_the_alias_follows_a_change_that_is_not_followed_in_time(cluster: Cluster, change: str) -> None:
+    keeper = cluster.keeper(step=1)
+    cluster.failures = 1
+    ask: Callable[[str], Any] = getattr(keeper, change)
+    with pytest.raises(EngineError, match="must take the plan"):
+        ask("me")
+    assert cluster.aliases == (["sizes/2"] if change == "promote" else [])
+    assert keeper.status()["phase"] in ("promoted", "aborted")
