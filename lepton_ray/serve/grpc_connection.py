@@ -90,6 +90,8 @@ _CODES = {
     HTTP_FAILED: 13,  # INTERNAL
     _HTTP_NOT_IMPLEMENTED: 12,  # UNIMPLEMENTED
     HTTP_UNAVAILABLE: 14,  # UNAVAILABLE
+    504: 4,  # DEADLINE_EXCEEDED
+    507: 8,  # RESOURCE_EXHAUSTED
 }
 """What gRPC says for a status of HTTP."""
 _GRPC_HEADER = (b"content-type", b"application/grpc")

@@ -30,11 +30,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.endpoint import Endpoint, Limits, error_response
 from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE
 from lepton_ray.serve.guard import Guard
+from lepton_ray.serve.rollout.shadow import HTTP_LATE
+from lepton_ray.serve.shelf import HTTP_NO_ROOM
 from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.release import RateLimitSpec
 
@@ -483,6 +485,17 @@ def test_streams_are_bounded_also_those_that_are_reset(serve: Any, connect: Any)
     held.set()
     _wait_until(lambda: len(running.meter.calls) == 100)
     assert client.status(client.open(("content-type", "application/grpc+proto"), (":path", "/x"))) == "12"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(HTTP_LATE, grpc.StatusCode.DEADLINE_EXCEEDED), (HTTP_NO_ROOM, grpc.StatusCode.RESOURCE_EXHAUSTED)],
+)
+def test_a_late_challenger_and_a_model_without_room_have_their_codes(
+    serve: Any, call: Any, monkeypatch: pytest.MonkeyPatch, status: int, code: Any
+) -> None:
+    monkeypatch.setattr(Endpoint, "predict", lambda _, calls: [error_response(status, "so it is")] * len(calls))
+    assert call(serve().port).refusal("ModelInfer", **tensors()) == (code.name, "so it is")
 
 
 def test_a_call_that_comes_with_the_answer_to_the_ping_is_answered(serve: Any, connect: Any) -> None:
