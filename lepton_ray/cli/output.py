@@ -3,8 +3,10 @@
 import contextlib
 import json
 import math
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +93,23 @@ def only_json_on_stdout(as_json: bool) -> Iterator[None]:
     """Send what engines print while they work to standard error: Ray tells of dead workers on standard output."""
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM do within a block what Ctrl-C does, so that what was started is ended."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
