@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,14 @@ import typer
 
 from lepton_ray import __version__
 from lepton_ray.cli import cluster, dashboards, data, doctor, drift, jobs, kube, plan, quarantine, reap, rollout, token
-from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, open_output, print_json
+from lepton_ray.cli.output import (
+    RichProgress,
+    errors_explained,
+    only_json_on_stdout,
+    open_output,
+    print_json,
+    sigterm_as_ctrl_c,
+)
 from lepton_ray.core.garbage import collect_rarely, leave_all
 
 app = typer.Typer(
@@ -267,21 +273,14 @@ def _serve_spec(host: str, port: int, max_replicas: int) -> Any:
 @contextlib.contextmanager
 def _ray_closed_after() -> Iterator[None]:
     """Stop a local cluster at the end of a block; within it SIGTERM does what Ctrl-C does."""
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread may say what signals do
-    before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None
-    try:
-        yield
-    finally:
-        if "ray" in sys.modules:
-            from lepton_ray.engine.session import close
+    with sigterm_as_ctrl_c():
+        try:
+            yield
+        finally:
+            if "ray" in sys.modules:
+                from lepton_ray.engine.session import close
 
-            close()
-        if is_main:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+                close()
 
 
 def wait_for_interrupt(url: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lepton_ray.cli.jobs import connect, follow_job, send
-from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json
+from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json, sigterm_as_ctrl_c
 from lepton_ray.cli.tables import print_table
 
 app = typer.Typer(no_args_is_help=True, help="Write and check the files of Ray's cluster launcher; bring clusters up and down.")  # fmt: skip
@@ -53,7 +53,7 @@ def check(file: FileArgument, as_json: JsonOption = False) -> None:
 def up(file: FileArgument, timeout_s: TimeoutOption = 1800.0) -> None:
     """Bring a cluster up, or up to date, and wait for its machines."""
     progress = RichProgress()
-    with errors_explained(progress=progress):
+    with errors_explained(progress=progress), sigterm_as_ctrl_c():
         config = _check(file)
         from lepton_ray.launch.machines import up as bring_up
 
@@ -66,7 +66,7 @@ def up(file: FileArgument, timeout_s: TimeoutOption = 1800.0) -> None:
 @app.command()
 def status(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show which machines are alive; exit status 1 when fewer are than the file asks for."""
-    with errors_explained(as_json):
+    with errors_explained(as_json), sigterm_as_ctrl_c():
         config = _check(file)
         from lepton_ray.launch.machines import status as ask
 
@@ -94,7 +94,7 @@ def submit(
     working_dir: Annotated[Path, typer.Option(help="Folder that is copied to the cluster.")] = Path(),
 ) -> None:
     """Run a spec on a cluster as a job, showing its log; ends with the job's exit status."""
-    with errors_explained():
+    with errors_explained(), sigterm_as_ctrl_c():
         from lepton_ray.core import settings
         from lepton_ray.launch.jobs.request import build_request
 
@@ -111,7 +111,7 @@ def submit(
 def down(file: FileArgument, timeout_s: TimeoutOption = 600.0) -> None:
     """Bring a cluster down, and see that nothing of it runs on."""
     progress = RichProgress()
-    with errors_explained(progress=progress):
+    with errors_explained(progress=progress), sigterm_as_ctrl_c():
         config = _check(file)
         from lepton_ray.launch.machines import down as bring_down
 

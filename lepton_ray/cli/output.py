@@ -3,8 +3,11 @@
 import contextlib
 import json
 import math
+import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from lepton_ray.core.errors import LeptonError
 from lepton_ray.core.extras import explain
 
 _INTERRUPTED = 130
+_OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class RichProgress:
@@ -94,6 +98,23 @@ def only_json_on_stdout(as_json: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM do within a block what Ctrl-C does, so that what was started is ended."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
 def errors_explained(as_json: bool = False, progress: RichProgress | None = None) -> Iterator[None]:
     """Turn errors into messages and exit statuses: 2 a bad spec, 3 a gate not met, 1 anything else."""
     try:
@@ -110,6 +131,9 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
     except Exception as error:  # noqa: BLE001  the last place to explain an error; its traceback goes to a file
         if isinstance(error, ModuleNotFoundError) and (explained := explain(error, "this command")):
             _fail(error, str(explained), explained.exit_status, as_json, progress)
+        if isinstance(error, _OF_PLACES) and error.filename is not None:
+            what = f"{os.fsdecode(error.filename)!r} must be a place that can be used, got: {error.strerror}. Check the path"
+            _fail(error, f"{what}\n{_write_details(error)}", 1, as_json, progress)
         lines = str(error).strip().splitlines()
         message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\n{_write_details(error)}"
         _fail(error, message, 1, as_json, progress)

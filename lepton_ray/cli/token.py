@@ -33,11 +33,22 @@ def create(
 ) -> None:
     """Print a new token, once: the file keeps its hash."""
     with errors_explained():
+        from pydantic import ValidationError
+
+        from lepton_ray.core.errors import SpecError
         from lepton_ray.serve.tokens import Scope, create_token
         from lepton_ray.spec.release import RateLimitSpec
 
-        expires = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-        limit = None if requests_per_second is None else RateLimitSpec(requests_per_second=requests_per_second)
+        try:
+            expires = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
+        except OverflowError:
+            rule = f"--expires-days must be days that a calendar has, got {expires_days:g}. Leave it out for a token that never expires"
+            raise SpecError([rule], "the command") from None
+        try:
+            limit = None if requests_per_second is None else RateLimitSpec(requests_per_second=requests_per_second)
+        except ValidationError as error:
+            problems = [f"--requests-per-second: {one['msg']}, got {requests_per_second:g}" for one in error.errors()]
+            raise SpecError(problems, "the command") from None
         asked = cast("list[Scope]", scopes or ["predict"])  # checked there
         typer.echo(create_token(file, id, asked, expires, limit))
         typer.echo(f"{file} has its hash; the token is shown only now", err=True)

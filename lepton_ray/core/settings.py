@@ -4,8 +4,10 @@ import os
 import re
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lepton_ray.core.errors import SpecError
+from lepton_ray.core.text import without_credentials
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -118,11 +120,19 @@ def prepare_jobs(address: str | None) -> None:
         SpecError: If neither ``address`` nor the environment names a dashboard by its URL.
     """
     url = address or jobs_address()
-    if url is None or not re.match(r"https?://[^/]", url):
-        got = "none" if url is None else repr(url)
+    if url is None or not _is_http_url(url):
+        got = "none" if url is None else repr(without_credentials(url))
         raise SpecError([f"--address must be the URL of Ray's dashboard, http://HEAD:8265, got {got}"], "the command")
     os.environ["RAY_API_SERVER_ADDRESS"] = url.rstrip("/")
     prepare_ray()
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        at = urlsplit(text)
+        return at.scheme in ("http", "https") and bool(at.hostname) and at.port != 0
+    except ValueError:  # half of an IPv6 address, or a port that is none
+        return False
 
 
 def prepare_ray() -> None:

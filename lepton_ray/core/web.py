@@ -1,5 +1,6 @@
 """JSON of other servers' HTTP APIs."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ _MAX_ANSWER_BYTES = 1 << 20
 
 
 def get_json(url: str) -> "dict[str, Any] | str":
-    """Return the JSON that a URL answers with, or what went wrong."""
+    """Return the JSON that a URL answers with, or what went wrong, without a password that the URL holds."""
     if not url.startswith(("http://", "https://")):
         return "must be an http or https URL"
     try:
@@ -19,5 +20,7 @@ def get_json(url: str) -> "dict[str, Any] | str":
             return content
     except urllib.error.HTTPError as error:
         return f"status {error.code}"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error)).splitlines()[0]
+    except http.client.InvalidURL:  # its text may hold the password
+        return "must be a URL with a port that is a number, and without spaces or a password"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]

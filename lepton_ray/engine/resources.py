@@ -30,17 +30,21 @@ def wait_for_capacity(
     """
     deadline = time.monotonic() + (0 if connect().is_local else timeout_s)
     is_asked = False
-    while lacking := _lacking(bundle, count):
-        if time.monotonic() >= deadline:
-            message = f"{place} must fit the cluster, which lacks {lacking}. Ask for less, or add nodes"
-            raise EngineError(message, retryable=True)
-        if not is_asked:
-            request_resources(bundles=[bundle] * count)
-            is_asked = True
-        update(f"waiting for {lacking}")
-        time.sleep(_POLL_S)
-    if is_asked:
-        request_resources(bundles=[])  # the workers hold the nodes from here on
+    try:
+        while lacking := _lacking(bundle, count):
+            if time.monotonic() >= deadline:
+                message = f"{place} must fit the cluster, which lacks {lacking}. Ask for less, or add nodes"
+                raise EngineError(message, retryable=True)
+            if not is_asked:
+                is_asked = True
+                request_resources(bundles=[bundle] * count)
+            update(f"waiting for {lacking}")
+            time.sleep(_POLL_S)
+    finally:
+        if (
+            is_asked
+        ):  # it stands until something else is asked for: the workers hold the nodes from here on, or nobody does
+            request_resources(bundles=[])
 
 
 def _lacking(bundle: dict[str, float], count: int) -> str:

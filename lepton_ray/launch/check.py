@@ -59,7 +59,7 @@ def check_file(path: Path) -> Config:
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))  # as Ray itself does
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SpecError([f"the file must be readable YAML, got: {reason}. Mend it, or check the path"], str(path)) from None  # fmt: skip
     if problems := find_problems(config):
@@ -71,6 +71,8 @@ def find_problems(config: Any) -> list[str]:
     """Return what is wrong with a launcher file's content, a sentence each; empty if nothing is."""
     if not isinstance(config, dict):
         return [f"the file must be a mapping, got {show(config)}. Start with 'cluster_name: ...'"]
+    if problems := list(_odd_keys(config, "")):
+        return problems  # JSON Schema knows no such keys
     problems = list(_breaches(config, launcher_schema(), ""))
     problems += _check_provider(config)
     problems += _check_node_types(config)
@@ -80,11 +82,23 @@ def find_problems(config: Any) -> list[str]:
     return problems
 
 
+def _odd_keys(value: Any, path: str) -> Iterator[str]:
+    """Yield what is wrong with keys that YAML takes for numbers, dates or truth values."""
+    if isinstance(value, dict):
+        odd = [key for key in value if not isinstance(key, str)]
+        yield from (f"{path or 'the file'} must have keys that are text, got {show(key)}. Quote it" for key in odd)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _odd_keys(item, f"{path}.{key}" if path else str(key))
+
+
 def _check_provider(config: Config) -> Iterator[str]:
     provider = config.get("provider")
     if not isinstance(provider, dict) or "type" not in provider:
         return  # the schema has said so
     kind = provider["type"]
+    if not isinstance(kind, str):
+        return  # the schema has said so
     if kind not in PROVIDER_KEYS:
         if kind != "external":
             yield f"provider.type must be one of {', '.join(PROVIDER_KEYS)}, got {show(kind)}. {_hint(kind, PROVIDER_KEYS)}"
@@ -93,7 +107,7 @@ def _check_provider(config: Config) -> Iterator[str]:
     yield from (_unknown(f"provider.{key}", key, known) for key in provider if key not in known)
     if kind == "local" and "coordinator_address" in provider:
         return
-    yield from (f"provider.{key} must be given. Add it" for key in _NEEDED[kind] if provider.get(key) in (None, "", []))
+    yield from (f"provider.{key} must be given. Add it" for key in _NEEDED[kind] if provider.get(key) in (None, ""))
 
 
 def _check_node_types(config: Config) -> Iterator[str]:

@@ -139,6 +139,15 @@ class AwsWorkers(CloudWorkers):
     max_price_usd_per_h: PositiveFloat | None = None
     """The most to pay for a spot instance; None pays up to the price on demand."""
 
+    @model_validator(mode="after")
+    def _check_price(self) -> Self:
+        if self.max_price_usd_per_h is not None and not self.spot:
+            raise ValueError(
+                f"max_price_usd_per_h must be left out without spot, got {self.max_price_usd_per_h:g}. Add spot: true: "
+                "machines on demand have no bound"
+            )
+        return self
+
 
 class AwsCluster(Section):
     """EC2 instances: a head with CPUs, workers with GPUs."""

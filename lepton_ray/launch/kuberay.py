@@ -27,6 +27,7 @@ _AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 52365, 44217, 44227
 _TOKEN_KEY, _REDIS_KEY = "auth_token", "redis_password"  # the first is the name that KubeRay reads
 _SESSION_FOLDER = "/tmp/ray"  # noqa: S108  where Ray keeps logs and spilled objects
 _USER = 1000  # of the images
+_SERVE_PORT = 8000  # of Ray Serve, where a file names none
 _GIB = 1 << 30
 _HOUR_S = 3600
 _PART_OF, _COMPONENT, _NODE_TYPE = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "ray.io/node-type"
@@ -40,7 +41,7 @@ def render(description: Description) -> dict[str, list[Manifest]]:
     """Return the documents of each file.
 
     Raises:
-        SpecError: If ``serving.config`` cannot be read.
+        SpecError: If ``serving.config`` cannot be read, or is not what it must be.
     """
     serve = _serve_config(Path(description.serving.config))
     return {
@@ -80,12 +81,25 @@ def _serve_config(path: Path) -> dict[str, Any]:
     """Return the application's file, listening where other pods can reach it."""
     if not path.is_file():
         raise SpecError([f"serving.config must be a file of serve deploy, got {str(path)!r}. Check the path"])
-    config: dict[str, Any] = yaml.safe_load(read_text(path))
+    try:
+        config: dict[str, Any] = yaml.safe_load(read_text(path))
+        port = (config.get("http_options") or {}).get("port", _SERVE_PORT)
+        (application,) = config["applications"]
+        serve = dict(application["args"].get("serve") or {})
+        listener = {"port": port + 1, **(serve.get("listener") or {})}
+        if not isinstance(listener["port"], int):
+            raise TypeError(f"the listener's port {listener['port']!r}")
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(
+            [
+                "serving.config must be a file of serve deploy with one application that has args, and ports that are whole numbers, "
+                f"got {str(path)!r} ({type(error).__name__}: {reason}). Mend it"
+            ]
+        ) from error
     everywhere = {"host": "0.0.0.0"}  # noqa: S104  the network policy says who reaches it
-    port = config["http_options"]["port"]
     config["http_options"] = {"host": everywhere["host"], "port": port}
-    serve = config["applications"][0]["args"].setdefault("serve", {})
-    serve["listener"] = {"port": port + 1, **serve.get("listener", {}), **everywhere}
+    application["args"]["serve"] = {**serve, "listener": {**listener, **everywhere}}
     return config
 
 

@@ -1,9 +1,9 @@
 """The typed description that the manifests for Kubernetes come from: what they share, and the sizes of what runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lepton_ray.spec.base import PositiveInt, Section
 from lepton_ray.spec.load import parse_model, read_text
@@ -23,12 +23,27 @@ class SizeSpec(Section):
     """Disk of the node for Ray's logs and the objects that do not fit."""
     gpus: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.object_store_gib >= self.memory_gib:
+            raise ValueError(
+                f"object_store_gib must be less than memory_gib ({self.memory_gib}), which it is part of, "
+                f"got {self.object_store_gib}. Lower it"
+            )
+        return self
+
 
 class WorkersSpec(SizeSpec):
     """Workers that the autoscaler adds and takes away."""
 
     min: Annotated[int, Field(ge=0)]
     max: PositiveInt
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min must be at most max ({self.max}), got {self.min}. Lower it, or raise max")
+        return self
 
 
 class RedisSpec(Section):

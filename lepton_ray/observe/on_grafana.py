@@ -7,6 +7,7 @@ named by their uid, and what else goes into a path is quoted. Unified alerting, 
 import hashlib
 import ipaddress
 import json
+import re
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -22,6 +23,7 @@ CONTACT_POINT = "lepton-ray operators"
 _TAG = "lepton-ray"
 _NOT_FOUND = 404
 _TIMEOUT_S = 30.0
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class Grafana:
@@ -32,7 +34,10 @@ class Grafana:
     """
 
     def __init__(self, url: str, token: str) -> None:
-        at = urlsplit(url if "://" in url else f"https://{url}")
+        try:
+            at = urlsplit(url if "://" in url else f"https://{url}")
+        except ValueError:  # half of an IPv6 address
+            at = urlsplit("")
         if not at.hostname or at.username or at.scheme not in ("http", "https"):
             raise GrafanaError(
                 f"--url must be https://HOST[:PORT][/PATH], got {without_credentials(url)!r}. Correct it"
@@ -40,6 +45,11 @@ class Grafana:
         if at.scheme == "http" and not _is_loopback(at.hostname):
             raise GrafanaError(
                 f"--url must be https where a token travels, got {url!r}. Use https, or a tunnel to localhost"
+            )
+        if not _TOKEN.fullmatch(token):  # the client's error would show it
+            raise GrafanaError(
+                "the token must be letters, digits and signs in one line without spaces, got something else. "
+                "Set --token-env's variable to a service account's token"
             )
         prefix = f"{at.path.strip('/')}/" if at.path.strip("/") else ""
         self._api = GrafanaAPI(token, host=at.netloc, url_path_prefix=prefix, protocol=at.scheme, timeout=_TIMEOUT_S)

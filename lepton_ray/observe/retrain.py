@@ -86,7 +86,7 @@ class Retrainer(HTTPServer):
         write_json(self._starts, [*(start for start in starts if now - start < _FORGET_S), now])
         try:
             done = subprocess.run(  # noqa: S603  the operator's own command; nothing of a message goes into it
-                self._command, capture_output=True, text=True, timeout=_COMMAND_S, check=False
+                self._command, capture_output=True, text=True, errors="replace", timeout=_COMMAND_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             _logger.error("the command could not be run: %s", error)

@@ -18,8 +18,8 @@ class Look:
     """Jobs that run, actors beyond those of Serve and Ray, and what could not be found out."""
     work_ended_s: float
     """When the last job ended, Unix time; 0 without one."""
-    requests: Mapping[str, float]
-    """How many requests each application has been asked so far."""
+    requests: Mapping[str, float | None]
+    """How many requests each application has been asked so far; None where that is not known, which counts as one more."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Memory:
 
     busy_s: float
     """When there was work last, Unix time, or that of the first look."""
-    requests: Mapping[str, float] = field(default_factory=dict)
+    requests: Mapping[str, float | None] = field(default_factory=dict)
     asked_s: Mapping[str, float] = field(default_factory=dict)
     """When the count of each application was seen to change last, or was seen first."""
 
@@ -63,7 +63,7 @@ def remember(look: Look, before: Memory | None) -> Memory:
     """Return what the next look needs of this one."""
     known = before or Memory(look.at_s)
     asked_s = {
-        name: known.asked_s[name] if known.requests.get(name) == count else look.at_s
+        name: known.asked_s[name] if count is not None and known.requests.get(name) == count else look.at_s
         for name, count in look.requests.items()
     }
     busy_s = look.at_s if look.work else max(known.busy_s, look.work_ended_s)

@@ -50,7 +50,8 @@ def look() -> Look:
     ended_s = max((job.end_time or 0) / 1000 for job in others) if others else 0.0
     requests, problems = _count_requests()
     applications = serve.status().applications
-    asked = {name: requests.get(name, 0.0) for name in applications}
+    # A node that does not tell may be the one whose replicas are asked.
+    asked = {name: None if problems else requests.get(name, 0.0) for name in applications}
     return Look(time.time(), (*running, *foreign, *problems), ended_s, asked)
 
 

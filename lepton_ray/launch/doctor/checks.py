@@ -1,11 +1,13 @@
 """What the facts of nodes mean: findings, each with the command that mends it."""
 
+import math
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lepton_ray.core.text import without_credentials
 from lepton_ray.core.web import get_json
 from lepton_ray.launch.doctor.facts import LIBRARIES, NodeFacts
 
@@ -35,9 +37,10 @@ class Finding:
 
 
 def check_versions(nodes: Sequence[NodeFacts]) -> list[Finding]:
-    """Every package has one version: that of most nodes."""
+    """Every package has one version: that of most nodes. Nodes of several releases look at different packages."""
     findings = []
-    usual = {name: Counter(n.versions[name] for n in nodes).most_common(1)[0][0] for name in nodes[0].versions}
+    names = dict.fromkeys(name for node in nodes for name in node.versions)
+    usual = {name: Counter(n.versions.get(name) for n in nodes).most_common(1)[0][0] for name in names}
     for node in nodes:
         odd = {name: version for name, version in node.versions.items() if version != usual[name]}
         if odd:
@@ -61,7 +64,7 @@ def check_versions(nodes: Sequence[NodeFacts]) -> list[Finding]:
 
 def check_libraries(nodes: Sequence[NodeFacts]) -> list[Finding]:
     """Optional libraries: what specs can ask for."""
-    missing = sorted({name for name in LIBRARIES for node in nodes if node.versions[name] is None})
+    missing = sorted({name for name in LIBRARIES for node in nodes if node.versions.get(name) is None})
     there = [name for name in LIBRARIES if name not in missing]
     extras = ",".join(sorted({LIBRARIES[name] for name in missing}))
     seen = f"{', '.join(there) or 'none'}" + (f"; not everywhere: {', '.join(missing)}" if missing else "")
@@ -145,7 +148,7 @@ def check_object_store(nodes: Sequence[NodeFacts]) -> list[Finding]:
             found.append(Finding("object store", node.node, "error", seen, f"mount -o remount,size={size} /dev/shm"))
         elif size < wanted:
             seen = f"{size / _GIB:.2f} GiB: blocks of Ray Data spill early"
-            mend = f"ray start --object-store-memory={int(wanted)}"
+            mend = f"ray start --object-store-memory={math.ceil(wanted)}"
             found.append(Finding("object store", node.node, "warning", seen, mend))
     least = min(node.object_store_bytes for node in nodes)
     return found or [Finding("object store", "", "ok", f"at least {least / _GIB:.1f} GiB on each node")]
@@ -173,26 +176,28 @@ def check_prometheus(url: str) -> list[Finding]:
     answer = get_json(
         f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': 'count(ray_node_cpu_count)'})}"
     )
+    where = without_credentials(url)
     start = "prometheus --config.file=cluster/observability/prometheus.yml"
     if isinstance(answer, str):
-        return [Finding("prometheus", "", "error", f"{url}: {answer}", start)]
+        return [Finding("prometheus", "", "error", f"{where}: {answer}", start)]
     try:
         result = answer["data"]["result"]
         num_nodes = int(result[0]["value"][1]) if result else 0
     except (KeyError, TypeError, ValueError, IndexError):
-        return [Finding("prometheus", "", "error", f"{url}: no Prometheus answers there", start)]
+        return [Finding("prometheus", "", "error", f"{where}: no Prometheus answers there", start)]
     if not num_nodes:
         mend = "set the dashboard's address and the token in cluster/observability/prometheus.yml, and reload it"
-        return [Finding("prometheus", "", "warning", f"{url}: scrapes no node of Ray", mend)]
-    return [Finding("prometheus", "", "ok", f"{url}: scrapes {num_nodes} nodes of Ray")]
+        return [Finding("prometheus", "", "warning", f"{where}: scrapes no node of Ray", mend)]
+    return [Finding("prometheus", "", "ok", f"{where}: scrapes {num_nodes} nodes of Ray")]
 
 
 def check_grafana(url: str) -> list[Finding]:
     """Grafana answers, and its database too."""
     answer = get_json(f"{url.rstrip('/')}/api/health")
+    where = without_credentials(url)
     mend = "systemctl start grafana-server  # then: lepton-ray dashboards push --url ..."
     if isinstance(answer, str):
-        return [Finding("grafana", "", "error", f"{url}: {answer}", mend)]
+        return [Finding("grafana", "", "error", f"{where}: {answer}", mend)]
     if not isinstance(answer, dict) or answer.get("database") != "ok":
-        return [Finding("grafana", "", "error", f"{url}: no healthy Grafana answers there", mend)]
-    return [Finding("grafana", "", "ok", f"{url}: Grafana {answer.get('version', '')}".rstrip())]
+        return [Finding("grafana", "", "error", f"{where}: no healthy Grafana answers there", mend)]
+    return [Finding("grafana", "", "ok", f"{where}: Grafana {answer.get('version', '')}".rstrip())]

@@ -46,11 +46,8 @@ def examine(storage: str | None) -> list[Finding]:
         facts, findings = _gather(probes, nodes, usable, marker)
         unseen = set(probes) - _seen(usable, marker) if usable else set()
     if problem:
-        findings.append(
-            Finding(
-                "storage", "", "error", f"{storage}: {problem}", "give --storage a folder or URI that can be written"
-            )
-        )
+        seen = f"{without_credentials(str(storage))}: {problem}"
+        findings.append(Finding("storage", "", "error", seen, "give --storage a folder or URI that can be written"))
     if not facts:
         return findings
     for check in (

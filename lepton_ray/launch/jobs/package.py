@@ -29,8 +29,8 @@ class Package:
 def pack(folder: Path, target: Path) -> Package:
     """Pack a folder into a new zip file.
 
-    Left out are ``data`` and ``runs`` at its top, names that begin with a dot (``.git``, ``.venv``, ``.env``), ``__pycache__`` and
-    links to folders.
+    Left out are ``data`` and ``runs`` at its top, names that begin with a dot (``.git``, ``.venv``, ``.env``), ``__pycache__``,
+    links to folders, and pipes, sockets and devices.
 
     Raises:
         LeptonError: If a file cannot be read, or the result would be larger than ``MAX_BYTES``; names what takes the room.
@@ -56,7 +56,9 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(
             f for f in folders if not (f.startswith(".") or f == "__pycache__" or (is_top and f in _LEFT_OUT))
         )
-        yield from (Path(root) / f for f in sorted(files) if not f.startswith("."))
+        paths = (Path(root) / f for f in sorted(files) if not f.startswith("."))
+        # A pipe would be waited for; a link to nothing is told of when it is read.
+        yield from (path for path in paths if path.is_file() or not path.exists())
 
 
 def _add(archive: zipfile.ZipFile, path: Path, name: str) -> None:
@@ -68,9 +70,10 @@ def _add(archive: zipfile.ZipFile, path: Path, name: str) -> None:
                 sink.write(block)
                 if _written(archive) > MAX_BYTES:
                     return
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is not UTF-8"
         raise LeptonError(
-            f"the working directory must hold files that can be read, got {str(path)!r} ({error.strerror}). "
+            f"the working directory must hold files that can be read, got {str(path)!r} ({reason}). "
             "Give another --working-dir"
         ) from error
 

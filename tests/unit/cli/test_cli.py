@@ -406,3 +406,27 @@ def test_a_command_collects_rarely_and_leaves_what_is_there_at_its_end() -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["['x'] True 0", "True"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("token", "list", "--file", "FOLDER"),
+        ("token", "create", "a", "--file", "FILE/tokens.json"),
+        ("dashboards", "render", "-o", "FILE"),
+        ("cluster", "render", "cluster/clusters.yaml", "-o", "FILE"),
+        ("kube", "render", "cluster/kubernetes.yaml", "-o", "FILE"),
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_cannot_be_used_is_named(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "FILE").touch()
+    (tmp_path / "FOLDER").mkdir()
+    monkeypatch.chdir(Path(__file__).parent.parent.parent.parent)
+    places = [str(tmp_path / one) if one.startswith(("FILE", "FOLDER")) else one for one in arguments]
+    message = _error(_run(*places), 1)
+    assert "unexpected" not in message
+    assert str(tmp_path) in message
+    assert "Check the path" in message

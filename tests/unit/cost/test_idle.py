@@ -1,9 +1,13 @@
 """The verdict on what is idle: only what has been seen to be quiet long enough may go."""
 
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lepton_ray.cost.idle.judge import Look, Memory, judge, remember
+from lepton_ray.engine.session import free_port
 
 LIMIT_S = 600.0
 
@@ -20,7 +24,7 @@ def watch(*looks: Look) -> tuple[Memory, list[tuple[bool, list[str]]]]:
     return memory, verdicts
 
 
-def at(time_s: float, *work: str, ended: float = 0.0, **requests: float) -> Look:
+def at(time_s: float, *work: str, ended: float = 0.0, **requests: float | None) -> Look:
     return Look(time_s, work, ended, requests)
 
 
@@ -92,3 +96,25 @@ def test_nothing_goes_that_was_active_within_the_limit(
         if found.is_cluster_idle:
             assert now - last_work >= LIMIT_S
             assert set(found.idle_applications) == set(requests)
+
+
+def test_what_is_not_known_of_an_application_counts_as_requests() -> None:
+    """A node whose metrics do not answer may be the one that serves it."""
+    unseen = "metrics of 10.0.0.2:8080, which do not answer"
+    looks = at(0, a=5.0), at(300, unseen, a=None), at(700, unseen, a=None), at(1300, unseen, a=None)
+    assert [applications for _, applications in watch(*looks)[1]] == [[], [], [], []]
+    assert watch(*looks, at(1301, a=5.0), at(1901, a=5.0))[1][-2:] == [(False, []), (True, ["a"])]
+
+
+def test_requests_are_not_known_when_a_node_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_ray = pytest.importorskip("lepton_ray.cost.idle.on_ray")
+    node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": free_port()}  # nothing listens there
+    monkeypatch.setattr(on_ray, "list_jobs", lambda **_: [])
+    monkeypatch.setattr(on_ray, "list_actors", lambda **_: [])
+    monkeypatch.setattr(on_ray, "_stored", dict)
+    monkeypatch.setattr(on_ray, "_own_job", lambda: "01")
+    monkeypatch.setattr(on_ray.ray, "nodes", lambda: [node])
+    monkeypatch.setattr(on_ray.serve, "status", lambda: SimpleNamespace(applications={"a": None}))
+    look = on_ray.look()
+    assert look.requests == {"a": None}
+    assert "which do not answer" in look.work[0]

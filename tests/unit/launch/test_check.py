@@ -84,6 +84,9 @@ REFUSED = [
     ("gcp", at(f"{WORKER}/acceleratorConfig", {"type": "V4", "topology": "2x2x1"}), "must have acceleratorType or acceleratorConfig, got both"),
     ("gcp", at(f"{HEAD}/machineType"), "must have machineType, or acceleratorType for a TPU, got disks"),
     ("local", at("provider/head_ip"), "provider.head_ip must be given"),
+    ("local", at("provider/worker_ips"), "provider.worker_ips must be given"),
+    ("local", at("provider/type", ["local"]), "provider.type must be text, got ['local']"),
+    ("aws", at("available_node_types", {1: {"node_config": {}}}), "available_node_types must have keys that are text, got 1. Quote it"),
 ]  # fmt: skip
 
 
@@ -122,7 +125,10 @@ def test_all_problems_are_told_at_once_with_their_paths(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "readable YAML"), ("- 1", "a mapping"), ("", "a mapping")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "readable YAML"), ("a: 2025-13-45", "readable YAML"), ("- 1", "a mapping"), ("", "a mapping")],
+)
 def test_a_file_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(SpecError, match=message):

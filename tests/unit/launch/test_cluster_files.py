@@ -12,6 +12,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from lepton_ray.core.errors import LeptonError, SpecError
+from lepton_ray.launch import machines
 from lepton_ray.launch.check import find_problems
 from lepton_ray.launch.description import Description, load_description
 from lepton_ray.launch.ray_yaml import build, check_fresh, render
@@ -155,6 +156,7 @@ def test_all_problems_of_a_description_are_told_at_once() -> None:
         ({"local": {"head": "host-1"}}, "head and workers must be IP addresses, got 'host-1'"),
         ({"local": {"workers": ["192.168.1.10"]}}, "head and workers must differ"),
         ({"aws": {"workers": {"type": "g5.xlarge", "min": 3, "max": 2}}}, r"min must be at most max \(2\), got 3"),
+        ({"aws": {"workers": {"type": "g5.xlarge", "max": 2, "max_price_usd_per_h": 0.5}}}, "max_price_usd_per_h must be left out without spot"),
         ({"gcp": {"workers": {"accelerator_type": "v4-16", "runtime_version": "v2", "num_cpus": 8, "max": 1}}}, "1 to 4 chips"),
         ({"spill": {"gib": 90}}, "at most 60 with TPU machines"),
         ({"spill": {"gib": 1}}, r"at least object_store_gib \(4\), got 1"),
@@ -177,6 +179,12 @@ def test_a_tpu_has_the_chips_that_ray_counts() -> None:
         chips = config["available_node_types"]["worker"]["resources"]["TPU"]
         assert chips == int(kind.partition("-")[2]) // tpu.get_tpu_cores_per_chip(kind)
         assert chips == tpu.get_num_tpu_visible_chips_per_host(kind)
+
+
+def test_a_machine_alone_is_a_cluster() -> None:
+    config = build(changed(local={**load(DESCRIPTION)["local"], "workers": []}))["local"]
+    assert find_problems(config) == []
+    assert machines.num_asked(config) == 1
 
 
 def test_rendering_is_the_same_each_time(description: Description) -> None:

@@ -254,3 +254,62 @@ def test_a_head_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatc
     assert (found["check"], found["status"]) == ("cluster", "error")
     assert f"Ray must answer at {address} within 8 s, got no answer" in found["seen"]
     assert found["mend"]
+
+
+def _store_of(finding: Finding, node: NodeFacts) -> NodeFacts:
+    """Start the node again as a finding on its object store says: what the store takes, tasks lack."""
+    size = int(finding.mend.partition("--object-store-memory=")[2])
+    return replace(node, object_store_bytes=size, memory_bytes=node.memory_bytes + node.object_store_bytes - size)
+
+
+@pytest.mark.parametrize("spare", range(10))
+def test_what_mends_a_small_object_store_mends_it(spare: int) -> None:
+    node = replace(HEALTHY, object_store_bytes=80 << 20, memory_bytes=4 * GIB + spare)
+    (finding,) = checks.check_object_store([node])
+    assert finding.status == "warning"
+    assert [one.status for one in checks.check_object_store([_store_of(finding, node)])] == ["ok"]
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_node_of_another_release_knows_other_libraries(odd: int) -> None:
+    older = replace(HEALTHY, node="10.0.0.9", versions={"python": "1.0", "lepton_ray": "0.9", "forgotten": "1.0"})
+    nodes = [HEALTHY, replace(HEALTHY, node="10.0.0.2"), HEALTHY]
+    nodes.insert(odd * 2, older)
+    (finding,) = checks.check_versions(nodes)
+    assert (finding.node, finding.status) == ("10.0.0.9", "error")
+    assert "lepton_ray 0.9 (others: 1.0)" in finding.seen
+    assert "torch" in checks.check_libraries(nodes)[0].seen.partition("not everywhere:")[2]
+
+
+@pytest.mark.parametrize("check", [checks.check_prometheus, checks.check_grafana])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://127.0.0.1/a b", "http://u:secret@127.0.0.1:1", "http://[::1", "http://u:secret@h"])  # fmt: skip
+def test_an_address_that_is_none_is_a_finding_without_its_password(
+    check: Callable[[str], list[Finding]], url: str
+) -> None:
+    (finding,) = check(url)
+    assert finding.status == "error"
+    assert "secret" not in str(finding)
+
+
+def test_what_speaks_no_http_is_a_finding() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        (finding,) = checks.check_grafana(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+    assert finding.status == "error"
+
+
+def test_the_password_of_a_storage_that_cannot_be_written_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray.ray, "nodes", list)
+    monkeypatch.setattr(on_ray, "_gather", lambda *_: ([], []))
+    (finding,) = on_ray.examine("ftp://user:secret@host/runs")
+    assert finding.check == "storage"
+    assert "secret" not in str(finding)

@@ -130,6 +130,23 @@ def test_a_package_that_is_too_large_names_what_takes_the_room(
     assert (tmp_path / "a.zip").stat().st_size < 5 << 20
 
 
+def test_a_name_that_is_no_text_is_told(folder: Path, tmp_path: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("a")
+    with pytest.raises(LeptonError, match=r"caf\\udce9\.txt. \(its name is not UTF-8\)"):
+        pack(folder, tmp_path / "a.zip")
+
+
+def test_what_is_no_file_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("pipe")
+    packing = threading.Thread(target=pack, args=(folder, tmp_path / "a.zip"), daemon=True)
+    packing.start()
+    packing.join(20)
+    assert not packing.is_alive()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist() == ["own/data/rows.py", "specs/a b.yaml"]
+
+
 class JobsApi:
     """Answers as Ray's dashboard does; ``jobs`` are what it knows, ``calls`` what it was asked."""
 
@@ -337,6 +354,10 @@ def test_a_refused_token_is_explained_and_not_shown(
         ("http://user:pw@127.0.0.1:1", 1, "reachable at http://127.0.0.1:1"),
         ("127.0.0.1:8265", 2, "--address must be the URL of Ray's dashboard"),
         ("ray://127.0.0.1:10001", 2, "--address must be the URL of Ray's dashboard"),
+        ("http://127.0.0.1:abc", 2, "--address must be the URL of Ray's dashboard"),
+        ("http://user:pw@127.0.0.1:99999", 2, "got 'http://127.0.0.1:99999'"),
+        ("http://[::1", 2, "--address must be the URL of Ray's dashboard"),
+        ("http://:8265", 2, "--address must be the URL of Ray's dashboard"),
     ],
 )
 def test_an_address_that_is_none_is_explained(

@@ -12,7 +12,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 from typer.testing import CliRunner
 
 from lepton_ray.cli.app import app
@@ -378,6 +378,12 @@ def test_rays_version_is_the_tested_one() -> None:
         (_put("head", "cpu", value=2), "head.cpu must be a known key. Did you mean 'cpus'?"),
         (_put("gcs", "kind", value="etcd"), "gcs.kind must be one of"),
         (_put("serving", "config", value="no.yaml"), "serving.config must be a file of serve deploy, got 'no.yaml'"),
+        (_put("training", "workers", "min", value=9), "training.workers.min must be at most max (8), got 9"),
+        (_put("serving", "workers", "object_store_gib", value=8), "object_store_gib must be less than memory_gib (8)"),
+        (
+            _put("head", "object_store_gib", value=9),
+            "head.object_store_gib must be less than memory_gib (8), which it is part of, got 9",
+        ),
     ],
 )
 def test_a_wrong_description_is_an_error_with_its_place(
@@ -389,3 +395,40 @@ def test_a_wrong_description_is_an_error_with_its_place(
     with pytest.raises(SpecError) as caught:
         render(load_description(tmp_path / "d.yaml"))
     assert message in str(caught.value)
+
+
+_ARGS = "args: {package: /a}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "- 1",
+        "date: 2025-13-45",
+        "applications: []",
+        "applications: [1]",
+        "applications: [{name: a}]",
+        f"http_options: 8000\napplications: [{{{_ARGS}}}]",
+        f"http_options: {{port: '8000'}}\napplications: [{{{_ARGS}}}]",
+        f"applications: [{{{_ARGS}}}, {{{_ARGS}}}]",
+        "applications: [{args: {serve: 3}}]",
+        "applications: [{args: {serve: {listener: {port: high}}}}]",
+    ],
+)
+def test_an_application_file_that_is_none_is_an_error_with_its_place(text: str, tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(text)
+    data = yaml.safe_load(DESCRIPTION.read_text())
+    data["serving"]["config"] = str(tmp_path / "serve.yaml")
+    with pytest.raises(SpecError, match=r"serving\.config must"):
+        render(Description.model_validate(data))
+
+
+def test_an_application_file_without_ports_has_those_of_ray_serve(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text("applications: [{import_path: a:b, args: {package: /a, serve: null}}]")
+    data = yaml.safe_load(DESCRIPTION.read_text())
+    data["serving"]["config"] = str(tmp_path / "serve.yaml")
+    service, listener = render(Description.model_validate(data))["rayservice.yaml"]
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    assert config["http_options"] == {"host": "0.0.0.0", "port": HTTPOptionsSchema().port}
+    assert listener["spec"]["ports"][0]["port"] == HTTPOptionsSchema().port + 1

@@ -1,7 +1,12 @@
 """The commands around Ray's own, with a stand-in for ``ray`` that says and does what the real one did in each case."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +171,34 @@ def test_a_cloud_is_asked_for_its_least_machines() -> None:
     kinds = {"head": {"node_config": {}}, "worker": {"min_workers": 2}, "other": {}}
     assert machines.num_asked({"provider": {"type": "aws"}, "available_node_types": kinds}) == 3
     assert machines.num_asked(CONFIG) == 3
+
+
+def test_what_ends_the_command_ends_what_it_has_started(tmp_path: Path) -> None:
+    """Ray's commands are sessions of their own: a signal to ours does not reach them."""
+    stand_in, pid_file = tmp_path / "ray.py", tmp_path / "pid"
+    stand_in.write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'new')!r}).write_text(str(os.getpid()))\n"
+        f"os.rename({str(tmp_path / 'new')!r}, {str(pid_file)!r})\ntime.sleep(600)\n"
+    )
+    file = Path(__file__).parent.parent.parent.parent / "cluster/ray/local.yaml"
+    code = (
+        "import sys\nfrom lepton_ray.cli.app import app\nfrom lepton_ray.launch import machines\n"
+        f"machines._RAY = (sys.executable, {str(stand_in)!r})\napp(['cluster', 'down', {str(file)!r}])\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not pid_file.exists():
+        assert command.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started = int(pid_file.read_text())
+    try:
+        command.terminate()
+        assert "interrupted" in command.communicate(timeout=60)[1]
+        assert command.returncode == 130
+        with pytest.raises(ProcessLookupError):
+            os.kill(started, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(started, signal.SIGKILL)

@@ -238,3 +238,16 @@ def test_https_is_the_default() -> None:
 def test_a_grafana_that_does_not_answer_is_an_error_of_ours(server: StandIn) -> None:
     with pytest.raises(GrafanaError, match="Check --url"):
         Grafana("http://127.0.0.1:1", TOKEN).put_folder("x")
+
+
+@pytest.mark.parametrize("token", ["of-a-service-account\n", "of-a service-account", "of-a-service-account\u2026", ""])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(GrafanaError, match="the token must be") as caught:
+        Grafana("http://127.0.0.1:1", token).put_folder("a")
+    assert "of-a" not in str(caught.value)
+    assert "of-a" not in str(caught.value.__cause__)
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(GrafanaError, match="--url must be"):
+        Grafana("https://[::1", TOKEN)

@@ -111,3 +111,9 @@ def test_the_command_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         done = CliRunner().invoke(app, ["drift", "retrain", "--model", "sizes", "--token-env", "HOOK", "--", "true"])
         assert done.exit_code == 2
         assert "HOOK must be set to a token" in done.output
+
+
+def test_a_command_may_write_what_is_no_text(place: Path) -> None:
+    code = r"import sys; sys.stdout.buffer.write(b'caf\xe9')"
+    with Retrainer(0, "secret", _RULE, [sys.executable, "-c", code], place / "starts.json") as made:
+        assert made.take(message()) == {"started": True}

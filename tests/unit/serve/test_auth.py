@@ -262,3 +262,17 @@ def test_the_commands(file: Path) -> None:
     assert run("create", "b", "--scope", "rule").exit_code == 2
     assert run("revoke", "app").exit_code == 0
     assert run("revoke", "app").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--requests-per-second", "0"), "--requests-per-second: Input should be greater than 0"),
+        (("--expires-days", "99999999"), "--expires-days must be"),
+    ],
+)
+def test_options_of_a_token_that_cannot_be_are_explained(file: Path, options: tuple[str, str], message: str) -> None:
+    done = CliRunner().invoke(app, ["token", "create", "app", *options, "--file", str(file)])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not file.exists()
