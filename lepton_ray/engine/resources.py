@@ -41,9 +41,7 @@ def wait_for_capacity(
             update(f"waiting for {lacking}")
             time.sleep(_POLL_S)
     finally:
-        if (
-            is_asked
-        ):  # it stands until something else is asked for: the workers hold the nodes from here on, or nobody does
+        if is_asked:  # that stands until something else is: the workers hold the nodes from here on, or nobody does
             request_resources(bundles=[])
 
 
