@@ -19,6 +19,8 @@ _BLUE, _GREY = "#2463a5", "#9aa7b4"
 _MAX_CLASSES_SHOWN = 20
 _MAX_DOTS = 2000
 _ERROR_BINS = 40
+_FAR = 1e300  # errors further out could overflow while they are drawn
+_NEAR = 1e-9  # differences less than this share of what they are of
 _MAX_LABEL_LENGTH = 20
 
 
@@ -107,9 +109,16 @@ def plot_values(y_N: NDArray[np.float64], value_N: NDArray[np.float64], unit: st
 
 def plot_errors(y_N: NDArray[np.float64], value_N: NDArray[np.float64]) -> str:
     """Return how often a prediction is off by how much."""
+    with np.errstate(over="ignore"):
+        errors_N = np.clip(value_N - y_N, -_FAR, _FAR)
+    low, high = float(errors_N.min()), float(errors_N.max())
+    greatest = max(-low, high)
+    if high - low <= _NEAR * greatest:  # no bins would tell them apart
+        reach = max(0.5, _NEAR * greatest)
+        low, high = low - reach, high + reach
 
     def paint(axes: Any) -> None:
-        axes.hist(value_N - y_N, bins=_ERROR_BINS, color=_BLUE)
+        axes.hist(errors_N, bins=_ERROR_BINS, range=(low, high), color=_BLUE)
         axes.axvline(0, color=_GREY, linestyle="--", linewidth=1)
         axes.set(title="Errors", xlabel="predicted less true", ylabel="rows")
 

@@ -14,6 +14,7 @@ from lepton_ray.artifacts.tables import find_reproduced
 from lepton_ray.core.errors import QualityGateError
 
 _TRIED_PER_ROW = 4
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)  # where scores and their threshold are 0
 
 
 def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.int64]:
@@ -39,7 +40,7 @@ def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
     """Return the answers of the training code as the package stores them.
 
     ``scale`` is what differences count in: the spread of a number in training, the greater of an anomaly score and its threshold,
-    the greater of a score that ranks and 1.
+    both without their signs, the greater of a score that ranks and 1.
     """
     outputs = {target.output: answers.tolist()}
     if target.task == "classification":
@@ -47,7 +48,7 @@ def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
     if target.task == "regression":
         return {**outputs, "scale": target.std}
     if target.task == "anomaly_detection":
-        return {**outputs, "scale": np.maximum(answers, target.threshold).tolist()}
+        return {**outputs, "scale": np.maximum(np.abs(answers), abs(target.threshold) or _LEAST_SCALE).tolist()}
     if target.task == "ranking":
         return {**outputs, "scale": np.maximum(np.abs(answers), 1.0).tolist()}
     return outputs

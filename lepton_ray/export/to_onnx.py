@@ -26,9 +26,15 @@ _PREFIX = "model_"  # of the inputs' names in the model's own graph
 class _Answering(nn.Module):
     """The module with what a package answers in place of what the model learned."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, target: Target) -> None:
         super().__init__()
         self.model, self.target = model, target
+        # Tensors: the exporter would round a number of Python to float32.
+        self.register_buffer("mean", torch.tensor(target.mean, dtype=torch.float64))
+        self.register_buffer("std", torch.tensor(target.std, dtype=torch.float64))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return ``Target.output``: float32, numbers float64 in their own units."""
@@ -41,7 +47,7 @@ class _Answering(nn.Module):
             outputs = outputs[:, 0]
         if self.target.task in ("anomaly_detection", "ranking"):
             return outputs
-        return outputs.double() * self.target.std + self.target.mean
+        return outputs.double() * self.std + self.mean
 
 
 @torch.inference_mode()

@@ -292,11 +292,11 @@ def _add_curve(graph: Graph, value: str, kind: str, powers: Sequence[float]) -> 
 
 
 def _add_log1p(graph: Graph, value: str) -> str:
-    """log(1 + x) to the last digits also for small x: x log(u) / (u - 1) with u = 1 + x as rounded."""
+    """log(1 + x) to the last digits also for small x: x / (u - 1) log(u) with u = 1 + x as rounded; nothing overflows."""
     one = graph.constant(1.0)
     u = graph.add("Add", value, one)
-    ratio = graph.add("Div", graph.add("Mul", value, graph.add("Log", u)), graph.add("Sub", u, one))
-    return graph.add("Where", graph.add("Equal", u, one), value, ratio)
+    ratio = graph.add("Div", value, graph.add("Sub", u, one))
+    return graph.add("Where", graph.add("Equal", u, one), value, graph.add("Mul", ratio, graph.add("Log", u)))
 
 
 def _add_box_cox(graph: Graph, value: str, power: float) -> str:

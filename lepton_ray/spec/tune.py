@@ -112,7 +112,7 @@ def _check_step(low: float, high: float, step: float) -> None:
         raise ValueError(f"step must make at most {_MAX_TRIALS} values, got {step:g}. Raise it, or leave it out")
     if round(steps) < 1 or abs(steps - round(steps)) > _WHOLE * max(1.0, steps):
         raise ValueError(f"step must divide high - low ({high - low:g}), got {step:g}. Change step or high")
-    if steps >= _MAX_TRIALS and step != 1:
+    if steps >= _MAX_TRIALS and not (step == 1 and isinstance(step, int)):  # of whole numbers no list is made
         raise ValueError(f"step must make at most {_MAX_TRIALS} values, got {step:g}. Raise it, or leave it out")
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, PartFile, Target
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.artifacts.statistics import location_and_scale
 from lepton_ray.artifacts.tags import encode_tags
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import sha256_file, write_json
@@ -43,7 +44,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE, describe_data
 
-VERSION = 8
+VERSION = 9
 LABEL = "_label"
 GROUP = "_group"
 """The column of ``data.ranking`` beside the model input."""
@@ -140,7 +141,7 @@ def _target_of(sample: pa.Table, data: DataSpec, dataset: Dataset) -> Target | N
         return Target(task=data.task, classes=dataset.classes)
     numbers = _to_labels(sample.column(data.label))
     num_values = numbers.shape[1] if numbers.ndim > 1 else None
-    mean, std = float(numbers.mean()), float(numbers.std()) or 1.0
+    mean, std = location_and_scale(numbers.ravel(), "standard")
     return Target(task="regression", num_values=num_values, mean=mean, std=std)
 
 

@@ -134,8 +134,8 @@ def without_normal(target: Target) -> DataError:
 
 def _scale(split: Split, target: Target) -> Split:
     x, y = split
-    if target.task == "ranking":
-        return x, y.astype(np.float32)
+    if target.task == "ranking":  # only their order counts, and float32 would take great ones for equal
+        return x, np.unique(y, return_inverse=True)[1].astype(np.float32)
     return (x, ((y - target.mean) / target.std).astype(np.float32)) if target.task == "regression" else split
 
 

@@ -85,7 +85,7 @@ def test_clipping_comes_after_imputing_and_before_scaling(train, test, clip, is_
 
 @pytest.mark.parametrize("transform", ["log1p", "sqrt"])
 def test_log_and_root_keep_the_sign(transform):
-    values = [0.0, 1e-18, -1e-18, 1e-9, 0.5, -0.5, 3.0, -1e6, 1e12, 1e300]
+    values = [0.0, 1e-18, -1e-18, 1e-9, 0.5, -0.5, 3.0, -1e6, 1e12, 1e300, 1e306, -1.7e308]
     reference = np.log1p if transform == "log1p" else np.sqrt
     expected = np.sign(values) * reference(np.abs(values))
     result = one([1.0, 2.0], values, transform=transform, scale="none")

@@ -127,7 +127,8 @@ def test_resumed_after_an_epoch_is_equal_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        Target(task="regression", mean=1e9, std=2.5),
+        Target(task="regression", mean=1e9 + 0.3, std=2.5),
+        Target(task="regression", mean=2e200, std=1e199),
         Target(task="regression", mean=-3.0, std=1e-6),
         Target(task="regression"),
     ],

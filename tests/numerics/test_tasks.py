@@ -37,7 +37,7 @@ _CLASSES = ("a", "b", "c")
 _TARGETS = {
     "classification": Target(task="classification", classes=_CLASSES),
     "multi_label": Target(task="multi_label", classes=_CLASSES),
-    "regression": Target(task="regression", mean=1e6, std=2.5),
+    "regression": Target(task="regression", mean=1e9 + 0.3, std=2.5),
     "series": Target(task="regression", num_values=3, mean=-4.0, std=0.5),
     "ranking": Target(task="ranking"),
     "anomaly_detection": Target(task="anomaly_detection", threshold=0.25),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from pydantic import TypeAdapter
 
 from lepton_ray.artifacts.ledger import Ledger
@@ -11,7 +12,7 @@ from lepton_ray.core.spent import Spent
 from lepton_ray.data.profile import profile
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.evaluate.metrics import calibrate
-from lepton_ray.evaluate.plots import plot_calibration, plot_confusion
+from lepton_ray.evaluate.plots import plot_calibration, plot_confusion, plot_errors
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.spec.data import Column
 
@@ -80,3 +81,10 @@ def test_what_the_stages_took_is_shown() -> None:
     for shown in ("<bdi>ingest</bdi>", "3,601.2", "US dollars", "0.5000", "together"):
         assert shown in page, shown
     assert "US dollars" not in _report(spent={"train": Spent(1.0, None)}).partition('<p class="soft">Interrupted')[0]
+
+
+@pytest.mark.parametrize("errors", [[1e17], [-3e200, -3e200], [1.7e308, -1.7e308], [0.3, np.nextafter(0.3, 1)]])
+def test_errors_that_no_even_bins_tell_apart_are_drawn(errors: list[float]) -> None:
+    """Numbers such as nanoseconds since 1970, and few rows that are all off alike."""
+    y = np.array(errors) / -2
+    assert plot_errors(y, -y).startswith("<svg")

@@ -197,3 +197,13 @@ def test_parity_demands_equal_labels_unless_there_is_a_tie() -> None:
 def test_parity_is_not_met_by_answers_of_another_shape(got: dict[str, Any]) -> None:
     with pytest.raises(QualityGateError):
         check_parity("x", got, _WANTED, 1.0)
+
+
+@pytest.mark.parametrize("scores", [[-5.0, -4.0, -2.5], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("threshold", [-3.0, 0.0])
+def test_parity_of_scores_below_zero_counts_as_of_those_above(scores: list[float], threshold: float) -> None:
+    """A model of one's own may give scores of any sign, such as a negative log likelihood."""
+    wanted = outputs_to_json(np.array(scores), Target(task="anomaly_detection", threshold=threshold))
+    assert check_parity("x", {"score": scores}, wanted, 1e-4) == 0
+    with pytest.raises(QualityGateError, match=r"x must answer as the training code within 0\.0001"):
+        check_parity("x", {"score": [score + 100 for score in scores]}, wanted, 1e-4)

@@ -108,6 +108,10 @@ def _problems(text: str) -> list[str]:
             "step must make at most 10000 values",
         ),
         (
+            "space: {model.dropout: {kind: uniform, low: 0, high: 20000, step: 1}}",
+            "step must make at most 10000 values, got 1.",
+        ),
+        (
             "space: {train.global_batch_size: {kind: integer, low: 8, high: 20, step: 8}}",
             "step must divide high - low (12), got 8",
         ),

@@ -189,3 +189,14 @@ def test_the_starter_takes_many_numbers_for_a_number(folder: Path, tmp_path: Pat
     few = tmp_path / "few.csv"
     few.write_text("size,stars\n" + "".join(f"{number * number % 37 + 0.5},{number % 5}\n" for number in range(100)))
     assert "stars: category # the label" in write_starter(str(few), "stars")
+
+
+def test_prices_that_are_all_equal_have_no_spread(tmp_path: Path) -> None:
+    """NumPy's own mean of tenths is no tenth, and what it is off by would be their spread."""
+    rows = "".join(f"{number},yes,0.1\n" for number in range(37))
+    (tmp_path / "homes.csv").write_text(f"size,garden,price\n{rows}")
+    spec = _spec(tmp_path, model={"kind": "linear"}, train={"epochs": 1})
+    result = run(_parsed(spec))
+    target = result["featurize"].target
+    assert (target.mean, target.std) == (0.1, 1.0)
+    assert result["train"].metrics["val_loss"] < 100

@@ -127,3 +127,14 @@ def test_lists_of_one_row_have_nothing_to_compare(tmp_path: Path) -> None:
         DataError, match=r"data.ranking.group_by must make groups with different labels in the split train, got none"
     ):
         run(parse_spec(yaml.safe_dump(spec), source="x"))
+
+
+def test_grades_are_told_apart_however_great_they_are(tmp_path: Path) -> None:
+    """As float32 all of these are one number."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "grades.csv").open("w") as file:
+        file.write("query,quality,length,grade\n")
+        for row, (quality, length) in enumerate(rng.normal(size=(400, 2))):
+            file.write(f"q{row // 8},{quality},{length},{2**40 + max(0, round(5 + 2 * quality))}\n")
+    result = run(parse_spec(yaml.safe_dump(_graded(tmp_path, "torch")), source="x"))
+    assert result["train"].metrics["val_accuracy"] > 0.95
