@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Self, get_args
 
@@ -90,11 +91,12 @@ def _may_refer(field: FieldInfo) -> bool:
     return any(isinstance(mark, EnvReferences) for mark in marks)
 
 
-def replace(section: Section, path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """Return the section's data with ``value`` at ``path``; validate it again, ``model_copy`` would not."""
+def replace(section: Section, values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return the section's data with other values at their paths; validate it again, ``model_copy`` would not."""
     data: dict[str, Any] = section.model_dump(mode="json")
-    target = data
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
+    for path, value in values.items():
+        target = data
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
     return data

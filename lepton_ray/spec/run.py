@@ -1,6 +1,6 @@
 """``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -22,10 +22,10 @@ from lepton_ray.spec.model_check import check_model, check_task, id_columns, ima
 from lepton_ray.spec.pairs import check_pairs
 from lepton_ray.spec.ranking import check_ranking
 from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, metrics_of
-from lepton_ray.spec.tune import Domain, LogUniform, TuneSpec, Uniform, values_of
+from lepton_ray.spec.space_check import find_problems
+from lepton_ray.spec.tune import TuneSpec
 
 _OF_MODEL = ("tune", "register_", "serve")
-_MAX_TRIED = 1000  # values of an integer range that are checked one by one
 
 
 class RunSpec(Section):
@@ -155,51 +155,46 @@ class RunSpec(Section):
         trial = self
         if self.tune.workers_per_trial > 1:
             try:
-                trial = self.with_value("train.min_workers", None)
-                trial = trial.with_value("train.num_workers", self.tune.workers_per_trial)
+                workers = {"train.min_workers": None, "train.num_workers": self.tune.workers_per_trial}
+                trial = self.with_values(workers)
             except ValidationError as error:
                 raise ValueError(f"tune.workers_per_trial must fit train ({_reason(error)})") from error
-        problems = []
-        for path, domain in self.tune.space.items():
-            for value in _extremes(domain):
-                try:
-                    self.with_value(path, value)
-                    trial.with_value(path, value)
-                except (ValidationError, KeyError) as error:
-                    problems.append(
-                        f"tune.space.{path} must only hold values that {path} takes, got {value!r} ({_reason(error)})"
-                    )
-                    break
-        if problems:
+        specs = [self] if trial is self else [self, trial]
+
+        def refusal(values: Mapping[str, Any]) -> str | None:
+            try:
+                for spec in specs:
+                    spec.with_values(values)
+            except (ValidationError, KeyError) as error:
+                return _reason(error)
+            return None
+
+        if problems := list(find_problems(self.tune.space, refusal)):
             raise ValueError("; ".join(problems))
         return self
 
-    def with_value(self, path: str, value: Any) -> Self:
-        """Return this spec with another value at ``path`` (``train.lr``) and no search, validated again.
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """Return this spec with other values by their paths (``train.lr``) and no search, validated again.
 
         Raises:
-            KeyError: If the path names no field.
-            ValidationError: If the value does not fit.
+            KeyError: If a path names no field.
+            ValidationError: If the values do not fit.
         """
-        section, *keys = path.split(".")
-        there: Any = getattr(self, section).model_dump()
-        for key in keys:
-            if not isinstance(there, dict) or key not in there:
-                kind = getattr(getattr(self, section), "kind", section)
-                raise KeyError(f"{section} of kind {kind!r} has no {'.'.join(keys)!r}")
-            there = there[key]
-        data = replace(self, (section, *keys), list(value) if isinstance(value, tuple) else value)
-        return type(self).model_validate({**data, "tune": None})
+        replaced = {}
+        for path, value in values.items():
+            section, *keys = path.split(".")
+            there: Any = getattr(self, section).model_dump()
+            for key in keys:
+                if not isinstance(there, dict) or key not in there:
+                    kind = getattr(getattr(self, section), "kind", section)
+                    raise KeyError(f"{section} of kind {kind!r} has no {'.'.join(keys)!r}")
+                there = there[key]
+            replaced[(section, *keys)] = list(value) if isinstance(value, tuple) else value
+        return type(self).model_validate({**replace(self, replaced), "tune": None})
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """Dump under the names of the YAML file."""
         return super().model_dump(**{"by_alias": True, **options})
-
-
-def _extremes(domain: Domain) -> Sequence[Any]:
-    if isinstance(domain, Uniform | LogUniform):
-        return [domain.low, domain.high]
-    return (values_of(domain) or ())[:_MAX_TRIED]
 
 
 def _reason(error: Exception) -> str:

@@ -379,11 +379,8 @@ def size_of(space: Mapping[str, Domain]) -> int | None:
 
 
 def apply_values(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:
-    """Return the sections with a trial's values (by path, ``train.lr``), validated again."""
-    for path, value in values.items():
-        section, *keys = path.split(".")
-        if section == "model":
-            model = type(model).model_validate(replace(model, tuple(keys), value))
-        else:
-            train = TrainSpec.model_validate(replace(train, tuple(keys), value))
-    return model, train
+    """Return the sections with a trial's values (by path, ``train.lr``), validated again, all at once: some fit together alone."""
+    paths = {path: tuple(path.split(".")) for path in values}
+    of_model = {keys[1:]: values[path] for path, keys in paths.items() if keys[0] == "model"}
+    of_train = {keys[1:]: values[path] for path, keys in paths.items() if keys[0] != "model"}
+    return type(model).model_validate(replace(model, of_model)), TrainSpec.model_validate(replace(train, of_train))

@@ -159,7 +159,7 @@ def _locate_tokens(auth: AuthSpec | None) -> AuthSpec | None:
     """Make a relative path absolute, as replicas run in other folders; what refers to the environment is looked up in each replica."""
     if auth is None or "://" in auth.tokens_file or settings.references(auth.tokens_file):
         return auth
-    return AuthSpec.model_validate(replace(auth, ("tokens_file",), str(settings.local_path(auth.tokens_file))))
+    return AuthSpec.model_validate(replace(auth, {("tokens_file",): str(settings.local_path(auth.tokens_file))}))
 
 
 def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunContext) -> Deployment:

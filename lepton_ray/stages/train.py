@@ -117,7 +117,7 @@ def with_backbones(
     described = model
     for place, part in parts.items():
         path = (*place.split(".")[1:], "config")
-        data = replace(described, path, dict(_read(place, part).config))
+        data = replace(described, {path: dict(_read(place, part).config)})
         described = TypeAdapter[Model](Model).validate_python(data)
     library = load_library(train.framework)
     start = library.loop.start_state(partial(build, model), train, seed)

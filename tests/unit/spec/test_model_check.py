@@ -218,3 +218,37 @@ def test_a_search_reaches_into_encoders_and_options() -> None:
         ["tokens"], "{kind: transformer}", "tune={space: {model.heads: {kind: choice, values: [4, 3]}}}"
     )
     assert "tune.space.model.heads must only hold values that model.heads takes, got 3 (" in problem
+
+
+def _search(width: str, heads: str) -> str:
+    return f"tune={{space: {{model.width: {width}, train.lr: {{kind: uniform, low: 0.1, high: 0.2}}, model.heads: {heads}}}}}"
+
+
+def test_values_that_do_not_go_together_are_refused() -> None:
+    """Each alone fits the model as it is described, 64 wide with 4 heads."""
+    described = "{kind: transformer, width: 64, heads: 4}"
+    (problem,) = _problems(
+        ["tokens"], described, _search("{kind: choice, values: [64, 100]}", "{kind: choice, values: [4, 8]}")
+    )
+    assert "tune.space.model.width and tune.space.model.heads must only hold values that go together" in problem
+    assert "got 100 and 8 (" in problem
+    (problem,) = _problems(
+        ["tokens"],
+        described,
+        _search("{kind: integer, low: 8, high: 800, step: 4}", "{kind: choice, values: [4, 8]}"),
+    )
+    assert "must only hold values that go together" in problem
+
+
+def test_values_that_only_fit_together_are_taken_and_applied_at_once() -> None:
+    """64 is no multiple of 5 or 6, and 4 no divisor of 90."""
+    described = "{kind: transformer, width: 64, heads: 4}"
+    spec = _spec(["tokens"], described, _search("{kind: choice, values: [60, 90]}", "{kind: choice, values: [5, 6]}"))
+    assert spec.model is not None
+    for values in ({"model.width": 90, "model.heads": 5}, {"model.heads": 6, "model.width": 90}):
+        model, _ = apply_values(spec.model, spec.train, values)
+        assert {f"model.{name}": model.model_dump()[name] for name in ("width", "heads")} == values
+    (problem,) = _problems(
+        ["tokens"], described, _search("{kind: choice, values: [60, 90]}", "{kind: choice, values: [5, 7]}")
+    )
+    assert "tune.space.model.heads must only hold values that model.heads takes, got 7 (" in problem
