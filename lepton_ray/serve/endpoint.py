@@ -144,6 +144,8 @@ class Call:
     key: bytes | None = None
     """Names the caller, while a rollout divides callers; of a job, the value of ``idempotency-key``."""
     job: JobAsked | None = None
+    is_late: bool = False
+    """A rollout has given up waiting, and counted it."""
 
     def again(self) -> "Call":
         """Return the same request anew, as it came: as a body, or as records."""
@@ -397,7 +399,8 @@ class Endpoint:
         return Response(HTTP_OK, b"".join([response.body, *blobs]), headers)
 
     def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
-        self.meter.observe(call.protocol_name, response.code, time.perf_counter() - call.start, outputs)
+        if not call.is_late:
+            self.meter.observe(call.protocol_name, response.code, time.perf_counter() - call.start, outputs)
         return response
 
 

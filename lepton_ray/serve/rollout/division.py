@@ -132,18 +132,16 @@ class Divided:
     def _in_time(self, call: Call, done: Done) -> Done:
         """Return ``done``, which is called with a failure if nobody else calls it in time."""
         timeout_s = self._plan.challenger_timeout_s
-        is_late = False
 
         def give_up() -> None:
-            nonlocal is_late
-            is_late = True
+            call.is_late = True
             self._two.challenger_meter.observe(call.protocol_name, HTTP_LATE, timeout_s, None)
             done(error_response(HTTP_LATE, f"the challenger must answer within {timeout_s:g} s"))
 
         timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
 
         def take(response: Response) -> None:
-            if not is_late:
+            if not call.is_late:
                 timer.cancel()
                 done(response)
 
