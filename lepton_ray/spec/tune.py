@@ -379,7 +379,7 @@ def size_of(space: Mapping[str, Domain]) -> int | None:
 
 
 def apply_values(model: Model, train: TrainSpec, values: dict[str, Any]) -> tuple[Model, TrainSpec]:
-    """Return the sections with a trial's values (by path, ``train.lr``), validated again, all at once: some fit together alone."""
+    """Return the sections with a trial's values (by path, ``train.lr``), validated again, all at once: some only fit together."""
     paths = {path: tuple(path.split(".")) for path in values}
     of_model = {keys[1:]: values[path] for path, keys in paths.items() if keys[0] == "model"}
     of_train = {keys[1:]: values[path] for path, keys in paths.items() if keys[0] != "model"}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lepton_ray.cost.idle import on_ray
 from lepton_ray.cost.idle.judge import Look, Memory, judge, remember
 from lepton_ray.engine.session import free_port
 
@@ -107,7 +108,6 @@ def test_what_is_not_known_of_an_application_counts_as_requests() -> None:
 
 
 def test_requests_are_not_known_when_a_node_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_ray = pytest.importorskip("lepton_ray.cost.idle.on_ray")
     node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": free_port()}  # nothing listens there
     monkeypatch.setattr(on_ray, "list_jobs", lambda **_: [])
     monkeypatch.setattr(on_ray, "list_actors", lambda **_: [])

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="the extra pipeline is not installed")
-
 from lepton_ray.core.errors import EngineError
 from lepton_ray.engine import resources
 from lepton_ray.engine.session import Session

@@ -132,14 +132,16 @@ def _csv(count: int) -> bytes:
     return "\n".join(["age,income,colour,size", *rows]).encode()
 
 
-def test_a_way_to_the_keeper_that_breaks_leaves_nobody_waiting(open_office: Callable[..., Office]) -> None:
+def test_a_way_to_the_keeper_that_breaks_leaves_nobody_waiting(
+    open_office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
     office = open_office()
     running = office.running
 
     async def break_off(call: Call, terms: Terms | None) -> Response:
         raise RuntimeError("a secret path")
 
-    running.front.desk._reach = break_off  # type: ignore[union-attr]
+    monkeypatch.setattr(running.front.desk, "_reach", break_off)
     client = running.connect()
     client.socket.settimeout(5)
     answer = client.ask(post(records(1), path=b"/jobs"))

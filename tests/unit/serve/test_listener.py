@@ -18,7 +18,7 @@ from lepton_ray.serve.batching import Cost
 from lepton_ray.serve.endpoint import Limits
 from lepton_ray.serve.exchange import ConnectionLimits
 
-from .conftest import LONG, SHORT, Running
+from .conftest import LONG, SHORT, Client, Running
 
 _RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 _SMUGGLED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]"
@@ -333,30 +333,32 @@ def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
     assert running.listener.buffered_bytes == 0
 
 
-def test_a_request_that_waits_for_us_is_not_too_slow(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more is read while so many are under way; the clock of the one that is half there stands."""
-    running = listen(cost=LONG)
+def _begin_one_behind_many(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[Client, "_Gate", bytes]:
+    """Hold 40 requests that a 41st has come behind, but for its end; return its client, what holds them, and that end."""
     gate = _Gate(monkeypatch)
     client = running.connect()
     raw = post([_RECORD])
     client.send(raw * 40 + raw[:-5])
     assert gate.entered.wait(20)
+    return client, gate, raw[-5:]
+
+
+def test_a_request_that_waits_for_us_is_not_too_slow(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read while so many are under way; the clock of the one that is half there stands."""
+    running = listen(cost=LONG)
+    client, gate, rest = _begin_one_behind_many(running, monkeypatch)
     (connection,) = running.listener._connections
     while not connection._is_paused:
         running.call(asyncio.sleep(0))
     running.sweep(40)
     gate.opened.set()
-    client.send(raw[-5:])
+    client.send(rest)
     assert [client.read().code for _ in range(41)] == [200] * 41
 
 
 def test_the_clock_goes_on_when_we_read_again(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen(cost=LONG)
-    gate = _Gate(monkeypatch)
-    client = running.connect()
-    raw = post([_RECORD])
-    client.send(raw * 40 + raw[:-5])
-    assert gate.entered.wait(20)
+    client, gate, _ = _begin_one_behind_many(running, monkeypatch)
     gate.opened.set()
     assert [client.read().code for _ in range(40)] == [200] * 40
     running.sweep(40)
