@@ -79,9 +79,7 @@ class Desk:
         terms = Terms(self._spec, champion.name, champion.predictor.signature) if is_new else None
         try:
             response = await self._reach(call, terms)
-        except (
-            Exception
-        ):  # of Ray, say, that the way does not foresee: logged and answered, as who asks must not wait for ever
+        except Exception:  # of Ray, say: told in the log and to who asks, as nobody must wait for ever
             _logger.exception("a request about jobs failed")
             response = error_response(HTTP_FAILED, FAILURE)
         self._meter_of(champion.version).observe("jobs", response.code, time.perf_counter() - call.start, None)
