@@ -112,9 +112,8 @@ def deployed(head: Head) -> Deployed:
             "label": "is",
             "columns": {"size": "number", "kind": "category", "is": "category"},
         },
-        "clean": {
-            "duplicates": "keep"
-        },  # a tenth agree by chance: in quarantine they would fire an alert of this run's own
+        # A tenth of the rows agree by chance: in quarantine they would fire an alert of this run's own.
+        "clean": {"duplicates": "keep"},
         "model": {"kind": "mlp", "hidden": []},
         "train": {"epochs": 5},
         "evaluate": {"baseline": "none"},
