@@ -75,7 +75,7 @@ class RolloutSpec(Section):
     """A caller waits for the challenger so long, and has the champion's answer then; that is a failure of the challenger."""
     max_error_fraction: Fraction = 0.01
     max_p95_ratio: PositiveFloat = 2.0
-    """95th percentile of the challenger's time to that of the champion's."""
+    """95th percentile of the challenger's time to that of the champion's, judged after ten seconds of a step (all of a shorter one)."""
     latency_floor_ms: PositiveFloat = 5.0
     """A challenger whose 95th percentile is below this is never too slow."""
     max_psi: PositiveFloat = 0.2

@@ -17,6 +17,7 @@ from lepton_ray.spec.rollout import RolloutSpec
 _CHANCE = 1e-3  # probability up to which a failure may be chance
 _HALF = 0.5  # added to each count: an answer that one of the two never gives would make the index infinite
 _P95 = 0.95
+_TIMES_S = 10.0  # of traffic before times are judged: one stall of the machine slows whole hundreds of requests of a busy replica
 _MIN_FOR_VARIANCE = 2
 _EFFECT = 0.1  # standard deviations: scale of the differences that the A/B test is most sensitive to
 
@@ -39,14 +40,14 @@ class Verdict:
     numbers: dict[str, Any]
 
 
-def judge(spec: RolloutSpec, champion: Tally, challenger: Tally) -> Verdict:
-    """Hold a challenger against the rules."""
+def judge(spec: RolloutSpec, champion: Tally, challenger: Tally, seconds: float) -> Verdict:
+    """Hold a challenger against the rules, after so many seconds of its step."""
     numbers = {
         "champion": summarize(champion),
         "challenger": summarize(challenger),
         "psi": psi(champion, challenger),
     }
-    if broken := _broken_rule(spec, champion, challenger):
+    if broken := _broken_rule(spec, champion, challenger, seconds):
         return Verdict("bad", broken, numbers)
     if challenger.requests < spec.min_requests:
         reason = f"{challenger.requests} of {spec.min_requests} requests have come to the challenger"
@@ -70,7 +71,7 @@ def summarize(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally) -> str | None:
+def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally, seconds: float) -> str | None:
     """Return which rule is broken; before there are enough requests only what cannot be chance."""
     is_enough = challenger.requests >= spec.min_requests
     errors, requests = challenger.errors, challenger.requests
@@ -81,7 +82,8 @@ def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally) -> str |
         return f"errors: {rule}, got {errors} of {requests}"
     if not is_enough:
         return None
-    return _slow(spec, champion, challenger) or _drifted(spec, champion, challenger) or _differing(spec, challenger)
+    slow = _slow(spec, champion, challenger) if seconds >= min(spec.step_s, _TIMES_S) else None
+    return slow or _drifted(spec, champion, challenger) or _differing(spec, challenger)
 
 
 def _slow(spec: RolloutSpec, champion: Tally, challenger: Tally) -> str | None:

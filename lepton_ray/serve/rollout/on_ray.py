@@ -218,7 +218,8 @@ class Keeper:
         return total([tallies.get(ref.version, Tally()) for tallies in self._seen.values()])
 
     def _verdict(self, course: Course) -> Verdict:
-        return judge(course.spec, self._of_step(course.champion), self._of_step(course.challenger))
+        seconds = time.time() - course.step_began
+        return judge(course.spec, self._of_step(course.champion), self._of_step(course.challenger), seconds)
 
     def promote(self, by: str) -> dict[str, Any]:
         """Make the challenger the champion, whatever the rules say; after a promotion, let the old one go.

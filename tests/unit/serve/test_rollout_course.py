@@ -17,6 +17,7 @@ from lepton_ray.serve.rollout.tally import Tally, TallyMeter, total
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec
 
 _OLD, _NEW = ModelRef(uri="/old", digest="a" * 64), ModelRef(uri="/new", digest="b" * 64)
+_LONG_S = 1000.0
 _GOOD = Verdict("good", "all rules are kept", {})
 
 
@@ -55,16 +56,26 @@ def _outcomes(values: Any) -> Tally:
     ],
 )
 def test_each_rule_is_judged_and_what_may_be_chance_waits(challenger: Tally, conclusion: str, reason: str) -> None:
-    verdict = judge(RolloutSpec(), _tally(1000), challenger)
+    verdict = judge(RolloutSpec(), _tally(1000), challenger, _LONG_S)
     assert verdict.conclusion == conclusion
     assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("step_s", "seconds", "conclusion"), [(300, 9, "good"), (300, 10, "bad"), (2, 1, "good"), (2, 2, "bad")]
+)
+def test_a_stall_in_the_first_seconds_of_a_step_rolls_nothing_back(
+    step_s: float, seconds: float, conclusion: str
+) -> None:
+    """A busy replica answers hundreds of requests in a second: they wait for the machine together, not each by chance."""
+    assert judge(RolloutSpec(step_s=step_s), _tally(1000), _tally(500, ms=25), seconds).conclusion == conclusion
 
 
 def test_a_shadow_is_judged_by_its_differences() -> None:
     spec = RolloutSpec(mode="shadow", max_disagreement_fraction=0.1)
     kept, broken = (_tally(200, compared_rows=200, differing_rows=rows) for rows in (20, 21))
-    assert judge(spec, _tally(1000), kept).conclusion == "good"
-    assert judge(spec, _tally(1000), broken).reason.endswith("got 21 of 200")
+    assert judge(spec, _tally(1000), kept, _LONG_S).conclusion == "good"
+    assert judge(spec, _tally(1000), broken, _LONG_S).reason.endswith("got 21 of 200")
 
 
 def test_psi_is_the_closed_form() -> None:
@@ -80,7 +91,7 @@ def test_many_classes_alone_are_no_drift() -> None:
     drawn = [Counter(map(str, rng.integers(0, 100, size))) for size in (2000, 200)]
     champion, challenger = (_tally(answers.total(), answers=dict(answers)) for answers in drawn)
     assert (psi(champion, challenger) or 0) > 0.2
-    assert judge(RolloutSpec(), champion, challenger).conclusion == "good"
+    assert judge(RolloutSpec(), champion, challenger, _LONG_S).conclusion == "good"
 
 
 def test_percentiles_are_right_to_five_percent() -> None:

@@ -181,7 +181,7 @@ def test_a_challenger_that_never_returns_holds_no_caller_and_is_rolled_back(
     assert time.monotonic() - begun < 20
     tallies = held.tallies()
     assert (tallies[challenger.version].requests, tallies[challenger.version].errors) == (11, 11)
-    verdict = judge(RolloutSpec(), tallies[canary.model.version], tallies[challenger.version])
+    verdict = judge(RolloutSpec(), tallies[canary.model.version], tallies[challenger.version], 1.0)
     assert verdict.conclusion == "bad"
 
 
@@ -211,7 +211,7 @@ def test_a_shadow_that_never_returns_is_rolled_back(
 
     asyncio.run(asyncio.wait_for(ask(), 60))
     tallies = held.tallies()
-    assert judge(RolloutSpec(mode="shadow"), *tallies.values()).conclusion == "bad"
+    assert judge(RolloutSpec(mode="shadow"), *tallies.values(), 1.0).conclusion == "bad"
 
 
 def test_a_callers_mistake_is_no_failure_of_the_challenger(
