@@ -128,7 +128,7 @@ def open_file(file: CsvFile, head: bytes) -> CsvFile:
     header_end, _ = _skip_header(head, file.delimiter)
     text = head[:header_end].rstrip(b"\r\n").rpartition(BOM)[2].lstrip(b"\r\n")
     names = read_header(head, file.delimiter)
-    fault = "the header is not UTF-8" if not _is_utf8(text) else _header_fault(names, file)
+    fault = "the header is not UTF-8. Set data.source.encoding" if not _is_utf8(text) else _header_fault(names, file)
     return CsvFile(file.source, file.delimiter, file.columns, file.missing_words, tuple(names), fault)
 
 
@@ -337,7 +337,10 @@ def _faults(file: CsvFile, data: bytes, records: Records) -> dict[int, tuple[str
     if not _is_utf8(data):
         for index in range(len(records.starts)):
             if not _is_utf8(data[records.starts[index] : records.ends[index]]):
-                faults[index] = ("invalid_utf8", "the record must be UTF-8")
+                faults[index] = (
+                    "invalid_utf8",
+                    "the record must be UTF-8, or data.source.encoding another that it has",
+                )
     return faults
 
 

@@ -4,6 +4,7 @@ A credential never stands in a spec: fields that may hold one take ``${NAME}``, 
 when the source is read.
 """
 
+import codecs
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -64,12 +65,30 @@ class _UriSource(_Source):
     """Function called as ``prepare(path)`` to write the source when nothing is at ``uri`` yet; for a local path."""
 
 
+def _check_encoding(value: str) -> str:
+    line = "a,1\n"
+    try:
+        name = codecs.lookup(value).name
+        is_text = line.encode(name).decode(name) == line
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text:
+        raise ValueError(f"encoding must be one that Python knows, such as cp1252, utf-16 or gb18030, got {value!r}")
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
+"""Name of a text encoding, of Python's; other names of it become that."""
+
+
 class CsvSource(_UriSource):
-    """Delimited text, RFC 4180, UTF-8, with a header line; ``.gz``, ``.zst``, ``.bz2`` and ``.lz4`` are decompressed."""
+    """Delimited text, RFC 4180, with a header line; ``.gz``, ``.zst``, ``.bz2`` and ``.lz4`` are decompressed."""
 
     kind: Literal["csv"]
     delimiter: Annotated[str, Field(pattern=r"^[\t -!#-~]$")] = ","
     """One ASCII character, not a quote."""
+    encoding: Encoding = "utf-8"
+    """Such as ``cp1252``, ``utf-16``, ``gb18030``; files that are not UTF-8 cannot be cut."""
 
 
 class JsonLinesSource(_UriSource):
@@ -79,9 +98,11 @@ class JsonLinesSource(_UriSource):
 
 
 class TextSource(_UriSource):
-    """One text a line, UTF-8; blank lines are no records; compressed files as for ``csv``."""
+    """One text a line; blank lines are no records; compressed files as for ``csv``."""
 
     kind: Literal["text"]
+    encoding: Encoding = "utf-8"
+    """As for ``csv``."""
     column: str = "text"
     """The column that the lines make."""
 

@@ -6,7 +6,7 @@ by their reasons. ``starter`` writes the guesses down as a spec, ``file_profile`
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from lepton_ray.artifacts.numbers import parse_numbers
 from lepton_ray.artifacts.pixels import SUFFIXES
-from lepton_ray.artifacts.rules import PLAIN
 from lepton_ray.artifacts.times import read_times, spell_times
 from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
@@ -28,7 +27,7 @@ from lepton_ray.data.connectors import open_connector
 from lepton_ray.data.connectors.base import Connector, Part
 from lepton_ray.data.connectors.contract import DATES, can_give
 from lepton_ray.data.connectors.files import FileConnector, Span
-from lepton_ray.data.connectors.filesystems import list_files, open_location
+from lepton_ray.data.connectors.filesystems import UTF_8, list_files, open_location, read_head
 from lepton_ray.data.connectors.json_lines import JsonLinesConnector
 from lepton_ray.spec.data import (
     MAX_SERIES_LENGTH,
@@ -38,17 +37,17 @@ from lepton_ray.spec.data import (
     DataSpec,
     IgnoredColumn,
     ImageColumn,
-    NumberColumn,
     SeriesColumn,
     TextColumn,
     TimeColumn,
 )
 from lepton_ray.stages.score import source_of
+from lepton_ray.stages.written import LOOKS_LIKE, guess_delimiter, guess_encoding, guess_number, guess_time
 
 _HEAD_ROWS = 10_000
+_WRITTEN_BYTES = 1 << 16  # that show how a text file is written
 _HEAD_BYTES = 64 << 20  # of typed rows, where these are long
 _MAX_COLUMNS = 10_000  # in a spec
-_LOOKS_LIKE = 0.95  # share of the values that must be of a kind; the others are mistakes, for quarantine
 _MAX_CATEGORIES = 200
 _LEAST_WORDS = 3  # mean number in a text that is prose; fewer name something
 _SHOWN_NAMES = 20
@@ -125,6 +124,8 @@ def infer_data(path: str) -> Inferred:
     source = source_of(path)
     if source["kind"] == "image_folder":
         return _infer_images(source)
+    if source["kind"] == "csv":
+        source |= _how_written(source)
     types = _source_types(source)
     columns, left_out = _columns_to_read(source, types)
     if not columns:
@@ -132,8 +133,25 @@ def infer_data(path: str) -> Inferred:
             f"the data must have a column that a spec can name, in UTF-8, got {list(types)} in {path!r}. Name one"
         )
     head = _read_head(source, columns)
-    guesses = {name: _guess(head.column(name), column, types[name]) for name, column in columns.items()}
+    delimiter = source.get("delimiter", ",") if source["kind"] == "csv" else None
+    guesses = {name: _guess(head.column(name), column, types[name], delimiter) for name, column in columns.items()}
     return Inferred(source, guesses, left_out)
+
+
+def _how_written(source: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the section of a CSV file must say of how it is written."""
+    filesystem, root = open_location(source["uri"])
+    files = list_files(filesystem, root, suffixes=())
+    if not files:
+        return {}
+    head = read_head(filesystem, files[0].path, _WRITTEN_BYTES)
+    encoding = guess_encoding(head)
+    written = {} if encoding is None else {"encoding": encoding}
+    if "delimiter" not in source:
+        text = head.decode(encoding or UTF_8, "replace")
+        delimiter = guess_delimiter(text.removeprefix("\ufeff"), is_whole=len(head) < _WRITTEN_BYTES)
+        written |= {} if delimiter == "," else {"delimiter": delimiter}
+    return written
 
 
 def _infer_images(source: Mapping[str, Any]) -> Inferred:
@@ -186,7 +204,7 @@ def _source_types(source: Mapping[str, Any]) -> dict[str, str]:
 def _json_type(values: list[Any]) -> str:
     """Return what a key mostly holds: a few nested values are mistakes."""
     num_nested = sum(isinstance(value, dict | list) for value in values)
-    return _NESTED_TYPE if num_nested > (1 - _LOOKS_LIKE) * len(values) else "text"
+    return _NESTED_TYPE if num_nested > (1 - LOOKS_LIKE) * len(values) else "text"
 
 
 def _columns_to_read(source: Mapping[str, Any], types: Mapping[str, str]) -> tuple[dict[str, Column], dict[str, str]]:
@@ -231,7 +249,7 @@ def _is_text(source: Mapping[str, Any], name: str) -> bool:
         first = next(_typed_blocks(source, {name: CategoryColumn(kind="category")}), None)
     except pa.ArrowException:
         return False
-    return first is None or first[0].num_rows >= _LOOKS_LIKE * sum(table.num_rows for table in first)
+    return first is None or first[0].num_rows >= LOOKS_LIKE * sum(table.num_rows for table in first)
 
 
 def _read_head(source: Mapping[str, Any], columns: Mapping[str, Column]) -> pa.Table:
@@ -261,29 +279,32 @@ def _blocks(connector: Connector) -> Iterator[RawBlock]:
     return (block for file in files for block in connector.read(Part({"spans": [list(Span(file.path))]})))
 
 
-def _guess(values: pa.ChunkedArray, column: Column, source_type: str) -> Guess:
+def _guess(values: pa.ChunkedArray, column: Column, source_type: str, delimiter: str | None) -> Guess:
     if isinstance(column, SeriesColumn):
         return Guess(column, 0, f"{column.length} numbers each")
     missing = f", {values.null_count / len(values):.1%} missing" if values.null_count else ""
     if isinstance(column, TimeColumn):
-        return _describe_times(values.combine_chunks().drop_null(), missing)
+        return _describe_times(column, values.combine_chunks().drop_null(), missing)
     texts = values.cast(pa.string()).combine_chunks().drop_null()
-    guess = _guess_numbers(texts, missing) if can_give(source_type, "number") else None
+    guess = _guess_numbers(texts, missing, delimiter) if can_give(source_type, "number") else None
     if guess is None and can_give(source_type, "time"):
         guess = _guess_times(texts, missing)
     return guess or _guess_words(texts, missing)
 
 
-def _guess_numbers(texts: pa.Array, missing: str) -> Guess | None:
-    numbers, _ = parse_numbers(texts, PLAIN)
+def _guess_numbers(texts: pa.Array, missing: str, delimiter: str | None) -> Guess | None:
+    column = guess_number(texts, delimiter)
+    if column is None:
+        return None
+    numbers, _ = parse_numbers(texts, column)
     finite = numbers[np.isfinite(numbers)]
-    if not len(finite) or len(finite) < _LOOKS_LIKE * len(texts):
+    if len(finite) < LOOKS_LIKE * len(texts):
         return None
     num_values = len(texts.unique())
     seen = f"{finite.min():g} to {finite.max():g}{missing}"
     if num_values == len(texts) > _FEW and _counts_rows(finite):
         return Guess(IgnoredColumn(kind="ignored"), num_values, f"{seen}: counts the rows")
-    return Guess(NumberColumn(kind="number"), num_values, seen)
+    return Guess(column, num_values, seen)
 
 
 def _counts_rows(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
@@ -292,12 +313,16 @@ def _counts_rows(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
 
 
 def _guess_times(texts: pa.Array, missing: str) -> Guess | None:
-    times = read_times(texts, "iso").drop_null()
-    return _describe_times(times, missing) if len(times) and len(times) >= _LOOKS_LIKE * len(texts) else None
+    found = guess_time(texts)
+    if found is None:
+        return None
+    column, other = found
+    guess = _describe_times(column, read_times(texts, column.format).drop_null(), missing)
+    return guess if other is None else replace(guess, comment=f"{guess.comment}; {other} fits as well")
 
 
-def _describe_times(times: pa.Array, missing: str) -> Guess:
-    column, num_values = TimeColumn(kind="time"), len(times.unique())
+def _describe_times(column: TimeColumn, times: pa.Array, missing: str) -> Guess:
+    num_values = len(times.unique())
     if not num_values:
         return Guess(column, 0, f"0 values{missing}")
     ends = pa.chunked_array([pa.array([pc.min(times).as_py(), pc.max(times).as_py()], times.type)])

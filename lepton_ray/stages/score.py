@@ -85,8 +85,9 @@ def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> D
     if takes_images != (source["kind"] == "image_folder"):
         kind = "a folder of images" if takes_images else "a file of records"
         raise DataError(f"the package takes {kind}, got {path!r}. Give what it was trained on")
-    if source["kind"] == "csv" and trained["source"].get("delimiter"):
-        source = {"delimiter": trained["source"]["delimiter"], **source}
+    if source["kind"] == trained["source"]["kind"] == "csv":
+        written = {name: trained["source"][name] for name in ("delimiter", "encoding") if name in trained["source"]}
+        source = {**written, **source}
     features = DataSpec.model_validate({**trained, "source": source})
     return features.model_copy(
         update={"columns": dict(features.features), "windows": {}, "label": None, "engine": "local"}

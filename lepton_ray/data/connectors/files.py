@@ -21,6 +21,7 @@ from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.faults import describe
 from lepton_ray.data.connectors.filesystems import (
     COMPRESSED,
+    UTF_8,
     SourceFile,
     codec_of,
     list_files,
@@ -61,7 +62,7 @@ class FileConnector(ABC):
     data: DataSpec
     suffixes: ClassVar[tuple[str, ...]] = ()
     is_text: ClassVar[bool] = False
-    """Whether files may be compressed; a compressed file cannot be cut."""
+    """Whether files may be compressed or in another encoding than UTF-8; such a file cannot be cut."""
     expansion: ClassVar[int] = 1
     """How many times as large records may be in memory as in a file."""
 
@@ -153,7 +154,11 @@ class FileConnector(ABC):
 
     def stream(self, path: str) -> Any:
         """Open a file to read from start to end."""
-        return open_stream(self.location[0], path) if self.is_text else self.open(path)
+        return open_stream(self.location[0], path, self._encoding) if self.is_text else self.open(path)
+
+    @property
+    def _encoding(self) -> str:
+        return str(getattr(self.data.source, "encoding", UTF_8))
 
     @contextlib.contextmanager
     def faults(self, path: str) -> Iterator[None]:
@@ -170,7 +175,8 @@ class FileConnector(ABC):
 
     def _cut(self, file: SourceFile, target_bytes: int) -> Iterator[Piece]:
         weight = self.weight_bytes(file)
-        if weight <= target_bytes or (self.is_text and codec_of(file.path)):
+        is_turned = self.is_text and (codec_of(file.path) is not None or self._encoding != UTF_8)
+        if weight <= target_bytes or is_turned:
             yield Piece(Span(file.path), weight)
             return
         with self.faults(file.path):

@@ -4,6 +4,7 @@ pyarrow's own streams read local files. Remote ones are read through ``Persisten
 after a lost connection.
 """
 
+import codecs
 import io
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from lepton_ray.core.extras import require
 from lepton_ray.core.text import without_credentials
 from lepton_ray.data.connectors.faults import describe, persist, waits_s
 
+UTF_8 = "utf-8"
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -94,11 +96,35 @@ def open_file(filesystem: pafs.FileSystem, path: str) -> Any:
     return pa.PythonFile(PersistentFile(lambda: filesystem.open_input_file(path)), mode="r")
 
 
-def open_stream(filesystem: pafs.FileSystem, path: str) -> Any:
-    """Open a file to read from start to end, decompressed by its suffix."""
+def open_stream(filesystem: pafs.FileSystem, path: str, encoding: str = UTF_8) -> Any:
+    """Open a file to read from start to end, decompressed by its suffix; text of another encoding comes as UTF-8."""
     file = open_file(filesystem, path)
     codec = codec_of(path)
-    return pa.CompressedInputStream(file, codec) if codec else file
+    stream = pa.CompressedInputStream(file, codec) if codec else file
+    return stream if encoding == UTF_8 else pa.TransformInputStream(stream, _to_utf_8(encoding))
+
+
+def _to_utf_8(encoding: str) -> Callable[[Any], bytes]:
+    """Return what turns the next bytes of a text (none: it has ended) into UTF-8; bytes that are no text become none in UTF-8 either."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+
+    def turn(data: Any) -> bytes:
+        return decoder.decode(bytes(data), final=not len(data)).encode(UTF_8, "surrogatepass")
+
+    return turn
+
+
+def read_head(filesystem: pafs.FileSystem, path: str, num_bytes: int) -> bytes:
+    """Return the first bytes of a file, decompressed.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with open_stream(filesystem, path) as stream:
+            return bytes(stream.read(num_bytes))
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise DataError(f"{path} must be a readable file, got: {describe(error, path)}. Repair or remove it") from error
 
 
 def codec_of(path: str) -> str | None:

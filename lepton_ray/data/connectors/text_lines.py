@@ -42,7 +42,14 @@ class TextConnector(LinesConnector):
                 places.append(number)
             except UnicodeDecodeError:
                 text = line.decode("utf-8", "backslashreplace")
-                bad.append(BadRecord(number, text, "invalid_utf8", "the record must be UTF-8"))
+                bad.append(
+                    BadRecord(
+                        number,
+                        text,
+                        "invalid_utf8",
+                        "the record must be UTF-8, or data.source.encoding another that it has",
+                    )
+                )
         cells = pa.table({self._column: pa.array(good, pa.string())} if self._column in self.data.columns else {})
         return RawBlock(
             source,

@@ -148,6 +148,20 @@ def test_packed_and_tab_separated(tmp_path: Path, packed: str) -> None:
     assert _kinds(inferred) == {"a": "number", "b": "category"}
 
 
+def test_a_file_from_a_spreadsheet_is_read_as_it_is_written(tmp_path: Path) -> None:
+    rows = [f"{i % 7}.000,{i % 10};{'Köln' if i % 3 else 'Mölln'};{i % 28 + 1:02d}.01.2024 10:00" for i in range(100)]
+    path = tmp_path / "d.csv"
+    path.write_bytes("\n".join(["Preis €;Ort;Seit", *rows]).encode("utf-16"))
+    inferred = _infer(path)
+    assert inferred.source == {"kind": "csv", "uri": str(path), "encoding": "utf-16", "delimiter": ";"}
+    assert {name: guess.column.model_dump(exclude_unset=True) for name, guess in inferred.columns.items()} == {
+        "Preis €": {"kind": "number", "decimal": ",", "thousands": "."},
+        "Ort": {"kind": "category"},
+        "Seit": {"kind": "time", "format": "%d.%m.%Y %H:%M"},
+    }
+    assert _comments(inferred)["Preis €"] == "0 to 6000.9"
+
+
 def test_types_that_only_some_columns_can_come_from(tmp_path: Path) -> None:
     path = tmp_path / "t.arrow"
     table = pa.table(
@@ -231,7 +245,7 @@ def test_columns_that_are_all_ignored_are_texts_of_a_section(tmp_path: Path) -> 
         ("t.parquet.gz", b"a"),
         ("none.csv", None),
         ("empty.csv", b""),
-        ("wide.csv", "a,b\n1,2\n".encode("utf-16")),
+        ("wide.csv", "a,b\n1,2\n".encode("utf-16")[:-1]),
         ("ragged.csv", b"a,b\n1\n1,2,3\n"),
         ("bad.parquet", b"PAR1"),
         ("bad.arrow", b"ARROW1"),

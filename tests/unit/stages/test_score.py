@@ -91,6 +91,14 @@ def test_every_record_has_a_line(tmp_path, delimiter):
     assert lines[4]["error"] == "x must be at most 100, got 500"
 
 
+def test_a_file_is_read_in_the_encoding_of_the_training(tmp_path):
+    package = write_package(tmp_path / "p", TABLE, kind="csv", encoding="utf-16")
+    (tmp_path / "d.csv").write_bytes("c,x\na,3\nb,30\n".encode("utf-16"))
+    counts, lines = score(package, tmp_path / "d.csv")
+    assert counts == (2, 0)
+    assert [line["label"] for line in lines] == ["low", "high"]
+
+
 def test_records_that_overflow_are_refused_alone(tmp_path, monkeypatch):
     run = Predictor.run
 

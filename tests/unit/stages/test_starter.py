@@ -243,6 +243,16 @@ def test_columns_of_odd_numbers(tmp_path, values):
     assert starter(path).data.label == "y"
 
 
+def test_a_spreadsheets_file_has_a_spec_that_reads_it(tmp_path):
+    rows = [f"{i},{i % 10} kg;31.{i % 9 + 1:02d}.2024;{'ja' if i % 2 else 'nein'}" for i in range(40)]
+    (tmp_path / "d.csv").write_bytes("\n".join(["Größe;Seit;y", *rows]).replace("31.", "28.").encode("cp1252"))
+    data = starter(tmp_path / "d.csv").data
+    assert (data.source.delimiter, data.source.encoding in ("cp1252", "cp1250")) == (";", True)
+    size = data.columns["Größe"]
+    assert (size.decimal, size.thousands, size.units) == (",", ".", ("kg",))
+    assert data.columns["Seit"].format == "%d.%m.%Y"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

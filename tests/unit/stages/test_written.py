@@ -1,0 +1,151 @@
+"""How files are written: what people's spreadsheets and databases give, and what only looks like it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from lepton_ray.artifacts.numbers import parse_numbers
+from lepton_ray.artifacts.times import read_times
+from lepton_ray.stages.written import guess_delimiter, guess_encoding, guess_number, guess_time
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("cp1252", ["café crème", "São Paulo", "señor Núñez", "hôtel"]),
+        ("cp1252", ["Köln", "Mölln", "Größe", "Müller & Söhne"]),
+        ("cp1251", ["Москва", "хороший товар", "цена"]),
+        ("gb18030", ["北京市朝阳区", "价格很好", "质量不错，推荐购买"]),
+        ("big5", ["台北市", "很好的商品"]),
+        ("shift_jis", ["東京都", "とても良い商品です"]),
+        ("euc_kr", ["서울특별시", "좋은 상품입니다"]),
+        ("utf-16", ["café", "北京"]),
+    ],
+)
+def test_an_encoding_is_one_that_reads_the_letters(encoding: str, words: list[str]) -> None:
+    text = "id,what,price\n" + "".join(f"{i},{words[i % len(words)]},{i * 3.7:.2f}\n" for i in range(100))
+    found = guess_encoding(text.encode(encoding))
+    assert found is not None
+    assert text.encode(encoding).decode(found) == text
+
+
+def test_what_is_utf_8_has_no_other_encoding() -> None:
+    assert guess_encoding(b"") is None
+    assert guess_encoding("é".encode()) is None
+    assert guess_encoding("a 漢".encode()[:-1]) is None  # the head of a file ends anywhere
+
+
+@pytest.mark.parametrize(
+    ("head", "delimiter"),
+    [
+        ("a,b\n1,2\n", ","),
+        ("Preis;Fläche\n1,5;2,5\n1,0;3\n", ";"),
+        ("Name, Vorname;Ort;Land\nX, Y;Z;D\n", ";"),
+        ("a\tb\tc\n1\t2,5\t3\n", "\t"),
+        ("a|b\n1|2\n", "|"),
+        ("id,sizes (s|m|l)\n1,s\n2,m\n", ","),
+        ('a,b\n"x;y;z",1\n"x;y;z",2\n', ","),
+        ('a;b\n"x;\ny";1\n', ";"),
+        ("a\n1\n2\n", ","),
+        ("a;b\n1;2\n3;4;", ","),  # all of it, and no two cells in the last
+        ("", ","),
+    ],
+)
+def test_a_delimiter_gives_each_record_as_many_cells(head: str, delimiter: str) -> None:
+    assert guess_delimiter(head, is_whole=True) == delimiter
+
+
+def test_a_record_that_the_head_cuts_does_not_count() -> None:
+    assert guess_delimiter("a;b;c\n1;2;3\n4;5", is_whole=False) == ";"
+
+
+@pytest.mark.parametrize(
+    ("texts", "delimiter", "facts", "numbers"),
+    [
+        (["1.5", "-2", "3e4"], ",", {}, [1.5, -2, 3e4]),
+        (["1,234.50", "12", "1,000,000"], ",", {"thousands": ","}, [1234.5, 12, 1e6]),
+        (["1,234", "12"], ",", {"thousands": ","}, [1234, 12]),
+        (["1,234", "12,5"], ";", {"decimal": ",", "thousands": "."}, [1.234, 12.5]),
+        (["1.234,50", "12,1"], ";", {"decimal": ",", "thousands": "."}, [1234.5, 12.1]),
+        (["1.234", "950", "12.000"], ";", {"decimal": ",", "thousands": "."}, [1234, 950, 12000]),
+        (["1.234", "0.950"], ";", {}, [1.234, 0.95]),
+        (["1.234", "950"], ",", {}, [1.234, 950]),
+        (["1 234,5", "12"], ";", {"decimal": ",", "thousands": " "}, [1234.5, 12]),
+        (["1'234.5", "12"], ",", {"thousands": "'"}, [1234.5, 12]),
+        (["$1,234.00", "$5"], ",", {"thousands": ",", "units": ("$",)}, [1234, 5]),
+        (["12.5%", "3 %"], ",", {"units": ("%",)}, [12.5, 3]),
+        (["36 months", "60 months"], ",", {"units": ("months",)}, [36, 60]),
+        (["5 €", "1.234,5 €"], ";", {"decimal": ",", "thousands": ".", "units": ("€",)}, [5, 1234.5]),
+        (["€5", "7 $"], ",", {"units": ("$", "€")}, [5, 7]),
+    ],
+)
+def test_numbers_as_they_are_written(
+    texts: list[str], delimiter: str, facts: dict[str, Any], numbers: Sequence[float]
+) -> None:
+    column = guess_number(pa.array(texts), delimiter)
+    assert column is not None
+    assert column.model_dump(exclude_unset=True) == {"kind": "number", **facts}
+    read, is_number = parse_numbers(pa.array(texts), column)
+    assert is_number.all()
+    assert read.tolist() == list(numbers)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["C17", "C18"],
+        ["1st", "2nd", "3rd"],
+        ["12a", "7b"],
+        ["2024-01-31", "2024-02-01"],
+        ["31.01.2024", "01.02.2024"],
+        ["12:30", "13:00"],
+        ["1.2.3", "1.10.0"],
+        ["+49 170 1234567", "+49 30 12"],
+        ["(5)", "(6)"],
+        ["5 apples", "6 pears"],
+        ["x", "y"],
+        [""],
+        [],
+    ],
+)
+def test_names_dates_and_versions_are_no_numbers(texts: list[str]) -> None:
+    assert guess_number(pa.array(texts, pa.string()), ",") is None
+
+
+def test_a_few_mistakes_leave_a_column_its_kind() -> None:
+    numbers, times = ["1,5"] * 97 + ["?", "-", "oops"], ["31/01/2024"] * 97 + ["soon"] * 3
+    assert guess_number(pa.array(numbers), ";") is not None
+    assert guess_number(pa.array(numbers[:40] + numbers[-3:]), ";") is None
+    assert guess_time(pa.array(times)) is not None
+    assert guess_time(pa.array(times[:40] + times[-3:])) is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "pattern", "other"),
+    [
+        (["2024-01-31", "2024-02-01T10:00:00Z"], "iso", None),
+        (["31.01.2024", "01.02.2024"], "%d.%m.%Y", None),
+        (["31/01/2024", "01/02/2024"], "%d/%m/%Y", None),
+        (["01/31/2024", "01/02/2024"], "%m/%d/%Y", None),
+        (["01/02/2024", "03/04/2024"], "%d/%m/%Y", "%m/%d/%Y"),
+        (["2024/01/31"], "%Y/%m/%d", None),
+        (["01/31/2024 09:05", "1/2/2024 10:00"], "%m/%d/%Y %H:%M", None),
+        (["01/31/2024 09:05:07 PM"], "%m/%d/%Y %I:%M:%S %p", None),
+        (["31 Jan 2024", "1 Feb 2024"], "%d %b %Y", None),
+        (["January 31, 2024"], "%B %d, %Y", None),
+        (["31-Jan-24"], "%d-%b-%y", None),
+    ],
+)
+def test_times_as_they_are_written(texts: list[str], pattern: str, other: str | None) -> None:
+    found = guess_time(pa.array(texts))
+    assert found is not None
+    column, second = found
+    assert (column.format, second) == (pattern, other)
+    assert read_times(pa.array(texts), column.format).null_count == 0
+
+
+@pytest.mark.parametrize("texts", [["12"], ["10.5", "1.2"], ["soon"], ["1.2.3"], ["99/99/2024"], []])
+def test_what_is_no_time(texts: list[str]) -> None:
+    assert guess_time(pa.array(texts, pa.string())) is None
