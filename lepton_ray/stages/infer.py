@@ -128,6 +128,11 @@ def infer_data(path: str) -> Inferred:
         source |= _how_written(source)
     types = _source_types(source)
     columns, left_out = _columns_to_read(source, types)
+    if not types and source["kind"] == "jsonl":
+        raise DataError(
+            f"the data must have one JSON object a line, got none in the first lines of {path!r}. "
+            "A JSON array comes apart with: jq -c '.[]' IN.json > OUT.jsonl"
+        )
     if not columns:
         raise DataError(
             f"the data must have a column that a spec can name, in UTF-8, got {list(types)} in {path!r}. Name one"

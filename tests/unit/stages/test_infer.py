@@ -264,6 +264,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes 
         infer_data(str(path))
 
 
+def test_an_array_is_told_how_to_become_lines(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('[{"a": 1},\n{"a": 2}]')
+    with pytest.raises(DataError, match=r"one JSON object a line, got none .*jq -c"):
+        infer_data(str(tmp_path / "t.json"))
+
+
 def test_why_no_record_is_a_row_is_told(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,a,b\n1,2,3\n")
     with pytest.raises(DataError, match="the header repeats a"):
