@@ -70,6 +70,15 @@ def parse_numbers(texts: pa.Array, column: NumberColumn) -> tuple[NDArray[np.flo
     return np.where(is_infinite.to_numpy(zero_copy_only=False), np.inf, numbers), is_number
 
 
+def to_floats(numbers: pa.Array) -> NDArray[np.float64]:
+    """Return numbers of any type as the nearest float64, NaN for null: of a decimal the float that its text is read as."""
+    if pa.types.is_decimal(
+        numbers.type
+    ):  # Arrow 25 divides by a power of ten, and comes out one beside: 0.70 above 0.7
+        numbers = numbers.cast(pa.string())
+    return np.asarray(numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
 def missing_numbers(column: NumberColumn, missing_words: Iterable[str]) -> tuple[float, ...]:
     """Return the numbers that mean 'missing', such as -999, however they come."""
     numbers = (parse_number(word.strip(), column) for word in missing_words)

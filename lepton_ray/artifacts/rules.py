@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers
+from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers, to_floats
 from lepton_ray.artifacts.series import read_series_array, to_matrix
 from lepton_ray.artifacts.times import (
     FIRST,
@@ -155,7 +155,7 @@ def parse_times(column: TimeColumn, cells: pa.Array, missing_words: Sequence[str
     if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
         times = to_timestamps(cells)
     elif column.format in MICROS_PER_NUMBER:
-        numbers_N = parse_numbers(cells, PLAIN)[0] if pa.types.is_string(cells.type) else _to_floats(cells)
+        numbers_N = parse_numbers(cells, PLAIN)[0] if pa.types.is_string(cells.type) else to_floats(cells)
         is_given_N &= ~np.isin(numbers_N, missing_numbers(PLAIN, missing_words))
         micros_N, is_time_N = to_micros(numbers_N, MICROS_PER_NUMBER[column.format])
         times = pa.array(micros_N, mask=~(is_time_N & is_given_N)).cast(TIMESTAMP)
@@ -270,10 +270,6 @@ def _per_value(texts_N: pa.Array, ask: Callable[[pa.Array], pa.Array], *, null: 
         codes_N = pc.fill_null(texts_N.indices, len(texts_N.dictionary)).to_numpy(zero_copy_only=False)
         return np.asarray(answers[codes_N])
     return np.asarray(pc.fill_null(ask(texts_N), null).to_numpy(zero_copy_only=False))
-
-
-def _to_floats(cells: pa.Array) -> NDArray[np.float64]:
-    return np.asarray(cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
 
 def _spell(cells: pa.Array) -> pa.Array:

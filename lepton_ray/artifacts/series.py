@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.numbers import to_floats
+
 Mask = NDArray[np.bool_]
 
 _NUMBERS = frozenset({int, float, type(None)})
@@ -59,8 +61,7 @@ def to_matrix(lists: pa.Array, length: int) -> NDArray[np.float64]:
     """Return fixed-size or other lists, all of one length or null, as rows; NaN for null."""
     is_valid = lists.is_valid().to_numpy(zero_copy_only=False)
     matrix = np.full((len(lists), length), np.nan)
-    flat = lists.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
-    matrix[is_valid] = flat.reshape(-1, length)
+    matrix[is_valid] = to_floats(lists.flatten()).reshape(-1, length)
     return matrix
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts import rules
-from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers
+from lepton_ray.artifacts.numbers import missing_numbers, parse_numbers, to_floats
 from lepton_ray.artifacts.tags import parse_tags
 from lepton_ray.artifacts.text_form import form
 from lepton_ray.core.text import show
@@ -214,9 +214,7 @@ def _type_numbers(name: str, column: NumberColumn, cells: pa.Array, data: DataSp
 def _read_numbers(column: NumberColumn, cells: pa.Array, data: DataSpec) -> tuple[NDArray[np.float64], Mask]:
     """Return the numbers, NaN where one is missing, and which cells should be one."""
     if _is_numeric(cells.type):
-        values = cells.cast(pa.float64(), safe=False).to_numpy(
-            zero_copy_only=False
-        )  # null becomes NaN: both are missing
+        values = to_floats(cells)  # null becomes NaN: both are missing
         is_wrong = np.zeros(len(cells), bool)
     else:
         texts = _given_texts(cells, data)

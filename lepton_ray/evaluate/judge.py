@@ -47,11 +47,12 @@ def _draw_classes(y_N: Array, answers: Feeds, target: Target, spec: EvaluateSpec
 
 
 def _fit_classes(x_train: Any, y_N: Array, target: Target) -> Answer:
-    model = LogisticRegression(max_iter=2000).fit(x_train, y_N)
+    known = np.unique(y_N)  # a sample of many rows may have none of a rare class
+    model = LogisticRegression(max_iter=2000).fit(x_train, y_N) if len(known) > 1 else None
 
     def answer(x: Any) -> Feeds:
         p_NC = np.zeros((x.shape[0], len(target.classes)))
-        p_NC[:, model.classes_] = model.predict_proba(x)
+        p_NC[:, known] = 1.0 if model is None else model.predict_proba(x)
         return {"probabilities": p_NC}
 
     return answer

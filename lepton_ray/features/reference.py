@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from lepton_ray.artifacts import statistics
 from lepton_ray.artifacts.reference import brightness, summarise_output
@@ -20,6 +21,7 @@ from lepton_ray.spec.data import DataSpec, FeatureColumn, ImageColumn, SeriesCol
 
 _NUM_BINS = 10
 _MAX_REFERENCE_CATEGORIES = 100
+_NEAR = 1e-5  # of an answer's size, or of the spread of numbers: what another processor may give beside is less
 
 
 def reference_sketches(sample: pa.Table, data: DataSpec) -> dict[str, Any]:
@@ -41,10 +43,19 @@ def output_sketches(outputs: Feeds) -> dict[str, Any]:
     summaries = {name: summarise_output(values) for name, values in outputs.items()}
     rows = len(next(iter(summaries.values())))
     tensors = {
-        name: _sketch_texts(column.tolist()) if column.dtype == object else _sketch_values("number", column)
+        name: _sketch_texts(column.tolist())
+        if column.dtype == object
+        else _sketch_values("number", column, _NEAR * _size_of(outputs[name], column))
         for name, column in summaries.items()
     }
     return {"rows": rows, "tensors": tensors}
+
+
+def _size_of(values: NDArray[Any], summary_N: Values) -> float:
+    """Return what answers are exact in shares of: their size, or the spread of numbers, which are unscaled behind the model."""
+    if values.dtype == np.float32:
+        return statistics.statistic(np.abs(summary_N), "median")
+    return statistics.spread(summary_N, statistics.mean(summary_N))
 
 
 def _sketch_texts(texts: list[str]) -> dict[str, Any]:
@@ -79,14 +90,13 @@ def _sketch_image(column: pa.ChunkedArray, spec: FeatureColumn) -> dict[str, Any
     return _sketch_values("image", brightness(pixels_of(column, shape)))
 
 
-def _sketch_values(kind: str, values_N: Values) -> dict[str, Any]:
+def _sketch_values(kind: str, values_N: Values, near: float = 0.0) -> dict[str, Any]:
     present = statistics.present(values_N)
     sketch: dict[str, Any] = {"kind": kind, "missing_fraction": 1 - len(present) / max(len(values_N), 1)}
     if len(present) == 0:
         return sketch
     mean = statistics.mean(present)
-    edges = np.unique(statistics.quantiles(present, np.linspace(0, 1, _NUM_BINS + 1).tolist()))
-    inner = edges[1:-1]
+    inner = _inner_edges(present, near)
     reached = [len(present), *(int(np.count_nonzero(present >= edge)) for edge in inner), 0]
     counts = np.array(reached[:-1]) - reached[1:]
     return sketch | {
@@ -94,9 +104,37 @@ def _sketch_values(kind: str, values_N: Values) -> dict[str, Any]:
         "std": statistics.spread(present, mean),
         "min": float(present.min()),
         "max": float(present.max()),
-        "bin_edges": inner.tolist(),
+        "bin_edges": inner,
         "bin_fractions": (counts / len(present)).tolist(),
     }
+
+
+def _inner_edges(values_N: Values, near: float) -> list[float]:
+    """Return where bins of about as many rows each begin, but the first. A value that fills a bin by itself has it for itself.
+
+    Args:
+        values_N: At least one.
+        near: Values this near to each other are one; a bin then begins halfway between two that are not.
+    """
+    quantiles = sorted(set(statistics.quantiles(values_N, np.linspace(0, 1, _NUM_BINS + 1).tolist())))
+    edges = set(quantiles[1:-1])
+    for value in quantiles:
+        count = np.count_nonzero((values_N >= value - near) & (values_N <= value + near))
+        if count > 1 and count * _NUM_BINS >= len(values_N):
+            edges |= {value, float(values_N.min(initial=np.inf, where=values_N > value + near))}
+    edges = {edge for edge in edges if quantiles[0] < edge - near < np.inf}
+    if near:
+        edges = {_halfway(values_N, edge - near) for edge in edges}
+    return sorted(edges)
+
+
+def _halfway(values_N: Values, place: float) -> float:
+    """Return the middle between the next values on both sides of a place."""
+    below, above = (
+        values_N.max(initial=-np.inf, where=values_N < place),
+        values_N.min(initial=np.inf, where=values_N >= place),
+    )
+    return float(below / 2 + above / 2)
 
 
 def _sketch_category(column: pa.ChunkedArray, _: Any) -> dict[str, Any]:

@@ -81,7 +81,14 @@ def _quiet() -> None:
 
 def _experiment(client: MlflowClient, name: str, artifact_root: str | None) -> str:
     found = client.get_experiment_by_name(name)
-    return str(found.experiment_id) if found else str(client.create_experiment(name, artifact_location=artifact_root))
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_root))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run has made it since
+                raise
+            found = client.get_experiment_by_name(name)
+    return str(found.experiment_id)
 
 
 def _find_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:

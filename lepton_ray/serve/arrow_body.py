@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.types as types
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.numbers import to_floats
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.times import to_timestamps
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
@@ -176,6 +177,6 @@ def _chunk_values(chunk: pa.Array) -> Iterator[Any]:
         is_given = chunk.is_valid().to_pylist()
         yield from (_NO_TIME if given and time is None else time for time, given in zip(times, is_given, strict=True))
     elif types.is_floating(kind) or types.is_decimal(kind):
-        yield from (None if value != value else value for value in chunk.cast(pa.float64()).to_pylist())
+        yield from (None if value != value else value for value in to_floats(chunk).tolist())
     else:
         yield from chunk.to_pylist()

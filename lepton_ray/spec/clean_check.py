@@ -77,6 +77,15 @@ def check_windows(windows: Mapping[str, WindowSpec], data: DataSpec, place: str 
                 f"{here}.horizon must be at least 0 for a feature, got {window.horizon}: it would look into the future. "
                 "Raise it, or make the window the label"
             )
+        if name != data.label and window.value == data.label and window.horizon == 0:
+            problems.append(
+                f"{here}.horizon must be at least 1 for a window of the label, got 0: it would end with the label itself. Raise it"
+            )
+        if name == data.label and -window.length < window.horizon <= 0:
+            problems.append(
+                f"{here}.horizon must be at most {-window.length} for the label (-length), got {window.horizon}: it would hold the row's "
+                f"own {window.value}, which is a feature. Lower it"
+            )
         problems += _check_columns(f"{here}.value", [window.value], data, ("number",))
         problems += _check_columns(f"{here}.time", [window.time], data, _ORDERED)
         problems += _check_columns(f"{here}.entity", window.entity, data, _KEYS)

@@ -1,7 +1,7 @@
 """Numbers and series from texts: Arrow arrays and single texts give the same, and what Decimal and JSON say."""
 
 import json
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.artifacts import rules
-from lepton_ray.artifacts.numbers import missing_numbers, parse_number, parse_numbers
+from lepton_ray.artifacts.numbers import missing_numbers, parse_number, parse_numbers, to_floats
 from lepton_ray.artifacts.series import read_series
 from lepton_ray.spec.data import NumberColumn, SeriesColumn
 
+_EXACT = Context(prec=38)
 _number_texts = st.one_of(
     st.floats().map(repr),
     st.integers().map(str),
@@ -121,6 +122,26 @@ def test_long_numbers_take_linear_time(text: str) -> None:
     parse_numbers(pa.array([text]), column)
 
 
+_decimals = st.integers(0, 38).flatmap(
+    lambda places: st.lists(st.none() | st.integers(-(10**38) + 1, 10**38 - 1), max_size=5).map(
+        lambda rows: pa.array(
+            [None if row is None else Decimal(row).scaleb(-places, _EXACT) for row in rows], pa.decimal128(38, places)
+        )
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_decimals)
+def test_a_decimal_is_the_number_that_its_text_is(cells: pa.Array) -> None:
+    texts = [None if value is None else str(value) for value in cells.to_pylist()]
+    expected, _ = parse_numbers(pa.array(texts, pa.string()), rules.PLAIN)
+    np.testing.assert_array_equal(to_floats(cells), expected)
+    assert [None if value is None else float(value) for value in cells.to_pylist()] == [
+        None if value != value else value for value in to_floats(cells).tolist()
+    ]
+
+
 # --- series ---
 
 
@@ -149,6 +170,21 @@ def test_series_of_texts_and_lists_are_the_same(rows: list[list[float | None] | 
             assert (index in is_bad) != is_right
             if is_right:
                 assert values[index].as_py() == (row or [None] * 3)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([[2**53 + 1, None], [-(2**63), 3]]),
+        pa.array([[2**64 - 1, 0]], pa.list_(pa.uint64())),
+        pa.array([[Decimal("0.70"), Decimal("1.20")], [Decimal("9.87"), None]], pa.list_(pa.decimal128(4, 2), 2)),
+    ],
+)
+def test_series_of_whole_numbers_and_decimals_are_those_of_their_texts(cells: pa.Array) -> None:
+    column = SeriesColumn(kind="series", length=2)
+    texts = pa.array([json.dumps(row, default=float) for row in cells.to_pylist()])
+    (values, breaches), (expected, _) = rules.parse_series(column, cells), rules.parse_series(column, texts)
+    assert (values.to_pylist(), breaches) == (expected.to_pylist(), [])
 
 
 @pytest.mark.parametrize(

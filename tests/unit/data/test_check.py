@@ -228,6 +228,14 @@ def test_numbers_of_any_type_are_the_same_number():
     assert [row["c"] for row in check({"c": pa.array([True, False])})] == ["true", "false"]
 
 
+def test_a_decimal_at_its_bound_is_within_it():
+    texts = ["0.70", "1.20", "9.87"]
+    columns = {"x": {"kind": "number", "max": 0.7}, "z": {"kind": "number", "min": 0.7}, "y": "category"}
+    for cells in (pa.array(texts), pa.array(texts).cast(pa.decimal128(10, 2)), pa.array(map(float, texts))):
+        kept, _ = check_block(block_of({"x": cells, "z": cells}), data_spec(columns))
+        assert kept.select(["x", "z"]).to_pylist() == [{"x": 0.7, "z": 0.7}]
+
+
 def test_times_and_series_and_texts():
     columns = {
         "t": {"kind": "time", "min": "2000-01-01"},

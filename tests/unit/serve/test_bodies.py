@@ -283,6 +283,14 @@ def test_typed_columns_give_what_their_texts_give() -> None:
     np.testing.assert_array_equal(feeds["series_s"], [[1, 2.5], [np.nan] * 2])
 
 
+def test_a_decimal_is_read_as_its_text_is() -> None:
+    texts = ["0.70", "1.20", "9.87", "-0.07"]
+    table = pa.table({"n": pa.array([*texts, None]).cast(pa.decimal128(10, 2))})
+    numbers = _TYPED.encode(read_arrow(_arrow(table), _TYPED, 5))["numbers"]
+    assert numbers[:4, 0].tolist() == [float(text) for text in texts]
+    assert np.isnan(numbers[4, 0])
+
+
 def test_a_time_outside_all_years_is_refused() -> None:
     far = pa.array([1 << 60], pa.timestamp("s"))
     for name in ("t", "e"):

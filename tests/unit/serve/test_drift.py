@@ -154,6 +154,61 @@ def test_missing_values_are_seen(reference: Reference) -> None:
     assert found["size"].excess_psi == 0
 
 
+def _tied(share: float, value: float, others: Any) -> Any:
+    """Draws ``value`` in a share of the rows, else of others."""
+    return lambda rng, count: np.where(rng.random(count) < share, value, others(rng, count))
+
+
+def _one(rng: np.random.Generator, count: int) -> Any:
+    return np.ones(count)
+
+
+def _any(rng: np.random.Generator, count: int) -> Any:
+    return rng.lognormal(0, 1, count)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (_tied(0.7, 0, _one), _tied(0.3, 0, _one)),
+        (_tied(0.99, 0, _one), _tied(0.7, 0, _one)),
+        (_tied(0.02, 0, _one), _tied(0.4, 0, _one)),
+        (_tied(0.95, 0, _any), _tied(0.5, 0, _any)),
+        (_tied(0.95, 999, _any), _tied(0.5, 999, _any)),
+        (_tied(0.95, 1, _any), _tied(0.5, 1, _any)),
+    ],
+)
+def test_a_number_that_is_mostly_one_value_is_watched(tmp_path: Path, before: Any, after: Any) -> None:
+    rng = np.random.default_rng(5)
+
+    def sized(draw: Any, count: int) -> pa.Table:
+        return rows(rng, count).set_column(0, "size", pa.array(draw(rng, count)))
+
+    stored = reference_sketches(sized(before, 3000), _DATA)
+    (sketch, *_) = read_reference(package(tmp_path, stored)).sketches
+    feeds = {draw: to_feeds(sized(draw, 1000), _SIGNATURE) for draw in (before, after)}
+    assert sketch.name == "size"
+    assert sketch.judge(sketch.count(feeds[before]), 1000).size < 0.02
+    assert sketch.judge(sketch.count(feeds[after]), 1000).excess_psi > _ALARM
+
+
+@pytest.mark.parametrize("shift", [-1e-6, 1e-6])
+def test_answers_that_differ_in_their_last_digits_are_no_drift(tmp_path: Path, shift: float) -> None:
+    """Of a model that reads a few categories there are few answers; another processor gives each a little beside."""
+    rng = np.random.default_rng(5)
+    p = rng.choice([0.6, 0.7, 0.95, 1.0], 2000, p=[0.3, 0.3, 0.2, 0.2])
+
+    def answers(of: Any) -> dict[str, np.ndarray]:
+        return {"probabilities": np.column_stack([1 - of, of]).astype(np.float32)}
+
+    stored = {**reference_sketches(rows(rng, 100), _DATA), "outputs": output_sketches(answers(p))}
+    sketch = read_reference(package(tmp_path, stored)).sketches[-1]
+    assert (sketch.name, len(sketch.shares)) == ("probabilities", 4)
+    beside = sketch.count(answers(np.clip(p + shift, 0, 1)))
+    assert sketch.judge(beside, 2000).psi == pytest.approx(0, abs=1e-6)
+    assert sketch.judge(sketch.count(answers(np.where(p == 0.6, 0.7, p))), 2000).excess_psi > _ALARM
+
+
 def test_a_window_without_any_value_is_judged(reference: Reference) -> None:
     found = by_name(reference.judge(reference.count(tensors(np.random.default_rng(1), 500, missing=1.0))))
     assert found["size"].excess_missing > 0.7

@@ -409,6 +409,43 @@ def test_windows():
     ]
 
 
+def _windows_of(label, **windows):
+    made = {name: WindowSpec(value="income", time="seen", **window) for name, window in windows.items()}
+    data = data_of().model_dump(mode="json") | {"windows": {n: w.model_dump() for n, w in made.items()}, "label": label}
+    return check_windows(made, DataSpec.model_validate(data))
+
+
+@pytest.mark.parametrize(
+    ("label", "windows", "wanted"),
+    [
+        ("income", {"before": {"length": 3, "horizon": 0}}, r"before.horizon must be at least 1 .* got 0"),
+        (
+            "coming",
+            {"before": {"length": 3, "horizon": 0}, "coming": {"length": 3, "horizon": -2}},
+            r"coming.horizon must be at most -3 .* got -2",
+        ),
+        ("coming", {"coming": {"length": 1, "horizon": 0}}, r"coming.horizon must be at most -1 .* got 0"),
+        ("coming", {"coming": {"length": 5, "horizon": -1}}, r"coming.horizon must be at most -5 .* got -1"),
+    ],
+)
+def test_a_window_that_holds_the_label_is_refused(label, windows, wanted):
+    (problem,) = _windows_of(label, **windows)
+    assert re.match(rf"data\.windows\.{wanted}", problem)
+
+
+@pytest.mark.parametrize(
+    ("label", "windows"),
+    [
+        ("income", {"before": {"length": 3, "horizon": 1}}),
+        ("coming", {"before": {"length": 3, "horizon": 0}, "coming": {"length": 3, "horizon": -3}}),
+        ("coming", {"coming": {"length": 2, "horizon": -9}}),
+        ("city", {"before": {"length": 3, "horizon": 0}}),
+    ],
+)
+def test_windows_beside_the_label_are_fine(label, windows):
+    assert _windows_of(label, **windows) == []
+
+
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "cleaning.md").read_text(encoding="utf-8")
 
 
