@@ -117,6 +117,8 @@ def _inner_edges(values_N: Values, near: float) -> list[float]:
         near: Values this near to each other are one; a bin then begins halfway between two that are not.
     """
     quantiles = sorted(set(statistics.quantiles(values_N, np.linspace(0, 1, _NUM_BINS + 1).tolist())))
+    if len(quantiles) == 1:  # other values have to be seen: below, the same, above
+        return [quantiles[0] - near, float(np.nextafter(quantiles[0] + near, np.inf))]
     edges = set(quantiles[1:-1])
     for value in quantiles:
         count = np.count_nonzero((values_N >= value - near) & (values_N <= value + near))

@@ -176,6 +176,8 @@ def _any(rng: np.random.Generator, count: int) -> Any:
         (_tied(0.95, 0, _any), _tied(0.5, 0, _any)),
         (_tied(0.95, 999, _any), _tied(0.5, 999, _any)),
         (_tied(0.95, 1, _any), _tied(0.5, 1, _any)),
+        (_one, _tied(0.5, 1.5, _one)),
+        (_one, _tied(0.2, -1, _one)),
     ],
 )
 def test_a_number_that_is_mostly_one_value_is_watched(tmp_path: Path, before: Any, after: Any) -> None:
@@ -207,6 +209,20 @@ def test_answers_that_differ_in_their_last_digits_are_no_drift(tmp_path: Path, s
     beside = sketch.count(answers(np.clip(p + shift, 0, 1)))
     assert sketch.judge(beside, 2000).psi == pytest.approx(0, abs=1e-6)
     assert sketch.judge(sketch.count(answers(np.where(p == 0.6, 0.7, p))), 2000).excess_psi > _ALARM
+
+
+def test_an_answer_that_is_always_the_same_has_a_bin_of_its_own(tmp_path: Path) -> None:
+    def answers(p: float) -> dict[str, np.ndarray]:
+        return {"probabilities": np.tile(np.array([1 - p, p], np.float32), (500, 1))}
+
+    stored = {
+        **reference_sketches(rows(np.random.default_rng(5), 100), _DATA),
+        "outputs": output_sketches(answers(0.7)),
+    }
+    sketch = read_reference(package(tmp_path, stored)).sketches[-1]
+    assert (sketch.name, len(sketch.shares)) == ("probabilities", 3)
+    assert sketch.judge(sketch.count(answers(0.7 + 1e-7)), 500).psi == 0
+    assert sketch.judge(sketch.count(answers(0.71)), 500).excess_psi > _ALARM
 
 
 def test_a_window_without_any_value_is_judged(reference: Reference) -> None:
