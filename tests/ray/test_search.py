@@ -381,6 +381,32 @@ def test_a_learning_searcher_knows_the_trials_before_an_interruption(kind: str) 
     assert np.median([loss(values) for values in proposed]) < untold
 
 
+@pytest.mark.parametrize("kind", ["optuna", "hyperopt"])
+def test_a_learning_searcher_proposes_nothing_twice_where_settings_can_be_counted(kind: str) -> None:
+    """Of six settings each comes once, that of a trial before an interruption included; then there is no other."""
+    from ray.tune.search import Searcher
+
+    from lepton_ray.tune.space import decode
+    from lepton_ray.tune.strategies.on_ray import BEST, build_search
+
+    space = {
+        "train.optimizer": {"kind": "choice", "values": ["adam", "sgd"]},
+        "model.hidden": {"kind": "choice", "values": [[8], [8, 4], [4]]},
+    }
+    spec = TuneSpec.model_validate({"space": space, "searcher": kind})
+    assert spec.total_trials == 6
+    tried: list[dict[str, Any]] = [{"train.optimizer": "adam", "model.hidden": [4]}]
+    done = [Trial(values, 0.5, 1, stopped_early=False) for values in tried]
+    search = build_search(spec, 7, done, max_concurrent=2)["search_alg"]
+    for number in range(5):
+        point = search.suggest(str(number))
+        tried.append(decode(spec.space, point))
+        search.on_trial_result(str(number), {BEST: 0.5, "training_iteration": 1})
+        search.on_trial_complete(str(number), {BEST: 0.1 * number, "training_iteration": 2})
+    assert len({json.dumps(values) for values in tried}) == 6
+    assert search.suggest("6") == Searcher.FINISHED
+
+
 _DRIVER = """
 import sys
 from pathlib import Path
