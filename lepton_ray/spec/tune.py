@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     Strict,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -383,4 +384,5 @@ def apply_values(model: Model, train: TrainSpec, values: dict[str, Any]) -> tupl
     paths = {path: tuple(path.split(".")) for path in values}
     of_model = {keys[1:]: values[path] for path, keys in paths.items() if keys[0] == "model"}
     of_train = {keys[1:]: values[path] for path, keys in paths.items() if keys[0] != "model"}
-    return type(model).model_validate(replace(model, of_model)), TrainSpec.model_validate(replace(train, of_train))
+    described = TypeAdapter[Model](Model).validate_python(replace(model, of_model))  # its kind may be another
+    return described, TrainSpec.model_validate(replace(train, of_train))

@@ -31,7 +31,7 @@ from lepton_ray.train.frameworks import load_library
 from lepton_ray.train.replay import Part
 from lepton_ray.train.resources import is_in_driver
 
-VERSION = 6
+VERSION = 7
 
 
 def train(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lepton_ray.train.on_ray import Storage
     from lepton_ray.tune.on_ray import Epoch
 
-VERSION = 5
+VERSION = 6
 
 
 def preflight(tune: TuneSpec) -> None:

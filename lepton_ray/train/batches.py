@@ -47,6 +47,7 @@ __all__ = [
 _IMAGE_DIMENSIONS, _STEPS_DIMENSIONS, _TABLE_DIMENSIONS = 4, 3, 2
 _VALIDATION_ROWS = 4096
 _VALIDATION_BYTES = 8 << 20  # of input: what layers make of it is a multiple
+_PAIR = 2  # the rows of an idle pass: ranking has no less
 _IMAGE_DRAWS = 9  # a column each, whether it is used or not: what is off does not change what is on
 
 
@@ -62,17 +63,20 @@ class Share:
     """Whether the batch has no row for this worker: the one it has here must count nothing."""
     labels: tuple[tuple[Labels, Floats], ...] = ()
     """Each label of the rows and its weight, where they are mixed or weighted; empty: ``y`` alone, with weight 1."""
+    most_rows: int = 0
+    """Rows of the greatest share of the batch."""
 
     def passes(self, max_rows: int | None) -> Iterator["Share"]:
-        """Yield the rows in pieces that go through the model one after another."""
+        """Yield the rows in pieces that go through the model one after another; as many on all workers: fsdp gathers in each."""
         if max_rows is None:
             yield self
             return
-        for start in range(0, len(self.y), max_rows):
-            rows = slice(start, start + max_rows)
+        for start in range(0, self.most_rows, max_rows):
+            is_idle = self.is_idle or start >= len(self.y)
+            rows = slice(min(_PAIR, max_rows)) if is_idle else slice(start, start + max_rows)
             x = {name: values[rows] for name, values in self.x.items()}
             labels = tuple((y[rows], weight[rows]) for y, weight in self.labels)
-            yield replace(self, x=x, y=self.y[rows], labels=labels)
+            yield replace(self, x=x, y=self.y[rows], labels=labels, is_idle=is_idle)
 
     def targets(self, num_classes: int) -> Labels:
         """Return ``y``, mixed if it is numbers, or the weight of each class (N, num_classes) of mixed or weighted classes."""
@@ -154,8 +158,10 @@ class Batches:
         cut = Cut(self._size, rank, world_size, first_step, is_whole)
         keys = functools.cache(functools.partial(_key, self._seed, epoch))
         for batch in self._data.training_batches(self._spec.balance, self._seed, epoch, cut):
-            share = self._share(batch, batch.near(cut.places(batch.num_rows)), keys)
-            yield replace(share, is_idle=True) if cut.is_idle(batch.num_rows) else share
+            places = cut.places(batch.num_rows)
+            share = self._share(batch, batch.near(places), keys)
+            most_rows = -(-batch.num_rows // world_size) * len(share.y) // len(places)  # of a pair two
+            yield replace(share, is_idle=cut.is_idle(batch.num_rows), most_rows=most_rows)
 
     def _share(self, batch: RowsOfBatch, places: Ints, keys: Keys) -> Share:
         if self._spec.mixup_alpha:

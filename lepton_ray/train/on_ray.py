@@ -131,6 +131,9 @@ def fit(
             if stop:
                 raise BudgetError(stop[0]) from error
             raise
+        except KeyboardInterrupt:
+            storage.take_over()  # which ends the workers
+            raise
     with result.checkpoint.as_directory() as folder:
         checkpoint.restore(state, Path(folder))
     return state
@@ -179,7 +182,7 @@ def _build_trainer(parts: Sequence[Part], shared_data: SharedData, seed: int, st
         "storage": storage,
         "mark": mark,
     }
-    return _trainer_class(spec)(
+    trainer = _trainer_class(spec)(
         _work,
         train_loop_config=config,
         scaling_config=_scaling(spec),
@@ -193,6 +196,9 @@ def _build_trainer(parts: Sequence[Part], shared_data: SharedData, seed: int, st
             worker_runtime_env=_runtime_env(spec),
         ),
     )
+    # Ray 2.60's handler of Ctrl-C ends the process in its own way, and stays when the training is over.
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer
 
 
 def _scaling(spec: TrainSpec) -> Any:

@@ -14,7 +14,9 @@ def split(model: nn.Module) -> None:
         parameter.data = parameter.data.contiguous()  # FSDP2 splits no other layout
     for layer in reversed(_layers(model)):  # inner ones first
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # By default the outermost part stays whole after a pass without a backward one, such as an evaluation: what then is said of
+    # its weights (which learn, what their average is) would be said of copies.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -111,9 +111,11 @@ def search(
     if watcher.over:
         raise BudgetError(watcher.over)
     if not any(trial.loss is not None for trial in watcher.done):
+        failed = f"{watcher.num_failed} failed, the first with: {watcher.first_failure}" if watcher.num_failed else ""
+        reasons = "; ".join(reason for reason in (watcher.stopped, failed) if reason)
         raise EngineError(
             f"tune must find a trial with a finite loss, got none of {len(watcher.done)} trials"
-            f"{f' ({watcher.stopped})' if watcher.stopped else ''}. Change tune.space, such as a lower train.lr, or raise tune.max_seconds"
+            f"{f' ({reasons})' if reasons else ''}. Change tune.space, such as a lower train.lr, or raise tune.max_seconds"
         )
     if spec.second_objective is None:
         return Found(watcher.done, watcher.stopped, best_of(watcher.done), [], num_concurrent)
@@ -145,13 +147,15 @@ def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_con
             ),
         )
         results = tuner.fit()
-    if not watcher.over:
-        watcher.write_cut_off()
+    if watcher.num_failed:
+        watcher.first_failure = last_line(results.errors[0])
     if watcher.num_failed > spec.max_failed_trials:
         raise EngineError(
             f"tune: {watcher.num_failed} of {spec.total_trials} trials failed, more than tune.max_failed_trials "
-            f"({spec.max_failed_trials}), the first with: {last_line(results.errors[0])}"
+            f"({spec.max_failed_trials}), the first with: {watcher.first_failure}"
         )
+    if not watcher.over:
+        watcher.write_cut_off()
 
 
 def _storage(spec: TuneSpec, journal: Journal, scratch: str) -> dict[str, Any]:
@@ -249,6 +253,7 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         self._over_budget = over_budget
         self.done = journal.read()
         self.num_failed = 0
+        self.first_failure = ""
         self.stopped = ""
         self._start = time.monotonic() - journal.read_seconds()
         self._noted = -math.inf

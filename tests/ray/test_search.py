@@ -134,6 +134,38 @@ def test_failed_trials_and_losses_that_are_no_number(cluster: None, tmp_path: Pa
         run_search(tmp_path, constant, **asked)
 
 
+def beside_a_failure(folder: Path, values: dict[str, Any], data: Any, _: Path | None) -> Iterator[Any]:
+    """The first of two trials fails as soon as the second has an epoch; that has no end."""
+    import time
+
+    from lepton_ray.tune.on_ray import Epoch
+
+    begun = folder / "begun"
+    if values["train.lr"] == 0.1:
+        wait_until(begun.exists, "an epoch of the trial beside")
+        raise ValueError("lr is 0.1")
+    while True:
+        yield Epoch(values["train.lr"])
+        begun.touch()
+        time.sleep(0.1)
+
+
+def test_trials_beside_the_one_too_many_that_failed_begin_anew(cluster: None, tmp_path: Path) -> None:
+    """A repeated search does not take what a trial had come to for its end."""
+    space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2]}}
+    asked = {"epochs": 10**9, "searcher": "grid", "scheduler": "asha", "space": space, "cpus_per_trial": 2.0}
+    with pytest.raises(EngineError, match=r"1 of 2 trials failed, .*lr is 0.1"):
+        run_search(tmp_path, partial(beside_a_failure, tmp_path), **asked)
+    assert (tmp_path / "begun").exists()
+    assert journal_in(tmp_path).read() == []
+
+
+def test_a_search_of_which_all_trials_failed_says_why(cluster: None, tmp_path: Path) -> None:
+    space = {"train.lr": {"kind": "choice", "values": [0.6, 0.7]}}
+    with pytest.raises(EngineError, match=r"got none of 0 trials \(2 failed, .*lr is 0\.[67]"):
+        run_search(tmp_path, constant, max_failed_trials=2, epochs=2, searcher="grid", space=space, **ONE)
+
+
 def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path) -> None:
     """A trial's loss is the product over the epochs of its schedule, through all the weights that it took over."""
     space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}
@@ -347,6 +379,32 @@ def test_a_learning_searcher_knows_the_trials_before_an_interruption(kind: str) 
     assert {json.dumps(values) for values in proposed}.isdisjoint(json.dumps(values) for values in tried)
     untold = np.quantile([loss(values) for values in tried], 0.35)
     assert np.median([loss(values) for values in proposed]) < untold
+
+
+@pytest.mark.parametrize("kind", ["optuna", "hyperopt"])
+def test_a_learning_searcher_proposes_nothing_twice_where_settings_can_be_counted(kind: str) -> None:
+    """Of six settings each comes once, that of a trial before an interruption included; then there is no other."""
+    from ray.tune.search import Searcher
+
+    from lepton_ray.tune.space import decode
+    from lepton_ray.tune.strategies.on_ray import BEST, build_search
+
+    space = {
+        "train.optimizer": {"kind": "choice", "values": ["adam", "sgd"]},
+        "model.hidden": {"kind": "choice", "values": [[8], [8, 4], [4]]},
+    }
+    spec = TuneSpec.model_validate({"space": space, "searcher": kind})
+    assert spec.total_trials == 6
+    tried: list[dict[str, Any]] = [{"train.optimizer": "adam", "model.hidden": [4]}]
+    done = [Trial(values, 0.5, 1, stopped_early=False) for values in tried]
+    search = build_search(spec, 7, done, max_concurrent=2)["search_alg"]
+    for number in range(5):
+        point = search.suggest(str(number))
+        tried.append(decode(spec.space, point))
+        search.on_trial_result(str(number), {BEST: 0.5, "training_iteration": 1})
+        search.on_trial_complete(str(number), {BEST: 0.1 * number, "training_iteration": 2})
+    assert len({json.dumps(values) for values in tried}) == 6
+    assert search.suggest("6") == Searcher.FINISHED
 
 
 _DRIVER = """

@@ -1,7 +1,9 @@
 """Ray Train and Ray Data give what this process gives; a cluster that is too small says so at once."""
 
 import json
+import os
 import shutil
+import signal
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,6 +19,8 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, Model, TrainSpec
 from tests.numerics.families import FAMILIES, NUM_CLASSES, Family
+
+from .conftest import wait_until
 
 WIDTH, CLASSES = 5, 3
 
@@ -69,6 +73,27 @@ def test_two_workers_take_the_steps_that_one_takes(
         np.testing.assert_allclose(weights_of(two.model)[name], weights, atol=1e-4)
     assert [sorted(e) for e in two.history] == [sorted(e) for e in one.history]
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
+
+
+def test_ctrl_c_ends_a_training_and_nothing_else_is_done_with_it_later(cluster: None, tmp_path: Path) -> None:
+    """Ray's own handler ended the process with a status of its own; after the training it took Ctrl-C for that."""
+    import ray
+
+    from lepton_ray.train import on_ray
+
+    before, heard = signal.getsignal(signal.SIGINT), []
+
+    def interrupt_once(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    spec = TrainSpec(num_workers=2, epochs=10**9, global_batch_size=32)
+    storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        on_ray.fit(build, make_data(), spec, 5, storage, interrupt_once)
+    assert signal.getsignal(signal.SIGINT) is before
+    wait_until(lambda: ray.available_resources().get("CPU") == 4.0, "the end of the workers")
 
 
 @pytest.mark.slow

@@ -34,10 +34,11 @@ from lepton_ray.spec.tune import (
     OptunaSearcher,
     PbtScheduler,
     TuneSpec,
+    size_of,
     values_of,
 )
 from lepton_ray.tune.journal import Trial
-from lepton_ray.tune.space import Point, clip, encode, grid
+from lepton_ray.tune.space import Point, Space, clip, encode, grid
 
 LOSS = "val_loss"
 BEST = "best_loss"
@@ -45,6 +46,7 @@ COST = "cost"
 DIVERGED = 1e30
 _EPOCHS = "training_iteration"
 _MAX_STARTUP_TRIALS = 10
+_PROPOSALS_PER_TRIAL = 20  # some milliseconds each
 _DRAWS_PER_TRIAL = 1000  # of a small space most draws are repeats; past these it is taken for used up
 
 
@@ -60,6 +62,8 @@ def build_search(spec: TuneSpec, seed: int, done: Sequence[Trial], max_concurren
         return {"search_alg": BasicVariantGenerator(random_state=rng), "param_space": _to_tune_space(spec)}
     if isinstance(searcher, OptunaSearcher | HyperoptSearcher):
         unlimited = _learning(searcher, spec, seed + len(done), done)
+        if size_of(spec.space) is not None:
+            unlimited = _Once(unlimited, spec.space, _missing_points(spec, seed, done), done)
     else:
         unlimited = _Listed(_missing_points(spec, seed, done))
     return {"search_alg": ConcurrencyLimiter(unlimited, max_concurrent=max_concurrent)}
@@ -78,6 +82,50 @@ class _Listed(Searcher):  # type: ignore[misc]  # Ray has no types
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Learn nothing."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The journal is what a search resumes from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See ``save``."""
+
+
+class _Once(Searcher):  # type: ignore[misc]  # Ray has no types
+    """Proposes what one that learns does, but nothing twice: of settings that can be counted TPE takes the best again and again."""
+
+    def __init__(self, learning: Searcher, space: Space, others: Sequence[Point], done: Sequence[Trial]) -> None:
+        super().__init__(metric=learning.metric, mode=learning.mode)
+        self._learning, self._space, self._others = learning, space, iter(others)
+        self._tried = {tuple(encode(space, trial.values).values()) for trial in done}
+        self._names: dict[str, str] = {}
+        """By trial: its name where its values come from the one that learns."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return a point that is new; a drawn one where only others were proposed."""
+        for number in range(_PROPOSALS_PER_TRIAL):
+            name = f"{trial_id}-{number}"
+            point = self._learning.suggest(name)
+            if self._is_new(point):
+                self._names[trial_id] = name
+                return point
+            self._learning.on_trial_complete(name, error=True)  # which it learns nothing from
+        return next(filter(self._is_new, self._others), Searcher.FINISHED)
+
+    def _is_new(self, point: Point) -> bool:
+        key = tuple(point[path] for path in self._space)
+        is_new = key not in self._tried
+        self._tried.add(key)
+        return is_new
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on what a trial has come to."""
+        if trial_id in self._names:
+            self._learning.on_trial_result(self._names[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Pass on what a trial came to."""
+        if (name := self._names.pop(trial_id, None)) is not None:
+            self._learning.on_trial_complete(name, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is what a search resumes from."""

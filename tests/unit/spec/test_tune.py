@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from lepton_ray.core.errors import SpecError
 from lepton_ray.spec import parse_spec
-from lepton_ray.spec.tune import Domain, TuneSpec, size_of, values_of
+from lepton_ray.spec.model import LinearModel, MlpModel
+from lepton_ray.spec.tune import Domain, TuneSpec, apply_values, size_of, values_of
 
 _TABLE = """\
 name: table
@@ -145,6 +146,15 @@ def test_all_that_pbt_refuses_comes_at_once() -> None:
 )
 def test_number_of_trials(text: str, trials: int) -> None:
     assert _tune(text).total_trials == trials
+
+
+def test_a_trial_takes_every_kind_of_model_that_the_spec_takes() -> None:
+    """A linear model has no other settings, so the spec is valid with the kind of another in its place."""
+    text = "tune: {space: {model.kind: {kind: choice, values: [linear, mlp]}}}"
+    spec = parse_spec(f"{_TABLE.replace('mlp', 'linear')}{text}\n")
+    assert spec.model is not None
+    models = [apply_values(spec.model, spec.train, {"model.kind": kind})[0] for kind in ("linear", "mlp")]
+    assert models == [LinearModel(kind="linear"), MlpModel(kind="mlp")]
 
 
 def test_one_and_true_are_different_choices() -> None:
