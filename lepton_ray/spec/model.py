@@ -331,7 +331,7 @@ class TrainSpec(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after lost workers, before the stage fails."""
     start_timeout_s: PositiveFloat = 120.0
-    """How long to wait for the cluster to have the workers' resources."""
+    """How long to wait for the cluster to have the workers' resources, or those of a search's trial."""
 
     @model_validator(mode="after")
     def _check_tpu(self) -> Self:

@@ -89,11 +89,15 @@ def _trials(
     values = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
     sections = apply_values(model, train, {f"train.{name}": value for name, value in values.items()})
     if tune.workers_per_trial == 1:
-        return partial(start_trial, *sections, build, ctx.seed), data, place_of(tune)
+        return (
+            partial(start_trial, *sections, build, ctx.seed),
+            data,
+            place_of(tune, start_timeout_s=train.start_timeout_s),
+        )
     storage = on_ray.Storage(ctx.filesystem, f"{ctx.work_path}/runs")
     storage.remove()  # a killed search's
     start = partial(start_nested_trial, *sections, build, ctx.seed, storage)
-    return start, on_ray.share(data), place_of(tune, worker_resources(train))
+    return start, on_ray.share(data), place_of(tune, worker_resources(train), train.start_timeout_s)
 
 
 def start_trial(

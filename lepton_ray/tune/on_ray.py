@@ -30,7 +30,6 @@ from lepton_ray.tune.space import Values, decode
 from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
 
 _NOTHING = {"memory": 1.0}  # a byte: Tune refuses a trial that asks for nothing
-_START_TIMEOUT_S = 120.0
 _CLOCK_S = 1.0  # between two notes of the seconds spent
 _STEP_S = 1.0  # a result takes Tune some milliseconds: as much as an epoch of a small model
 _MAX_RETRIES = 1  # of a trial: its process may have been lost
@@ -101,7 +100,7 @@ def search(
     watcher, num_concurrent = _Watcher(spec, journal, update, over_budget), 0
     if len(watcher.done) < spec.total_trials and not watcher.stop_all():
         place = place or place_of(spec)
-        wait_for_capacity(place.process, place.num_processes, place.source, _START_TIMEOUT_S, update)
+        wait_for_capacity(place.process, place.num_processes, place.source, place.start_timeout_s, update)
         resources = _NOTHING if place.is_nested else place.process
         trainable = tune.with_resources(
             tune.with_parameters(_TrialTrainable, start_training=start_training, data=data, spec=spec), resources
@@ -286,6 +285,8 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
             return "the budget is spent"
         if self.num_failed > spec.max_failed_trials:
             return f"{self.num_failed} trials failed"
+        if len(self.done) >= spec.total_trials:
+            return ""  # it is over, not ended
         if spec.max_seconds is not None and self.seconds >= spec.max_seconds:
             return f"max_seconds ({spec.max_seconds:g}) were over"
         patience = spec.stop_after_trials_without_improvement

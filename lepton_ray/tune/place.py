@@ -16,13 +16,16 @@ class Place:
     """Where in the spec that stands, for messages."""
     is_nested: bool = False
     """Whether the trial's own process takes none of them and starts others that do."""
+    start_timeout_s: float = 120.0
+    """How long to wait for the cluster to have them."""
 
 
-def place_of(spec: TuneSpec, worker: dict[str, float] | None = None) -> Place:
+def place_of(spec: TuneSpec, worker: dict[str, float] | None = None, start_timeout_s: float = 120.0) -> Place:
     """Return what a trial of ``spec`` asks for; ``worker`` has the resources of one of its workers where it has several."""
     if worker is None or spec.workers_per_trial == 1:
-        return Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial")
-    return Place(worker, spec.workers_per_trial, "tune.workers_per_trial", is_nested=True)
+        return Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial", start_timeout_s=start_timeout_s)
+    num_workers = spec.workers_per_trial
+    return Place(worker, num_workers, "tune.workers_per_trial", is_nested=True, start_timeout_s=start_timeout_s)
 
 
 def num_at_once(spec: TuneSpec, place: Place, num_held: int) -> int:

@@ -295,6 +295,13 @@ def test_a_search_without_improvement_ends(cluster: None, tmp_path: Path) -> Non
     assert found.stopped == "no improvement in 2 trials"
 
 
+def test_a_search_of_which_all_trials_ran_was_not_ended(cluster: None, tmp_path: Path) -> None:
+    space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2, 0.3]}}
+    asked = {"epochs": 1, "searcher": "grid", "space": space, **ONE}
+    found = run_search(tmp_path, constant, stop_after_trials_without_improvement=2, **asked)
+    assert (rates(found.trials), found.stopped) == ([0.1, 0.2, 0.3], "")
+
+
 def test_a_search_ends_when_its_seconds_are_over_and_uses_what_it_has(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
