@@ -385,10 +385,10 @@ def test_a_killed_search_goes_on(cluster: None, tmp_path: Path, how: signal.Sign
     )
     try:
         wait_until(
-            lambda: (tmp_path / "trials" / "00001.json").exists() or process.poll() is not None, "the first trial"
+            lambda: (tmp_path / "trials" / "00001.json").exists() or process.poll() is not None, "the first trial", 150
         )
         process.send_signal(how)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=100)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
