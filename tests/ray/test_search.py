@@ -385,7 +385,7 @@ def test_a_killed_search_goes_on(cluster: None, tmp_path: Path, how: signal.Sign
     )
     try:
         wait_until(
-            lambda: (tmp_path / "trials" / "00001.json").exists() or process.poll() is not None, "the first trial", 150
+            lambda: (tmp_path / "trials" / "00001.json").exists() or process.poll() is not None, "the first trial"
         )
         process.send_signal(how)
         output, _ = process.communicate(timeout=100)
