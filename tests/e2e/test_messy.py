@@ -83,10 +83,10 @@ def served(shared_workplace: Workplace) -> Any:
     assert "serving at" in errors, errors
     yield records, errors.rsplit("serving at ", 1)[1].split()[0]
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert json.loads(output)["stages"]["deploy"]["parity"] <= 1e-5
-    shared_workplace.wait_until(lambda: not shared_workplace.processes(), "the end of all processes", 30)
+    shared_workplace.wait_until(lambda: not shared_workplace.processes(), "the end of all processes")
 
 
 def artifact(workplace: Workplace, stage: str) -> tuple[Path, Any]:

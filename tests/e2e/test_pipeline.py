@@ -41,7 +41,7 @@ def test_rows_add_up(medical: Any) -> None:
 
 
 def test_nothing_is_left_running(medical: Any, shared_workplace: Workplace) -> None:
-    shared_workplace.wait_until(lambda: not shared_workplace.processes(), "the end of all processes", 30)
+    shared_workplace.wait_until(lambda: not shared_workplace.processes(), "the end of all processes")
 
 
 def test_second_run_skips_what_is_done(medical: Any, shared_workplace: Workplace) -> None:

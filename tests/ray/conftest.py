@@ -32,7 +32,7 @@ class Head:
     environment: dict[str, str]
     home: Path
 
-    def run(self, *command: str, timeout_s: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout_s: float = 500, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a client of the cluster."""
         return subprocess.run(
             command,
@@ -45,7 +45,7 @@ class Head:
         )
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
@@ -107,7 +107,7 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_until(lambda: process.poll() is not None or answers(f"{url}/api/version"), "the head's start", 90)
+        wait_until(lambda: process.poll() is not None or answers(f"{url}/api/version"), "the head's start")
         assert process.poll() is None, (home / "head.log").read_text()
         yield Head(url, f"127.0.0.1:{ports['--port']}", environment, home)
     finally:

@@ -167,7 +167,7 @@ def _deploy(head: Any, config: Path) -> None:
         assert "DEPLOY_FAILED" not in status, status
         return "status: RUNNING" in status
 
-    wait_until(is_running, "the deployment", 120)
+    wait_until(is_running, "the deployment", 300)
 
 
 def test_deployed_application_answers_as_the_training_code(head: Any, deployed: list[str]) -> None:

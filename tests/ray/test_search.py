@@ -453,7 +453,7 @@ def test_a_killed_search_goes_on(cluster: None, tmp_path: Path, how: signal.Sign
             lambda: (tmp_path / "trials" / "00001.json").exists() or process.poll() is not None, "the first trial"
         )
         process.send_signal(how)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=100)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -132,7 +132,7 @@ class Load:
 
     def sees(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition as long as all is well, and then for many more answers."""
-        wait_until(lambda: bool(self.failures) or condition(), what, 90)
+        wait_until(lambda: bool(self.failures) or condition(), what)
         enough = self.answered + 200
         wait_until(lambda: bool(self.failures) or self.answered > enough, "more answers")
 
@@ -251,7 +251,7 @@ def test_an_update_under_load_loses_no_request(application: Application) -> None
         (before,) = load.replicas
         application.deploy(listener=ListenerSpec(port=port), max_rows_per_request=50)
         load.sees(lambda: len(load.replicas) == 2, "an answer of the new replica")
-        wait_until(lambda: bool(load.failures) or before not in replicas_of(at.url), "the end of the old replica", 60)
+        wait_until(lambda: bool(load.failures) or before not in replicas_of(at.url), "the end of the old replica")
         load.sees(lambda: True, "answers")
     assert load.failures == []
 
@@ -266,7 +266,7 @@ def test_going_from_two_replicas_to_one_under_load_loses_no_request(application:
         load.sees(lambda: len(load.replicas) == 2, "answers of both replicas")
         calls.sees(lambda: len(calls.replicas) == 2, "answers of both replicas over gRPC")
         application.deploy(listener=listener, autoscaling=AutoscalingSpec(min_replicas=1, max_replicas=1))
-        wait_until(lambda: bool(load.failures) or len(replicas_of(at.url)) == 1, "the end of a replica", 60)
+        wait_until(lambda: bool(load.failures) or len(replicas_of(at.url)) == 1, "the end of a replica")
         load.sees(lambda: True, "answers")
         calls.sees(lambda: True, "answers over gRPC")
     assert load.failures == []
@@ -400,7 +400,7 @@ def test_tokens_and_limits_hold_over_two_replicas(application: Application, tmp_
     threads = [threading.Thread(target=_ask_until, args=(at.url, token, stop, accepted, others)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(accepted) >= 120, "six seconds' worth of accepted requests", 60)
+    wait_until(lambda: len(accepted) >= 120, "six seconds' worth of accepted requests")
     stop.set()
     for thread in threads:
         thread.join(30)
@@ -420,7 +420,7 @@ def test_tokens_and_limits_hold_over_two_replicas(application: Application, tmp_
                 codes.add(200)
         return codes == {401}
 
-    wait_until(is_refused, "the end of a revoked token", 30)
+    wait_until(is_refused, "the end of a revoked token")
     assert ask(f"{at.url}/predict", _RECORDS, authorization=f"Bearer {free}")[0]["version"]
 
 

@@ -227,7 +227,7 @@ def doctor(address: str) -> list[dict[str, Any]]:
         env={**os.environ, "RAY_ADDRESS": address},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 1, done.stderr

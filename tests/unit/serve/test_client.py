@@ -305,28 +305,29 @@ def test_a_retry_after_that_is_none_is_ignored(
 @pytest.mark.parametrize("script", [[_STALL], [_said("503 Busy", b"{}", "Retry-After: 3600")]], ids=["stall", "later"])
 def test_the_deadline_ends_a_call(fake: Callable[..., Fake], connect: Callable[..., Any], script: list[bytes]) -> None:
     server = fake(*script)
-    with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
-        connect(server.url).predict([{}], deadline_s=0.2)
+    with pytest.raises(DeadlineError, match=r"within 1 s"):
+        connect(server.url).predict([{}], deadline_s=1.0)
     assert len(server.requests) == 1
 
 
 def test_a_server_that_stalls_is_left_for_another_try(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
     server = fake(_STALL)
-    assert connect(server.url, options=Options(try_s=0.1, first_wait_s=0.001)).predict([{}]) == [1]
+    assert connect(server.url, options=Options(try_s=1.0, first_wait_s=0.001)).predict([{}]) == [1]
     assert len(server.requests) == 2
 
 
 def test_another_address_answers_in_the_place_of_one_that_does_not(
     fake: Callable[..., Fake], connect: Callable[..., Any]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    busy, fine = fake(*[_said("503 Busy", b"{}", "Retry-After: 3600")] * 99), fake()
-    client = connect([nowhere, busy.url, fine.url])
-    assert [client.predict([{}]) for _ in range(30)] == [[1]] * 30
-    assert len(fine.requests) == 30
-    with pytest.raises(UnavailableError, match="Connect"):
-        connect(nowhere, options=Options(max_tries=2, first_wait_s=0.001)).predict([{}])
+        busy, fine = fake(*[_said("503 Busy", b"{}", "Retry-After: 3600")] * 99), fake()
+        client = connect([nowhere, busy.url, fine.url])
+        assert [client.predict([{}]) for _ in range(30)] == [[1]] * 30
+        assert len(fine.requests) == 30
+        with pytest.raises(UnavailableError, match="Connect"):
+            connect(nowhere, options=Options(max_tries=2, first_wait_s=0.001)).predict([{}])
 
 
 def test_addresses_share_the_calls(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
@@ -344,11 +345,11 @@ def test_a_fallback_answers_only_while_no_address_does(fake: Callable[..., Fake]
     assert len(fallback.requests) == 0
     assert client.predict([{}]) == [1], "a kept connection that is closed, then a fault"
     assert (len(server.requests), len(fallback.requests)) == (3, 1)
-    rested = time.monotonic() + 1.5
+    give_up = time.monotonic() + 20
     while len(server.requests) == 3:
-        assert time.monotonic() < rested + 20
+        assert time.monotonic() < give_up
         assert client.predict([{}]) == [1]
-    assert time.monotonic() >= rested - 1, "an address that failed rests"
+    assert server.times[3] - server.times[2] >= 1, "an address that failed rests"
     before = len(fallback.requests)
     assert [client.predict([{}]) for _ in range(5)] == [[1]] * 5
     assert len(fallback.requests) == before
@@ -533,9 +534,9 @@ def test_parts_that_do_not_come_end_at_the_deadline_or_at_the_last_try(
 ) -> None:
     with pytest.raises(DeadlineError, match=r"within 0\.2 s"):
         list(connect(fake(_STALL).url).predict_in_parts([{}], deadline_s=0.2))
-    quick = Options(try_s=0.1, max_tries=2, first_wait_s=0.001)
+    quick = Options(try_s=0.5, max_tries=2, first_wait_s=0.001)
     server = fake(_STALL, _STALL, _STALL)
-    with pytest.raises(UnavailableError, match=r"within 2 tries; the last: nothing came within 0\.1 s"):
+    with pytest.raises(UnavailableError, match=r"within 2 tries; the last: nothing came within 0\.5 s"):
         list(connect(server.url, options=quick).predict_in_parts([{}]))
     assert len(server.requests) == 2
 

@@ -193,13 +193,15 @@ def test_a_client_that_goes_ends_the_work(slow: tuple[Running, Client]) -> None:
 
 
 def test_a_client_that_takes_nothing_is_cut_off(listen: Any) -> None:
-    running = listen(
-        limits=Limits(max_rows=1 << 20, max_request_bytes=64 << 20), connections=ConnectionLimits(receive_s=0.5)
-    )
+    running = listen(limits=Limits(max_rows=1 << 20, max_request_bytes=64 << 20))
     running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client = running.connect()
     client.send(post(records(60_000), _ACCEPT))
-    _wait_until(lambda: running.front.num_streams > 0)
+    _wait_until(lambda: any(one._send_by is not None for one in running.listener._connections))
+    assert running.front.num_streams == 1
+    running.sweep(40)
+    running.call(asyncio.sleep(0.01))
+    assert not running.listener._connections
     _wait_until(lambda: running.front.num_streams == 0)
 
 

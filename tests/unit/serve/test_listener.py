@@ -321,8 +321,9 @@ def test_an_old_client_that_expects_to_be_asked_for_a_body_is_not(listen: Any) -
 
 
 def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
-    running = listen(connections=ConnectionLimits(receive_s=0.2, idle_s=0.2))
-    slow_head, slow_body, idle = (running.connect() for _ in range(3))
+    running = listen(connections=ConnectionLimits(receive_s=0.2))
+    slow_head, slow_body = (running.connect() for _ in range(2))
+    idle = listen(connections=ConnectionLimits(idle_s=0.2)).connect()
     slow_head.send(b"GET /v2 HTTP/1.1\r\nHo")
     slow_body.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n[")
     for client in (slow_head, slow_body):
@@ -361,6 +362,9 @@ def test_the_clock_goes_on_when_we_read_again(listen: Any, monkeypatch: pytest.M
     client, gate, _ = _begin_one_behind_many(running, monkeypatch)
     gate.opened.set()
     assert [client.read().code for _ in range(40)] == [200] * 40
+    (connection,) = running.listener._connections
+    while connection._receive_by is None or connection._is_paused:
+        running.call(asyncio.sleep(0))
     running.sweep(40)
     assert client.read().code == 408
 
