@@ -39,7 +39,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _write(path: Path, rows: int) -> None:
     """Each hundredth record is refused."""
-    path.write_text("size,kind,note\n" + "".join(f"{n % 98},a,{n:030d}\n" for n in range(rows)))
+    path.write_text("size,kind,note\n" + "".join(f"{n % 98},a,{n:060d}\n" for n in range(rows)))
 
 
 def _contents(output: Path) -> dict[str, bytes]:
