@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import Workplace
 
-EPOCHS = 6
+EPOCHS = 5
 SPEC = f"""
 name: kill
 seed: 11
@@ -23,11 +23,11 @@ train: {{num_workers: 2, epochs: {EPOCHS}, global_batch_size: 16, lr: 1e-3}}
 
 
 def prepare(workplace: Workplace) -> None:
-    """15,000 rows: an epoch takes long enough to be killed in its middle."""
+    """8,000 rows: an epoch takes long enough to be killed in its middle."""
     rng = random.Random(5)
     with (workplace.folder / "rows.csv").open("w") as file:
         file.write("a,b,c,y\n")
-        for _ in range(15_000):
+        for _ in range(8_000):
             a, b, c = rng.gauss(0, 1), rng.gauss(3, 2), rng.choice("uvw")
             score = a + 0.3 * b * (c == "u") - (c == "w") + rng.gauss(0, 0.5)
             file.write(f"{a:.6f},{b:.6f},{c},{'yes' if score > 0.5 else 'no'}\n")
