@@ -133,6 +133,11 @@ def infer_data(path: str) -> Inferred:
             f"the data must have one JSON object a line, got none in the first lines of {path!r}. "
             "A JSON array comes apart with: jq -c '.[]' IN.json > OUT.jsonl"
         )
+    if not types and source["kind"] == "csv":
+        raise DataError(
+            f"the header must be text in UTF-8 or in an encoding that fits the file's first {_WRITTEN_BYTES >> 10} KiB, got neither in "
+            f"{path!r}. Convert it (iconv -f FROM -t UTF-8), or give data.source.encoding in a spec of your own"
+        )
     if not columns:
         raise DataError(
             f"the data must have a column that a spec can name, in UTF-8, got {list(types)} in {path!r}. Name one"

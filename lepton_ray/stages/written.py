@@ -54,8 +54,13 @@ def guess_encoding(head: bytes) -> str | None:
     else:
         return None
     found = require("charset_normalizer", "guessing an encoding").from_bytes(head, cp_isolation=_ENCODINGS)
-    ranked = sorted(found, key=lambda match: (round(match.chaos, 2), _ENCODINGS.index(match.encoding)))
-    return str(ranked[0].encoding) if ranked else None
+    ranked = [
+        (round(match.chaos, 2), _ENCODINGS.index(name))
+        for match in found
+        for name in match.could_be_from_charset  # which all make the same of it
+        if name in _ENCODINGS
+    ]
+    return _ENCODINGS[min(ranked)[1]] if ranked else None
 
 
 def guess_delimiter(head: str, is_whole: bool) -> str:

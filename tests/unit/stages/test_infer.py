@@ -264,6 +264,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes 
         infer_data(str(path))
 
 
+def test_a_header_that_nothing_reads_is_told_how_to_be_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"Gr\xf6\x81\xff\xfee,b\n" + bytes(range(128, 256)) + b",1\n")
+    with pytest.raises(DataError, match=r"the header must be text in UTF-8 or .*iconv .*data\.source\.encoding"):
+        infer_data(str(tmp_path / "t.csv"))
+
+
 def test_an_array_is_told_how_to_become_lines(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('[{"a": 1},\n{"a": 2}]')
     with pytest.raises(DataError, match=r"one JSON object a line, got none .*jq -c"):
