@@ -127,9 +127,12 @@ def guess_number(texts: pa.Array, delimiter: str | None) -> NumberColumn | None:
     if units is None:
         return None
     prefers_comma = delimiter == ";" or (delimiter not in (None, ",") and not _is_grouped(texts, ","))
-    likely = [column for column in _forms(units, prefers_comma) if _is_mostly_number(sample, column)]
-    fitting = [column for column in likely if _is_mostly_number(texts, column) and not _has_odd_group(texts, column)]
-    return max(fitting, key=lambda column: _num_numbers(texts, column), default=None)
+    best, most = None, 0
+    for column in _forms(units, prefers_comma):
+        if most < len(texts) and _is_mostly_number(sample, column) and not _has_odd_group(texts, column):
+            count = _num_numbers(texts, column)
+            best, most = (column, count) if count > most else (best, most)
+    return best if most >= LOOKS_LIKE * len(texts) else None
 
 
 def _are_codes(texts: pa.Array) -> bool:
