@@ -64,9 +64,15 @@ def guess_encoding(head: bytes) -> str | None:
             return None
     else:
         return None
-    found = require("charset_normalizer", "guessing an encoding").from_bytes(head, cp_isolation=_ENCODINGS)
-    ranked = sorted(found, key=lambda match: (round(match.chaos, 2), _ENCODINGS.index(match.encoding)))
-    return str(ranked[0].encoding) if ranked else None
+    from_bytes = require("charset_normalizer", "guessing an encoding").from_bytes
+    whole_lines = head[: head.rfind(b"\n") + 1]  # the head may end within a letter
+    found = from_bytes(head, cp_isolation=_ENCODINGS) or from_bytes(whole_lines, cp_isolation=_ENCODINGS)
+    return str(min(found, key=_rank).encoding) if found else None
+
+
+def _rank(match: Any) -> tuple[float, float, int]:
+    """Order encodings: few letters that do not go together, then letters as often as in a language, then ours."""
+    return round(match.chaos, 2), -round(match.coherence, 1), _ENCODINGS.index(match.encoding)
 
 
 def _is_wide(head: bytes, encoding: str) -> bool:

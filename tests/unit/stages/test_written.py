@@ -17,6 +17,8 @@ from lepton_ray.stages.written import guess_delimiter, guess_encoding, guess_num
         ("cp1252", ["café crème", "São Paulo", "señor Núñez", "hôtel"]),
         ("cp1252", ["Köln", "Mölln", "Größe", "Müller & Söhne"]),
         ("cp1251", ["Москва", "хороший товар", "цена"]),
+        ("cp1255", ["שלום עולם", "ירושלים", "תל אביב"]),
+        ("koi8_r", ["Москва", "хороший товар"]),
         ("gb18030", ["北京市朝阳区", "价格很好", "质量不错，推荐购买"]),
         ("big5", ["台北市", "很好的商品"]),
         ("shift_jis", ["東京都", "とても良い商品です"]),
@@ -29,6 +31,14 @@ def test_an_encoding_is_one_that_reads_the_letters(encoding: str, words: list[st
     found = guess_encoding(text.encode(encoding))
     assert found is not None
     assert text.encode(encoding).decode(found) == text
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "euc_jp"])
+@pytest.mark.parametrize("num_bytes", range(600, 606))
+def test_a_head_may_end_within_a_letter(encoding: str, num_bytes: int) -> None:
+    text = "id,what\n" + "".join(f"{i},日本の東京都で買った商品は良い\n" for i in range(40))
+    assert guess_encoding(text.encode(encoding)) == encoding
+    assert guess_encoding(text.encode(encoding)[:num_bytes]) == encoding
 
 
 @pytest.mark.parametrize("encoding", ["utf-32", "utf-16-le", "utf-16-be"])
