@@ -67,12 +67,16 @@ def guess_encoding(head: bytes) -> str | None:
     from_bytes = require("charset_normalizer", "guessing an encoding").from_bytes
     whole_lines = head[: head.rfind(b"\n") + 1]  # the head may end within a letter
     found = from_bytes(head, cp_isolation=_ENCODINGS) or from_bytes(whole_lines, cp_isolation=_ENCODINGS)
-    return str(min(found, key=_rank).encoding) if found else None
+    return min((_rank(match) for match in found), default=(0, 0, 0, None))[-1]
 
 
-def _rank(match: Any) -> tuple[float, float, int]:
-    """Order encodings: few letters that do not go together, then letters as often as in a language, then ours."""
-    return round(match.chaos, 2), -round(match.coherence, 1), _ENCODINGS.index(match.encoding)
+def _rank(match: Any) -> tuple[float, float, int, str]:
+    """Order encodings: few letters that do not go together, then letters as often as in a language, then ours.
+
+    Of several that give the same letters it is the first of ours: further on in the file they may differ.
+    """
+    encoding = min(match.could_be_from_charset, key=_ENCODINGS.index)
+    return round(match.chaos, 2), -round(match.coherence, 1), _ENCODINGS.index(encoding), encoding
 
 
 def _is_wide(head: bytes, encoding: str) -> bool:

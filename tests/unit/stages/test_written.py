@@ -33,6 +33,12 @@ def test_an_encoding_is_one_that_reads_the_letters(encoding: str, words: list[st
     assert text.encode(encoding).decode(found) == text
 
 
+def test_of_encodings_that_give_the_same_letters_the_usual_one_is_taken() -> None:
+    head = "größe,y\n" + "café,2\n" * 50
+    assert head.encode("cp1250") == head.encode("cp1252")
+    assert guess_encoding(head.encode("cp1252")) == "cp1252"  # others may come further on
+
+
 @pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "euc_jp"])
 @pytest.mark.parametrize("num_bytes", range(600, 606))
 def test_a_head_may_end_within_a_letter(encoding: str, num_bytes: int) -> None:
