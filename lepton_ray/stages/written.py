@@ -67,7 +67,8 @@ def guess_encoding(head: bytes) -> str | None:
     from_bytes = require("charset_normalizer", "guessing an encoding").from_bytes
     whole_lines = head[: head.rfind(b"\n") + 1]  # the head may end within a letter
     found = from_bytes(head, cp_isolation=_ENCODINGS) or from_bytes(whole_lines, cp_isolation=_ENCODINGS)
-    return min((_rank(match) for match in found), default=(0, 0, 0, None))[-1]
+    ranked = sorted(_rank(match) for match in found if match.encoding in _ENCODINGS)
+    return ranked[0][-1] if ranked else None
 
 
 def _rank(match: Any) -> tuple[float, float, int, str]:

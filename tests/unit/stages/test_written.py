@@ -57,6 +57,7 @@ def test_wide_letters_are_told_by_their_mark_or_their_zeros(encoding: str) -> No
 def test_what_is_utf_8_has_no_other_encoding() -> None:
     assert guess_encoding(b"") is None
     assert guess_encoding("é".encode()) is None
+    assert guess_encoding(b"\xff\xff\x00\xff") is None
     assert guess_encoding("a 漢".encode()[:-1]) is None  # the head of a file ends anywhere
 
 
