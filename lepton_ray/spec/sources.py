@@ -69,7 +69,8 @@ def _check_encoding(value: str) -> str:
     line = "a,1\n"
     try:
         name = codecs.lookup(value).name
-        is_text = line.encode(name).decode(name) == line
+        decoder = codecs.getincrementaldecoder(name)("backslashreplace")  # punycode, say, has only strict ones
+        is_text = decoder.decode(line.encode(name), final=True) == line
     except (LookupError, ValueError):
         is_text = False
     if not is_text:

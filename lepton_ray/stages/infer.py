@@ -42,7 +42,14 @@ from lepton_ray.spec.data import (
     TimeColumn,
 )
 from lepton_ray.stages.score import source_of
-from lepton_ray.stages.written import LOOKS_LIKE, guess_delimiter, guess_encoding, guess_number, guess_time
+from lepton_ray.stages.written import (
+    LOOKS_LIKE,
+    guess_delimiter,
+    guess_encoding,
+    guess_number,
+    guess_time,
+    has_decimal_points,
+)
 
 _HEAD_ROWS = 10_000
 _WRITTEN_BYTES = 1 << 16  # that show how a text file is written
@@ -144,6 +151,8 @@ def infer_data(path: str) -> Inferred:
         )
     head = _read_head(source, columns)
     delimiter = source.get("delimiter", ",") if source["kind"] == "csv" else None
+    if delimiter == ";" and has_decimal_points(_texts_of(head.column(name)) for name in head.column_names):
+        delimiter = None
     guesses = {name: _guess(head.column(name), column, types[name], delimiter) for name, column in columns.items()}
     return Inferred(source, guesses, left_out)
 
@@ -295,11 +304,15 @@ def _guess(values: pa.ChunkedArray, column: Column, source_type: str, delimiter:
     missing = f", {values.null_count / len(values):.1%} missing" if values.null_count else ""
     if isinstance(column, TimeColumn):
         return _describe_times(column, values.combine_chunks().drop_null(), missing)
-    texts = values.cast(pa.string()).combine_chunks().drop_null()
+    texts = _texts_of(values)
     guess = _guess_numbers(texts, missing, delimiter) if can_give(source_type, "number") else None
     if guess is None and can_give(source_type, "time"):
         guess = _guess_times(texts, missing)
     return guess or _guess_words(texts, missing)
+
+
+def _texts_of(values: pa.ChunkedArray) -> pa.Array:
+    return values.cast(pa.string()).combine_chunks().drop_null()
 
 
 def _guess_numbers(texts: pa.Array, missing: str, delimiter: str | None) -> Guess | None:

@@ -6,6 +6,7 @@ run (``data.mended``), and the next run reads them in the place of the original 
 removed again with the reason against their new values.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lepton_ray.artifacts.numbers import parse_number
 from lepton_ray.artifacts.store import Store
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.data.mended import MendedRecord, Place, Value, mended_by_place, read_mended, write_mended
@@ -27,11 +29,13 @@ from lepton_ray.data.quarantine import (
     read_quarantine,
 )
 from lepton_ray.data.snapshots import Snapshot, list_folders, read_snapshot
+from lepton_ray.spec.data import NumberColumn
 from lepton_ray.stages.snapshots import open_folder
 
 __all__ = ["Replayed", "count_quarantine", "export", "open_quarantine", "read_quarantine", "replay"]
 
 _QUARANTINE = "quarantine"
+_AS_SHOWN = NumberColumn(kind="number")
 
 
 def open_quarantine(run: str, storage: str) -> Quarantine:
@@ -172,7 +176,17 @@ def _mend(
     earlier = before.get(original.place)
     last = original.values if earlier is None else earlier.values
     changed = {name: value for name, value in given.items() if form(value) != form(last.get(name))}
+    if from_csv:
+        changed = {name: _as_shown(value, last.get(name)) for name, value in changed.items()}
     if not changed:
         return None
     text = original.text if earlier is None else earlier.text  # what the source has there
     return MendedRecord(source=original.source, line=original.line, values={**last, **changed}, text=text)
+
+
+def _as_shown(value: Value, last: Value) -> Value:
+    """Return the cell of a typed number, which has a decimal point in quarantine however the source writes it, as a number."""
+    if not isinstance(value, str) or not isinstance(last, float):
+        return value
+    number = parse_number(value.strip(), _AS_SHOWN)
+    return value if number is None or math.isinf(number) else number

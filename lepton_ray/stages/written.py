@@ -1,10 +1,11 @@
 """Guess how a text file is written: its encoding, what stands between its cells, and how its numbers and times are spelled."""
 
+import codecs
 import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,7 +23,13 @@ _FIRST_RECORDS = 20
 _SAME_CELLS = 0.8  # least share of them that have as many cells as most
 _SAMPLE = 200  # values that choose which spellings are tried on all
 
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = {  # the longer first: that of UTF-32 begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_LEAST_ASCII = 0.1  # share of the letters of a table: separators, line ends, digits
 # What spreadsheets and databases still write; told apart by how likely their letters stand beside each other, else the first.
 _ENCODINGS = [
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
@@ -31,7 +38,8 @@ _ENCODINGS = [
 
 _AFFIXED = re.compile(r"[+-]?\s*(?P<before>[^\d\s+\-.,']*)\s*[+-]?[\d.,'\s]*\d[.,]?\s*(?P<after>\D*)")
 _MAX_UNIT = 12  # characters
-_GROUPED_BY_POINTS = r"\A[+-]?[1-9]\d{0,2}(?:\.\d{3})+\z"
+_NO_UNIT = ("Pd", "Sm", "Ps", "Pe")  # Unicode's dashes, signs of arithmetic, brackets
+_LEADING_ZERO = r"\A0\d+\z"
 _SIGNS = ((".", ","), (",", "."), (",", ""), (".", " "), (",", " "), (".", "'"))  # decimal, thousands; as usual first
 
 _DATES = (
@@ -44,8 +52,11 @@ _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p
 
 def guess_encoding(head: bytes) -> str | None:
     """Return the encoding of a file's first bytes; None if they are UTF-8, or nothing fits."""
-    if head.startswith(_UTF_16):
-        return "utf-16"
+    marked = [encoding for mark, encoding in _MARKS.items() if head.startswith(mark)]
+    if marked:
+        return marked[0]
+    if b"\0" in head and (unmarked := [name for name in ("utf-16-le", "utf-16-be") if _is_wide(head, name)]):
+        return unmarked[0]
     try:
         head.decode()
     except UnicodeDecodeError as error:
@@ -53,31 +64,59 @@ def guess_encoding(head: bytes) -> str | None:
             return None
     else:
         return None
-    found = require("charset_normalizer", "guessing an encoding").from_bytes(head, cp_isolation=_ENCODINGS)
-    ranked = [
-        (round(match.chaos, 2), _ENCODINGS.index(name))
-        for match in found
-        for name in match.could_be_from_charset  # which all make the same of it
-        if name in _ENCODINGS
-    ]
-    return _ENCODINGS[min(ranked)[1]] if ranked else None
+    from_bytes = require("charset_normalizer", "guessing an encoding").from_bytes
+    whole_lines = head[: head.rfind(b"\n") + 1]  # the head may end within a letter
+    found = from_bytes(head, cp_isolation=_ENCODINGS) or from_bytes(whole_lines, cp_isolation=_ENCODINGS)
+    ranked = sorted(_rank(match) for match in found if match.encoding in _ENCODINGS)
+    return ranked[0][-1] if ranked else None
+
+
+def _rank(match: Any) -> tuple[float, float, int, str]:
+    """Order encodings: few letters that do not go together, then letters as often as in a language, then ours.
+
+    Of several that give the same letters it is the first of ours: further on in the file they may differ.
+    """
+    encoding = min(match.could_be_from_charset, key=_ENCODINGS.index)
+    return round(match.chaos, 2), -round(match.coherence, 1), _ENCODINGS.index(encoding), encoding
+
+
+def _is_wide(head: bytes, encoding: str) -> bool:
+    """Whether bytes are text of two bytes a letter, and not text with zeros in it."""
+    text = head.decode(encoding, "replace")
+    return "\0" not in text and sum(map(str.isascii, text)) > _LEAST_ASCII * len(text)
 
 
 def guess_delimiter(head: str, is_whole: bool) -> str:
-    """Return what stands between the cells of a file's first records: that with the most cells, as many in most of them."""
+    """Return what stands between the cells of a file's first records: that with the most cells, as many in the header and most others."""
     num_cells = {delimiter: _num_cells(head, is_whole, delimiter) for delimiter in _DELIMITERS}
     return max(_DELIMITERS, key=num_cells.__getitem__)
 
 
 def _num_cells(head: str, is_whole: bool, delimiter: str) -> int:
     lines = head.splitlines(keepends=True)
-    reader = csv.reader(lines if is_whole else lines[:-1], delimiter=delimiter)
+    reader = csv.reader(lines if is_whole or len(lines) == 1 else lines[:-1], delimiter=delimiter)
     try:
         records = list(islice(filter(None, reader), _FIRST_RECORDS))
     except csv.Error:  # a cell that is longer than any of such a file
         return 0
     ((most, times),) = Counter(map(len, records)).most_common(1) or [(0, 0)]
-    return most if most > 1 and times >= _SAME_CELLS * len(records) else 0
+    is_table = most > 1 and times >= _SAME_CELLS * len(records) and len(records[0]) == most
+    return most if is_table else 0
+
+
+def has_decimal_points(columns: Iterable[pa.Array]) -> bool:
+    """Whether a file's numbers have decimal points: some column's must be such, and none's are commas."""
+    samples = [texts[:_SAMPLE] for texts in columns]
+    return any(_has_decimals(texts, ".") for texts in samples) and not any(
+        _has_decimals(texts, ",") for texts in samples
+    )
+
+
+def _has_decimals(texts: pa.Array, sign: str) -> bool:
+    """Whether texts are numbers with this decimal sign, which does not group digits."""
+    is_number = pc.match_substring_regex(texts, rf"\A[+-]?\d+(?:{re.escape(sign)}\d+)?\z")
+    is_with_sign = pc.any(pc.match_substring(texts, sign)).as_py()
+    return bool(is_with_sign and is_number.true_count >= LOOKS_LIKE * len(texts)) and not _is_grouped(texts, sign)
 
 
 def guess_number(texts: pa.Array, delimiter: str | None) -> NumberColumn | None:
@@ -85,51 +124,80 @@ def guess_number(texts: pa.Array, delimiter: str | None) -> NumberColumn | None:
 
     Args:
         texts: Without nulls.
-        delimiter: Of the file. Where it is no comma, a comma is the decimal sign rather than one that groups digits.
+        delimiter: Of the file; None where its numbers are known to have decimal points. Where it is no comma, a comma is the
+            decimal sign rather than one that groups digits.
     """
-    if not len(texts):
+    if not len(texts) or _are_codes(texts):
         return None
     plain = NumberColumn(kind="number")
     if _is_mostly_number(texts, plain):
-        is_grouped = delimiter == ";" and _is_grouped_by_points(texts)
+        is_grouped = delimiter == ";" and _is_grouped(texts, ".")
         return NumberColumn(kind="number", decimal=",", thousands=".") if is_grouped else plain
     sample = texts[:_SAMPLE]
     units = _units_of(sample.to_pylist())
     if units is None:
         return None
-    for column in _forms(units, prefers_comma=delimiter not in (None, ",")):
-        if _is_mostly_number(sample, column) and _is_mostly_number(texts, column):
-            return column
-    return None
+    prefers_comma = delimiter == ";" or (delimiter not in (None, ",") and not _is_grouped(texts, ","))
+    best, most = None, 0
+    for column in _forms(units, prefers_comma):
+        if most < len(texts) and _is_mostly_number(sample, column) and not _has_odd_group(texts, column):
+            count = _num_numbers(texts, column)
+            best, most = (column, count) if count > most else (best, most)
+    return best if most >= LOOKS_LIKE * len(texts) else None
+
+
+def _are_codes(texts: pa.Array) -> bool:
+    """Whether there are zeros in front, which numbers do not need: postal codes, identifiers."""
+    return bool(pc.match_substring_regex(texts, _LEADING_ZERO).true_count > (1 - LOOKS_LIKE) * len(texts))
 
 
 def _is_mostly_number(texts: pa.Array, column: NumberColumn) -> bool:
+    return _num_numbers(texts, column) >= LOOKS_LIKE * len(texts)
+
+
+def _num_numbers(texts: pa.Array, column: NumberColumn) -> int:
     _, is_number = parse_numbers(texts, column)
-    return bool(is_number.sum() >= LOOKS_LIKE * len(texts))
+    return int(is_number.sum())
 
 
-def _is_grouped_by_points(texts: pa.Array) -> bool:
-    """Whether every point groups thousands: ``950`` beside ``1.200``, and never ``0.5``."""
-    pointed = texts.filter(pc.match_substring(texts, "."))
-    return len(pointed) > 0 and bool(pc.all(pc.match_substring_regex(pointed, _GROUPED_BY_POINTS)).as_py())
+def _is_grouped(texts: pa.Array, sign: str) -> bool:
+    """Whether a sign groups thousands wherever it stands: ``950`` beside ``1.200``, and never ``0.5``."""
+    signed = texts.filter(pc.match_substring(texts, sign))
+    grouped = rf"\A\D*[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+\D*\z"
+    return len(signed) > 0 and bool(pc.all(pc.match_substring_regex(signed, grouped)).as_py())
+
+
+def _has_odd_group(texts: pa.Array, column: NumberColumn) -> bool:
+    """Whether a sign that should group thousands stands behind a lone zero, as a decimal sign does: ``0,950``."""
+    odd = rf"\A\D*0{re.escape(column.thousands)}\d{{3}}\D*\z"
+    return bool(column.thousands) and bool(pc.any(pc.match_substring_regex(texts, odd)).as_py())
 
 
 def _units_of(texts: Sequence[str]) -> tuple[str, ...] | None:
     """Return what stands before or after the numbers in most texts: signs of money, percent or one word; None if they are no numbers.
 
-    A letter before a number is a name's rather than a unit, and so are many words behind.
+    A letter before a number is a name's rather than a unit, and so are many words behind. What stands behind only some of
+    the numbers changes them, as in ``3k`` beside ``950``, and a minus, plus or bracket there is no unit.
     """
     matches = [match for text in texts if (match := _AFFIXED.fullmatch(text.strip()))]
     if len(matches) < LOOKS_LIKE * len(texts):
         return None
     before = Counter(match["before"] for match in matches if match["before"])
     after = Counter(match["after"].strip() for match in matches if match["after"].strip())
-    if any(not _is_sign(unit) for unit in before) or len(after) > 1 or any(len(unit) > _MAX_UNIT for unit in after):
+    num_not_zero = sum(any(digit in "123456789" for digit in match[0]) for match in matches)
+    is_unit = [len(unit) <= _MAX_UNIT and _is_unit(unit, times, num_not_zero) for unit, times in after.items()]
+    if any(not _is_money(unit) for unit in before) or len(after) > 1 or not all(is_unit):
         return None
     return tuple(sorted(before | after))
 
 
-def _is_sign(unit: str) -> bool:
+def _is_unit(behind: str, times: int, num_not_zero: int) -> bool:
+    """Whether what stands so many times behind numbers is their unit."""
+    is_said_of_all = times >= LOOKS_LIKE * num_not_zero
+    return _is_money(behind) or (is_said_of_all and unicodedata.category(behind[0]) not in _NO_UNIT)
+
+
+def _is_money(unit: str) -> bool:
     return all(unicodedata.category(letter) == "Sc" for letter in unit)
 
 

@@ -22,7 +22,7 @@ _UTF8: Fault = ("invalid_utf8", "the record must be UTF-8")
 
 def finish(block: RawBlock, columns: Mapping[str, Column]) -> RawBlock:
     """Return a block whose images are pixels and whose other cells are no bytes; rows that cannot be so are bad records."""
-    block = replace(block, cells=_without_views(block.cells))
+    block = replace(block, cells=_without_views(_without_extensions(block.cells)))
     cells, faults = block.cells, dict[int, Fault]()
     for index, name in enumerate(block.cells.column_names):
         column, given = columns[name], cells.column(index)
@@ -41,6 +41,18 @@ def _texts_without_images(cells: pa.Table, columns: Mapping[str, Column], positi
     if not shown.num_columns:  # then Arrow forgets how many rows there are
         return ["{}"] * len(positions)
     return row_texts(shown.take(pa.array(positions)))
+
+
+def _without_extensions(cells: pa.Table) -> pa.Table:
+    """Return cells of Arrow's own types: UUIDs as texts, others as what they are stored as, such as Ray's tensors as lists."""
+    for index, (name, column) in enumerate(zip(cells.column_names, cells.columns, strict=True)):
+        if isinstance(column.type, pa.UuidType):
+            texts = [None if value is None else str(value) for value in column.to_pylist()]
+            cells = cells.set_column(index, name, pa.array(texts, pa.string()))
+        elif isinstance(column.type, pa.BaseExtensionType):
+            storage = [chunk.storage for chunk in column.chunks]
+            cells = cells.set_column(index, name, pa.chunked_array(storage, column.type.storage_type))
+    return cells
 
 
 def _without_views(cells: pa.Table) -> pa.Table:

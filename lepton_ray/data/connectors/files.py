@@ -167,7 +167,7 @@ class FileConnector(ABC):
             yield
         except LeptonError:
             raise
-        except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
+        except (OSError, EOFError, UnicodeError, pa.ArrowException) as error:
             raise DataError(
                 f"{path} must be a readable {self.data.source.kind} file, got: "
                 f"{describe(error, str(getattr(self.data.source, 'uri', '')))}. Repair or remove it"

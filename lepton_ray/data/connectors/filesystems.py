@@ -21,6 +21,7 @@ from lepton_ray.core.text import without_credentials
 from lepton_ray.data.connectors.faults import describe, persist, waits_s
 
 UTF_8 = "utf-8"
+_ESCAPE = "lepton_ray.escape"
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -104,9 +105,19 @@ def open_stream(filesystem: pafs.FileSystem, path: str, encoding: str = UTF_8) -
     return stream if encoding == UTF_8 else pa.TransformInputStream(stream, _to_utf_8(encoding))
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Put half characters in the place of bytes that are no text; ``surrogateescape`` does so only for those from 0x80 on."""
+    if not isinstance(error, UnicodeDecodeError) or error.reason == "truncated data":
+        raise error
+    return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_ESCAPE, _escape)
+
+
 def _to_utf_8(encoding: str) -> Callable[[Any], bytes]:
     """Return what turns the next bytes of a text (none: it has ended) into UTF-8; bytes that are no text become none in UTF-8 either."""
-    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+    decoder = codecs.getincrementaldecoder(encoding)(_ESCAPE)
 
     def turn(data: Any) -> bytes:
         return decoder.decode(bytes(data), final=not len(data)).encode(UTF_8, "surrogatepass")

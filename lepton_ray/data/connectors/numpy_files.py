@@ -120,7 +120,7 @@ class NumpyConnector(FileConnector):
             if values.ndim == 1:
                 return _plain(values)
             if values.ndim == _SERIES_AXES:
-                return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+                return pa.FixedSizeListArray.from_arrays(_plain(values.ravel()), values.shape[1])
         except (pa.ArrowException, TypeError) as error:
             raise DataError(
                 f"{path} must hold values of a kind that {column.kind} can take, got {name}: {values.dtype}. Convert it"

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from lepton_ray.core import settings
 from lepton_ray.core.extras import require
 from lepton_ray.data.block import RawBlock
@@ -43,7 +41,7 @@ class RayConnector:
         for table in ray.read_blocks(source.reader, expand_all(source.options), source.options):
             for start in range(0, table.num_rows, _BLOCK_ROWS):
                 rows = table.slice(start, _BLOCK_ROWS)
-                cells = _without_extensions(select(rows, self.data.columns))
+                cells = select(rows, self.data.columns)
                 block = RawBlock(source.place, cells, lines_from(line, rows.num_rows))
                 yield finish(block, self.data.columns)
                 line += rows.num_rows
@@ -65,12 +63,3 @@ class RayConnector:
         settings.prepare_ray()
         require("ray", "reading with Ray Data")
         return importlib.import_module("lepton_ray.data.connectors.on_ray")
-
-
-def _without_extensions(table: pa.Table) -> pa.Table:
-    """Return Ray's tensors as the lists that hold them."""
-    for index, field in enumerate(table.schema):
-        if isinstance(field.type, pa.BaseExtensionType):
-            storage = [chunk.storage for chunk in table.column(index).chunks]
-            table = table.set_column(index, field.name, pa.chunked_array(storage, field.type.storage_type))
-    return table

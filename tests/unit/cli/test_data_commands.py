@@ -435,6 +435,17 @@ def test_mended_csv_keeps_what_was_left_with_its_type(runs: Path, tmp_path: Path
     assert lines[1]["values"] == {"age": 41.0, "city": None, "note": 'a, "b"\nc', "when": "1970-01-02T00:00:00Z"}
 
 
+@pytest.mark.parametrize(("cell", "value"), [("41.125", 41.125), ("-7", -7.0), ("41,5", "41,5"), ("inf", "inf")])
+def test_a_number_in_mended_csv_is_written_as_it_is_shown(runs: Path, tmp_path: Path, cell: str, value: object) -> None:
+    """41.125 is not 41125, though the source may group digits by points."""
+    path = tmp_path / "bad.csv"
+    path.write_text(f'_source,_line,age\nd/b.csv,2,"{cell}"\nd/a.csv,3,9.125\n')
+    assert _json(quarantine.app, "replay", "shop", path, "--storage", runs)["mended"] == 2
+    lines = (runs / "shop" / "mended" / "0001.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["values"]["age"] == value
+    assert json.loads(lines[1])["values"]["age"] == "9.125"  # quarantine shows the source's own text there
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -162,6 +162,13 @@ def test_a_file_from_a_spreadsheet_is_read_as_it_is_written(tmp_path: Path) -> N
     assert _comments(inferred)["Preis €"] == "0 to 6000.9"
 
 
+def test_points_of_one_column_say_what_those_of_another_are(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("t;p;y\n" + "".join(f"2{i}.500;0.{i};{'ab'[i % 2]}\n" for i in range(10)))
+    columns = infer_data(str(path)).columns
+    assert columns["t"].column.model_dump(exclude_unset=True) == {"kind": "number"}
+
+
 def test_types_that_only_some_columns_can_come_from(tmp_path: Path) -> None:
     path = tmp_path / "t.arrow"
     table = pa.table(

@@ -8,7 +8,7 @@ import pytest
 
 from lepton_ray.artifacts.numbers import parse_numbers
 from lepton_ray.artifacts.times import read_times
-from lepton_ray.stages.written import guess_delimiter, guess_encoding, guess_number, guess_time
+from lepton_ray.stages.written import guess_delimiter, guess_encoding, guess_number, guess_time, has_decimal_points
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from lepton_ray.stages.written import guess_delimiter, guess_encoding, guess_num
         ("cp1252", ["café crème", "São Paulo", "señor Núñez", "hôtel"]),
         ("cp1252", ["Köln", "Mölln", "Größe", "Müller & Söhne"]),
         ("cp1251", ["Москва", "хороший товар", "цена"]),
+        ("cp1255", ["שלום עולם", "ירושלים", "תל אביב"]),
+        ("koi8_r", ["Москва", "хороший товар"]),
         ("gb18030", ["北京市朝阳区", "价格很好", "质量不错，推荐购买"]),
         ("big5", ["台北市", "很好的商品"]),
         ("shift_jis", ["東京都", "とても良い商品です"]),
@@ -31,9 +33,31 @@ def test_an_encoding_is_one_that_reads_the_letters(encoding: str, words: list[st
     assert text.encode(encoding).decode(found) == text
 
 
+def test_of_encodings_that_give_the_same_letters_the_usual_one_is_taken() -> None:
+    head = "größe,y\n" + "café,2\n" * 50
+    assert head.encode("cp1250") == head.encode("cp1252")
+    assert guess_encoding(head.encode("cp1252")) == "cp1252"  # others may come further on
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "euc_jp"])
+@pytest.mark.parametrize("num_bytes", range(600, 606))
+def test_a_head_may_end_within_a_letter(encoding: str, num_bytes: int) -> None:
+    text = "id,what\n" + "".join(f"{i},日本の東京都で買った商品は良い\n" for i in range(40))
+    assert guess_encoding(text.encode(encoding)) == encoding
+    assert guess_encoding(text.encode(encoding)[:num_bytes]) == encoding
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-16-le", "utf-16-be"])
+def test_wide_letters_are_told_by_their_mark_or_their_zeros(encoding: str) -> None:
+    text = "id,what\n1,北京市朝阳区价格很好\n" * 20
+    assert guess_encoding(text.encode(encoding)) == encoding
+    assert guess_encoding((b"a,b\n" * 9 + b"1,\0\n") * 20) is None
+
+
 def test_what_is_utf_8_has_no_other_encoding() -> None:
     assert guess_encoding(b"") is None
     assert guess_encoding("é".encode()) is None
+    assert guess_encoding(b"\xff\xff\x00\xff") is None
     assert guess_encoding("a 漢".encode()[:-1]) is None  # the head of a file ends anywhere
 
 
@@ -48,6 +72,8 @@ def test_what_is_utf_8_has_no_other_encoding() -> None:
         ("id,sizes (s|m|l)\n1,s\n2,m\n", ","),
         ('a,b\n"x;y;z",1\n"x;y;z",2\n', ","),
         ('a;b\n"x;\ny";1\n', ";"),
+        ("a;b;c\n" + "1,5;2,5;3,5\n" * 9, ";"),  # commas give more cells, and none in the header
+        ("a\tb\n" + "1,234\t2\n" * 9, "\t"),
         ("a\n1\n2\n", ","),
         ("a;b\n1;2\n3;4;", ","),  # all of it, and no two cells in the last
         ("", ","),
@@ -61,6 +87,10 @@ def test_a_record_that_the_head_cuts_does_not_count() -> None:
     assert guess_delimiter("a;b;c\n1;2;3\n4;5", is_whole=False) == ";"
 
 
+def test_a_header_that_the_head_cuts_has_a_delimiter_all_the_same() -> None:
+    assert guess_delimiter("first name;last name;to", is_whole=False) == ";"
+
+
 @pytest.mark.parametrize(
     ("texts", "delimiter", "facts", "numbers"),
     [
@@ -72,10 +102,15 @@ def test_a_record_that_the_head_cuts_does_not_count() -> None:
         (["1.234", "950", "12.000"], ";", {"decimal": ",", "thousands": "."}, [1234, 950, 12000]),
         (["1.234", "0.950"], ";", {}, [1.234, 0.95]),
         (["1.234", "950"], ",", {}, [1.234, 950]),
+        (["1.234", "950", "12.000"], "\t", {}, [1.234, 950, 12]),
+        (["1,234", "950", "12,000"], "\t", {"thousands": ","}, [1234, 950, 12000]),
+        (["1,234", "0,950"], "\t", {"decimal": ",", "thousands": "."}, [1.234, 0.95]),
+        (["0,123", "1,234"], ",", {"decimal": ",", "thousands": "."}, [0.123, 1.234]),  # a zero in front groups nothing
         (["1 234,5", "12"], ";", {"decimal": ",", "thousands": " "}, [1234.5, 12]),
         (["1'234.5", "12"], ",", {"thousands": "'"}, [1234.5, 12]),
         (["$1,234.00", "$5"], ",", {"thousands": ",", "units": ("$",)}, [1234, 5]),
         (["12.5%", "3 %"], ",", {"units": ("%",)}, [12.5, 3]),
+        (["5%", "0", "7%"], ",", {"units": ("%",)}, [5, 0, 7]),
         (["36 months", "60 months"], ",", {"units": ("months",)}, [36, 60]),
         (["5 €", "1.234,5 €"], ";", {"decimal": ",", "thousands": ".", "units": ("€",)}, [5, 1234.5]),
         (["€5", "7 $"], ",", {"units": ("$", "€")}, [5, 7]),
@@ -92,6 +127,26 @@ def test_numbers_as_they_are_written(
     assert read.tolist() == list(numbers)
 
 
+def test_the_form_that_reads_most_is_taken() -> None:
+    column = guess_number(pa.array(["1,234"] * 97 + ["1,234.50"] * 3), "\t")
+    assert column is not None
+    assert (column.decimal, column.thousands) == (".", ",")
+
+
+@pytest.mark.parametrize(
+    ("columns", "has_points"),
+    [
+        ([["21.500"], ["0.5", "12"]], True),
+        ([["21.500"], ["1013.250"]], True),
+        ([["21.500"], ["17"]], False),  # may be thousands
+        ([["12.30"], ["0,5", "1,25"]], False),  # the first are times of day
+        ([["31.01.2024"], [], ["x"]], False),
+    ],
+)
+def test_one_column_says_what_the_points_of_all_are(columns: list[list[str]], has_points: bool) -> None:
+    assert has_decimal_points(pa.array(texts, pa.string()) for texts in columns) is has_points
+
+
 @pytest.mark.parametrize(
     "texts",
     [
@@ -104,6 +159,10 @@ def test_numbers_as_they_are_written(
         ["1.2.3", "1.10.0"],
         ["+49 170 1234567", "+49 30 12"],
         ["(5)", "(6)"],
+        ["100.00-", "25.00", "7.50-"],  # below zero, as bookkeepers write it
+        ["950", "1.2k", "3k"],
+        ["50%", "0.5"],
+        ["01067", "80331", "20095"],
         ["5 apples", "6 pears"],
         ["x", "y"],
         [""],

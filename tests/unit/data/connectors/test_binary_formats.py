@@ -116,6 +116,13 @@ def test_numpy_arrays_of_rows(tmp_path: Path) -> None:
     assert [row["x"] for row in read("numpy", tmp_path / "b.npy", {"x": "number"}, column="x").rows] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">i8", "<f2"])
+def test_numpy_series_of_any_byte_order(tmp_path: Path, dtype: str) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6).reshape(3, 2).astype(dtype))
+    found = read("numpy", tmp_path, {"x": {"kind": "series", "length": 2}}, column="x")
+    assert [row["x"] for row in found.rows] == [[0, 1], [2, 3], [4, 5]]
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

@@ -61,6 +61,34 @@ def test_bytes_that_the_encoding_lacks_make_their_record_bad(tmp_path: Path) -> 
     assert [(bad[REASON], bad[LINE]) for bad in read.removed] == [("invalid_utf8", 3)]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "letters", "junk"),
+    [
+        ("utf-16-le", "é", b"\x00\xd8"),  # half of a pair, as databases leave it where they cut a text off
+        ("utf-16-be", "é", b"\xdc\x00"),
+        ("utf-32-le", "é", b"\x0a\x0a\xff\x00"),
+        ("iso2022_jp", "日本", b"\x1b$Z"),
+        ("utf-7", "é", b"+!"),
+    ],
+)
+def test_a_letter_that_is_none_makes_only_its_record_bad(
+    tmp_path: Path, encoding: str, letters: str, junk: bytes
+) -> None:
+    before, after = f"t,n\n{letters},1\nbad ".encode(encoding), f",2\n{letters},3\n".encode(encoding)
+    (tmp_path / "d.csv").write_bytes(before + junk + after)
+    data = samples.section("csv", tmp_path, _COLUMNS, encoding=encoding)
+    read = read_all(data, open_connector(data))
+    assert [(row["t"], row["n"], row[LINE]) for row in read.rows] == [(letters, 1, 2), (letters, 3, 4)]
+    assert [(bad[REASON], bad[LINE]) for bad in read.removed] == [("invalid_utf8", 3)]
+
+
+def test_a_file_without_the_mark_that_its_encoding_needs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes(b"t,n\nx,1\n")
+    data = samples.section("csv", tmp_path, _COLUMNS, encoding="utf-16")
+    with pytest.raises(DataError, match=r"must be a readable csv file, got: .*does not start with BOM"):
+        read_all(data, open_connector(data))
+
+
 def test_a_file_that_ends_within_a_letter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_bytes("t,n\nx,1\n".encode("utf-16")[:-1])
     data = samples.section("csv", tmp_path, _COLUMNS, encoding="utf-16")
@@ -68,7 +96,7 @@ def test_a_file_that_ends_within_a_letter_is_refused(tmp_path: Path) -> None:
         read_all(data, open_connector(data))
 
 
-@pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "undefined", "", "\0"])
+@pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13", "undefined", "punycode", "idna", "", "\0"])
 def test_an_encoding_must_be_one(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(ValidationError, match="encoding must be one that Python knows"):
         samples.section("csv", tmp_path, _COLUMNS, encoding=encoding)

@@ -51,6 +51,8 @@ def texts(path: Path, array: pa.Array) -> list[str | None]:
         (pa.nulls(2), [None, None]),
         (pa.array(["y", "\x00"], pa.large_string()), ["y", "\x00"]),
         (pa.array(["y", None], pa.string_view()), ["y", None]),
+        (pa.array([bytes(range(16)), None], pa.uuid()), ["00010203-0405-0607-0809-0a0b0c0d0e0f", None]),
+        (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, None], pa.int8())), ["1", "0", None]),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
