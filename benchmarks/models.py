@@ -108,7 +108,7 @@ def main() -> None:
 def measure(case: Case, framework: str, folder: Path) -> str:
     """Return a row of the table."""
     result = train(case, framework, folder)
-    data, model = load_spec(SPECS / f"{case.spec}.yaml").data, result["train"]
+    data, model = load_spec(SPECS / f"{case.spec}.yaml", list(case.changes)).data, result["train"]
     evaluation, rows = result["evaluate"], result["clean"].split_rows["test"]
     ours, baseline = evaluation.metrics[case.metric], evaluation.baseline[case.metric]
     is_worse = ours > baseline if case.metric in LEAST_IS_BEST else ours < baseline

@@ -39,7 +39,7 @@ _ENCODINGS = [
 _AFFIXED = re.compile(r"[+-]?\s*(?P<before>[^\d\s+\-.,']*)\s*[+-]?[\d.,'\s]*\d[.,]?\s*(?P<after>\D*)")
 _MAX_UNIT = 12  # characters
 _NO_UNIT = ("Pd", "Sm", "Ps", "Pe")  # Unicode's dashes, signs of arithmetic, brackets
-_LEADING_ZERO = r"\A0\d+\z"
+_CODE = r"\A(?:0\d+|\+\d{1,3}[ (][\d ()/-]+)\z"  # zeros in front, which numbers do not need; or of a telephone
 _SIGNS = ((".", ","), (",", "."), (",", ""), (".", " "), (",", " "), (".", "'"))  # decimal, thousands; as usual first
 
 _DATES = (
@@ -147,8 +147,8 @@ def guess_number(texts: pa.Array, delimiter: str | None) -> NumberColumn | None:
 
 
 def _are_codes(texts: pa.Array) -> bool:
-    """Whether there are zeros in front, which numbers do not need: postal codes, identifiers."""
-    return bool(pc.match_substring_regex(texts, _LEADING_ZERO).true_count > (1 - LOOKS_LIKE) * len(texts))
+    """Whether texts are made of digits but count nothing: postal codes, identifiers, telephones."""
+    return bool(pc.match_substring_regex(texts, _CODE).true_count > (1 - LOOKS_LIKE) * len(texts))
 
 
 def _is_mostly_number(texts: pa.Array, column: NumberColumn) -> bool:

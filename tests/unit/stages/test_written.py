@@ -158,6 +158,7 @@ def test_one_column_says_what_the_points_of_all_are(columns: list[list[str]], ha
         ["12:30", "13:00"],
         ["1.2.3", "1.10.0"],
         ["+49 170 1234567", "+49 30 12"],
+        ["+48 601 234 567", "+1 234 567 890"],
         ["(5)", "(6)"],
         ["100.00-", "25.00", "7.50-"],  # below zero, as bookkeepers write it
         ["950", "1.2k", "3k"],
