@@ -18,6 +18,7 @@ from results import PATH, describe_machine, replace_section
 
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import load_spec
+from lepton_ray.spec.run import RunSpec
 
 SPECS = Path(__file__).resolve().parents[1] / "jobs" / "specs"
 ALONE = ["train.num_workers=1", "tune=null", "register=null", "serve=null", "evaluate.gates={}"]
@@ -107,8 +108,9 @@ def main() -> None:
 
 def measure(case: Case, framework: str, folder: Path) -> str:
     """Return a row of the table."""
-    result = train(case, framework, folder)
-    data, model = load_spec(SPECS / f"{case.spec}.yaml", list(case.changes)).data, result["train"]
+    spec = spec_of(case, framework)
+    result = train(spec, folder)
+    data, model = spec.data, result["train"]
     evaluation, rows = result["evaluate"], result["clean"].split_rows["test"]
     ours, baseline = evaluation.metrics[case.metric], evaluation.baseline[case.metric]
     is_worse = ours > baseline if case.metric in LEAST_IS_BEST else ours < baseline
@@ -125,13 +127,18 @@ def measure(case: Case, framework: str, folder: Path) -> str:
     return line
 
 
-def train(case: Case, framework: str, folder: Path) -> RunResult:
-    """Run a case up to its evaluation, with data and runs in ``folder``."""
+def spec_of(case: Case, framework: str) -> RunSpec:
+    """Return the spec of a case."""
     model = [f"model={case.model}"] if case.model else []
     changes = [*ALONE, f"train.framework={framework}", *model, *case.changes]
+    return load_spec(SPECS / f"{case.spec}.yaml", changes)
+
+
+def train(spec: RunSpec, folder: Path) -> RunResult:
+    """Run a spec up to its evaluation, with data and runs in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
-        return run(load_spec(SPECS / f"{case.spec}.yaml", changes))
+        return run(spec)
 
 
 def kind_of(folder: Path) -> str:
