@@ -10,4 +10,8 @@ The short way in is ``lepton-ray run SPEC.yaml``. From Python the same objects a
 Importing this package imports no engine: neither ray, torch, tensorflow, mlflow nor pandas.
 """
 
+from lepton_ray.core import settings
+
 __version__ = "0.1.0"
+
+settings.prepare_onnxruntime()  # here, as whatever comes first may import it: our modules, torch's export, a worker

@@ -15,6 +15,7 @@ from lepton_ray.cli import cluster, dashboards, data, doctor, drift, jobs, kube,
 from lepton_ray.cli.output import (
     RichProgress,
     errors_explained,
+    keep_input,
     only_json_on_stdout,
     open_output,
     print_json,
@@ -117,9 +118,10 @@ def validate(spec: SpecArgument, overrides: SetOption = None, as_json: JsonOptio
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
-    from lepton_ray.spec import RunSpec
+    with errors_explained():
+        from lepton_ray.spec import RunSpec
 
-    print_json(RunSpec.model_json_schema())
+        print_json(RunSpec.model_json_schema())
 
 
 @app.command()
@@ -208,6 +210,7 @@ def predict(
         is_folder = output is not None and (output.endswith("/") or "://" in output or Path(output).is_dir())
         if use_ray and not is_folder:
             raise SpecError([f"--ray must be given with --output FOLDER/, got {output!r}. Add a slash"], "the command")
+        keep_input(None if output is None or is_folder else Path(output), file)
         ref, opened = locate_model(package, tracking_uri)
         if output is not None and is_folder:
             from lepton_ray.stages.score_dataset import score_dataset

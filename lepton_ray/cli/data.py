@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lepton_ray.cli.output import errors_explained, open_output, print_json
+from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
 from lepton_ray.cli.tables import print_table, show_bytes, show_cell
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare and profile the data of runs.")
@@ -168,6 +168,7 @@ def profile(
     with errors_explained(as_json):
         from lepton_ray.stages.snapshots import profile_anything, shorten, write_page_of
 
+        keep_input(output, what)
         found = profile_anything(what, storage)
         if output is not None:
             page = write_page_of(found)

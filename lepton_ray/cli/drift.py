@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lepton_ray.cli.output import errors_explained, open_output, print_json
+from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
 from lepton_ray.cli.tables import print_table
 
 _ALERTS = ("LeptonInputDrift", "LeptonPredictionDrift")
@@ -38,6 +38,7 @@ def report(
         from lepton_ray.stages.deploy import locate_model
         from lepton_ray.stages.drift import measure_drift, missed_gates, read_gates, write_page_of
 
+        keep_input(output, file)
         gates = read_gates(least or [], most or [], labelled)
         _, opened = locate_model(package, None)
         found = measure_drift(str(opened.path), file, labelled)

@@ -19,6 +19,7 @@ from rich.status import Status
 
 from lepton_ray.core.errors import LeptonError
 from lepton_ray.core.extras import explain
+from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -70,6 +71,18 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def keep_input(output: Path | None, read: str) -> None:
+    """See that ``--output`` would not be written over what is read.
+
+    Raises:
+        LeptonError: If it would.
+    """
+    source = local_path(read)
+    with contextlib.suppress(OSError):  # one of them is not there
+        if output is not None and source is not None and output.samefile(source):
+            raise LeptonError(f"--output must be another file than what is read, got {str(output)!r}. Choose another")
 
 
 def open_output(path: Path, mode: Literal["w", "x"]) -> TextIO:
@@ -154,7 +167,8 @@ def _fail(error: BaseException, message: str, status: int, as_json: bool, progre
         progress.stop()
     notes = getattr(error, "__notes__", [])
     if as_json:
-        print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})
-    else:
-        sys.stderr.write("\n".join([f"error: {message}", *notes]) + "\n")
+        with contextlib.suppress(OSError):  # standard output may be what is full
+            print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})
+            raise typer.Exit(status) from None
+    sys.stderr.write("\n".join([f"error: {message}", *notes]) + "\n")
     raise typer.Exit(status) from None

@@ -178,6 +178,8 @@ class Sender:
                 async for name, data in read_events(response.content.iter_any()):
                     if name == "end":
                         return
+                    if name == "error" and data["status"] in _PASSING:  # as the first part would be told it
+                        raise BrokenError(Fault(f"{url}: {data['error']}", data["status"]))
                     if name == "error":
                         raise AnswerError(data["error"], data["status"], tries.request_id)
                     yield list(data["predictions"])

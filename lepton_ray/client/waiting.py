@@ -1,6 +1,7 @@
 """The client for programs without an event loop: it runs ``AsyncClient`` in a thread of its own, and waits."""
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from lepton_ray.client.calls import AsyncClient, Job
 from lepton_ray.client.sending import Options
 
 T = TypeVar("T")
+
+_CLOSED = "the client must be open, and is closed. Make another"
 
 
 class Client:
@@ -29,6 +32,9 @@ class Client:
         """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
         self._client = AsyncClient(urls, token, ca_file, options, fallback)
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        """A call is either given to the loop before it is told to end, and ended with it, or refused."""
+        self._is_closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="lepton-ray-client")
         self._thread.start()
 
@@ -44,12 +50,27 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the thread; done again it does nothing."""
-        if not self._loop.is_closed():
-            self._wait(self._client.close())
+        """End the calls of other threads, close the connections and end the thread; done again it does nothing."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            ended = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        try:
+            ended.result()
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+    async def _end(self) -> None:
+        """Leave nothing that a thread could wait for when the loop stops."""
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()  # parts that are half taken
+        await self._client.close()
 
     def predict(self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None) -> list[Any]:
         """Return a prediction for each raw record; see ``AsyncClient.predict``."""
@@ -74,7 +95,8 @@ class Client:
             while (part := self._wait(_next(parts))) is not None:
                 yield part
         finally:
-            self._wait(parts.aclose())
+            if not self._is_closed:  # else they have ended with the client
+                self._wait(parts.aclose())
 
     def submit_job(
         self, records: Sequence[Mapping[str, Any]], key: str | None = None, deadline_s: float | None = None
@@ -99,12 +121,15 @@ class Client:
         return self._wait(self._client.predict_as_job(records, deadline_s))
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
+        with self._lock:
+            future = None if self._is_closed else asyncio.run_coroutine_threadsafe(call, self._loop)
+        if future is None:
             call.close()
-            raise ValueError("the client must be open, and is closed. Make another")
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+            raise ValueError(_CLOSED)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise ValueError(_CLOSED) from None
         finally:
             future.cancel()  # Ctrl-C ends the call too; an answer is not changed by it
 

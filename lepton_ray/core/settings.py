@@ -31,6 +31,9 @@ _KERAS_BACKEND = "LEPTON_RAY_KERAS_BACKEND"
 # Of MLflow, which Ray imports too where it is installed: its usage reports as Ray's.
 _MLFLOW_DEFAULTS = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
+# Of ONNX Runtime 1.32: it sends usage reports too, keeps an id of the machine below the user's home for them, and warns where it cannot.
+_ONNXRUNTIME_DEFAULTS = {"ORT_DISABLE_TELEMETRY": "1"}
+
 # TensorFlow's C++ code writes about the machine's instructions on standard error whenever it starts.
 _TENSORFLOW_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
@@ -151,6 +154,12 @@ def prepare_ray() -> None:
 def prepare_mlflow() -> None:
     """Set what MLflow reads when it is imported, and the user has not set."""
     for name, value in _MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def prepare_onnxruntime() -> None:
+    """Set what ONNX Runtime reads when it is imported, and the user has not set."""
+    for name, value in _ONNXRUNTIME_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

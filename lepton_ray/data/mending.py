@@ -65,7 +65,11 @@ def read_mended_file(path: Path, columns: Sequence[str]) -> list[Given]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(
+            f"the mended file must be a readable file, got {str(path)!r} ({error.strerror}). Check the path"
+        ) from error
+    except UnicodeDecodeError as error:
         raise DataError(f"the mended file must be UTF-8 text, got {str(path)!r} ({error}). Check it") from error
     given: list[Given] = []
     problems: list[str] = []

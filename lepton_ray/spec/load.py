@@ -91,17 +91,26 @@ def _apply_override(data: dict[str, Any], override: str, problems: list[str]) ->
     except ValueError as error:
         problems.append(f"--set {name} must have a YAML value, got {show(text)} ({error})")
         return None
-    target = data
-    for key in path[:-1]:
+    target, rest = data, path
+    followed: tuple[str, ...] = ()
+    while len(rest) > (size := _key_size(target, rest)):
+        key, rest = ".".join(rest[:size]), rest[size:]
         child = target.get(key)
         if child is None:
             child = target[key] = {}
         if not isinstance(child, dict):
             problems.append(f"--set {name} must follow sections, but {key!r} is {show(child)}. Set {key} itself")
             return None
-        target = child
-    target[path[-1]] = value
-    return path
+        target, followed = child, (*followed, key)
+    key = ".".join(rest)
+    target[key] = value
+    return (*followed, key)
+
+
+def _key_size(section: dict[str, Any], path: tuple[str, ...]) -> int:
+    """Return how many parts of a path are its first key: keys of the file may have dots, as ``train.lr`` of ``tune.space``."""
+    sizes = range(len(path), 0, -1)
+    return next((size for size in sizes if ".".join(path[:size]) in section), 1)
 
 
 def _explain_all(

@@ -16,7 +16,7 @@ from typing import Any
 
 from lepton_ray.artifacts.numbers import parse_number
 from lepton_ray.artifacts.store import Store
-from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.errors import ArtifactError, DataError
 from lepton_ray.data.mended import MendedRecord, Place, Value, mended_by_place, read_mended, write_mended
 from lepton_ray.data.mending import Given, csv_cell, export_csv, export_json_lines, is_csv, read_mended_file, stop_for
 from lepton_ray.data.parts import Folder
@@ -141,7 +141,10 @@ def replay(run: str, mended_file: Path, storage: str) -> Replayed:
         ArtifactError: If there is no such run, or it is at work.
     """
     quarantine = open_quarantine(run, storage)
-    given = read_mended_file(mended_file, quarantine.columns())
+    columns = quarantine.columns()
+    if not columns:
+        raise DataError(f"{quarantine.name} must have records in quarantine, got none: there is nothing to replay")
+    given = read_mended_file(mended_file, columns)
     with Store(quarantine.run.filesystem, quarantine.run.path).lock():
         before = mended_by_place(read_mended(quarantine.run.filesystem, quarantine.run.path))
         originals = find_records(quarantine, [item.place for item in given])

@@ -268,6 +268,20 @@ def test_an_error_is_explained_where_nothing_can_be_written(spec: Path, monkeypa
     )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("command", [["validate", "SPEC", "--json"], ["validate", "SPEC"], ["schema"]], ids=" ".join)
+def test_an_output_that_is_full_is_explained(spec: Path, command: list[str]) -> None:
+    arguments = [str(spec) if word == "SPEC" else word for word in command]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "lepton_ray", *arguments], stdout=full, stderr=-1, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    for details in re.findall(r"The details are in (\S+)", done.stderr):
+        Path(details).unlink()
+
+
 class _Result:
     """What a run gives back, with a metric that JSON has no number for."""
 
@@ -376,6 +390,19 @@ def test_an_output_that_cannot_be_written_is_named(mixed_package: Path, tmp_path
     arguments = [data] if command == "init" else [mixed_package, data]
     message = _error(_run(command, *arguments, "-o", tmp_path / "no" / "where"), 1)
     assert "--output must be a file that can be written, got " in message
+
+
+@pytest.mark.parametrize("command", [["predict"], ["drift", "report"], ["data", "profile"]], ids=" ".join)
+def test_an_output_that_is_the_input_is_kept(mixed_package: Path, tmp_path: Path, command: list[str]) -> None:
+    data, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    text = "age,income,colour,size\n" + "30,1200.5,red,S\n45,,,L\n" * 9
+    data.write_text(text)
+    link.symlink_to(data)
+    package = [] if command[0] == "data" else [mixed_package]
+    for name in (data, link):
+        message = _error(_run(*command, *package, data, "-o", name), 1)
+        assert f"--output must be another file than what is read, got {str(name)!r}" in message
+        assert data.read_text() == text
 
 
 def test_stop_as_soon_as_the_address_is_said_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -504,12 +504,24 @@ def test_a_mended_csv_with_mistakes_changes_nothing(runs: Path, tmp_path: Path, 
     assert not (runs / "shop" / "mended").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_file_that_is_no_text_is_named(runs: Path, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(("content", "rule"), [(None, "must be a readable file"), (b"\xff\xfe", "must be UTF-8 text")])
+def test_a_file_that_is_no_text_is_named(runs: Path, tmp_path: Path, content: bytes | None, rule: str) -> None:
     path = tmp_path / "mended.jsonl"
     if content is not None:
         path.write_bytes(content)
-    assert "must be UTF-8 text" in _error(_run(quarantine.app, "replay", "shop", path, "--storage", runs))
+    assert rule in _error(_run(quarantine.app, "replay", "shop", path, "--storage", runs))
+
+
+def test_a_run_with_nothing_in_quarantine_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "shop" / "ingest" / _RAW
+    rows = _part(folder, "rows/00000.arrow", _rows(3))
+    ledger = {"rows_in": 3, "rows_kept": 3, "removed": {}}
+    artifact = {"rows": [rows], "quarantine": [], "ledger": ledger, "ignored_columns": []}
+    _manifest(folder, "RawDataset", artifact, [rows], {}, "2026-01-01T00:00:00Z")
+    path = tmp_path / "mended.jsonl"
+    path.write_text('{"source": "d/a.csv", "line": 3, "values": {"age": 5}}\n')
+    message = _error(_run(quarantine.app, "replay", "shop", path, "--storage", tmp_path / "runs"))
+    assert "shop must have records in quarantine, got none" in message
 
 
 def test_mended_again_it_keeps_the_text_of_the_source(runs: Path, tmp_path: Path) -> None:

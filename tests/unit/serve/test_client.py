@@ -436,6 +436,36 @@ def test_a_closed_client_says_so() -> None:
         client.predict([{}])
 
 
+def test_a_client_that_is_closed_ends_the_calls_of_other_threads(fake: Callable[..., Fake]) -> None:
+    server = fake(_STALL)
+    client = Client(server.url, options=Options(deadline_s=600, try_s=600))
+    faults: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.predict([{}])
+        except ValueError as error:
+            faults.append(error)
+
+    caller = threading.Thread(target=ask, daemon=True)
+    caller.start()
+    deadline = time.monotonic() + 20
+    while not server.requests:
+        assert time.monotonic() < deadline
+    client.close()
+    caller.join(20)
+    assert not caller.is_alive()
+    assert [str(fault) for fault in faults] == ["the client must be open, and is closed. Make another"]
+
+
+def test_parts_that_are_left_when_a_client_is_closed_end_with_it(fake: Callable[..., Fake]) -> None:
+    client = Client(fake(_events(_part(0, 1, 2))).url, options=_QUICK)
+    parts = client.predict_in_parts([{}] * 9)
+    assert next(parts) == [1, 2]
+    client.close()
+    parts.close()  # type: ignore[attr-defined]  it is a generator, and garbage collection does the same
+
+
 @pytest.mark.parametrize("dtype", ["?", "u1", "<u2", ">u4", "i1", "<i8", ">i2", "<f2", ">f4", "<f8"])
 def test_arrays_come_back_as_they_went(dtype: str) -> None:
     values = np.arange(12).reshape(4, 3).astype(dtype)
@@ -519,6 +549,25 @@ def test_a_later_part_is_named_by_its_place_among_all(fake: Callable[..., Fake],
         with pytest.raises(AnswerError, match=r"records\[3\]\.a must be b") as caught:
             list(connect(server.url).predict_in_parts([{}] * 5))
         assert caught.value.status == 422
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_parts_go_on_after_a_full_queue(fake: Callable[..., Fake], connect: Callable[..., Any], status: int) -> None:
+    full = f'event: error\nid: 2\ndata: {{"status":{status},"error":"at most 9 requests may wait"}}'
+    server = fake(_events(_part(0, 1, 2), full), _events(_part(0, 3), _END))
+    assert list(connect(server.url).predict_in_parts([{"a": row} for row in range(3)])) == [[1, 2], [3]]
+    assert _sent(server)[1:] == [b'[{"a":2}]']
+
+
+def test_parts_that_are_refused_again_and_again_end_at_the_last_try(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    full = 'event: error\nid: 0\ndata: {"status":503,"error":"at most 9 requests may wait"}'
+    server = fake(*[_events(full)] * 9)
+    quick = Options(max_tries=2, first_wait_s=0.001)
+    with pytest.raises(UnavailableError, match=r"within 2 tries; the last: .*at most 9 requests may wait") as caught:
+        list(connect(server.url, options=quick).predict_in_parts([{}]))
+    assert (caught.value.status, len(server.requests)) == (503, 2)
 
 
 @pytest.mark.parametrize(

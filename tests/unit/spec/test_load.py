@@ -208,6 +208,18 @@ def test_wrong_overrides_are_named(override: str, expected: str) -> None:
     assert _one_problem(_TABLE, override).startswith(expected)
 
 
+def test_overrides_find_keys_that_have_dots() -> None:
+    text = f"{_TABLE}\ntune: {{space: {{train.lr: {{kind: log_uniform, low: 1e-4, high: 1e-2}}}}}}\n"
+    tune: Any = parse_spec(text, ["tune.space.train.lr.high=1e-1"]).tune
+    assert (list(tune.space), tune.space["train.lr"].low, tune.space["train.lr"].high) == (["train.lr"], 1e-4, 0.1)
+    tune = parse_spec(text, ["tune.space.train.lr={kind: choice, values: [1e-3, 1e-2]}"]).tune
+    assert [domain.kind for domain in tune.space.values()] == ["choice"]
+    assert _one_problem(text, "tune.space.train.lr.low=x").startswith("--set: tune.space.train.lr.low must be a valid")
+    assert _one_problem(text, "tune.space.train.lr.lowest=1").startswith(
+        "--set: tune.space.train.lr.lowest must be a known"
+    )
+
+
 @pytest.mark.parametrize("field", ["storage", "data.source.uri", "register.tracking_uri"])
 def test_the_environment_may_stand_in_uris(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEPTON_SECRET", "hush")
