@@ -28,8 +28,9 @@ _RAY_DEFAULTS = {
 # Set in the workers that train on JAX: a process has one backend of Keras for good, and what the user's shell says is none of it.
 _KERAS_BACKEND = "LEPTON_RAY_KERAS_BACKEND"
 
-# Of MLflow, which Ray imports too where it is installed: its usage reports as Ray's.
-_MLFLOW_DEFAULTS = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+# Of MLflow, which Ray imports too where it is installed: its usage reports as Ray's; and half a minute of tries where its own 7 are
+# four minutes of silence with a server that is not there.
+_MLFLOW_DEFAULTS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4"}
 
 # Of ONNX Runtime 1.32: it sends usage reports too, keeps an id of the machine below the user's home for them, and warns where it cannot.
 _ONNXRUNTIME_DEFAULTS = {"ORT_DISABLE_TELEMETRY": "1"}
