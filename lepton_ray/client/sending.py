@@ -31,6 +31,7 @@ _WAITS = frozenset({429, 503})  # with Retry-After
 _PASSING = frozenset({*_WAITS, 502, 504})
 JSON = {"content-type": "application/json"}
 _SHOWN_CHARACTERS = 500
+CLOSED = "the client must be open, and is closed. Make another"
 _JITTER = 0.5  # of a wait: clients that failed together do not come back together
 _REST_S = 1.0  # an address that has failed is asked last for so long
 
@@ -96,11 +97,13 @@ class Sender:
         self._ssl = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else True
         self.options = options or Options()
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
         self._resting: dict[str, float] = {}
         self._turn = 0
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; calls under way, and those made later, end with ``ValueError``."""
+        self._is_closed = True
         if self._session is not None:
             await self._session.close()
 
@@ -136,11 +139,18 @@ class Sender:
                 self.take_note(tries, url, found)
 
     async def next_url(self, tries: "Tries") -> str:
-        """Return which address to ask, when that may be."""
+        """Return which address to ask, when that may be.
+
+        Raises:
+            ValueError: If the client is closed.
+            DeadlineError: If the call's time would be over by then.
+        """
         url = self._choose(tries.ready)
         if (until := tries.ready.get(url, 0.0)) >= tries.deadline:
             raise tries.late()
         await asyncio.sleep(max(0.0, until - time.monotonic()))
+        if self._is_closed:
+            raise ValueError(CLOSED)
         return url
 
     def take_note(self, tries: "Tries", url: str, fault: Fault) -> None:

@@ -11,11 +11,9 @@ from typing import Any, Self, TypeVar
 from numpy.typing import NDArray
 
 from lepton_ray.client.calls import AsyncClient, Job
-from lepton_ray.client.sending import Options
+from lepton_ray.client.sending import CLOSED, Options
 
 T = TypeVar("T")
-
-_CLOSED = "the client must be open, and is closed. Make another"
 
 
 class Client:
@@ -125,11 +123,11 @@ class Client:
             future = None if self._is_closed else asyncio.run_coroutine_threadsafe(call, self._loop)
         if future is None:
             call.close()
-            raise ValueError(_CLOSED)
+            raise ValueError(CLOSED)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise ValueError(_CLOSED) from None
+            raise ValueError(CLOSED) from None
         finally:
             future.cancel()  # Ctrl-C ends the call too; an answer is not changed by it
 

@@ -436,6 +436,29 @@ def test_a_closed_client_says_so() -> None:
         client.predict([{}])
 
 
+def test_a_closed_async_client_says_so(fake: Callable[..., Fake]) -> None:
+    """To those who ask later, before its first use too, and to those who wait."""
+    server = fake(_STALL)
+
+    async def ask(*, is_used: bool) -> None:
+        client = AsyncClient(server.url, options=Options(deadline_s=600, try_s=600))
+        if is_used:
+            waiting = asyncio.create_task(client.predict([{}]))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+        await client.close()
+        if is_used:
+            with pytest.raises(ValueError, match="is closed"):
+                await waiting
+        with pytest.raises(ValueError, match="is closed"):
+            await client.predict([{}])
+        with pytest.raises(ValueError, match="is closed"):
+            await anext(client.predict_in_parts([{}]))
+
+    asyncio.run(asyncio.wait_for(ask(is_used=False), 60))
+    asyncio.run(asyncio.wait_for(ask(is_used=True), 60))
+
+
 def test_a_client_that_is_closed_ends_the_calls_of_other_threads(fake: Callable[..., Fake]) -> None:
     server = fake(_STALL)
     client = Client(server.url, options=Options(deadline_s=600, try_s=600))
