@@ -30,6 +30,10 @@ FATE_SCHEMA = pa.schema(
 Positions = NDArray[np.int64]
 
 
+NO_TEXT = ("invalid_utf8", "the record must be text in UTF-8, or in the encoding that data.source.encoding says")
+"""Reason and detail of a record of a text file whose bytes are none."""
+
+
 class BadRecord(NamedTuple):
     """A record that is no row."""
 

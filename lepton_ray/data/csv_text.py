@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from lepton_ray.core.errors import DataError
-from lepton_ray.data.block import BadRecord, Positions, RawBlock
+from lepton_ray.data.block import NO_TEXT, BadRecord, Positions, RawBlock
 from lepton_ray.data.csv_records import (
     BOM,
     LF,
@@ -337,10 +337,7 @@ def _faults(file: CsvFile, data: bytes, records: Records) -> dict[int, tuple[str
     if not _is_utf8(data):
         for index in range(len(records.starts)):
             if not _is_utf8(data[records.starts[index] : records.ends[index]]):
-                faults[index] = (
-                    "invalid_utf8",
-                    "the record must be UTF-8, or data.source.encoding another that it has",
-                )
+                faults[index] = NO_TEXT
     return faults
 
 

@@ -20,7 +20,9 @@ class Place:
     """How long to wait for the cluster to have them."""
 
 
-def place_of(spec: TuneSpec, worker: dict[str, float] | None = None, start_timeout_s: float = 120.0) -> Place:
+def place_of(
+    spec: TuneSpec, worker: dict[str, float] | None = None, start_timeout_s: float = Place.start_timeout_s
+) -> Place:
     """Return what a trial of ``spec`` asks for; ``worker`` has the resources of one of its workers where it has several."""
     if worker is None or spec.workers_per_trial == 1:
         return Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial", start_timeout_s=start_timeout_s)

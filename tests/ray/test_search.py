@@ -147,7 +147,7 @@ def beside_a_failure(folder: Path, values: dict[str, Any], data: Any, _: Path | 
     while True:
         yield Epoch(values["train.lr"])
         begun.touch()
-        time.sleep(0.1)
+        time.sleep(0.1)  # an epoch's length: results without end or pace would keep Tune from all else
 
 
 def test_trials_beside_the_one_too_many_that_failed_begin_anew(cluster: None, tmp_path: Path) -> None:

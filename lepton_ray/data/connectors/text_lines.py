@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.data.block import NO_TEXT, BadRecord, RawBlock
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.files import Span
 from lepton_ray.data.connectors.lines import Chunk, LinesConnector
@@ -42,14 +42,7 @@ class TextConnector(LinesConnector):
                 places.append(number)
             except UnicodeDecodeError:
                 text = line.decode("utf-8", "backslashreplace")
-                bad.append(
-                    BadRecord(
-                        number,
-                        text,
-                        "invalid_utf8",
-                        "the record must be UTF-8, or data.source.encoding another that it has",
-                    )
-                )
+                bad.append(BadRecord(number, text, *NO_TEXT))
         cells = pa.table({self._column: pa.array(good, pa.string())} if self._column in self.data.columns else {})
         return RawBlock(
             source,

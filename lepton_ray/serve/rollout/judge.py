@@ -47,11 +47,15 @@ def judge(spec: RolloutSpec, champion: Tally, challenger: Tally, seconds: float)
         "challenger": summarize(challenger),
         "psi": psi(champion, challenger),
     }
-    if broken := _broken_rule(spec, champion, challenger, seconds):
+    from_s = min(spec.step_s, _TIMES_S)
+    judges_times = seconds >= from_s
+    if broken := _broken_rule(spec, champion, challenger, judges_times):
         return Verdict("bad", broken, numbers)
     if challenger.requests < spec.min_requests:
         reason = f"{challenger.requests} of {spec.min_requests} requests have come to the challenger"
         return Verdict("waiting", reason, numbers)
+    if not judges_times:
+        return Verdict("waiting", f"times are judged after {from_s:g} s of a step", numbers)
     return Verdict("good", "all rules are kept", numbers)
 
 
@@ -71,7 +75,7 @@ def summarize(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally, seconds: float) -> str | None:
+def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally, judges_times: bool) -> str | None:
     """Return which rule is broken; before there are enough requests only what cannot be chance."""
     is_enough = challenger.requests >= spec.min_requests
     errors, requests = challenger.errors, challenger.requests
@@ -82,7 +86,7 @@ def _broken_rule(spec: RolloutSpec, champion: Tally, challenger: Tally, seconds:
         return f"errors: {rule}, got {errors} of {requests}"
     if not is_enough:
         return None
-    slow = _slow(spec, champion, challenger) if seconds >= min(spec.step_s, _TIMES_S) else None
+    slow = _slow(spec, champion, challenger) if judges_times else None
     return slow or _drifted(spec, champion, challenger) or _differing(spec, challenger)
 
 

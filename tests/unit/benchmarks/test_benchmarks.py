@@ -152,7 +152,8 @@ def test_the_command_counts_though_its_mark_is_not_seen_yet(tools: Any, monkeypa
     """A process is looked at before it has replaced its parent's program, whose environment has no mark."""
     measure = tools("measure")
     monkeypatch.setattr(measure.Tree, "_is_member", lambda self, pid: False)
-    measured = measure.run_command([sys.executable, "-c", "import time; time.sleep(1)"], memory=True)
+    lasting = "import time; time.sleep(1)"  # or it may end before it is looked at
+    measured = measure.run_command([sys.executable, "-c", lasting], memory=True)
     assert measured.peak_mb > 1
 
 

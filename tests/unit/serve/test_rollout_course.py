@@ -62,7 +62,7 @@ def test_each_rule_is_judged_and_what_may_be_chance_waits(challenger: Tally, con
 
 
 @pytest.mark.parametrize(
-    ("step_s", "seconds", "conclusion"), [(300, 9, "good"), (300, 10, "bad"), (2, 1, "good"), (2, 2, "bad")]
+    ("step_s", "seconds", "conclusion"), [(300, 9, "waiting"), (300, 10, "bad"), (2, 1, "waiting"), (2, 2, "bad")]
 )
 def test_a_stall_in_the_first_seconds_of_a_step_rolls_nothing_back(
     step_s: float, seconds: float, conclusion: str
