@@ -30,7 +30,7 @@ class Tally:
     requests: int = 0
     errors: int = 0
     times: Counter[int] = field(default_factory=Counter)
-    """Requests by the logarithm of their milliseconds."""
+    """Requests that were answered, by the logarithm of their milliseconds."""
     answers: Counter[str] = field(default_factory=Counter)
     compared_rows: int = 0
     differing_rows: int = 0
@@ -124,7 +124,7 @@ class TallyMeter:
         with self._lock:
             self._tally.requests += 1
             self._tally.errors += code >= HTTP_FAILED
-            self._tally.times[index] += 1
+            self._tally.times[index] += outputs is not None  # a refusal takes no time, and most are the champion's
             self._tally.answers.update(answers)
 
     def add_error(self) -> None:
