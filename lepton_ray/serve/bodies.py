@@ -24,6 +24,7 @@ Records = list[dict[str, Any]]
 
 _JSON = (b"application/json", b"application/*", b"*/*")
 EVENTS = b"text/event-stream"
+_MAX_CELL = 1 << 30  # characters; a body has no more bytes
 _MAX_KNOWN = 64  # values of headers whose meaning is kept
 
 
@@ -45,6 +46,7 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
     Raises:
         ProtocolError: If it is none.
     """
+    csv.field_size_limit(_MAX_CELL)  # the module's own is less than a long text, and holds for all its readers
     try:
         lines = csv.reader(io.StringIO(str(body, "utf-8-sig"), newline=""), strict=True)
         names = next(lines, [])

@@ -332,3 +332,10 @@ _ANY_STREAM = _arrow(
         }
     )
 )
+
+
+def test_a_long_cell_is_read_as_in_json(serve: Callable[..., Any]) -> None:
+    client, long = serve(), "x" * 200_000
+    whole = client.post("/predict", json=[{"age": 30, "colour": long, "size": "S"}])
+    table = client.post("/predict", content=f"age,colour,size\n30,{long},S\n", headers={"content-type": "text/csv"})
+    assert (table.status_code, table.json()) == (whole.status_code, whole.json()) == (200, whole.json())
