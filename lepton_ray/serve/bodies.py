@@ -6,6 +6,7 @@ So there is one way from a record to its tensors, with one set of rules and word
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -50,8 +51,8 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
     try:
         lines = csv.reader(io.StringIO(str(body, "utf-8-sig"), newline=""), strict=True)
         names = next(lines, [])
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
+        if count > 1:
             raise ProtocolError(f"the first line must name each column once, got {twice[:80]!r} again")
         records: Records = []
         for cells in lines:

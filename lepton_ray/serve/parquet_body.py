@@ -2,7 +2,7 @@
 
 A file's footer and the heads of its pages say how large they become; a head is what the decoder believes, so all of them are
 read first, and a file beyond the bounds is refused. Two ways to make much of little are in no head: a word of a dictionary that
-stands in each row, so texts and files are read as dictionaries; and a text that repeats the one before, an encoding that is refused.
+stands in each row, so texts and files are read as dictionaries and counted; and a text that repeats the one before, an encoding that is refused.
 """
 
 import re
@@ -16,7 +16,7 @@ import pyarrow.types as types
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve.arrow_body import MAX_VALUES, UNREADABLE, check_schema, to_values
+from lepton_ray.serve.arrow_body import MAX_VALUES, UNREADABLE, check_schema, check_words, to_values
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 
 MEDIA_TYPE = b"application/vnd.apache.parquet"
@@ -57,6 +57,7 @@ def read_parquet(body: bytes | bytearray, signature: Signature, max_rows: int) -
         with _open(source, words) as file:
             table = file.read(wanted, use_threads=False)
         table.validate(full=True)
+        check_words(table, is_valid=True)
         check_schema(table.schema, signature)
         if table.num_rows > max_rows:
             raise refuse_rows(max_rows, str(table.num_rows))

@@ -16,7 +16,7 @@ import numpy as np
 
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.core.files import read_json
-from lepton_ray.serve.endpoint import HTTP_FAILED, Meter, Outputs
+from lepton_ray.serve.endpoint import HTTP_FAILED, HTTP_OK, Meter, Outputs
 
 _GROWTH = math.log(1.1)  # of a bin of times to the next: a percentile is right to 5 %
 _LIKELY = 0.5
@@ -124,7 +124,7 @@ class TallyMeter:
         with self._lock:
             self._tally.requests += 1
             self._tally.errors += code >= HTTP_FAILED
-            self._tally.times[index] += outputs is not None  # a refusal takes no time, and most are the champion's
+            self._tally.times[index] += code == HTTP_OK  # a refusal takes no time, and most are the champion's
             self._tally.answers.update(answers)
 
     def add_error(self) -> None:
