@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter, error_response
 from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.front import Variant
 from lepton_ray.serve.grpc_connection import GrpcConnection
-from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE
+from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE, peek_model
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.rollout.shadow import HTTP_LATE
 from lepton_ray.serve.shelf import HTTP_NO_ROOM, Shelf, take
@@ -249,6 +250,14 @@ def test_many_tensors_of_few_bytes_are_refused_before_they_are_made(serve: Any, 
     asked = call(serve().port).start("ModelInfer", b"\x0a\x04demo" + b"\x2a\x00" * (1 << 20))
     assert asked.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "at most 256 fields" in asked.details()
+
+
+def test_a_name_that_is_given_a_million_times_is_looked_at_a_few_times() -> None:
+    """On the event loop, which everybody waits for."""
+    body = b"\x0a\x01a" * (1 << 20)
+    begun = time.process_time()
+    assert peek_model(body) == ("a", "")
+    assert time.process_time() - begun < 0.05
 
 
 def test_a_model_that_is_named_last_is_checked_all_the_same(serve: Any, call: Any) -> None:
