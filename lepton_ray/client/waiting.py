@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -99,16 +99,16 @@ class Client:
             while (part := self._wait(_next(parts))) is not None:
                 yield part
         finally:
-            self._leave(parts.aclose())
+            self._leave(parts)
 
-    def _leave(self, end: Coroutine[Any, Any, None]) -> None:
+    def _leave(self, parts: AsyncGenerator[list[Any], None]) -> None:
         """End parts that are half taken; garbage collection does so in any thread, that of the loop too, which must not wait for itself."""
         if self._is_closed or self._is_forked():  # they have ended with the client, or are another process's
-            end.close()
-        elif threading.current_thread() is self._thread:
-            asyncio.run_coroutine_threadsafe(end, self._loop)
+            return
+        if threading.current_thread() is self._thread:
+            asyncio.run_coroutine_threadsafe(parts.aclose(), self._loop)
         else:
-            self._wait(end)
+            self._wait(parts.aclose())
 
     def submit_job(
         self, records: Sequence[Mapping[str, Any]], key: str | None = None, deadline_s: float | None = None
