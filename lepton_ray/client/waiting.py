@@ -2,8 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,6 +15,7 @@ from lepton_ray.client.calls import AsyncClient, Job
 from lepton_ray.client.sending import CLOSED, Options
 
 T = TypeVar("T")
+_FORKED = "the client must be made in this process, and was before a fork. Make another"
 
 
 class Client:
@@ -30,9 +32,11 @@ class Client:
         """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
         self._client = AsyncClient(urls, token, ca_file, options, fallback)
         self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may end parts while it is held
         """A call is either given to the loop before it is told to end, and ended with it, or refused."""
         self._is_closed = False
+        self._process = os.getpid()
+        """A fork has no thread that would answer."""
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="lepton-ray-client")
         self._thread.start()
 
@@ -48,7 +52,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the calls of other threads, close the connections and end the thread; done again it does nothing."""
+        """End the calls of other threads, close the connections and end the thread; done again, or in a fork, it does nothing."""
+        if self._is_forked():
+            return
         with self._lock:
             if self._is_closed:
                 return
@@ -93,8 +99,16 @@ class Client:
             while (part := self._wait(_next(parts))) is not None:
                 yield part
         finally:
-            if not self._is_closed:  # else they have ended with the client
-                self._wait(parts.aclose())
+            self._leave(parts)
+
+    def _leave(self, parts: AsyncGenerator[list[Any], None]) -> None:
+        """End parts that are half taken; garbage collection does so in any thread, that of the loop too, which must not wait for itself."""
+        if self._is_closed or self._is_forked():  # they have ended with the client, or are another process's
+            return
+        if threading.current_thread() is self._thread:
+            asyncio.run_coroutine_threadsafe(parts.aclose(), self._loop)
+        else:
+            self._wait(parts.aclose())
 
     def submit_job(
         self, records: Sequence[Mapping[str, Any]], key: str | None = None, deadline_s: float | None = None
@@ -118,7 +132,13 @@ class Client:
         """Return predictions by a job; see ``AsyncClient.predict_as_job``."""
         return self._wait(self._client.predict_as_job(records, deadline_s))
 
+    def _is_forked(self) -> bool:
+        return self._process != os.getpid()
+
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._is_forked():
+            call.close()
+            raise ValueError(_FORKED)
         with self._lock:
             future = None if self._is_closed else asyncio.run_coroutine_threadsafe(call, self._loop)
         if future is None:

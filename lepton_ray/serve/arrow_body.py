@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as types
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from lepton_ray.spec.data import Column, NumberColumn, TimeColumn
 MEDIA_TYPE = b"application/vnd.apache.arrow.stream"
 MAX_VALUES = 4 << 20
 """Rows times columns: a column of nulls takes no bytes, and a place in each record all the same."""
+MAX_TEXT_BYTES = 64 << 20
+"""Of words that stand in rows, which each row has for its own in the model; batches have no more words together either."""
 _HEADER, _RECORD_BATCH, _DICTIONARY = 2, "record batch", "dictionary"  # fields and kinds of a message
 _DICTIONARY_DATA, _LENGTH, _COMPRESSION = 1, 0, 3
 _NO_TIME = "a time outside the years 1 to 9999"
@@ -42,7 +45,9 @@ def read_arrow(body: bytes | bytearray, signature: Signature, max_rows: int) -> 
             if rows * len(stream.schema) > MAX_VALUES:
                 raise ProtocolError(f"an Arrow stream must have at most {MAX_VALUES} values. Split the request")
             table = stream.read_all()
+        check_words(table, is_valid=False)
         table.validate(full=True)
+        check_words(table, is_valid=True)
         columns = {name: to_values(table.column(name), name in signature.columns) for name in table.column_names}
     except ProtocolError:
         raise
@@ -128,6 +133,28 @@ def check_schema(schema: pa.Schema, signature: Signature) -> None:
             )
 
 
+def check_words(table: pa.Table, is_valid: bool) -> None:
+    """Refuse dictionaries of which much would be made: by batches that have one each, and, once they are valid, by rows.
+
+    Raises:
+        ProtocolError: If one of the two is too much.
+    """
+    chunks = [chunk for column in table.columns if types.is_dictionary(column.type) for chunk in column.chunks]
+    if sum(_text_bytes(chunk) if is_valid else len(chunk.dictionary) for chunk in chunks) > MAX_TEXT_BYTES:
+        rule = f"must give its rows at most {MAX_TEXT_BYTES} bytes of text, and its batches as many words"
+        raise ProtocolError(f"a dictionary {rule}. Split the request")
+
+
+def _text_bytes(chunk: pa.DictionaryArray) -> int:
+    """Bytes of the words of all rows, each counted as often as it stands there."""
+    words, indices = chunk.dictionary, chunk.indices.drop_null().to_numpy().astype(np.int64)
+    if not len(indices) or not (_is_text(words.type) or _is_file(words.type)):
+        return 0
+    width = np.int64 if types.is_large_string(words.type) or types.is_large_binary(words.type) else np.int32
+    starts = np.frombuffer(words.buffers()[1], width)[words.offset :]
+    return int((starts[indices + 1] - starts[indices]).sum(dtype=np.int64))
+
+
 def _is_read(kind: pa.DataType, column: Column) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -169,7 +196,9 @@ def to_values(cells: pa.ChunkedArray, is_feature: bool) -> list[Any]:
 def _chunk_values(chunk: pa.Array) -> Iterator[Any]:
     """Yield the values as JSON would have them; of times ``datetime``."""
     kind = chunk.type
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) and len(chunk.dictionary) > len(chunk):  # perhaps one for many batches
+        yield from chunk.dictionary_decode().to_pylist()
+    elif types.is_dictionary(kind):
         words = chunk.dictionary.to_pylist()  # each is there once, however often it stands in a row
         yield from (None if index is None else words[index] for index in chunk.indices.to_pylist())
     elif types.is_timestamp(kind) or types.is_date(kind):

@@ -6,6 +6,7 @@ So there is one way from a record to its tensors, with one set of rules and word
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,6 +25,7 @@ Records = list[dict[str, Any]]
 
 _JSON = (b"application/json", b"application/*", b"*/*")
 EVENTS = b"text/event-stream"
+_MAX_CELL = 1 << 30  # characters; a body has no more bytes
 _MAX_KNOWN = 64  # values of headers whose meaning is kept
 
 
@@ -45,11 +47,12 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
     Raises:
         ProtocolError: If it is none.
     """
+    csv.field_size_limit(_MAX_CELL)  # the module's own is less than a long text, and holds for all its readers
     try:
         lines = csv.reader(io.StringIO(str(body, "utf-8-sig"), newline=""), strict=True)
         names = next(lines, [])
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
+        if count > 1:
             raise ProtocolError(f"the first line must name each column once, got {twice[:80]!r} again")
         records: Records = []
         for cells in lines:

@@ -62,7 +62,7 @@ class JobAsked(NamedTuple):
     id: str = ""
     """Empty of one that is submitted."""
     max_bytes: int = 0
-    """Of its body."""
+    """Of the body of one that is submitted."""
     caller: str = ""
     """Id of the caller's token: whose the job is."""
 
@@ -276,7 +276,8 @@ class Endpoint:
 
     def max_bytes(self, call: Call | None) -> int:
         """Return how large the body of a call may be."""
-        return self.limits.max_request_bytes if call is None or call.job is None else call.job.max_bytes
+        of_job = 0 if call is None or call.job is None else call.job.max_bytes
+        return of_job or self.limits.max_request_bytes
 
     def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""

@@ -47,6 +47,7 @@ async def _answer(front: Front, call: Call) -> Parts:
     if refusal is not None:
         yield refusal
         return
+    front.read_key(call)  # which stands in the first record of all, not in that of each part
     records = call.records or []
     start, rows = 0, FIRST_ROWS
     while start < len(records):

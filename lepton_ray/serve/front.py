@@ -44,12 +44,16 @@ class Division(Protocol):
     def submit(self, call: Call, done: Done) -> None:
         """Have a call answered: ``done`` is called in the event loop, now or later, once."""
 
+    def read_key(self, call: Call) -> Response | None:
+        """Have a call say its caller, if its body does; returns what refuses it."""
+
 
 class Front:
     """Belongs to the event loop. Calls that have been submitted are answered by the model that they were given."""
 
     find: Callable[[str, str], Response | Asked]
     submit: Callable[[Call, Done], None]
+    read_key: Callable[[Call], Response | None]
     key_header: bytes | None
     limits: Limits
     champion: Endpoint
@@ -76,8 +80,10 @@ class Front:
         self.limits = champion.endpoint.limits
         if division is None:
             self.find, self.submit, self.key_header = champion.endpoint.find, champion.batcher.submit, None
+            self.read_key = lambda call: None
         else:
             self.find, self.submit, self.key_header = division.find, division.submit, division.key_header
+            self.read_key = division.read_key
         if self.shelf is not None:
             self.find, self.submit = self.shelf.behind(self.find, self.submit)
         if self.desk is not None:
@@ -105,7 +111,7 @@ class Front:
         return found if denial is None else self._deny(found, denial), caller.id
 
     def _deny(self, found: Response | Asked, denial: Denial) -> Response:
-        call = None if isinstance(found, Response) else Call(found.protocol_name)
+        call = None if isinstance(found, Response) else Call(found.protocol_name, model=found.model)
         return self.refuse(call, denial.code, denial.message, denial.headers)
 
     def endpoint_of(self, call: Call) -> Endpoint:
@@ -124,9 +130,12 @@ class Front:
         return await future
 
     def refuse(self, call: Call | None, code: int, message: str, headers: Headers = ()) -> Response:
-        """Return the response to what comes to nothing; counted if it was a call."""
-        return self.champion.refuse(call, code, message, headers)
+        """Return the response to what comes to nothing; counted, for the model that is asked for, if it was a call."""
+        return self._asked(call).refuse(call, code, message, headers)
 
     def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""
-        return self.champion.refuse_large(call)
+        return self._asked(call).refuse_large(call)
+
+    def _asked(self, call: Call | None) -> Endpoint:
+        return self.champion if call is None else self.endpoint_of(call)

@@ -392,7 +392,7 @@ class GrpcConnection(asyncio.Protocol):
                 message = orjson.loads(found.body)["error"]
                 self._refuse_response(stream, self._owner.endpoint.refuse(call, found.code, message))
                 return
-            call.version = found.version
+            call.version, call.model = found.version, found.model
         call.body = body
         self._owner.buffered_bytes += len(body)
         self._owner.submit(call, stream.slot, stream)

@@ -175,7 +175,9 @@ def peek_model(body: bytes) -> tuple[str, str] | None:
     """
     texts = dict.fromkeys(_TAGS, "")
     place = 0
-    while place + 1 < len(body) and (tag := body[place]) in texts:
+    for _ in range(_MAX_FIELDS):  # a message of more is refused where it is read, off the event loop
+        if place + 1 >= len(body) or (tag := body[place]) not in texts:
+            break
         end = place + 2 + body[place + 1]
         if body[place + 1] > _MAX_SHORT:
             return None

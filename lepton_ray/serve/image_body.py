@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.serve.arrow_body import MAX_TEXT_BYTES
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 
 _MAX_HEAD_BYTES = 4096
@@ -38,12 +39,15 @@ def read_form(
         ProtocolError: If it is none, or has no file, or a field for some of the records.
     """
     image = _image_column(signature)
+    most = len(signature.columns) + len(signature.unused)
     values: defaultdict[str, list[Any]] = defaultdict(list)
     for name, content, is_file in _parts(bytes(body), content_type):
         if is_file != (name == image):
             raise ProtocolError(
                 f"the files of the form, and nothing else, must have the name {image!r}, got {name[:80]!r}"
             )
+        if len(values) > most + 1:  # a single unknown one is named where records are read
+            raise ProtocolError(f"the form must have the names of columns, got more than those {most}")
         if len(values[name]) == max_rows:
             raise refuse_rows(max_rows, "more")
         values[name].append(content if is_file else _text(name, content))
@@ -53,6 +57,8 @@ def read_form(
     for name, given in values.items():
         if len(given) not in (1, len(files)):
             raise ProtocolError(f"{name[:80]!r} must stand once in the form, or {len(files)} times, got {len(given)}")
+    if (len(files) - 1) * sum(len(given[0]) for given in values.values() if len(given) == 1) > MAX_TEXT_BYTES:
+        raise ProtocolError(f"the fields that stand once must give at most {MAX_TEXT_BYTES} bytes. Split the request")
     return [
         {image: file, **{name: given[row if len(given) > 1 else 0] for name, given in values.items()}}
         for row, file in enumerate(files)

@@ -2,7 +2,7 @@
 
 A file's footer and the heads of its pages say how large they become; a head is what the decoder believes, so all of them are
 read first, and a file beyond the bounds is refused. Two ways to make much of little are in no head: a word of a dictionary that
-stands in each row, so texts and files are read as dictionaries; and a text that repeats the one before, an encoding that is refused.
+stands in each row, so texts and files are read as dictionaries and counted; and a text that repeats the one before, an encoding that is refused.
 """
 
 import re
@@ -16,7 +16,7 @@ import pyarrow.types as types
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve.arrow_body import MAX_VALUES, UNREADABLE, check_schema, to_values
+from lepton_ray.serve.arrow_body import MAX_VALUES, UNREADABLE, check_schema, check_words, to_values
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 
 MEDIA_TYPE = b"application/vnd.apache.parquet"
@@ -24,7 +24,7 @@ _MAX_DECODED_BYTES = 64 << 20  # of all pages
 _MAX_PAGES = 20_000  # and columns of row groups, together
 _MAX_FOOTER_ITEMS, _MAX_FOOTER_TEXT_BYTES = 100_000, 1 << 20  # of one list, of one text
 _MAX_DEPTH = 12
-_MAX_ITEMS = 1_000_000
+_MAX_ITEMS = 2_000_000  # fields, structs and members of lists: seconds
 _Field = tuple[int, int]
 """Number and kind."""
 _BOOLS, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = (1, 2), 3, 4, 5, 6, 7, 8, 9, 12
@@ -57,6 +57,7 @@ def read_parquet(body: bytes | bytearray, signature: Signature, max_rows: int) -
         with _open(source, words) as file:
             table = file.read(wanted, use_threads=False)
         table.validate(full=True)
+        check_words(table, is_valid=True)
         check_schema(table.schema, signature)
         if table.num_rows > max_rows:
             raise refuse_rows(max_rows, str(table.num_rows))
@@ -101,8 +102,9 @@ def _check_sizes(body: bytes | bytearray, footer: pq.FileMetaData, max_rows: int
     if "parquet-mr" in (footer.created_by or "").lower() and not _SOUND_MR.match(footer.created_by):
         raise ProtocolError("a Parquet file of parquet-mr must be written by version 1.3 or later")
     decoded = values = pages = 0
-    for column in _columns(body):
-        for page in _pages(body, column):
+    head = _Head(body)
+    for column in _columns(head):
+        for page in _pages(head, column):
             pages += 1
             decoded += page[_DECODED]
             values += sum(_num_values(page, kind) for kind in (_DATA, _WORDS, _DATA_OF_2))
@@ -125,13 +127,14 @@ def _num_values(page: dict[_Field, Any], kind: _Field) -> int:
     return count
 
 
-def _columns(body: bytes | bytearray) -> Iterator[dict[_Field, Any]]:
+def _columns(head: "_Head") -> Iterator[dict[_Field, Any]]:
     """Yield what the footer says about the columns of row groups; Arrow 25 ends the process when it is asked for a broken one."""
+    body = head.data
     size, _ = _TAIL.unpack_from(body, len(body) - _TAIL.size)
-    place = len(body) - _TAIL.size - size
-    if place < 0:
+    head.place = len(body) - _TAIL.size - size
+    if head.place < 0:
         raise ValueError("the footer must stand within the file")
-    footer = _Head(body, place).read_struct(_MAX_DEPTH)
+    footer = head.read_struct(_MAX_DEPTH)
     columns = [column for group in footer[_GROUPS] for column in group[_COLUMNS]]
     if len(columns) > _MAX_PAGES:
         raise ProtocolError(f"a Parquet file must have at most {_MAX_PAGES} columns of row groups. Write larger groups")
@@ -139,33 +142,33 @@ def _columns(body: bytes | bytearray) -> Iterator[dict[_Field, Any]]:
         yield column[_ABOUT]
 
 
-def _pages(body: bytes | bytearray, column: dict[_Field, Any]) -> Iterator[dict[_Field, Any]]:
+def _pages(head: "_Head", column: dict[_Field, Any]) -> Iterator[dict[_Field, Any]]:
     """Yield the heads of a column's pages."""
     place = column[_DATA_AT]
     if 0 < column.get(_WORDS_AT, 0) < place:
         place = column[_WORDS_AT]
     end = place + column[_STORED]
-    if not 0 <= place <= end <= len(body):
+    if not 0 <= place <= end <= len(head.data):
         raise ValueError("a column must stand within the file")
     while place < end:
-        head = _Head(body, place)
+        head.place = place
         page = head.read_struct(_MAX_DEPTH)
         if min(page[_DECODED], page[_ENCODED]) < 0:
             raise ValueError("a page must have a size")
-        yield page
         place = head.place + page[_ENCODED]
+        yield page
 
 
 class _Head:
-    """Reads Thrift's compact protocol, as far as footers and heads of pages need it.
+    """Reads Thrift's compact protocol, as far as footers and heads of pages need it, and no more of it than a file may have.
 
     Source: https://github.com/apache/thrift, doc/specs/thrift-compact-protocol.md, and parquet.thrift of
     https://github.com/apache/parquet-format.
     """
 
-    def __init__(self, data: bytes | bytearray, place: int) -> None:
-        self._data = data
-        self.place = place
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.data = data
+        self.place = 0
         self._num_items = 0
 
     def read_struct(self, depth: int) -> dict[_Field, Any]:
@@ -176,6 +179,7 @@ class _Head:
         fields: dict[_Field, Any] = {}
         number = 0
         while (head := self._byte()) != 0:
+            self._count()
             kind = head & 0xF
             number = number + (head >> 4) if head >> 4 else _signed(self._varint())
             if kind not in _BOOLS:  # whose value is in the kind
@@ -211,11 +215,11 @@ class _Head:
     def _count(self) -> None:
         self._num_items += 1
         if self._num_items > _MAX_ITEMS:
-            raise ProtocolError(f"the footer of a Parquet file must have at most {_MAX_ITEMS} items")
+            raise ProtocolError(f"footer and heads of pages of a Parquet file must have at most {_MAX_ITEMS} items")
 
     def _byte(self) -> int:
         self.place += 1
-        return self._data[self.place - 1]
+        return self.data[self.place - 1]
 
     def _varint(self) -> int:
         value = 0

@@ -24,6 +24,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.batching import Batcher, Cost, Done, measure
 from lepton_ray.serve.endpoint import (
+    GRPC,
     HTTP_FAILED,
     HTTP_UNAVAILABLE,
     Asked,
@@ -168,8 +169,9 @@ class Shelf:
         for name, book in self._books.items():
             model, version = f"/v2/models/{name}", book.endpoint.version
             calls["POST", f"{model}/predict"] = Asked("records", model=name)
-            calls["POST", f"{model}/infer"] = Asked("oip", model=name)
-            calls["POST", f"{model}/versions/{version}/infer"] = Asked("oip", version, name)
+            for path, of_version in ((model, None), (f"{model}/versions/{version}", version)):
+                calls["POST", f"{path}/infer"] = Asked("oip", of_version, name)
+                calls[GRPC, f"{path}/infer"] = Asked("grpc", of_version, name)
         return calls
 
     def _find(self, method: str, path: str, find: Find) -> Response | Asked:
@@ -236,11 +238,13 @@ class Shelf:
         while book.batcher is not None:  # it is leaving
             await self._leaves()
         await self._make_room(book.size_bytes)
-        before = self._resident_bytes()
-        predictor, cost = await asyncio.to_thread(self._take, book.predictor.package)
-        book.size_bytes = max(book.size_bytes, self._resident_bytes() - before)
-        name = book.endpoint.name
-        if book.size_bytes > self._limit_bytes:
+        predictor, cost, size_bytes = await self._open(book)
+        if size_bytes > self._limit_bytes:  # perhaps of what came meanwhile: a refusal is for good
+            del predictor
+            _give_back()
+            predictor, cost, size_bytes = await self._open(book)
+        book.size_bytes, name = size_bytes, book.endpoint.name
+        if size_bytes > self._limit_bytes:
             del predictor
             _give_back()
             book.problem = self._refuse_size(name, book.size_bytes)
@@ -252,6 +256,12 @@ class Shelf:
         _logger.info("the model %s is in memory: %.1f MB", name, book.size_bytes / _MIB)
         while book.waiting:
             self._use(book, batcher, *book.waiting.popleft())
+
+    async def _open(self, book: _Book) -> tuple[Predictor, Cost, int]:
+        """Return a model with what it takes, and its size."""
+        before = self._resident_bytes()
+        predictor, cost = await asyncio.to_thread(self._take, book.predictor.package)
+        return predictor, cost, max(book.size_bytes, self._resident_bytes() - before)
 
     async def _make_room(self, size_bytes: int) -> None:
         while self.held_bytes() + size_bytes > self._limit_bytes:

@@ -21,7 +21,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
-from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ModelsSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ModelName, ModelsSpec, ServeSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from lepton_ray.stages.context import RunContext
 
@@ -37,7 +37,7 @@ class AppArgs(Section):
     """Folder of a package, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in the registry."""
     tracking_uri: Uri | None = None
     """MLflow server or database; None takes MLFLOW_TRACKING_URI."""
-    name: str | None = None
+    name: ModelName | None = None
     """The model's name in the protocol; None takes the name of the run that made the package."""
     serve: ServeSpec = ServeSpec()
 

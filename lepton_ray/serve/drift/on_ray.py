@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
+from weakref import ref
 
 from ray.serve import metrics as serve_metrics
 
@@ -37,8 +38,8 @@ class DriftMeters:
     def __init__(self, model: str, spec: MonitorSpec | None) -> None:
         self._model = model
         self._spec = spec
-        self._watches: dict[str, Watch | None] = {}
-        """By version; None has no reference."""
+        self._watches: dict[str, ref[Watch]] = {}
+        """By version; those are gone whose predictors are. (A weak dictionary cannot be looked through while another thread adds.)"""
         self._told: dict[str, list[_Told]] = {}
         """By version: what its last window came to."""
         self._gauges = {metric.name: _gauge(metric) for metric in (*_OF_COLUMNS, catalogue.DRIFT_ROWS)} if spec else {}
@@ -48,10 +49,12 @@ class DriftMeters:
         if self._spec is None:
             return predictor
         version = predictor.package.version
-        if version not in self._watches:
-            self._watches[version] = self._begin(predictor, self._spec)
-        watch = self._watches[version]
-        return predictor if watch is None else WatchedPredictor(predictor, watch)
+        known = self._watches.get(version)
+        watch = (known and known()) or self._begin(predictor, self._spec)
+        if watch is None:
+            return predictor
+        self._watches[version] = ref(watch)
+        return WatchedPredictor(predictor, watch)
 
     def _begin(self, predictor: Predictor, spec: MonitorSpec) -> Watch | None:
         try:
@@ -68,8 +71,10 @@ class DriftMeters:
 
     def tick(self) -> None:
         """Count what has come, and export what the last windows came to: Ray 2.60 drops a gauge that is not set for 20 s."""
-        for version, watch in list(self._watches.items()):
-            if watch is not None and (drifts := watch.tick(clock())) is not None:
+        for version, known in list(self._watches.items()):
+            if (watch := known()) is None:
+                self._told.pop(version, None)
+            elif (drifts := watch.tick(clock())) is not None:
                 self._told[version] = list(self._tell(version, drifts))
         for told in self._told.values():
             for gauge, value, labels in told:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
@@ -77,6 +78,7 @@ class Desk:
         champion = self._front.champion
         is_new = call.job is not None and call.job.verb == "submit"
         terms = Terms(self._spec, champion.name, champion.predictor.signature) if is_new else None
+        call.key = call.key or secrets.token_bytes(16)  # one job, also if its keeper is asked again
         try:
             response = await self._reach(call, terms)
         except Exception:  # of Ray, say: told in the log and to who asks, as nobody must wait for ever

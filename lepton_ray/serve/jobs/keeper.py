@@ -10,7 +10,6 @@ Belongs to one event loop, and knows no Ray.
 import asyncio
 import hashlib
 import logging
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
@@ -124,8 +123,8 @@ class Keeper:
         return self._give(job) if asked.verb == "give" else json_response(job.tell())
 
     def _submit(self, call: Call, asked: JobAsked, terms: Terms) -> Response:
-        key = call.key or secrets.token_bytes(16)
-        id = hashlib.sha256(asked.caller.encode() + b"\0" + key).hexdigest()[:32]
+        assert call.key is not None  # noqa: S101
+        id = hashlib.sha256(asked.caller.encode() + b"\0" + call.key).hexdigest()[:32]
         job = self._jobs.get(id)
         if job is None:
             spec = terms.spec
@@ -156,6 +155,8 @@ class Keeper:
             job.task.cancel()
         if job.state in ("queued", "running"):
             self._count(job.terms.model, "cancelled")
+        if job.state == "queued":
+            self._waiting.remove(job)
         self._forget(job)
         self._start_next()
 
@@ -168,9 +169,8 @@ class Keeper:
         running = sum(job.state == "running" for job in self._jobs.values())
         while self._waiting and running < self._waiting[0].terms.spec.max_running:
             job = self._waiting.popleft()
-            if self._jobs.get(job.id) is job:  # it has not been cancelled
-                job.state, running = "running", running + 1
-                job.task = asyncio.get_running_loop().create_task(self._run(job))
+            job.state, running = "running", running + 1
+            job.task = asyncio.get_running_loop().create_task(self._run(job))
 
     async def _run(self, job: _Job) -> None:
         spec = job.terms.spec

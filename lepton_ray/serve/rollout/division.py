@@ -109,7 +109,7 @@ class Divided:
                 champion.batcher.submit(call, done)
         elif self._two.shadow is not None:
             champion.batcher.submit(call, self._then_copy(call, done, self._two.shadow))
-        elif self._key_of is not None and (refusal := self._read_key(call, self._key_of)) is not None:
+        elif call.body and (refusal := self.read_key(call)) is not None:  # of a part its whole was read
             done(refusal)
         elif self._is_chosen(call.key):
             challenger.batcher.submit(call, self._in_time(call, self._or_by_champion(call, done)))
@@ -119,14 +119,16 @@ class Divided:
     def _is_chosen(self, key: bytes | None) -> bool:
         return key is not None and is_chosen(self._plan.rollout, key, self._plan.share)
 
-    def _read_key(self, call: Call, key_of: Callable[[Call], bytes | None]) -> Response | None:
-        """Read the caller's name from the body; a large one, of many records, is the champion's, as is one that is not JSON."""
+    def read_key(self, call: Call) -> Response | None:
+        """Read the caller's name from the body, if it stands there; a large one, of many records, is the champion's, as is one that is not JSON."""
+        if self._key_of is None:
+            return None
         if len(call.body) > PARSED_SHORT_BYTES or call.read is not None:
             call.key = None
             return None
         refusal = None if call.rows else self._two.champion.endpoint.parse(call)
         if refusal is None:
-            call.key = key_of(call) or call.key
+            call.key = self._key_of(call) or call.key
         return refusal
 
     def _in_time(self, call: Call, done: Done) -> Done:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lepton_ray.artifacts.package import ModelPackage
@@ -19,6 +19,7 @@ from lepton_ray.serve.rollout.division import Divided, ObservedEndpoint, Two
 from lepton_ray.serve.rollout.shadow import Shadow
 from lepton_ray.serve.rollout.tally import Answers, Tally, TallyMeter
 from lepton_ray.serve.shelf import take
+from lepton_ray.serve.statistics import Statistics
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 _logger = logging.getLogger("lepton_ray.serve")
@@ -47,6 +48,8 @@ class _Held:
 
     predictor: Predictor
     cost: Cost
+    statistics: Statistics = field(default_factory=Statistics)
+    """Of all that it answers, in a rollout or not."""
 
 
 class Holding:
@@ -185,7 +188,7 @@ class Holding:
     def _variant(self, held: _Held, meter: Meter | None, kind: type[Endpoint]) -> Variant:
         serving = self._serving
         meter = meter or self._meter_of(held.predictor.package.version)
-        endpoint = kind(self._watch(held.predictor), serving.name, serving.limits, meter)
+        endpoint = kind(self._watch(held.predictor), serving.name, serving.limits, meter, held.statistics)
         return Variant(endpoint, Batcher(endpoint, held.cost, serving.max_waiting))
 
     def _close_shadow(self) -> None:

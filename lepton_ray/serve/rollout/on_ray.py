@@ -319,8 +319,7 @@ class Keeper:
         except LeptonError as error:
             self._audit(course, f"{event} failed", by, str(error), numbers)
             if event == "start":
-                self._course = before
-                self._records.write_course(before)
+                self._undo_start(before, course)
             else:  # the course stands, and is given again until the replicas follow
                 self._begin_anew(before, course, event, by)
             raise
@@ -328,6 +327,13 @@ class Keeper:
             self._seen, self._sequential_p = {}, 1.0
         self._audit(course, event, by, course.reason, numbers)
         self._begin_anew(before, course, event, by)
+
+    def _undo_start(self, before: Course | None, course: Course) -> None:
+        """Leave no rollout that nobody judges: one whose plan Ray Serve has is aborted at the replicas that tell of it."""
+        plan, reason = read_plan(self._application), "the replicas did not take the plan in time"
+        is_taken = plan is not None and plan.rollout == course.rollout
+        self._course = course.changed(phase="aborted", reason=reason) if is_taken else before
+        self._records.write_course(self._course)
 
     def _begin_anew(self, before: Course | None, course: Course, event: str, by: str) -> None:
         """Count from here on, and let the registry follow."""

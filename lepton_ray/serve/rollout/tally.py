@@ -16,7 +16,7 @@ import numpy as np
 
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.core.files import read_json
-from lepton_ray.serve.endpoint import HTTP_FAILED, Meter, Outputs
+from lepton_ray.serve.endpoint import HTTP_FAILED, HTTP_OK, Meter, Outputs
 
 _GROWTH = math.log(1.1)  # of a bin of times to the next: a percentile is right to 5 %
 _LIKELY = 0.5
@@ -30,7 +30,7 @@ class Tally:
     requests: int = 0
     errors: int = 0
     times: Counter[int] = field(default_factory=Counter)
-    """Requests by the logarithm of their milliseconds."""
+    """Requests that were answered, by the logarithm of their milliseconds."""
     answers: Counter[str] = field(default_factory=Counter)
     compared_rows: int = 0
     differing_rows: int = 0
@@ -124,7 +124,7 @@ class TallyMeter:
         with self._lock:
             self._tally.requests += 1
             self._tally.errors += code >= HTTP_FAILED
-            self._tally.times[index] += 1
+            self._tally.times[index] += code == HTTP_OK  # a refusal takes no time, and most are the champion's
             self._tally.answers.update(answers)
 
     def add_error(self) -> None:

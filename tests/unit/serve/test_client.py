@@ -1,13 +1,17 @@
 """The client against the listener, and against servers that stall, break off, ask to wait and close what was kept open."""
 
 import asyncio
+import gc
+import os
 import pickle
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -621,3 +625,47 @@ def test_who_takes_no_more_parts_ends_the_work(listen: Callable[..., Any], conne
     deadline = time.monotonic() + 20
     while running.front.num_streams:
         assert time.monotonic() < deadline
+
+
+def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
+    client = Client(fake(_FINE, _FINE).url, options=_QUICK)
+    assert client.predict(_RECORDS) == [1]
+    said, says = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
+        child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends a child that waits for ever
+        try:
+            client.predict(_RECORDS)
+        except ValueError as error:
+            client.close()
+            os.write(says, str(error).encode())
+        os._exit(0)
+    os.close(says)
+    with open(said, "rb") as pipe:
+        assert b"was before a fork. Make another" in pipe.read()
+    os.waitpid(child, 0)
+    assert client.predict(_RECORDS) == [1], "the parent's goes on"
+    client.close()
+
+
+def test_parts_that_garbage_collection_ends_hold_nobody(fake: Callable[..., Fake]) -> None:
+    """It runs in whichever thread comes to it, such as that of the client's loop."""
+    client = Client(fake(_events(_part(0, 1, 2)), _FINE).url, options=_QUICK)
+    gc.disable()
+    try:
+        parts = client.predict_in_parts([{}] * 9)
+        assert next(parts) == [1, 2]
+        cycle: list[Any] = [parts]
+        cycle.append(cycle)
+        del parts, cycle
+        client._loop.call_soon_threadsafe(gc.collect)
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.append(client.predict(_RECORDS)), daemon=True)
+        asking.start()
+        asking.join(20)
+        assert answers == [[1]]
+    finally:
+        gc.enable()
+    client.close()

@@ -329,6 +329,10 @@ def test_what_a_window_came_to_is_told_until_the_next(
     assert told == first
     assert {labels.get("feature") for _, _, labels in first} == {None, first[1][2]["feature"], first[-1][2]["feature"]}
     assert len(first) == 1 + 4 * 2  # the rows, and four numbers of the worst column of each side
+    told.clear()
+    del watched  # another version has taken its place
+    meters.tick()
+    assert told == []
 
 
 @pytest.mark.parametrize("stored", [{}, {"rows": 9, "features": {}}, {"rows": 9, "features": {"size": {}}}, []])

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,16 @@ from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.artifacts.package import open_package
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.endpoint import Endpoint, Limits, error_response
+from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter, error_response
 from lepton_ray.serve.exchange import ConnectionLimits
+from lepton_ray.serve.front import Variant
 from lepton_ray.serve.grpc_connection import GrpcConnection
-from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE
+from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE, peek_model
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.rollout.shadow import HTTP_LATE
-from lepton_ray.serve.shelf import HTTP_NO_ROOM
+from lepton_ray.serve.shelf import HTTP_NO_ROOM, Shelf, take
 from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.release import RateLimitSpec
 
@@ -118,6 +121,25 @@ def tensors(rows: int = 1, raw: bool = True, **more: Any) -> dict[str, Any]:
 def predictions_of(running: Running, rows: int = 1) -> list[dict[str, Any]]:
     answer = running.endpoint.ask("POST", "/predict", json.dumps([_RECORD] * rows).encode())
     return list(json.loads(answer.body)["predictions"])
+
+
+def test_a_further_model_answers_itself(serve: Any, call: Any, rival_package: Path) -> None:
+    running = serve()
+    rival = open_package(rival_package)
+    running.front.shelf = Shelf({"other": rival}, Limits(), lambda *_: NoMeter(), 1000, 100, lambda one: take(one, 1))
+
+    async def switch() -> None:
+        running.front.switch(Variant(running.endpoint, running.batcher), None)
+
+    running.call(switch())
+    caller = call(running.port)
+    for model, told in (("other", rival.version), ("demo", running.endpoint.version)):
+        for version in ("", told):
+            answer = caller.ask("ModelInfer", **{**tensors(), "model_name": model, "model_version": version})
+            assert (answer.model_name, answer.model_version) == (model, told)
+    for model, version in (("nobody", ""), ("other", running.endpoint.version)):
+        fields = {**tensors(), "model_name": model, "model_version": version}
+        assert caller.refusal("ModelInfer", **fields)[0] == "NOT_FOUND"
 
 
 def test_what_is_told_is_what_http_tells(serve: Any, call: Any) -> None:
@@ -228,6 +250,14 @@ def test_many_tensors_of_few_bytes_are_refused_before_they_are_made(serve: Any, 
     asked = call(serve().port).start("ModelInfer", b"\x0a\x04demo" + b"\x2a\x00" * (1 << 20))
     assert asked.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "at most 256 fields" in asked.details()
+
+
+def test_a_name_that_is_given_a_million_times_is_looked_at_a_few_times() -> None:
+    """On the event loop, which everybody waits for."""
+    body = b"\x0a\x01a" * (1 << 20)
+    begun = time.process_time()
+    assert peek_model(body) == ("a", "")
+    assert time.process_time() - begun < 0.05
 
 
 def test_a_model_that_is_named_last_is_checked_all_the_same(serve: Any, call: Any) -> None:

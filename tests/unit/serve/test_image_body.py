@@ -190,6 +190,17 @@ def test_other_forms_are_refused(body: bytes, message: str) -> None:
     assert str(refused.value).startswith(message)
 
 
+def test_fields_for_all_files_are_bounded() -> None:
+    """Each record has them for its own."""
+    files, field = [(_FILE, b"1")] * 65, 'content-disposition: form-data; name="%s"'
+    with pytest.raises(ProtocolError, match="must give at most 67108864 bytes"):
+        _read(_form(*files, (_AGE, b"7" * (2 << 20))), 65)
+    assert len(_read(_form(*files, (_AGE, b"7" * (1 << 20))), 65)) == 65
+    with pytest.raises(ProtocolError, match="got more than those 3"):
+        _read(_form(*files, *((field % number, b"") for number in range(100))), 65)
+    assert "unknown" in _read(_form(*files, (field % "unknown", b"")), 65)[0]
+
+
 @pytest.mark.parametrize("content_type", [b"multipart/form-data", b"multipart/form-data; boundary=", b""])
 def test_a_form_without_a_boundary_is_refused(content_type: bytes) -> None:
     with pytest.raises(ProtocolError, match="content-type must name the boundary"):

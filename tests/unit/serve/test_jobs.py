@@ -149,6 +149,23 @@ def test_a_way_to_the_keeper_that_breaks_leaves_nobody_waiting(
     assert running.listener.buffered_bytes == 0
 
 
+def test_a_keeper_that_is_asked_again_takes_one_job(
+    open_office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its answer was lost on the way."""
+    office = open_office()
+    reach = office.running.front.desk._reach
+
+    async def reach_twice(call: Call, terms: Terms | None) -> Response:
+        await reach(call, terms)
+        return await reach(call, terms)
+
+    monkeypatch.setattr(office.running.front.desk, "_reach", reach_twice)
+    ids = {office.submit(records(1)) for _ in range(2)}
+    assert ids == office.keeper._jobs.keys()
+    assert len(ids) == 2
+
+
 @pytest.mark.parametrize("count", [1, 17, 12_000])
 def test_a_job_ends_with_what_a_prediction_answers(open_office: Callable[..., Office], count: int) -> None:
     office = open_office()
@@ -231,6 +248,17 @@ def test_a_job_that_is_deleted_ends_and_lets_the_next_one_begin(open_office: Cal
     assert office.ask(b"DELETE", third).code == 200
     assert office.ends == ["cancelled", "cancelled", "done"]
     assert office.keeper.held_bytes() == 0
+
+
+def test_jobs_that_are_deleted_before_they_run_leave_nothing(open_office: Callable[..., Office]) -> None:
+    gate = Gate()
+    office = open_office(gate, max_running=1)
+    first = office.submit(records(1))
+    for _ in range(3):
+        office.ask(b"DELETE", office.submit(records(1)))
+    assert len(office.keeper._waiting) == 0
+    gate.let(9)
+    office.wait(first, "done")
 
 
 def test_a_job_is_its_owners_alone(open_office: Callable[..., Office], tmp_path: Path) -> None:
@@ -396,6 +424,8 @@ def test_ray_serves_http_takes_jobs_too(open_office: Callable[..., Office], call
     assert client.post("/predict", content=large).status_code == 413
     answer = client.post("/jobs", content=large, headers={"idempotency-key": "a"})
     assert answer.status_code == 202
+    told = client.request("GET", f"/jobs/{answer.json()['id']}", content=b"{}")  # some clients send a body with each
+    assert told.status_code == 200, told.text
 
 
 def _plan(*folders: Path, **values: Any) -> TrafficPlan:
@@ -408,7 +438,7 @@ async def _finish(keeper: Keeper, held: Holding, rows: int) -> dict[str, Any]:
     champion = held.front.champion
     terms = Terms(JobsSpec(), champion.name, champion.predictor.signature)
     body = json.dumps(records(rows)).encode()
-    submitted = keeper.ask(Call("jobs", body, job=JobAsked("submit", caller="me")), terms)
+    submitted = keeper.ask(Call("jobs", body, key=b"a", job=JobAsked("submit", caller="me")), terms)
     id = json.loads(submitted.body)["id"]
     while True:
         told = json.loads(keeper.ask(Call("jobs", job=JobAsked("tell", id, caller="me")), None).body)

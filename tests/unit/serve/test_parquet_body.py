@@ -16,9 +16,20 @@ from hypothesis import strategies as st
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.serve import parquet_body
 from lepton_ray.serve.endpoint import Limits, NoMeter
 from lepton_ray.serve.http import build_http_app
-from lepton_ray.serve.parquet_body import _DECODED, _ENCODED, MEDIA_TYPE, _Head, _signed, read_parquet
+from lepton_ray.serve.parquet_body import (
+    _DATA_AT,
+    _DECODED,
+    _ENCODED,
+    _STORED,
+    MEDIA_TYPE,
+    _check_sizes,
+    _Head,
+    _signed,
+    read_parquet,
+)
 from lepton_ray.serve.protocol import ProtocolError
 
 from .test_bodies import _RECORDS, _TYPED
@@ -166,12 +177,42 @@ def test_pages_are_bounded() -> None:
 
 
 def test_a_word_that_stands_in_each_row_is_made_once() -> None:
-    body = write(pa.table({"c": ["x" * (1 << 19)] * 4000}))
+    body = write(pa.table({"c": ["x" * (1 << 14)] * 4000}))
     assert len(body) < 1 << 20
     before = pa.total_allocated_bytes()
     records = read_parquet(body, _TYPED, 4096)
     assert records[0]["c"] is records[3999]["c"]
-    assert pa.total_allocated_bytes() - before < 64 << 20
+    assert pa.total_allocated_bytes() - before < 16 << 20
+
+
+def test_a_word_that_stands_in_each_row_is_bounded_in_all_of_them() -> None:
+    """The model has a copy of it for each."""
+    body = write(pa.table({"c": ["x" * (1 << 19)] * 4000}))
+    assert len(body) < 1 << 20
+    with pytest.raises(ProtocolError, match="at most 67108864 bytes of text"):
+        read_parquet(body, _TYPED, 4096)
+
+
+@pytest.mark.parametrize("filling", [b"\x69\xf3%b" % (b"\xff\xff\x0f") + bytes((1 << 18) - 1), b"\x11" * (1 << 18)])
+def test_heads_of_pages_that_columns_share_are_bounded_together(
+    monkeypatch: pytest.MonkeyPatch, filling: bytes
+) -> None:
+    """Columns may name the same place again and again; a list of bytes, or fields of truth values, make its head long."""
+    long = b"\x25\x02\x15\x00" + filling + b"\0"  # 1 byte decoded, none encoded
+    shared = {_DATA_AT: 4, _STORED: len(long)}
+    seen = []
+
+    def columns(head: Any) -> Any:
+        for number in range(4096):
+            seen.append(number)
+            yield shared
+
+    monkeypatch.setattr(parquet_body, "_columns", columns)
+    body = write(rows(1))
+    body = body[:4] + long + body[4:]
+    with pytest.raises(ProtocolError, match="at most 2000000 items"):
+        _check_sizes(body, pq.read_metadata(io.BytesIO(write(rows(1)))), 3)
+    assert len(seen) == 8
 
 
 @pytest.fixture
@@ -183,7 +224,8 @@ def sized() -> Callable[[bytes], list[int]]:
         place = column.dictionary_page_offset or column.data_page_offset
         end, sizes = place + column.total_compressed_size, []
         while place < end:
-            head = _Head(body, place)
+            head = _Head(body)
+            head.place = place
             page = head.read_struct(8)
             sizes.append(head.place - place + page[_DECODED])
             place = head.place + page[_ENCODED]

@@ -18,6 +18,7 @@ from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.bodies import reader_of
 from lepton_ray.serve.endpoint import Asked, Call, Endpoint, Limits, NoMeter, Response
+from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.rollout.division import is_chosen
@@ -254,6 +255,34 @@ def test_the_field_of_a_record_names_the_caller(held: Holding, canary: TrafficPl
     found = asyncio.run(ask())
     assert all(len(versions) == 1 for versions in found.values())
     assert len(set.union(*found.values())) == 2
+
+
+@pytest.mark.parametrize("content_type", [None, b"text/csv"])
+def test_the_first_record_names_the_caller_of_all_events(
+    held: Holding, canary: TrafficPlan, content_type: bytes | None
+) -> None:
+    """Of a table, which is the champion's, too."""
+
+    async def versions_of(body: bytes) -> set[str]:
+        call = Call("records", body, key=b"request", read=None if content_type is None else reader_of(content_type))
+        parts = [part async for part in answer_in_events(held.front, call)]
+        data = [json.loads(part.body.split(b"data: ")[1]) for part in parts]
+        assert data[-1] == {"rows": 60}
+        return {one["version"] for one in data[:-1]}
+
+    async def ask() -> list[set[str]]:
+        await held.follow(_change(canary, sticky_field="age"))
+        tables = [[{**_RECORD, "age": float((first + row) % 100)} for row in range(60)] for first in range(10)]
+        rows = [[",".join(map(str, one.values())) for one in table] for table in tables]
+        bodies = [
+            json.dumps(table).encode() if content_type is None else "\n".join([",".join(_RECORD), *lines]).encode()
+            for table, lines in zip(tables, rows, strict=True)
+        ]
+        return [await versions_of(body) for body in bodies]
+
+    found = asyncio.run(ask())
+    assert all(len(versions) == 1 for versions in found)
+    assert len(set.union(*found)) == (2 if content_type is None else 1)
 
 
 def test_a_shadow_is_compared_and_never_returned(held: Holding, canary: TrafficPlan, challenger: ModelRef) -> None:
@@ -523,3 +552,39 @@ def test_what_the_challenger_cannot_answer_comes_from_the_champion_in_the_same_f
     for response in asyncio.run(ask()):
         assert response.code == 200
         assert response.body.startswith(b"label,")
+
+
+def test_statistics_go_on_when_a_rollout_begins_and_ends(
+    held: Holding, canary: TrafficPlan, champion: ModelRef, challenger: ModelRef
+) -> None:
+    alone, first, last = TrafficPlan(model=champion), _change(canary, share=0.0), _change(canary, share=1.0, serial=1)
+
+    async def ask() -> list[dict[str, int]]:
+        told = []
+        for plan in (alone, first, last, TrafficPlan(model=challenger)):
+            await held.follow(plan)
+            for index in range(3):
+                await _predict(held, f"user-{index}")
+            found = held.front.find("GET", "/v2/models/demo/stats")
+            assert isinstance(found, Response)
+            told.append({one["version"]: one["inference_count"] for one in json.loads(found.body)["model_stats"]})
+        return told
+
+    old, new = champion.version, challenger.version
+    assert asyncio.run(ask()) == [{old: 3}, {old: 6, new: 0}, {old: 6, new: 3}, {new: 6}]
+
+
+def test_refusals_are_no_times_that_a_challenger_is_held_to(held: Holding, canary: TrafficPlan) -> None:
+    """Whoever is not let in is refused by the champion, in no time."""
+
+    async def ask() -> None:
+        await held.follow(canary)
+        for index in range(40):
+            await _predict(held, f"user-{index}")
+        for _ in range(1000):
+            held.front.refuse(Call("records"), 429, "too many")
+
+    asyncio.run(ask())
+    champion = held.tallies()[canary.model.version]
+    assert champion.requests > 1000
+    assert sum(champion.times.values()) == champion.requests - 1000

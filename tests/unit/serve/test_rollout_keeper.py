@@ -116,3 +116,28 @@ def test_the_alias_follows_a_change_that_is_not_followed_in_time(cluster: Cluste
         ask("me")
     assert cluster.aliases == (["sizes/2"] if change == "promote" else [])
     assert keeper.status()["phase"] in ("promoted", "aborted")
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_start_that_is_not_followed_in_time_leaves_nothing_that_nobody_judges(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_taken: bool
+) -> None:
+    """Ray Serve gives the plan to replicas all the same, once it has it."""
+    monkeypatch.setattr(Keeper, "_prepare", lambda self, ref: _NEW)
+    keeper = Keeper("sizes", str(cluster.folder), lambda ref, alias: None)
+    alone = TrafficPlan(model=_OLD)
+    cluster.plans.append(alone)
+    cluster.failures = 1
+    if not is_taken:
+        monkeypatch.setattr(on_ray, "read_plan", lambda application: alone)
+    with pytest.raises(EngineError, match="must take the plan"):
+        keeper.start(RolloutSpec(share=0.5).model_dump(mode="json"), _NEW.model_dump(), "me")
+    (plan,) = cluster.plans[1:]
+    if not is_taken:
+        with pytest.raises(EngineError, match="must have had a rollout"):
+            keeper.status()
+        return
+    assert keeper.status()["phase"] == "aborted"
+    cluster.now += 11
+    keeper.report("replica", plan.rollout, plan.serial, {}, "")
+    assert (cluster.plans[-1].model, cluster.plans[-1].challenger) == (_OLD, None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lepton_ray.serve.latency import RecentLatency
+from lepton_ray.serve.meters import on_ray
 from lepton_ray.serve.scaling import (
     ANSWERED,
     LISTENER_REQUESTS,
@@ -285,3 +286,17 @@ def test_presets_differ_in_the_order_that_their_names_say() -> None:
     assert (given_one.upscale_delay_s, given_one.headroom) == (0.5, cost.headroom)
     with pytest.raises(ValidationError, match=r"min_replicas must be at most max_replicas \(2\), got 3"):
         AutoscalingSpec(min_replicas=3)
+
+
+def test_parts_of_jobs_are_no_answers_that_a_target_is_held_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made as large as they may be: more replicas would be as slow."""
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(on_ray.serve_metrics, kind, lambda *facts: SimpleNamespace(observe=lambda *observed: None))
+    recent = RecentLatency(5)
+    meter = on_ray.RequestMeters("m", recent).of("v")
+    for _ in range(30):
+        meter.observe("job_parts", 200, 0.1, None)
+        meter.observe("records", 200, 0.001, None)
+    answered, p95_s = recent.read()
+    assert answered == 30
+    assert p95_s < 0.01

@@ -20,8 +20,14 @@ from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.endpoint import Asked, Call, Endpoint, Limits, NoMeter, Response
 from lepton_ray.serve.front import Front, Variant
+from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.shelf import Shelf, take
+from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.release import ModelsSpec
+from lepton_ray.stages.deploy import AppArgs
+
+from .conftest import CountingMeter, Running
+from .test_listener import post
 
 _BODY = json.dumps([{"age": 40.0, "income": 1200.0, "colour": "red", "size": "M"}]).encode()
 _MIB = 1 << 20
@@ -39,6 +45,8 @@ class Stand:
     resident: int = 0
     taken: list[str] = field(default_factory=list)
     fails: set[str] = field(default_factory=set)
+    others: list[float] = field(default_factory=list)
+    """MiB that requests take while a model is opened, for each time."""
     most_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -54,7 +62,7 @@ class Stand:
         if package.name in self.fails:
             raise ArtifactError("a secret path")
         self.taken.append(package.name)
-        self.resident += round(self.sizes[package.name] * _MIB)
+        self.resident += round((self.sizes[package.name] + (self.others.pop() if self.others else 0)) * _MIB)
         return Predictor(package), Cost(1.0, 1.0)  # in a thread
 
     async def ask(self, model: str, path: str = "predict") -> Response:
@@ -169,7 +177,7 @@ def test_a_model_beyond_the_limit_is_refused_and_the_others_answer(
         made.shelf.close()
 
     run(ask())
-    assert made.taken.count("large") == 1, "its size is known then"
+    assert made.taken.count("large") == 2, "its size is known then"
     assert made.index()["large"][0] == "UNAVAILABLE"
     assert "must fit" in made.index()["large"][1]
     heavy = open_package(mixed_package)
@@ -177,6 +185,13 @@ def test_a_model_beyond_the_limit_is_refused_and_the_others_answer(
         file.truncate(3 * _MIB)
     with pytest.raises(ArtifactError, match="the model 'x' must fit"):
         Shelf({"x": heavy}, Limits(), lambda name, version: NoMeter(), 2, 10, lambda package: take(package, 1))
+
+
+def test_a_model_is_not_refused_for_what_others_take_while_it_is_opened(stand: Callable[..., Stand]) -> None:
+    made = stand(5, a=2)
+    made.others = [20]
+    assert gather(made.ask("a"), made.ask("a")) == [200, 200]
+    assert made.shelf.held_bytes() == 2 * _MIB
 
 
 def test_a_model_that_cannot_be_opened_is_told_and_tried_again(stand: Callable[..., Stand]) -> None:
@@ -266,3 +281,31 @@ def test_a_real_model_is_measured_and_answers_as_by_itself(mixed_package: Path) 
 def test_a_name_that_no_path_can_have_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         ModelsSpec(packages={name: "/a"}, memory_limit_mb=10)
+    if name != "stats":  # the application's own is told apart
+        with pytest.raises(ValidationError):
+            AppArgs(model="/a", name=name)
+
+
+def test_what_is_refused_at_the_door_counts_for_the_model_that_is_asked_for(
+    listen: Callable[..., Running], mixed_package: Path, tmp_path: Path
+) -> None:
+    create_token(tmp_path / "tokens.json", "app", ("predict",), None, None)
+    guard = Guard()
+    running = listen(limits=Limits(max_request_bytes=1024), guard=guard)
+    meter = CountingMeter()
+    packages = {"other": open_package(mixed_package)}
+    shelf = Shelf(packages, Limits(), lambda *_: meter, 1000, 100, lambda package: take(package, 1))
+    running.front.shelf = shelf
+
+    async def switch() -> None:
+        running.front.switch(Variant(running.endpoint, running.batcher), None)
+
+    running.call(switch())
+    path = b"/v2/models/other/predict"
+    assert running.ask(post([{"size": "M" * 2000}], path=path)).code == 413
+    guard.use(read_tokens(tmp_path / "tokens.json"))
+    assert running.ask(post([], path=path)).code == 401
+    assert meter.calls == [("records", 413), ("records", 401)]
+    assert running.meter.calls == []
+    (told,) = json.loads(shelf.endpoint("other").ask("GET", "/v2/models/other/stats").body)["model_stats"]
+    assert told["inference_stats"]["fail"]["count"] == 2
