@@ -6,10 +6,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.connectors import files
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean, fingerprint
+from lepton_ray.stages.clean import preflight as clean_preflight
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.ingest import ingest, preflight
 
@@ -117,3 +118,32 @@ def test_a_reason_may_have_a_bound_of_its_own(tmp_path):
     with pytest.raises(DataError, match=r"at most 0\.05 of the rows for duplicate \(clean\.max_removed\), got 1 of 10"):
         run(tmp_path, rows, "{a: number}", "{max_removed: {duplicate: 0.05}, max_removed_fraction: 1}")
     assert len(rows_in(tmp_path / "clean" / "quarantine")) == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ("cod\nx\n", r"clean\.rules\.0\.reference: code must name a column of the source .*Did you mean 'cod'"),
+        (None, r"clean\.rules\.0\.reference\.uri must name a file or folder"),
+    ],
+)
+def test_a_reference_without_its_key_is_found_before_anything_is_read(tmp_path, there, words):
+    if there is not None:
+        (tmp_path / "keys.csv").write_text(there)
+    spec = parse_spec(
+        "name: n\ndata: {source: {kind: csv, uri: x.csv}, columns: {a: category, x: number}}\nclean:\n  rules:\n"
+        f"    - {{kind: foreign_key, columns: a, reference: {{kind: csv, uri: {tmp_path / 'keys.csv'}}}, reference_columns: code}}\n"
+    )
+    with pytest.raises((SpecError, DataError), match=words):
+        clean_preflight(spec.data, spec.clean)
+
+
+def test_a_split_by_a_column_of_few_values_is_told_so(tmp_path):
+    (tmp_path / "d.csv").write_text("year,x\n" + "".join(f"{2020 + i % 2},{i}\n" for i in range(20)))
+    spec = parse_spec(
+        f"name: n\ndata: {{source: {{kind: csv, uri: {tmp_path / 'd.csv'}}}, columns: {{year: number, x: number}}, split: {{by: year}}}}"
+    )
+    raw = ingest(spec.data, context(tmp_path / "ingest"))
+    raw = raw.model_copy(update={"location": str(tmp_path / "ingest")})
+    with pytest.raises(DataError, match=r"got none for val: rows with an equal year stay together \(data\.split\.by\)"):
+        clean(spec.data, spec.clean, raw, context(tmp_path / "clean"))
