@@ -32,7 +32,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     """
     connector = open_connector(data)
     parts = _plan(connector, ctx)
-    mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data.columns)
+    mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data)
     read = partial(read_part, data, connector, mender, Folder(ctx.filesystem, ctx.location))
     size_bytes = connector.size_bytes()
     facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
