@@ -7,6 +7,7 @@ time which cleaning lets pass is never refused when it comes as a tensor.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -190,10 +191,20 @@ def find_pattern_problem(pattern: str) -> str | None:
     return None
 
 
-def category_text(value: float | bool) -> str:
-    """Return the text of a number or truth value that stands where a text should; 2.0 and 2 are one category."""
+def category_text(value: float | bool | Decimal) -> str:
+    """Return the text of a number or truth value that stands where a text should; 2.0 and 2 are one category.
+
+    A decimal has the text of the number that JSON has for it: a database's 2.50 comes as 2.5 when the package serves.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            return str(value)
+        if value == value.to_integral_value():
+            return str(int(value))
+        text = repr(float(value))
+        return text if Decimal(text) == value else f"{value.normalize():f}"
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))
     return repr(value)
@@ -272,8 +283,17 @@ def _per_value(texts_N: pa.Array, ask: Callable[[pa.Array], pa.Array], *, null: 
     return np.asarray(pc.fill_null(ask(texts_N), null).to_numpy(zero_copy_only=False))
 
 
+def spell_decimals(cells: pa.Array) -> pa.Array:
+    """Return decimals as texts."""
+    distinct = cells.cast(pa.string()).dictionary_encode()
+    texts = [category_text(Decimal(text)) for text in distinct.dictionary.to_pylist()]
+    return pa.array(texts, pa.string()).take(distinct.indices)
+
+
 def _spell(cells: pa.Array) -> pa.Array:
     """Return numbers as the texts that a CSV file has of them."""
+    if pa.types.is_decimal(cells.type):
+        return spell_decimals(cells)
     if not pa.types.is_floating(cells.type):
         return cells.cast(pa.string())
     distinct = cells.cast(pa.float64()).dictionary_encode()

@@ -327,6 +327,8 @@ def to_text(cells: pa.Array) -> pa.Array:
         distinct = encoded.dictionary.to_numpy(zero_copy_only=False).astype(kind.to_pandas_dtype())  # spelled shortest
         texts = [None if value != value else rules.category_text(float(str(value))) for value in distinct]
         return pa.array(texts, pa.string()).take(encoded.indices)
+    if pa.types.is_decimal(kind):
+        return rules.spell_decimals(cells)
     if pa.types.is_nested(kind):
         return pa.array([None if value is None else to_json(value) for value in to_python(cells)], pa.string())
     return cells.cast(pa.string())

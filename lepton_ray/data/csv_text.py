@@ -227,7 +227,9 @@ class _LineTexts:
 def _parse_quickly(file: CsvFile, chunk: Chunk) -> pa.Table | None:
     """Parse a chunk each of whose lines is a row; None where that cannot be taken for granted."""
     num_lines = _count_plain_lines(chunk.data, file.delimiter) if chunk.num_lines is None else chunk.num_lines
-    if num_lines is None or has_mark(chunk.data):
+    if (
+        num_lines is None or has_mark(chunk.data) or not _is_utf8(chunk.data)
+    ):  # pyarrow passes over columns that are not read
         return None
     table = _parse_cells(file, chunk.data)
     return table if table is not None and table.num_rows == num_lines else None
@@ -283,7 +285,7 @@ def _read(file: CsvFile, data: bytes, types: Mapping[str, pa.DataType], missing_
             include_columns=list(file.columns),
             column_types=dict(types),
             null_values=["", *missing_words],
-            strings_can_be_null=True,
+            strings_can_be_null=not missing_words,  # they are for numbers: of texts an ignored one keeps them, and tags may
         ),
     )
 
@@ -378,8 +380,9 @@ def _cells(text: str, delimiter: str) -> list[str]:
 
 
 def _is_utf8(data: bytes) -> bool:
+    ends = pa.py_buffer(np.array([0, len(data)], np.int64))
     try:
-        data.decode()
-    except UnicodeDecodeError:
+        pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(data)]).validate(full=True)
+    except pa.ArrowInvalid:
         return False
     return True

@@ -3,15 +3,18 @@
 ``STORAGE/NAME/mended/0001.jsonl`` and so on hold a line for each record: its place, its values, and the original text that
 the person saw. Ingest reads them with the source: a mended record takes the place of the record there, so the rows that come
 in stay as many; whether it is kept, the rules decide again. A later file wins over an earlier one. Without the original text
-at that place nothing is replaced: then the source has changed since. To take a file back, delete it.
+at that place, or the values where these were seen, nothing is replaced: then the source, or how it is read, has changed since.
+To take a file back, delete it.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lepton_ray.artifacts.times import TIMESTAMP, read_times
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import sha256_json, write_atomic
-from lepton_ray.data.block import RawBlock
+from lepton_ray.data.block import LINE, RawBlock
+from lepton_ray.data.check import check_block
 from lepton_ray.data.parts import Folder
-from lepton_ray.spec.data import Column, ImageColumn, TimeColumn
+from lepton_ray.spec.data import Column, DataSpec, ImageColumn, TimeColumn
 
 MENDED = "mended"
+LIMIT = 1 << 63  # of whole numbers in Arrow
 _DIGITS = 4  # of a file's number
 
 Place = tuple[str, int]
@@ -44,6 +49,8 @@ class MendedRecord(BaseModel):
     """Cells by column, as a JSON record has them; a column that is not named is missing."""
     text: str | None = None
     """Original text of the record in quarantine; None where quarantine has the values only."""
+    seen: dict[str, Value] | None = None
+    """These values, typed."""
 
     @property
     def place(self) -> Place:
@@ -118,7 +125,7 @@ class Mender:
     """Puts mended records in the place of what a source gives; pickled to wherever parts are read."""
 
     records: Mapping[Place, MendedRecord]
-    columns: Mapping[str, Column]
+    data: DataSpec
 
     def __call__(self, blocks: Iterable[RawBlock], replaced: list[Place] | None = None) -> Iterator[RawBlock]:
         """Yield blocks without the records that are mended, and after each the mended ones.
@@ -146,7 +153,11 @@ class Mender:
             if record := self.records.get((source, int(block.lines[index]))):
                 rows[index] = record
         texts = block.texts_of(np.array(list(rows), np.int64))
-        is_same = [record.text in (None, text) for record, text in zip(rows.values(), texts, strict=True)]
+        typed = self._typed(block, [index for index, record in rows.items() if record.seen is not None])
+        is_same = [
+            record.text in (None, text) and (record.seen is None or _agree(record.seen, typed.get(index)))
+            for (index, record), text in zip(rows.items(), texts, strict=True)
+        ]
         bad_sources = block.bad_sources or [str(block.source)] * len(block.bad)
         bad = {
             index: record
@@ -154,6 +165,18 @@ class Mender:
             if (record := self.records.get((source, wrong.line))) and record.text in (None, wrong.text)
         }
         return {index: rows[index] for index, same in zip(list(rows), is_same, strict=True) if same}, bad
+
+    def _typed(self, block: RawBlock, rows: list[int]) -> dict[int, dict[str, Value]]:
+        """Return the values of some rows by position; of those that no column's rule removes."""
+        if not rows:
+            return {}
+        chosen = replace(_take(block, rows, []), source="", lines=np.arange(len(rows)), texts=None)
+        table = check_block(chosen, self.data)[0]
+        names = [name for name, column in self.data.columns.items() if not isinstance(column, ImageColumn)]
+        return {
+            rows[row[LINE]]: {name: to_plain(row[name]) for name in names}
+            for row in table.select([*names, LINE]).to_pylist()
+        }
 
     @cached_property
     def _lines(self) -> NDArray[np.int64]:
@@ -165,10 +188,10 @@ class Mender:
         for record in records:
             cells = {
                 name: _to_array(record.values[name], column)
-                for name, column in self.columns.items()
+                for name, column in self.data.columns.items()
                 if record.values.get(name) is not None and not isinstance(column, ImageColumn)
             }
-            table = pa.table(cells or {next(iter(self.columns)): pa.nulls(1, pa.string())})
+            table = pa.table(cells or {next(iter(self.data.columns)): pa.nulls(1, pa.string())})
             groups.setdefault((record.source, str(table.schema)), []).append((record, table))
         for (source, _), group in groups.items():
             yield _to_block(source, group)
@@ -201,10 +224,36 @@ def _sources_at(block: RawBlock, rows: NDArray[np.int64]) -> list[str]:
     return [block.source] * len(rows)
 
 
+def _agree(seen: Mapping[str, Value], values: Mapping[str, Value] | None) -> bool:
+    """Whether a row has the values that were seen, as far as both have a column."""
+    return values is not None and all(seen[name] == values[name] for name in seen.keys() & values.keys())
+
+
+def to_plain(value: Any) -> Value:
+    """A value as JSON has it; what JSON has no word for, and nested values, as text."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, list) and all(item is None or _is_number(item) for item in value):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _is_number(value: Any) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and abs(value) < LIMIT
+
+
 def _without(block: RawBlock, rows: list[int], bad: list[int]) -> RawBlock:
     kept = np.delete(np.arange(len(block.lines)), rows)
+    return _take(block, kept.tolist(), [index for index in range(len(block.bad)) if index not in bad])
+
+
+def _take(block: RawBlock, rows: list[int], kept_bad: list[int]) -> RawBlock:
+    kept = np.array(rows, np.int64)
     indices, texts = pa.array(kept), block.texts
-    kept_bad = [index for index in range(len(block.bad)) if index not in bad]
     return replace(
         block,
         source=block.source.take(indices) if isinstance(block.source, pa.Array) else block.source,

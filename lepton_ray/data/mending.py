@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.text import show
-from lepton_ray.data.mended import Place, Value
-from lepton_ray.data.quarantine import LIMIT, QuarantinedRecord, to_plain
+from lepton_ray.data.mended import LIMIT, Place, Value, to_plain
+from lepton_ray.data.quarantine import QuarantinedRecord
 
 _CSV_FATE = ("_source", "_line", "_stage", "_reason", "_detail", "_text")
 _MAX_PROBLEMS = 20

@@ -1,11 +1,9 @@
 """What quarantine holds: removed records with their reason, place, and original text or values."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE, TEXT
-from lepton_ray.data.mended import Place, Value
+from lepton_ray.data.mended import Place, Value, to_plain
 from lepton_ray.data.parts import Folder
 
 _CELLS = "_cells"  # raw cells as JSON, where a stage keeps them
-LIMIT = 1 << 63  # of whole numbers in Arrow
 
 
 class QuarantinedRecord(BaseModel):
@@ -167,23 +164,6 @@ def _json_object(text: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def to_plain(value: Any) -> Value:
-    """A value as JSON has it; what JSON has no word for, and nested values, as text."""
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, list) and all(item is None or _is_number(item) for item in value):
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _is_number(value: Any) -> bool:
-    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and abs(value) < LIMIT
 
 
 def find_records(quarantine: Quarantine, places: Iterable[Place]) -> dict[Place, QuarantinedRecord]:

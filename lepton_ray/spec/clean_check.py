@@ -125,7 +125,11 @@ def _check_label_settings(clean: CleanSpec, data: DataSpec) -> Iterator[str]:
     for reason in clean.max_removed:
         if reason not in REMOVAL_REASONS:
             yield f"clean.max_removed must name reasons out of {', '.join(REMOVAL_REASONS)}, got {reason!r}. Change it."
+    normal = data.anomalies.normal_class if data.anomalies else None
     if data.label is not None:
+        if normal is not None and (found := why_never(data.label, normal, data)):
+            place = "data.anomalies.normal_class"
+            yield f"{place} must be a value that {data.label} can have, got {normal!r} ({found}). Change one of them."
         return
     settings = {
         "clean.min_rows_per_class": "min_rows_per_class" in clean.model_fields_set,
@@ -268,11 +272,11 @@ def _find_impossible_text(comparison: Comparison, data: DataSpec) -> str | None:
     if comparison.operator in ("!=", "not_in"):
         is_never = allowed is not None and set(allowed) <= set(constants)
         return f"it rules out every allowed value of {name}" if is_never else None
-    reasons = [_why_never(name, value, data) for value in constants]
+    reasons = [why_never(name, value, data) for value in constants]
     return None if None in reasons else reasons[0]
 
 
-def _why_never(name: str, value: str, data: DataSpec) -> str | None:
+def why_never(name: str, value: str, data: DataSpec) -> str | None:
     """Return why a cleaned cell of a textual column is never this text."""
     column = data.columns[name]
     if value != value.strip() or value == "":
@@ -284,7 +288,8 @@ def _why_never(name: str, value: str, data: DataSpec) -> str | None:
             return f"{name} allows {', '.join(column.allowed)}"
         if column.replace.get(value, value) != value and value not in column.replace.values():
             return f"{name} replaces {value!r} by {column.replace[value]!r}"
-    is_lower = "lower" in getattr(column, "normalise", ()) and not getattr(column, "replace", {})
+    is_spelled = getattr(column, "replace", {}) or getattr(column, "allowed", None)  # which stay as the spec has them
+    is_lower = "lower" in getattr(column, "normalise", ()) and not is_spelled
     if is_lower and value != value.casefold():
         return f"{name} is in lower case"
     pattern = getattr(column, "pattern", None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, StrTuple
 from lepton_ray.spec.clean import WindowSpec
@@ -20,6 +20,14 @@ Task = Literal["classification", "multi_label", "regression", "ranking", "anomal
 
 TextStep = Literal["nfc", "nfkc", "lower", "accents", "html", "urls", "spaces"]
 TextSteps = Annotated[tuple[TextStep, ...], Field(strict=False)]
+
+
+def _trimmed(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts)
+
+
+Words = Annotated[StrTuple, AfterValidator(_trimmed)]
+"""Texts that cells are held against, which are trimmed too."""
 
 
 class NumberColumn(Section):
@@ -76,7 +84,7 @@ class _ChoiceColumn(_TextualColumn):
     replace: dict[str, str] = Field(default_factory=dict)
     """Spellings and what they stand for: ``{NYC: New York}``. Both sides may be spelled in any way that ``normalise`` makes
     equal."""
-    allowed: StrTuple | None = None
+    allowed: Words | None = None
     """The only values that are not bad, after ``replace``; None allows any."""
 
     @model_validator(mode="after")
@@ -88,7 +96,7 @@ class _ChoiceColumn(_TextualColumn):
                 wrong := [value for value in self.allowed if not re.fullmatch(self.pattern, value)]
             ):
                 raise ValueError(f"allowed must match pattern {self.pattern!r}, got {wrong[0]!r}. No row could have it")
-            if lost := [value for value in self.replace.values() if value not in self.allowed]:
+            if lost := [value for value in self.replace.values() if value.strip() not in self.allowed]:
                 raise ValueError(f"every value of replace must be one of allowed, got {lost[0]!r}. Add it to allowed")
         return self
 
@@ -294,7 +302,7 @@ class DataSpec(Section):
     """Makes the task anomaly detection."""
     ranking: RankSpec | None = None
     """Makes the task ranking, by the numbers that the label holds; a package answers with a score that puts rows in order."""
-    missing_words: StrTuple = MISSING_WORDS
+    missing_words: Words = MISSING_WORDS
     """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
     spaces. One that is a number, such as -999, means so however it is written."""
     split: SplitSpec = SplitSpec()

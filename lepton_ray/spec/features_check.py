@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lepton_ray.spec.clean_check import why_never
 from lepton_ray.spec.data import DataSpec, ImageColumn, NumberColumn, SeriesColumn
 from lepton_ray.spec.features import SECTIONS, FeaturesSpec, PolynomialFeatures
 from lepton_ray.spec.features_category import CategoryFeatures, CategoryIdsEncoding, OrdinalEncoding, TargetEncoding
@@ -92,6 +93,9 @@ def _check_category(place: str, name: str, section: CategoryFeatures, data: Data
         allowed = getattr(data.features[name], "allowed", None)
         if lost := [value for value in encode.order if allowed is not None and value not in allowed]:
             yield f"{place}.encode.order must hold values of data.columns.{name}.allowed, got {lost[0]!r}. Remove it"
+        elif never := [(value, found) for value in encode.order if (found := why_never(name, value, data))]:
+            value, found = never[0]
+            yield f"{place}.encode.order must hold values that {name} can have, got {value!r} ({found}). Change one of them"
 
 
 def _check_text(place: str, name: str, section: TextFeatures, data: DataSpec) -> Iterator[str]:

@@ -34,7 +34,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import PROFILE
 from lepton_ray.stages.near_duplicates import remove_near_duplicates
-from lepton_ray.stages.references import fingerprint_references, load_references
+from lepton_ray.stages.references import check_references, fingerprint_references, load_references
 from lepton_ray.stages.windows import add_windows
 
 VERSION = 5
@@ -82,9 +82,11 @@ def preflight(data: DataSpec, clean: CleanSpec) -> None:
     """Find what is wrong with the section before anything is read.
 
     Raises:
-        SpecError: If a rule's function cannot be imported.
+        SpecError: If a rule's function cannot be imported, or what a foreign key refers to lacks its columns.
+        DataError: If that is not there.
     """
     load_rule_functions(clean)
+    check_references(clean, data)
 
 
 def fingerprint(data: DataSpec, clean: CleanSpec) -> list[Any] | None:
@@ -237,6 +239,11 @@ def _find_empty(dataset: Dataset, data: DataSpec) -> str | None:
     lost = [name for name, count in dataset.class_rows.get("train", {}).items() if not count]
     shares = {"train": data.split.train, "val": data.split.val, "test": data.split.test}
     empty = [name for name, count in dataset.split_rows.items() if not count and shares[name]]
+    if empty and empty != ["train"] and data.split.by is not None:
+        return (
+            f"each split must hold rows, got none for {', '.join(empty)}: rows with an equal {data.split.by} stay together "
+            "(data.split.by), and there are too few different ones. Name a finer column, or add rows."
+        )
     if empty and empty != ["train"]:
         return (
             f"each split must hold rows, got none for {', '.join(empty)}: rows with equal features stay together, and there "

@@ -11,7 +11,7 @@ from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.check import check_block
-from lepton_ray.data.connectors import check_source, open_connector
+from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
 from lepton_ray.data.mended import Mender, mended_by_place, read_mended
 from lepton_ray.data.mended import fingerprint as mended_fingerprint
@@ -20,7 +20,7 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
-VERSION = 5
+VERSION = 6
 _PLAN = "plan.json"
 
 
@@ -32,7 +32,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     """
     connector = open_connector(data)
     parts = _plan(connector, ctx)
-    mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data.columns)
+    mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data)
     read = partial(read_part, data, connector, mender, Folder(ctx.filesystem, ctx.location))
     size_bytes = connector.size_bytes()
     facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
@@ -68,7 +68,7 @@ def fingerprint(data: DataSpec, storage: str, name: str) -> Any:
     """Return what the stage's result depends on outside of the spec: for files path, size and time of each; what is mended."""
     filesystem, path = open_filesystem(storage)
     mended = mended_by_place(read_mended(filesystem, f"{path.rstrip('/')}/{name}"))
-    return {"source": open_connector(data).fingerprint(), "mended": mended_fingerprint(mended)}
+    return {"source": fingerprint_of(data), "mended": mended_fingerprint(mended)}
 
 
 def _plan(connector: Connector, ctx: RunContext) -> list[Part]:

@@ -183,8 +183,11 @@ def _mend(
         changed = {name: _as_shown(value, last.get(name)) for name, value in changed.items()}
     if not changed:
         return None
-    text = original.text if earlier is None else earlier.text  # what the source has there
-    return MendedRecord(source=original.source, line=original.line, values={**last, **changed}, text=text)
+    values = {**last, **changed}
+    if earlier is not None:  # it says what the source has there
+        return earlier.model_copy(update={"values": values})
+    text, seen = original.text, original.values if original.text is None else None
+    return MendedRecord(source=original.source, line=original.line, values=values, text=text, seen=seen)
 
 
 def _as_shown(value: Value, last: Value) -> Value:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data import keys
 from lepton_ray.data.check import check_block
-from lepton_ray.data.connectors import check_source, open_connector
+from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.hashing import Words
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import Column, DataSpec
@@ -33,6 +33,20 @@ def load_references(clean: CleanSpec, data: DataSpec, ctx: RunContext) -> dict[i
     return keys.load_references(clean, data, read)
 
 
+def check_references(clean: CleanSpec, data: DataSpec) -> None:
+    """Hold the key of each foreign key against its reference, before anything is read.
+
+    Raises:
+        SpecError: If a reference does not have it.
+        DataError: If one is not there.
+    """
+    for rule in clean.rules:
+        if isinstance(rule, ForeignKeyRule):
+            with _errors_named(clean, rule):
+                reference = _reference_of(rule, keys.reference_columns(rule, data), data)
+                check_source(reference, open_connector(reference))
+
+
 def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any] | None:
     """Return what the sources of all references say of themselves outside of the spec, None without one.
 
@@ -44,18 +58,24 @@ def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any] | None
         if isinstance(rule, ForeignKeyRule):
             with _errors_named(clean, rule):
                 reference = _reference_of(rule, keys.reference_columns(rule, data), data)
-                found.append(open_connector(reference).fingerprint())
+                found.append(fingerprint_of(reference))
     return found or None
 
 
 @contextmanager
 def _errors_named(clean: CleanSpec, rule: ForeignKeyRule) -> Iterator[None]:
     """Have connectors, which know one source, name the one that they read."""
+    place = f"clean.rules.{clean.rules.index(rule)}.reference"
+
+    def named(text: str) -> str:
+        return text.replace("data.source", place).replace("data.columns.", f"{place}: ")
+
     try:
         yield
+    except SpecError as error:
+        raise SpecError([named(problem) for problem in error.problems], error.source) from error
     except DataError as error:
-        place = f"clean.rules.{clean.rules.index(rule)}.reference"
-        raise DataError(str(error).replace("data.source", place)) from error
+        raise DataError(named(str(error))) from error
 
 
 def _reference_of(rule: ForeignKeyRule, columns: Mapping[str, Column], data: DataSpec) -> DataSpec:

@@ -42,7 +42,7 @@ from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.score import SUFFIXES, features_of, run_each, source_of
 
-VERSION = 1
+VERSION = 2
 _PLAN = "plan.json"
 _FOLDERS = ("predictions", "refused")
 _LOCKS = ("lock", "lease.json")

@@ -4,13 +4,15 @@ A kind's module is imported when a spec asks for it, and so is the library that 
 """
 
 import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from lepton_ray.core import settings
+from lepton_ray.core.text import without_credentials
 from lepton_ray.data.connectors.base import Connector
 from lepton_ray.data.connectors.contract import check_source
 from lepton_ray.spec.data import DataSpec
 
-__all__ = ["KINDS", "check_source", "open_connector"]
+__all__ = ["KINDS", "check_source", "fingerprint_of", "open_connector"]
 
 KINDS = {
     "csv": "csv_files:CsvConnector",
@@ -43,6 +45,14 @@ def open_connector(data: DataSpec) -> Connector:
     """
     module, _, name = KINDS[data.source.kind].partition(":")
     return cast(Connector, getattr(importlib.import_module(f"{__name__}.{module}"), name)(data))
+
+
+def fingerprint_of(data: DataSpec) -> Any:
+    """Return what the source says of itself; of one that cannot tell, where it is, if that stands in the environment."""
+    found = open_connector(data).fingerprint()
+    uri = getattr(data.source, "uri", None) or getattr(data.source, "servers", None) or ""
+    place = without_credentials(uri)
+    return without_credentials(settings.expand(place)) if found is None and settings.references(place) else found
 
 
 if TYPE_CHECKING:

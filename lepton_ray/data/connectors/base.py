@@ -48,5 +48,5 @@ class Connector(Protocol):
         """What the result depends on outside of the spec, as JSON: paths, sizes and times of files, a table's version.
 
         A source that cannot tell (a query, an address) returns a constant: its snapshot is used until it is asked
-        for again (``--from ingest``).
+        for again (``--from ingest``), or the environment names another address.
         """

@@ -263,6 +263,6 @@ def _array(values: list[Any], column: Column) -> pa.Array:
 
 
 def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, str | bool | int | float | decimal.Decimal):
         return cell_text(value)
     return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list) else str(value)

@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_ray.artifacts.rules import category_text
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.spec.data import DataSpec
@@ -256,3 +258,35 @@ def test_times_and_series_and_texts():
     assert (rows[0]["s"], rows[0]["n"]) == ([1.0, None], "a b")
     assert (rows[3]["t"], rows[3]["s"], rows[3]["n"]) == (None, [None, None], None)
     assert reasons(check({"s": ["[1]", "{}", "[1, 2]"]}, columns)) == ["wrong_length", "type_error", None]
+
+
+def test_words_for_missing_and_allowed_ones_are_trimmed_as_cells_are():
+    rows = check(
+        {"x": ["1", "2"], "c": [" - ", "yes "]},
+        {**COLUMNS, "c": {"kind": "category", "allowed": ["yes ", "no"]}},
+        missing_words=[" - "],
+    )
+    assert [(row["c"], row["_reason"]) for row in rows] == [(None, None), ("yes", None)]
+    assert data_spec(missing_words=[" - "]).missing_words == ("-",)
+
+
+@pytest.mark.parametrize("width", [pa.decimal32, pa.decimal64, pa.decimal128, pa.decimal256])
+@pytest.mark.parametrize("kind", ["category", "text", "ignored"])
+def test_decimals_that_are_texts_are_the_numbers_that_json_has(width, kind):
+    texts = ["1.00", "2.50", "-0.00", "1000.00", None, "0.07"]
+    cells = pa.array([text and Decimal(text) for text in texts], width(9, 2))
+    rows = check({"x": ["1"] * 6, "c": cells}, {**COLUMNS, "c": kind})
+    assert [row["c"] for row in rows] == ["1", "2.5", "0", "1000", None, "0.07"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("12345678901234567890", "12345678901234567890"),
+        ("1E+3", "1000"),
+        ("0.00001", "1e-05"),  # as a float's text is
+        ("0.12345678901234567890", "0.1234567890123456789"),
+    ],
+)
+def test_a_decimals_text_loses_no_digit(value, text):
+    assert category_text(Decimal(value)) == text

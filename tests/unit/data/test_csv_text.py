@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.data import csv_text
-from lepton_ray.spec.data import TextColumn
+from lepton_ray.spec.data import IgnoredColumn, NumberColumn, TextColumn
 
 HEAD = 4 << 20
 BOM = "\ufeff"
@@ -255,3 +255,20 @@ def test_a_file_without_line_ends_is_not_held_whole(monkeypatch: pytest.MonkeyPa
     with pytest.raises(DataError, match=r"f.csv must have records of at most 9 MiB, got a longer one"):
         list(csv_text.cut_csv(stream, "f.csv", ",", 1 << 20))
     assert stream.tell() < 20_000_000
+
+
+@pytest.mark.parametrize("number", ["2", "NA", "x"])
+def test_what_other_cells_hold_does_not_make_a_text_missing(number):
+    """A word for a missing number is found again without them; an ignored column keeps it, and to tags it may be a word for none."""
+    columns = {"key": IgnoredColumn(kind="ignored"), "x": NumberColumn(kind="number")}
+    data = f"key,x\nNA,1\nB,{number}\n".encode()
+    file = csv_text.open_file(csv_text.CsvFile("f.csv", ",", columns, ("NA",)), data)
+    (chunk,) = csv_text.cut_csv(io.BytesIO(data), "f.csv", ",", 1 << 23)
+    assert csv_text.parse_chunk(file, chunk).cells.column("key").to_pylist() == ["NA", "B"]
+
+
+@pytest.mark.parametrize("ragged", [b"", b"only\n"])
+def test_bytes_that_are_no_text_are_found_in_columns_that_are_not_read_too(ragged):
+    records = read(b"a,b,note\n1,2,caf\xe9\n3,4,x\n" + ragged)
+    assert faults_of(records)[0] == (2, "invalid_utf8", "1,2,caf\\xe9")
+    assert rows_of(records) == [["3", "4"]]

@@ -64,7 +64,7 @@ def _mend(
     *records: MendedRecord, block: RawBlock | None = None
 ) -> tuple[list[dict[str, object]], list[dict[str, object]], list[tuple[str, int]]]:
     replaced: list[tuple[str, int]] = []
-    mender = pickle.loads(pickle.dumps(Mender(mended_by_place([]) | {r.place: r for r in records}, _DATA.columns)))
+    mender = pickle.loads(pickle.dumps(Mender(mended_by_place([]) | {r.place: r for r in records}, _DATA)))
     rows, removed = _check(mender([block or _block()], replaced))
     return rows, removed, replaced
 
@@ -141,7 +141,7 @@ def test_sources_that_differ_from_row_to_row() -> None:
 @given(st.sets(st.integers(1, 20)), st.lists(st.integers(1, 8), min_size=1, max_size=4))
 def test_rows_in_stay_as_many_wherever_blocks_are_cut(lines: set[int], sizes: list[int]) -> None:
     total = sum(sizes)
-    mender = Mender({("a", line): _record(line, source="a", age=-1) for line in lines}, _DATA.columns)
+    mender = Mender({("a", line): _record(line, source="a", age=-1) for line in lines}, _DATA)
     blocks, start = [], 0
     for size in sizes:
         numbers = np.arange(start + 1, start + size + 1)
@@ -187,3 +187,15 @@ def test_a_filesystem_that_is_not_local(tmp_path: Path) -> None:
     remote = pafs.SubTreeFileSystem(str(tmp_path), _LOCAL)
     assert write_mended(remote, "run", [_record(1, age=1)]) == "0001.jsonl"
     assert read_mended(remote, "run")[0].records == (_record(1, age=1),)
+
+
+def test_values_that_were_seen_tell_a_record_whose_text_is_not_known() -> None:
+    seen = {"age": 30.0, "city": "Köln", "when": "2024-02-01T00:00:00Z", "past": [None, None], "gone": "x"}
+    rows, _, replaced = _mend(MendedRecord(source="a.csv", line=2, values={"age": 31}, seen=seen))
+    assert replaced == [("a.csv", 2)]
+    assert rows[0]["age"] == 31.0
+    for other in ({"age": 30.5}, {"city": "Bonn"}, {"when": None}, {"past": [1.0, None]}):
+        rows, _, replaced = _mend(MendedRecord(source="a.csv", line=2, values={"age": 31}, seen={**seen, **other}))
+        assert replaced == []
+        assert rows[0]["age"] == 30.0
+    assert _mend(MendedRecord(source="a.csv", line=3, values={"age": 31}, seen=seen))[2] == []

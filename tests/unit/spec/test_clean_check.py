@@ -473,3 +473,26 @@ def test_the_document_names_the_reasons_of_cleaning():
     rules = ["rule_broken", "foreign_key", "not_unique", "duplicate", "near_duplicate"]
     reasons = ["too_many_missing", *rules, "too_short", "outlier"]
     assert re.findall(r"^## .*`(\w+)`$", DOCUMENT, re.MULTILINE) == reasons
+
+
+def test_allowed_values_stay_spelled_as_the_spec_has_them():
+    columns = {
+        "city": {"kind": "category", "normalise": ["lower"], "allowed": ["New York", "Oslo"]},
+        "outcome": "category",
+    }
+    rule = "rules: [{kind: compare, left: city, operator: '==', value: %s}]"
+    assert check(rule % "New York", data_of(columns)) == []
+    (problem,) = check(rule % "new york", data_of(columns))
+    assert "city allows New York, Oslo" in problem
+
+
+@pytest.mark.parametrize(
+    "label", [{"normalise": ["lower"]}, {"allowed": ["normal", "odd"]}, {"replace": {"Normal": "normal"}}]
+)
+def test_a_normal_class_that_no_row_can_have_is_refused(label):
+    section = {"source": {"kind": "csv", "uri": "x.csv"}, "label": "y", "anomalies": {"normal_class": "Normal"}}
+    columns = {"x": "number", "y": {"kind": "category", **label}}
+    data = DataSpec.model_validate({**section, "columns": columns})
+    (problem,) = check("", data)
+    assert problem.startswith("data.anomalies.normal_class must be a value that y can have, got 'Normal'")
+    assert check("", DataSpec.model_validate({**section, "columns": {**columns, "y": "category"}})) == []

@@ -81,3 +81,13 @@ def test_a_section_of_another_kind_is_named(kind):
         run_spec("a: number, note: text", f"{{columns: {{note: {{kind: {kind}}}}}, pca: {{}}}}")
     (problem,) = caught.value.problems
     assert "features.columns.note.kind must be 'text', the kind of the column" in problem
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [("{kind: category, normalise: [lower]}", "Low", "lower case"), ("category", "None", "means missing")],
+)
+def test_an_order_of_values_that_cannot_be_is_refused(column, value, reason):
+    section = f"{{columns: {{size: {{kind: category, encode: {{kind: ordinal, order: [{value}, high]}}}}}}}}"
+    with pytest.raises(SpecError, match=f"encode.order must hold values that size can have, got '{value}' .*{reason}"):
+        run_spec(f"size: {column}", section)

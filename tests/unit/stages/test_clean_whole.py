@@ -1,17 +1,21 @@
 """What clean decides over all rows: near duplicates, windows, keys in another source, stops; on files."""
 
 import datetime as dt
+from pathlib import Path
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from lepton_ray.core.errors import DataError
+from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.connectors import files
+from lepton_ray.pipeline.runner import run as run_spec
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean, fingerprint
+from lepton_ray.stages.clean import preflight as clean_preflight
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.ingest import ingest, preflight
+from lepton_ray.stages.quarantine import export, open_quarantine, read_quarantine, replay
 
 
 def context(folder):
@@ -117,3 +121,60 @@ def test_a_reason_may_have_a_bound_of_its_own(tmp_path):
     with pytest.raises(DataError, match=r"at most 0\.05 of the rows for duplicate \(clean\.max_removed\), got 1 of 10"):
         run(tmp_path, rows, "{a: number}", "{max_removed: {duplicate: 0.05}, max_removed_fraction: 1}")
     assert len(rows_in(tmp_path / "clean" / "quarantine")) == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ("cod\nx\n", r"clean\.rules\.0\.reference: code must name a column of the source .*Did you mean 'cod'"),
+        (None, r"clean\.rules\.0\.reference\.uri must name a file or folder"),
+    ],
+)
+def test_a_reference_without_its_key_is_found_before_anything_is_read(tmp_path, there, words):
+    if there is not None:
+        (tmp_path / "keys.csv").write_text(there)
+    spec = parse_spec(
+        "name: n\ndata: {source: {kind: csv, uri: x.csv}, columns: {a: category, x: number}}\nclean:\n  rules:\n"
+        f"    - {{kind: foreign_key, columns: a, reference: {{kind: csv, uri: {tmp_path / 'keys.csv'}}}, reference_columns: code}}\n"
+    )
+    with pytest.raises((SpecError, DataError), match=words):
+        clean_preflight(spec.data, spec.clean)
+
+
+def test_a_split_by_a_column_of_few_values_is_told_so(tmp_path):
+    (tmp_path / "d.csv").write_text("year,x\n" + "".join(f"{2020 + i % 2},{i}\n" for i in range(20)))
+    spec = parse_spec(
+        f"name: n\ndata: {{source: {{kind: csv, uri: {tmp_path / 'd.csv'}}}, columns: {{year: number, x: number}}, split: {{by: year}}}}"
+    )
+    raw = ingest(spec.data, context(tmp_path / "ingest"))
+    raw = raw.model_copy(update={"location": str(tmp_path / "ingest")})
+    with pytest.raises(DataError, match=r"got none for val: rows with an equal year stay together \(data\.split\.by\)"):
+        clean(spec.data, spec.clean, raw, context(tmp_path / "clean"))
+
+
+def test_a_mended_row_takes_no_other_rows_place_when_the_source_has_changed(tmp_path):
+    lines = [f"2024-01-{i:02},{i},{'Oslo' if i % 2 else ''}" for i in range(1, 21)]
+    source = tmp_path / "d.csv"
+    source.write_text("\n".join(["when,x,city", *lines]))
+    spec = parse_spec(
+        f"name: n\nstorage: {tmp_path / 'runs'}\n"
+        f"data: {{source: {{kind: csv, uri: {source}}}, columns: {{when: time, x: number, city: category}}}}\n"
+        "clean: {rules: [{kind: compare, left: x, operator: '!=', value: 7}]}"
+    )
+
+    def read():
+        result = run_spec(spec)
+        assert result["clean"].ledger.rows_in == len(source.read_text().split()) - 1
+        files = (Path(result["clean"].folder) / split for split in ("train", "val", "test"))
+        return sorted(row["x"] for split in files for row in rows_in(split))
+
+    read()
+    mended = tmp_path / "mend.csv"
+    quarantine = open_quarantine("n", str(tmp_path / "runs"))
+    with mended.open("w") as file:
+        assert export(quarantine, read_quarantine(quarantine), ".csv", file.write) == 1
+    mended.write_text(mended.read_text().replace(",7.0,", ",77,"))
+    assert replay("n", mended, str(tmp_path / "runs")).mended == 1
+    assert read() == [*(float(i) for i in range(1, 21) if i != 7), 77.0]
+    source.write_text("\n".join(["when,x,city", "2023-12-31,0,Rome", *lines]))
+    assert read() == [float(i) for i in range(21) if i != 7]

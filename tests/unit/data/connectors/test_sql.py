@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.core.errors import DataError, SpecError
-from lepton_ray.data.connectors import check_source, open_connector, sql
+from lepton_ray.data.check import to_text
+from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector, sql
+from lepton_ray.data.connectors.sql import _array
 from lepton_ray.spec import sources
-from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.data import CategoryColumn, DataSpec
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
@@ -180,3 +183,27 @@ def test_prepare_writes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_section_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sources.SqlSource.model_validate({"kind": "sql", "uri": "sqlite:///a.db", **options})
+
+
+def test_a_decimals_text_does_not_depend_on_the_rows_that_are_fetched_with_it() -> None:
+    """Arrow gives decimals that come together one scale."""
+    column = CategoryColumn(kind="category")
+    one, two = Decimal("1"), Decimal("2.50")
+    together, mixed = to_text(_array([one, two], column)).to_pylist(), _array([one, two, "x"], column).to_pylist()
+    assert [*to_text(_array([one], column)).to_pylist(), "2.5"] == together == mixed[:2] == ["1", "2.5"]
+
+
+def test_another_address_in_the_environment_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"x": "number"}
+    found = []
+    for place in ("me:one@staging:9092", "me:two@staging:9092", "production:9092"):
+        monkeypatch.setenv("SHOP", place)
+        server = DataSpec.model_validate(
+            {"source": {"kind": "http", "uri": "http://${SHOP}/orders"}, "columns": columns}
+        )
+        password = DataSpec.model_validate(
+            {"source": {"kind": "http", "uri": "http://me:${SHOP}@a/"}, "columns": columns}
+        )
+        found.append(fingerprint_of(server))
+        assert fingerprint_of(password) is None
+    assert found == ["http://staging:9092/orders", "http://staging:9092/orders", "http://production:9092/orders"]
