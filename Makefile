@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
-# Tests of functions run in a process for each core; those that start clusters and servers run alone.
-SIDE_BY_SIDE := tests/unit tests/numerics --numprocesses logical --maxprocesses 8 --dist loadfile
-IN_TURN := tests/connectors tests/docs tests/e2e tests/ray
+# Tests of functions run in a process for each core; those that start clusters and servers two files at a time, slow ones in turn.
+FUNCTIONS := tests/unit tests/numerics --numprocesses logical --maxprocesses 8 --dist loadfile
+CLUSTERS := tests/connectors tests/docs tests/e2e tests/ray
 
 .PHONY: help setup demo test test-all check format bench bench-data bench-train bench-serve bench-models docs clean
 
@@ -15,23 +15,24 @@ help: ## show this list
 
 setup: $(STAMP) ## make .venv and install the project with its tested versions
 
+# Compiling what is never imported takes minutes; Python compiles the rest at its first import.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,samples,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all,samples,bench,dev]'
 	touch $@
 
 demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up
 	$(BIN)/python jobs/demo.py $(SPEC) $(if $(SERVE),--serve)
 
 test: $(STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m 'not slow' $(IN_TURN)
+	$(BIN)/python -m pytest -m 'not slow' $(FUNCTIONS)
+	$(BIN)/python -m pytest -m 'not slow' $(CLUSTERS) --numprocesses 2 --dist loadfile
 
-test-all: $(STAMP) ## all tests; as root on Debian it first installs what the slow ones need
+test-all: test ## all tests; as root on Debian it first installs what the slow ones need
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/packages; fi
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest $(IN_TURN)
+	$(BIN)/python -m pytest -m slow $(FUNCTIONS)
+	$(BIN)/python -m pytest -m slow $(CLUSTERS)
 
 check: $(STAMP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""Markers come from the folder: tests/ray are ``ray``, tests/e2e are ``e2e``."""
+"""Markers come from the folder: tests/ray are ``ray``, tests/e2e are ``e2e``.
+
+``slow_but("a", "b-1")``, on a test with parameters, makes it slow with all but those of these ids.
+"""
 
 from pathlib import Path
 
@@ -16,3 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(_HERE).parts[0]
         if folder in ("ray", "e2e", "connectors"):
             item.add_marker(folder)
+        chosen = item.get_closest_marker("slow_but")
+        if chosen is not None and item.callspec.id not in chosen.args:  # type: ignore[attr-defined]
+            item.add_marker("slow")

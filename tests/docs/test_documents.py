@@ -93,7 +93,8 @@ def test_readme_command_runs_as_written(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [_DIGITS, pytest.param(_CREDIT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", _JOBS)
 def test_readme_job_runs_as_written(command: str, clone: Path) -> None:
     assert command in commands("README.md")
     done = run(command, clone)

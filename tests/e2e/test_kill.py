@@ -61,6 +61,7 @@ def model_bytes(stages: Any) -> bytes:
     return (Path(stages["export"]["folder"]) / "package/model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # two whole runs
 def test_killed_driver_goes_on_where_it_was(workplace: Workplace, undisturbed: Any) -> None:
     prepare(workplace)

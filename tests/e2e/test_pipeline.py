@@ -44,6 +44,7 @@ def test_nothing_is_left_running(medical: Any, shared_workplace: Workplace) -> N
     shared_workplace.wait_until(lambda: not shared_workplace.processes(), "the end of all processes")
 
 
+@pytest.mark.slow
 def test_second_run_skips_what_is_done(medical: Any, shared_workplace: Workplace) -> None:
     stages = shared_workplace.run_json("run", SPEC, "--set", "serve.port=0")["stages"]
     assert [name for name, stage in stages.items() if not stage["skipped"]] == ["register", "deploy"], (
@@ -60,6 +61,7 @@ def test_from_runs_a_stage_again_and_skips_those_before(medical: Any, shared_wor
     assert stages["register"]["version"] == medical["register"]["version"], "the same package is the same version"
 
 
+@pytest.mark.slow
 def test_missed_gate_registers_nothing_and_exits_with_3(medical: Any, shared_workplace: Workplace) -> None:
     done = shared_workplace.run("run", SPEC, "--set", "evaluate.gates.accuracy.min=0.9999", "--set", "serve=null")
     assert done.returncode == 3

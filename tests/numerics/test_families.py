@@ -267,6 +267,7 @@ def test_a_block_whose_convolutions_give_nothing_is_its_input() -> None:
     torch.testing.assert_close(block(image), image)
 
 
+@pytest.mark.slow_but("adam")
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_linear_with_weight_decay_is_ridge_logistic_regression(optimizer: str) -> None:
     """Mean loss + decay / 2 * squares is scikit-learn's with C = 1 / (rows * decay); neither draws the intercept to 0."""

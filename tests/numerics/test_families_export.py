@@ -95,6 +95,7 @@ def _raw(names: list[str], rows: int) -> tuple[dict[str, NDArray[Any]], list[NDA
     return {key: value for name in names for key, value in raw[name].items()}, [made[name] for name in names]
 
 
+@pytest.mark.slow_but("mlp", "cnn", "gru", "transformer_of_steps", "fusion")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_exported_family_answers_as_torch_does(name: str) -> None:
     family = FAMILIES[name]
@@ -122,6 +123,7 @@ def test_an_exported_family_answers_as_torch_does(name: str) -> None:
     assert wanted.std(0).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_graph_of_a_recurrent_layer_does_not_grow_with_the_text() -> None:
     counts = []
     for length in (6, 200):
@@ -136,6 +138,7 @@ def test_the_graph_of_a_recurrent_layer_does_not_grow_with_the_text() -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow_but("512-16")
 @pytest.mark.parametrize(("length", "rows"), [(64, 1024), (512, 16), (8192, 1)])
 def test_long_texts_are_answered_some_rows_at_a_time(length: int, rows: int) -> None:
     """A table has no such bound; see ``artifacts/predictor.py``."""

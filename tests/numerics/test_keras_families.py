@@ -162,6 +162,7 @@ def test_first_weights_have_the_distribution_that_torch_gives_them(name: str) ->
     assert compared >= 3
 
 
+@pytest.mark.slow_but("fusion")
 @pytest.mark.parametrize("name", _SOME_SLOW)
 def test_from_equal_weights_both_frameworks_take_the_same_steps(name: str) -> None:
     family = FAMILIES[name]
@@ -172,6 +173,7 @@ def test_from_equal_weights_both_frameworks_take_the_same_steps(name: str) -> No
     assert _difference(state.model, torch_state.model, family) < 1e-5
 
 
+@pytest.mark.slow_but("fusion")
 @pytest.mark.parametrize("name", [*_SOME_SLOW, "custom"])
 def test_added_gradients_of_workers_are_those_of_one(name: str) -> None:
     """One step of 6 rows at learning rate 1: the gradient is what it takes off the weights."""
@@ -223,6 +225,7 @@ def test_two_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
 _ALL_SETTINGS = {"average_decay": 0.9, "precision": "bfloat16", "max_rows_per_pass": 4}
 
 
+@pytest.mark.slow_but("custom-settings1")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -275,6 +278,7 @@ def test_passes_take_the_step_of_one_pass_with_mixed_labels_too() -> None:
         assert np.abs(mine - theirs).max() < 1e-6
 
 
+@pytest.mark.slow_but("cnn")
 @pytest.mark.parametrize("name", ["cnn", pytest.param("lstm", marks=pytest.mark.slow), "transformer"])
 def test_bfloat16_trains_near_float32_and_is_evaluated_in_float32(name: str) -> None:
     """It has 8 bits: a step differs by some 1e-2 of itself, of which 6 steps of 0.02 are taken."""

@@ -36,6 +36,7 @@ def _model(family: Family) -> Any:
     return model
 
 
+@pytest.mark.slow_but("custom")
 @pytest.mark.parametrize("name", _NAMES)
 def test_an_exported_family_answers_as_keras_does(name: str, tmp_path: Path) -> None:
     family = _FAMILIES[name]

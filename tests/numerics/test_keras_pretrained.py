@@ -124,6 +124,7 @@ def _group_of(path: str) -> int:
     return 1 + int(layer.split("_")[1]) if layer.startswith("block") else _TOP
 
 
+@pytest.mark.slow_but("h5")
 @pytest.mark.parametrize("form", ["safetensors", "h5"])
 def test_the_backbone_gives_what_keras_gives(folders: dict[str, Path], form: str) -> None:
     model = _build(_spec(folders[form]))()
@@ -215,6 +216,7 @@ def _prepare(target: Target) -> Any:
     return compile_graph(Signature.of(data, target), state)
 
 
+@pytest.mark.slow
 def test_the_graph_answers_as_the_model_and_needs_no_files(folders: dict[str, Path], tmp_path: Path) -> None:
     """What is built from the stored section takes the trained weights; what builds the model in a worker has those of the backbone."""
     folder = shutil.copytree(folders["h5"], tmp_path / "copy")

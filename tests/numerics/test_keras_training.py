@@ -87,6 +87,7 @@ def test_equal_weights_give_equal_logits_losses_and_gradients(spec: Any, shape: 
         assert np.abs(gradient.numpy() - wanted[variable.path]).max() < 1e-6
 
 
+@pytest.mark.slow_but("rates1-model2-shape2-augment2-adam", "rates0-model0-shape0-None-sgd", "rates1-model1-shape1-augment1-adamw")
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize(
     ("model", "shape", "augment"),
@@ -124,6 +125,7 @@ def test_from_equal_weights_both_frameworks_train_to_the_same(
     assert differences.max() < 0.05
 
 
+@pytest.mark.slow_but("model1-augment1", "model0-None")
 @pytest.mark.parametrize("augment", [None, {"balance": "weights"}, {"balance": "oversample"}])
 @pytest.mark.parametrize("model", [_DROPOUT, CnnModel(kind="cnn", channels=(4, 3), hidden=7, dropout=0.3)])
 def test_an_epoch_in_one_graph_takes_the_steps_of_a_plain_loop_to_the_bit(
@@ -136,6 +138,7 @@ def test_an_epoch_in_one_graph_takes_the_steps_of_a_plain_loop_to_the_bit(
     _assert_equal(_train(spec, data, model), whole)
 
 
+@pytest.mark.slow_but("model1-adam")
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("model", [_DROPOUT, CNN])
 def test_an_epoch_gives_what_fit_gives_on_the_same_batches_to_the_bit(optimizer: str, model: Any) -> None:
@@ -155,6 +158,7 @@ def test_an_epoch_gives_what_fit_gives_on_the_same_batches_to_the_bit(optimizer:
         assert np.array_equal(mine, wanted)
 
 
+@pytest.mark.slow_but("augment3")
 @pytest.mark.parametrize("augment", _AUGMENTS)
 def test_same_seed_gives_the_same_weights_and_another_seed_others(augment: Any) -> None:
     data, spec = _data(), _spec(augment=augment)
@@ -216,6 +220,7 @@ def test_processes_train_as_a_single_one_does(tmp_path: Path) -> None:
             assert theirs == pytest.approx(mine, abs=1e-4)
 
 
+@pytest.mark.slow_but("5")
 @pytest.mark.parametrize("rows", [1, 5])
 def test_gradients_added_by_hand_are_those_of_the_joined_batch(rows: int) -> None:
     """One step of each of 4 workers on up to 5 rows: some are idle, shares are unequal."""
@@ -239,6 +244,7 @@ def test_dropout_draws_anew_in_every_epoch() -> None:
     assert len({metrics["train_loss"] for metrics in _train(spec, _data()).history}) == 1
 
 
+@pytest.mark.slow_but("adamw-2-augment1")
 @pytest.mark.parametrize(
     ("optimizer", "stop", "augment"), [("adam", 1, None), ("adamw", 2, _VARIED), ("sgd", 2, {"balance": "weights"})]
 )
@@ -273,6 +279,7 @@ in_process.fit(case._build(case._DROPOUT), case._data(), case._spec(), case._SEE
 """
 
 
+@pytest.mark.slow
 def test_killed_process_goes_on_to_the_same_result(tmp_path: Path) -> None:
     data, spec = _data(), _spec()
     done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], cwd=_REPOSITORY, check=False)

@@ -142,6 +142,7 @@ def test_a_step_is_that_of_the_closed_form(framework: Any) -> None:
     np.testing.assert_allclose(before - weight(), _lambdas(data, before, step), atol=1e-6)
 
 
+@pytest.mark.slow_but("options0-2-50", "options1-3-50", "options2-5-21")
 @pytest.mark.parametrize(("world_size", "rows"), [(2, 50), (3, 50), (5, 21), (13, 30)])
 @pytest.mark.parametrize("options", [{}, {"max_rows_per_pass": 4, "clip_norm": 0.5}, {"average_decay": 0.8}])
 def test_many_workers_train_as_a_single_one_does(world_size: int, rows: int, options: Any) -> None:
@@ -162,6 +163,7 @@ def test_many_workers_train_as_a_single_one_does(world_size: int, rows: int, opt
         assert other == pytest.approx(one, abs=2e-5)
 
 
+@pytest.mark.slow_but("40")
 @pytest.mark.parametrize("rows", [9, 40])
 def test_the_steps_of_keras_workers_add_up_to_that_of_one(rows: int) -> None:
     """One step of each of 4 workers, without a sum over them: some have no pair."""

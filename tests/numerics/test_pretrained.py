@@ -118,6 +118,7 @@ def _changed(state: TrainState, spec: PretrainedModel) -> set[int]:
     return {i for i, (g, b) in pairs if any(not torch.equal(p, q) for p, q in zip(g, b, strict=True))}
 
 
+@pytest.mark.slow_but("mean-bert", "first-electra")
 @pytest.mark.parametrize("kind", _TEXTS)
 @pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_a_text_is_encoded_as_transformers_does(tmp_path: Path, kind: str, pooling: str) -> None:
@@ -213,6 +214,7 @@ def test_groups_of_layers_begin_to_learn_from_the_top(bert: Path) -> None:
     assert _changed(_train(partly, _train_spec(epochs=4)), partly) == {2}
 
 
+@pytest.mark.slow_but("settings1-2")
 @pytest.mark.parametrize("stop", [2, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 3))])
 @pytest.mark.parametrize(
     "settings", [{"unfreeze_every_epochs": 1, "layer_lr_factor": 0.5}, {"lora": {"factor_rank": 2}}]

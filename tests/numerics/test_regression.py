@@ -124,6 +124,7 @@ def test_resumed_after_an_epoch_is_equal_to_the_bit(tmp_path: Path) -> None:
     assert resumed.history == undisturbed.history
 
 
+@pytest.mark.slow_but("target1")
 @pytest.mark.parametrize(
     "target",
     [

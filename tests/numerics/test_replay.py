@@ -116,6 +116,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow_but("torch")
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_interrupted_after_each_epoch_it_goes_on_in_the_same_part_to_the_bit(tmp_path: Path, framework: Any) -> None:
     spec = _spec(framework=framework)

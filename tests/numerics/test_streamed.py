@@ -239,6 +239,7 @@ def test_training_takes_the_steps_that_memory_takes_in_the_same_order(
         assert mine == pytest.approx(theirs, abs=1e-6)
 
 
+@pytest.mark.slow_but("2-None-torch", "5-augment1-torch", "7-augment1-torch", "5-augment1-keras")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("augment", [None, _AUGMENT])
 @pytest.mark.parametrize("stop", [2, 5, 7, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 4, 12))])
@@ -395,6 +396,7 @@ print(json.dumps({"rows": rows, "total": total, "growth": peak() - before}))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_windows_whatever_the_rows(tmp_path: Path) -> None:
     """160 MiB of rows in windows of 8 MiB, three times: the most memory of a process of its own, as the system counts it."""
     groups, group_rows, window_bytes = 80, 29_000, 8 << 20

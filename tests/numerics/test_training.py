@@ -109,6 +109,7 @@ class _Threads:
         return states
 
 
+@pytest.mark.slow_but("None-adam-2-34-7", "augment1-sgd-3-34-7", "augment2-adamw-3-35-2", "augment1-adam-6-37-1")
 @pytest.mark.parametrize(("world_size", "rows", "val_rows"), [(2, 34, 7), (3, 34, 7), (3, 35, 2), (6, 37, 1)])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("augment", [None, _AUGMENT, {**_AUGMENT, "balance": "oversample"}])
@@ -203,6 +204,7 @@ def test_a_step_of_sgd_is_the_closed_form() -> None:
     assert np.abs(got_bias - (bias - 0.5 * error.mean(0))).max() < 1e-6
 
 
+@pytest.mark.slow_but("None-1-adam", "augment1-2-adamw", "augment2-3-sgd", "augment1-4-adam")
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 @pytest.mark.parametrize("augment", [None, _AUGMENT, {**_AUGMENT, "balance": "undersample"}])

@@ -42,6 +42,7 @@ def test_workers_end_after_a_report_and_go_on_from_it(cluster: None, tmp_path: P
     assert resumed.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_search_keeps_its_finished_trials_and_tries_the_rest_later(cluster: None, tmp_path: Path) -> None:
     from lepton_ray.tune import on_ray
 

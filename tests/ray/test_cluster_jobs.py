@@ -14,7 +14,7 @@ import yaml
 
 from lepton_ray.engine.session import free_port
 
-from .conftest import wait_until
+from .conftest import processes_named, wait_until
 
 SPEC = "jobs/specs/medical_diagnosis.yaml"
 
@@ -34,7 +34,8 @@ def get(url: str) -> Any:
 def submitted(head: Any) -> Any:
     """The pipeline run as a job, without its own deployment."""
     settings = [f"storage={head.home / 'runs'}", f"data.source.uri={head.home / 'raw.csv'}", "tune=null", "serve=null"]
-    overrides = [item for setting in [*settings, "train.epochs=12", "train.lr=4e-3"] for item in ("--set", setting)]
+    training = ["train.epochs=12", "train.lr=4e-3", "train.num_workers=1"]
+    overrides = [item for setting in [*settings, *training] for item in ("--set", setting)]
     job = ["python", "jobs/run.py", SPEC, *overrides]
     return head.run("ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job)
 
@@ -47,6 +48,7 @@ def test_job_runs_the_pipeline_on_the_cluster(head: Any, submitted: Any) -> None
     assert manifests == ["clean", "evaluate", "export", "featurize", "ingest", "register", "train"]
 
 
+@pytest.mark.slow
 def test_job_with_a_wrong_spec_fails_with_its_exit_status(head: Any) -> None:
     command = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
     done = head.run(*command, "python", "jobs/run.py", SPEC, "--set", "train.epoch=3")
@@ -93,6 +95,7 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_job_and_stop_ends_it_as_it_ends_a_local_run(head: Any, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import threading\n\ndef wait(uri):\n    threading.Event().wait()\n")
     spec = tmp_path / "spec.yaml"
@@ -184,7 +187,7 @@ def test_deployed_application_answers_as_the_training_code(head: Any, deployed: 
 
 def test_serving_process_has_loaded_no_training_framework(deployed: list[str]) -> None:
     """Read off the replica's memory map: what its modules loaded, whoever imported them."""
-    replicas = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"ServeReplica" in _read(path)]
+    replicas = [Path(f"/proc/{pid}") for pid in processes_named("ServeReplica")]
     assert replicas
     for url in deployed:
         post(f"{url}/v2/models/medical_diagnosis/infer", _infer_body())

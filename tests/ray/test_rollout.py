@@ -209,6 +209,7 @@ def test_a_challenger_that_fails_is_taken_back_from_all_replicas(rolling: Rollin
     assert rolling.events() == ["start", "rollback"]
 
 
+@pytest.mark.slow
 def test_a_challenger_that_answers_otherwise_is_taken_back(rolling: Rolling) -> None:
     body = [{"size": 10.0, "kind": "a"}] * 9 + [{"size": 90.0, "kind": "b"}]
     rolling.load.body = json.dumps(body).encode()
@@ -218,6 +219,7 @@ def test_a_challenger_that_answers_otherwise_is_taken_back(rolling: Rolling) -> 
     rolling.answers_only("first")
 
 
+@pytest.mark.slow
 def test_blue_green_switches_at_once_and_back(rolling: Rolling) -> None:
     url = rolling.load.url
     rolling.start("second", mode="blue_green")
@@ -231,6 +233,7 @@ def test_blue_green_switches_at_once_and_back(rolling: Rolling) -> None:
     assert rolling.events() == ["start", "promote", "abort"]
 
 
+@pytest.mark.slow
 def test_a_shadow_is_compared_and_the_keeper_goes_on_after_its_end(rolling: Rolling) -> None:
     from lepton_ray.serve.rollout.on_ray import find_keeper
 
@@ -267,6 +270,7 @@ def _is_back(rolling: Rolling) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_outcomes_decide_an_ab_test(rolling: Rolling) -> None:
     rolling.start("second", mode="ab", share=0.5, min_outcomes=50)
     new, old = rolling.packages.version("second"), rolling.packages.version("first")
@@ -283,6 +287,7 @@ def test_outcomes_decide_an_ab_test(rolling: Rolling) -> None:
     rolling.answers_only("second")
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_is_wrong_and_where_a_rollout_stands(rolling: Rolling) -> None:
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(command_line, ["rollout", *arguments])

@@ -105,6 +105,7 @@ def shrink(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[A
     return Shrinking(values, folder).epochs()
 
 
+@pytest.mark.slow
 def test_an_interrupted_random_search_tries_what_an_undisturbed_one_tries(cluster: None, tmp_path: Path) -> None:
     asked = {"num_trials": 4, "epochs": 2, "searcher": "random", "scheduler": "none", "space": LR, **ONE}
     heard: list[str] = []
@@ -119,6 +120,7 @@ def test_an_interrupted_random_search_tries_what_an_undisturbed_one_tries(cluste
     assert sorted(rates(resumed)) == sorted(rates(undisturbed))
 
 
+@pytest.mark.slow
 def test_failed_trials_and_losses_that_are_no_number(cluster: None, tmp_path: Path) -> None:
     asked = {"epochs": 2, "searcher": "grid", "scheduler": "asha", "space": STEPS, **ONE}
     found = run_search(tmp_path, constant, max_failed_trials=1, **asked)
@@ -150,6 +152,7 @@ def beside_a_failure(folder: Path, values: dict[str, Any], data: Any, _: Path | 
         time.sleep(0.1)  # an epoch's length: results without end or pace would keep Tune from all else
 
 
+@pytest.mark.slow
 def test_trials_beside_the_one_too_many_that_failed_begin_anew(cluster: None, tmp_path: Path) -> None:
     """A repeated search does not take what a trial had come to for its end."""
     space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2]}}
@@ -160,6 +163,7 @@ def test_trials_beside_the_one_too_many_that_failed_begin_anew(cluster: None, tm
     assert journal_in(tmp_path).read() == []
 
 
+@pytest.mark.slow
 def test_a_search_of_which_all_trials_failed_says_why(cluster: None, tmp_path: Path) -> None:
     space = {"train.lr": {"kind": "choice", "values": [0.6, 0.7]}}
     with pytest.raises(EngineError, match=r"got none of 0 trials \(2 failed, .*lr is 0\.[67]"):

@@ -243,6 +243,7 @@ def test_every_setting_that_changes_makes_new_replicas() -> None:
     assert on_ray._version_of(served) == on_ray._version_of(replace(served))
 
 
+@pytest.mark.slow
 def test_an_update_under_load_loses_no_request(application: Application) -> None:
     port = free_port()
     at = application.deploy(listener=ListenerSpec(port=port), max_rows_per_request=100)
@@ -256,6 +257,7 @@ def test_an_update_under_load_loses_no_request(application: Application) -> None
     assert load.failures == []
 
 
+@pytest.mark.slow
 def test_going_from_two_replicas_to_one_under_load_loses_no_request(application: Application) -> None:
     port, grpc_port = free_port(), free_port()
     two = AutoscalingSpec(min_replicas=2, max_replicas=2)
@@ -327,6 +329,7 @@ def test_requests_at_the_listener_bring_more_replicas(application: Application) 
     assert load.failures == []
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_told_and_the_standard_address_serves(application: Application) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -337,12 +340,14 @@ def test_a_taken_port_is_told_and_the_standard_address_serves(application: Appli
         assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
 
 
+@pytest.mark.slow
 def test_without_a_listener_the_standard_address_serves(application: Application) -> None:
     at = application.deploy(listener=None)
     assert at.through == "Ray Serve's proxy; the replicas' listener does not answer: it is off"
     assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
 
 
+@pytest.mark.slow
 def test_both_ways_in_speak_tls(cluster: None, package: str, tmp_path: Path) -> None:
     """Ray Serve's proxy keeps its options while it runs: this test has it for itself."""
     from ray import serve

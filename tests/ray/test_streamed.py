@@ -58,6 +58,7 @@ def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_ray_data_gives_rows_in_their_order_where_workers_hold_all_processors(cluster: None) -> None:
     from lepton_ray.train.rows import Cut
     from lepton_ray.train.streamed.on_ray import read_ahead

@@ -75,6 +75,7 @@ def test_two_workers_take_the_steps_that_one_takes(
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_training_and_nothing_else_is_done_with_it_later(cluster: None, tmp_path: Path) -> None:
     """Ray's own handler ended the process with a status of its own; after the training it took Ctrl-C for that."""
     import ray

@@ -77,6 +77,7 @@ def _compressed(case: str, kind: Any) -> tuple[onnx.ModelProto, onnx.ModelProto]
     return before, compress(graph, prepare, kind, _rows(case, 200, seed=2))
 
 
+@pytest.mark.slow_but("int8-0.55-0.05-cnn", "float16-0.65-0.002-mlp")
 @pytest.mark.parametrize("case", list(_CASES))
 @pytest.mark.parametrize(("kind", "share", "bound"), [("float16", 0.65, 2e-3), ("int8", 0.55, 5e-2)])
 def test_it_is_smaller_and_near(case: str, kind: str, share: float, bound: float) -> None:
@@ -88,6 +89,7 @@ def test_it_is_smaller_and_near(case: str, kind: str, share: float, bound: float
     assert [value.name for value in after.graph.output] == [value.name for value in before.graph.output]
 
 
+@pytest.mark.slow_but("mlp")
 @pytest.mark.parametrize("case", list(_CASES))
 def test_an_answer_does_not_depend_on_the_rows_beside_it(case: str) -> None:
     _, after = _compressed(case, "int8")
@@ -113,6 +115,7 @@ def test_weights_are_whole_numbers_with_a_scale_for_each_channel() -> None:
         assert np.abs(whole * scale[:, None, None, None] - kernel).max() <= 0.51 * scale.max()
 
 
+@pytest.mark.slow_but("int8")
 @pytest.mark.parametrize("kind", ["float16", "int8"])
 def test_the_features_stay_as_they_are(kind: Any) -> None:
     _, prepare = _graphs("mlp")

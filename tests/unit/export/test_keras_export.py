@@ -86,6 +86,7 @@ def test_the_training_codes_answer_is_without_dropout() -> None:
 _NUMBERS = Target(task="regression", num_values=len(_CLASSES), mean=1e3, std=0.5)
 
 
+@pytest.mark.slow_but("litert-mlp-target0", "saved_model-cnn-target1")
 @pytest.mark.parametrize(("case", "target"), [("mlp", _TARGET), ("cnn", _TARGET), ("mlp", _NUMBERS)])
 @pytest.mark.parametrize("kind", ["saved_model", "litert"])
 def test_a_further_file_answers_as_keras_does(tmp_path: Path, case: str, target: Target, kind: Any) -> None:

@@ -113,6 +113,7 @@ def test_alertmanager_takes_its_file() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_alerts_fire_on_their_fault_alone() -> None:
     done = run("promtool", "test", "rules", "tests.yml")
     assert done.returncode == 0, done.stdout + done.stderr

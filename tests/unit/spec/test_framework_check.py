@@ -140,6 +140,7 @@ print([name for name in ("torch", "tensorflow", "keras") if name in sys.modules]
 """
 
 
+@pytest.mark.slow_but("torch-loaded0")
 @pytest.mark.parametrize(
     ("framework", "loaded"), [("torch", ["torch"]), ("keras", ["tensorflow", "keras"]), ("jax", ["keras"])]
 )

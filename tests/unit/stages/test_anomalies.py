@@ -60,6 +60,7 @@ def _parsed(spec: dict[str, Any]) -> Any:
 _RECORDS = [{"flow": 1.0, "power": 2.0, "kind": "a"}, {"flow": 1.0, "power": -4.0, "kind": "a"}]
 
 
+@pytest.mark.slow_but("torch")
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_what_is_unlike_normal_rows_is_found(folder: Path, framework: str) -> None:
     result = run(_parsed(_spec(folder, framework)))
@@ -97,6 +98,7 @@ def test_the_label_is_not_seen(folder: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_without_a_label_all_rows_count_as_normal(folder: Path, tmp_path: Path) -> None:
     columns = {"flow": "number", "power": "number", "kind": "category", "state": {"kind": "ignored"}}
     data = {"columns": columns, "label": None, "anomalies": {"quantile": 0.9}}

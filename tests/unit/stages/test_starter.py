@@ -153,6 +153,7 @@ def test_odd_names(tmp_path, suffix, name):
 NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name.strip() == name and "${" not in name)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(NAMES, min_size=2, max_size=4, unique=True))
 def test_any_names_that_a_spec_can_hold(names):

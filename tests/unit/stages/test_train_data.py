@@ -86,6 +86,7 @@ def _whole(data: Any, split: str) -> tuple[dict[str, Any], Any]:
     return x, np.concatenate([y for _, y in groups])
 
 
+@pytest.mark.slow_but("classification", "unlabelled")
 @pytest.mark.parametrize("task", list(_LABELS))
 def test_streamed_rows_are_those_read_whole_and_give_a_package(
     source: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
