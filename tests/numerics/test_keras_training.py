@@ -87,7 +87,9 @@ def test_equal_weights_give_equal_logits_losses_and_gradients(spec: Any, shape: 
         assert np.abs(gradient.numpy() - wanted[variable.path]).max() < 1e-6
 
 
-@pytest.mark.slow_but("rates1-model2-shape2-augment2-adam", "rates0-model0-shape0-None-sgd", "rates1-model1-shape1-augment1-adamw")
+@pytest.mark.slow_but(
+    "rates1-model2-shape2-augment2-adam", "rates0-model0-shape0-None-sgd", "rates1-model1-shape1-augment1-adamw"
+)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize(
     ("model", "shape", "augment"),

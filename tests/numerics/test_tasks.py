@@ -160,7 +160,14 @@ def _case(name: str) -> tuple[Target, Signature, Any]:
     return _TARGETS[name], Signature.of(data, _TARGETS[name]), state
 
 
-@pytest.mark.slow_but("ranking-torch", "multi_label-torch", "classification-keras", "series-keras", "regression-keras", "anomaly_detection-keras")
+@pytest.mark.slow_but(
+    "ranking-torch",
+    "multi_label-torch",
+    "classification-keras",
+    "series-keras",
+    "regression-keras",
+    "anomaly_detection-keras",
+)
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 @pytest.mark.parametrize("name", _TARGETS)
 def test_the_graph_answers_what_the_table_of_target_says(name: str, framework: Any) -> None:
