@@ -140,7 +140,7 @@ def test_types_keep_their_meaning(postgres: Postgres) -> None:
     assert {name: row[name] for name in columns} == {
         "b": "true", "j": '{"a":[1,null]}', "u": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "d": datetime(2024, 2, 29, tzinfo=UTC),
         "ts": datetime(2024, 2, 29, 12, microsecond=1, tzinfo=UTC), "num": 12345678901234567890.5, "big": "9223372036854775807",
-        "s": [1.5, None], "ip": "10.0.0.1", "i": "0:01:30", "picture": b"\x01\x02\x03", "nan": None, "dec": "1.10",
+        "s": [1.5, None], "ip": "10.0.0.1", "i": "0:01:30", "picture": b"\x01\x02\x03", "nan": None, "dec": "1.1",
     }  # fmt: skip
 
 

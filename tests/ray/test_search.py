@@ -457,14 +457,14 @@ def test_a_killed_search_goes_on(cluster: None, tmp_path: Path, how: signal.Sign
             lambda: (tmp_path / "trials" / "00001.json").exists() or process.poll() is not None, "the first trial"
         )
         process.send_signal(how)
-        output, _ = process.communicate(timeout=100)
+        output, errors = process.communicate(timeout=100)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert b"ENDED" not in output, "an interrupted search is not one that has ended"
     assert process.returncode != 0
     first = journal_in(tmp_path).read()
-    assert len(first) == 1
+    assert len(first) == 1, errors.decode()
     found = run_search(tmp_path, shrink, num_trials=3, epochs=2, scheduler="none", space=LR, **ONE)
     assert found.trials[:1] == first
     assert len(set(rates(found.trials))) == 3
