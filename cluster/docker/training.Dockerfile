@@ -11,7 +11,8 @@ COPY lepton_ray /src/lepton_ray
 RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" --constraint /src/constraints.txt "/src[$EXTRAS]"
 
 FROM python:3.11.14-slim-bookworm
-RUN groupadd --gid 1000 ray && useradd --uid 1000 --gid 1000 --create-home ray
+RUN groupadd --gid 1000 ray && useradd --uid 1000 --gid 1000 --create-home ray \
+  && install -d -o ray -g ray /home/ray/lepton_ray
 COPY --from=build /opt/lepton /opt/lepton
 ENV PATH=/opt/lepton/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 USER 1000:1000

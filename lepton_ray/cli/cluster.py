@@ -104,7 +104,7 @@ def submit(
 
         with forwarded(file) as url:
             jobs = connect(url)
-            follow_job(jobs, send(jobs, request, working_dir), as_json=False)
+            follow_job(jobs, send(jobs, request, working_dir), as_json=False, cluster=file)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """``lepton-ray submit`` and ``lepton-ray jobs``: specs as jobs of a cluster, with the exit statuses of local runs."""
 
 import dataclasses
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ AddressOption = Annotated[
 JobArgument = Annotated[str, typer.Argument(help="Id of the job.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _DETACHED = 130
+_FORWARDED = "http://localhost:8265"  # by ray dashboard
 
 
 def connect(address: str | None) -> Any:
@@ -127,14 +129,23 @@ def stop(job: JobArgument, address: AddressOption = None) -> None:
         typer.echo(f"{job} {'is told to stop' if was_running else 'had ended already'}", err=True)
 
 
-def follow_job(jobs: Any, job: str, as_json: bool) -> None:
-    """Print a job's log to its end and exit as it did; Ctrl-C leaves the job alone."""
+def follow_job(jobs: Any, job: str, as_json: bool, cluster: Path | None = None) -> None:
+    """Print a job's log to its end and exit as it did; Ctrl-C leaves the job alone.
+
+    Args:
+        jobs: Where it runs.
+        job: Its id.
+        as_json: Whether to print how it ended as JSON.
+        cluster: Launcher file of the cluster, where the address ends with this process.
+    """
     try:
         with only_json_on_stdout(as_json):
             ended = jobs.follow(job, _tell)
     except KeyboardInterrupt:
         typer.echo("\ndetached: the job goes on", err=True)
-        _say_how_to_go_on(job, jobs.address)
+        if cluster is not None:
+            typer.echo(f"  ray dashboard {shlex.quote(str(cluster))}", err=True)
+        _say_how_to_go_on(job, jobs.address if cluster is None else _FORWARDED)
         raise typer.Exit(_DETACHED) from None
     _print_job(ended, as_json)
     raise typer.Exit(ended.exit_status)

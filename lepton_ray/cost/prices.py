@@ -112,9 +112,8 @@ def usd_per_hour(cost: CostSpec, table: PriceTable, num_workers: int) -> Bounds 
     ]:
         raise SpecError(wrong)
     rate = Bounds.exactly(provider.instances[cost.head].on_demand)
-    if cost.worker is None:
-        return rate
-    return rate + _of_worker(cost, provider, provider.instances[cost.worker]).times(num_workers, num_workers)
+    worker = provider.instances[cost.worker or cost.head]
+    return rate + _of_worker(cost, provider, worker).times(num_workers, num_workers)
 
 
 def _of_worker(cost: CostSpec, provider: Provider, worker: Instance) -> Bounds:

@@ -54,7 +54,7 @@ def connect() -> Session:
         try:
             with _signals_kept():
                 _init(ray, address or "auto", is_local)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             hint = (
                 "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
                 if not is_local

@@ -145,7 +145,7 @@ def _check_gcp(node: Config, path: str) -> Iterator[str]:
 
 def _check_starts(config: Config) -> Iterator[str]:
     """Traps of Ray 2.60 that no schema knows."""
-    starts = config.get("head_start_ray_commands")
+    starts = config.get("head_start_ray_commands", [])  # without, Ray has its own, which set nothing
     provider = config.get("provider")
     if not isinstance(starts, list) or not isinstance(provider, dict):
         return

@@ -245,7 +245,7 @@ class Description(Section):
     """Container image of the places that use one; its Ray and Python are those of the tested versions."""
     extras: StrTuple = ("all",)
     """Extras of the package that every machine gets."""
-    exclude: StrTuple = ("/.git", "/.venv", "/runs", "/data", "__pycache__", ".*_cache")
+    exclude: StrTuple = ("/.git", ".*env", ".*_token", "/runs", "/data", "__pycache__", ".*_cache")
     """What is not copied to the machines, as rsync's ``--exclude``; a slash first means the project's own folder."""
     token_file: FilePath = "~/.ray/auth_token"  # noqa: S105  where it is, not what
     """Ray's token on the launching machine, copied to every machine; ``ray get-auth-token --generate`` makes one."""

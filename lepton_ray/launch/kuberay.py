@@ -83,10 +83,11 @@ def _serve_config(path: Path) -> dict[str, Any]:
         raise SpecError([f"serving.config must be a file of serve deploy, got {str(path)!r}. Check the path"])
     try:
         config: dict[str, Any] = yaml.safe_load(read_text(path))
-        port = (config.get("http_options") or {}).get("port", _SERVE_PORT)
+        options = dict(config.get("http_options") or {})
+        port = options.get("port", _SERVE_PORT)
         (application,) = config["applications"]
         serve = dict(application["args"].get("serve") or {})
-        listener = {"port": port + 1, **(serve.get("listener") or {})}
+        listener, tls = {"port": port + 1, **(serve.get("listener") or {})}, dict(serve.get("tls") or {})
         if not isinstance(listener["port"], int):
             raise TypeError(f"the listener's port {listener['port']!r}")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -98,8 +99,8 @@ def _serve_config(path: Path) -> dict[str, Any]:
             ]
         ) from error
     everywhere = {"host": "0.0.0.0"}  # noqa: S104  the network policy says who reaches it
-    config["http_options"] = {"host": everywhere["host"], "port": port}
-    application["args"]["serve"] = {**serve, "listener": {**listener, **everywhere}}
+    config["http_options"] = {**options, **everywhere, "port": port}
+    application["args"]["serve"] = {**serve, "listener": {**listener, **everywhere}, **({"tls": tls} if tls else {})}
     return config
 
 
@@ -331,7 +332,7 @@ def _ray_service(description: Description, serve: Mapping[str, Any]) -> Manifest
     serving = description.serving
     listener = _listener_port(serve)
     ports = _ports(metrics=METRICS_PORT, serve=serve["http_options"]["port"], listener=listener)
-    ready = _probe("/v2/health/ready", listener, periodSeconds=5, failureThreshold=2)
+    ready = _ready(serve, listener)
     selector = {"matchLabels": {_PART_OF: description.name, _COMPONENT: _SERVING}}
     apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     pod = {"topologySpreadConstraints": [{**apart, "labelSelector": selector}]}
@@ -354,6 +355,17 @@ def _ray_service(description: Description, serve: Mapping[str, Any]) -> Manifest
             },
         },
     }
+
+
+def _ready(serve: Mapping[str, Any], listener: int) -> Manifest:
+    """Kubernetes asks a listener with TLS in TLS, trusting any certificate; where it would have to show one, it only connects."""
+    probe = _probe("/v2/health/ready", listener, periodSeconds=5, failureThreshold=2)
+    tls = serve["applications"][0]["args"]["serve"].get("tls")
+    if not tls:
+        return probe
+    if tls.get("client_ca_file"):
+        return {**{key: value for key, value in probe.items() if key != "httpGet"}, "tcpSocket": {"port": listener}}
+    return {**probe, "httpGet": {**probe["httpGet"], "scheme": "HTTPS"}}
 
 
 def _listener_service(description: Description, serve: Mapping[str, Any]) -> Manifest:

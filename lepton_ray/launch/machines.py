@@ -198,7 +198,7 @@ def down(path: Path, config: Config, timeout_s: float, tell: Tell) -> None:
     if _NO_NODES not in said:
         raise EngineError(f"{path}: ray down must end with {_NO_NODES!r}, got: {_end_of(said)}. Look at the machines")
     tell("ray down has ended")
-    if config["provider"]["type"] == "local":
+    if config["provider"]["type"] == "local" and "coordinator_address" not in config["provider"]:
         _stop_leftovers(path, config, tell)
 
 

@@ -25,6 +25,7 @@ _RAY: dict[str, tuple[str, ...]] = {
     "ray_node_failure_total": (),
     "ray_cluster_active_nodes": (),
     "ray_gcs_storage_operation_count_total": (),
+    "ray_grpc_server_req_new_total": ("Method",),
     "ray_object_store_used_memory": (),
     "ray_tasks": ("State",),
     "ray_actors": ("State",),

@@ -21,7 +21,7 @@ class CostSpec(Section):
     head: InstanceType | None = None
     """Instance type of the head, or of the only machine."""
     worker: InstanceType | None = None
-    """Instance type of the other machines."""
+    """Instance type of the other machines; None takes that of the head."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Machines beside the head. Once a run is connected to a cluster they are counted there; None counts none before."""
     spot: bool = False

@@ -10,6 +10,8 @@ from lepton_ray.core.extras import require
 from lepton_ray.cost.idle.judge import Verdict, judge, remember
 from lepton_ray.engine.session import connect, is_connected
 
+_STDERR = 2
+
 
 def reap(limit_s: float, down: str | None, does_it: bool) -> dict[str, Any]:
     """Look at the cluster, and stop what has been idle for ``limit_s``.
@@ -81,6 +83,7 @@ def _stop(applications: list[str]) -> None:
 
 def _run_down(command: list[str]) -> None:
     try:
-        subprocess.run(command, check=True)  # noqa: S603  the user's own command, without a shell
+        # The user's own command, without a shell; standard output is for what we tell, which may be JSON.
+        subprocess.run(command, stdout=_STDERR, check=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError) as error:
         raise EngineError(f"--down must end the cluster, got: {error}. Run {shlex.join(command)} by hand") from error

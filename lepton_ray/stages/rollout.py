@@ -1,6 +1,7 @@
 """Rollouts of a running application: the model is found, and the keeper in the cluster asked."""
 
 import getpass
+import os
 import socket
 from typing import Any
 
@@ -75,7 +76,11 @@ def _connect() -> None:
 
 
 def _caller() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name; KeyError until Python 3.13
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def move_alias(ref: ModelRef, alias: str) -> None:

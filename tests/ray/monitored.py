@@ -149,7 +149,7 @@ def monitored(head: Head, folder: Path) -> Iterator[Live]:
     processes = []
     with webhook.listening() as port, (folder / "log").open("w") as log:
         _write_files(files, head.dashboard, prometheus, alertmanager, port)
-        token = files / "ray_auth_token"
+        token = files / ".ray_auth_token"
         token.write_text("wrong")
         try:
             for command in commands:

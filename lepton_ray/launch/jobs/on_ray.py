@@ -107,7 +107,10 @@ class Jobs:
         while True:
             found = self.show(job)
             if found.exit_status is not None:
-                tell(self.logs(job)[told:])
+                try:
+                    tell(self.logs(job)[told:])
+                except EngineError as error:  # how it ended is known, though its node may be gone
+                    tell(f"\nThe rest of the log cannot be had: {error}\n")
                 return found
             told = asyncio.run(self._tail(job, tell, told))
 

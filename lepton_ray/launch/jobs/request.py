@@ -51,7 +51,7 @@ def build_request(
         SpecError: If anything is wrong; the spec's problems come all at once.
     """
     loaded = load_spec(spec, overrides)
-    _check_storage(loaded)
+    _check_places(loaded)
     if not working_dir.is_dir():
         raise SpecError([f"--working-dir must be a folder, got {str(working_dir)!r}. Check the path"], _SOURCE)
     if not spec.resolve().is_relative_to(working_dir.resolve()):
@@ -73,14 +73,24 @@ def build_request(
     return JobRequest(loaded.name, shlex.join(["python", "-m", "lepton_ray", "run", path, *sets]), environment, unsent)
 
 
-def _check_storage(spec: RunSpec) -> None:
-    if "://" not in spec.storage and not spec.storage.startswith(("/", "~", "${")):
-        raise SpecError(
-            [
-                "storage must be a URI or an absolute path that every machine of the cluster reaches, as the job's own folder is "
-                f"deleted with it, got {spec.storage!r}. Add --set storage=/shared/runs"
-            ]
-        )
+def _check_places(spec: RunSpec) -> None:
+    """What a run keeps must not lie in the job's own folder, which is deleted with it."""
+    places = [("storage", spec.storage, "/shared/runs")]
+    if spec.register_ is not None and (uri := spec.register_.tracking_uri) is not None:
+        places.append(("register.tracking_uri", uri, "http://MLFLOW:5000"))
+    problems = [
+        f"{name} must be a URI or an absolute path that every machine of the cluster reaches, as the job's own folder is "
+        f"deleted with it, got {place!r}. Add --set {name}={better}"
+        for name, place, better in places
+        if _is_relative(place)
+    ]
+    if problems:
+        raise SpecError(problems)
+
+
+def _is_relative(place: str) -> bool:
+    path = place.removeprefix("sqlite:///")
+    return "://" not in path and not path.startswith(("/", "~", "${"))
 
 
 def _read_text(path: Path) -> str:

@@ -64,6 +64,12 @@ def test_a_head_and_its_workers(tmp_path: Path) -> None:
     assert usd_per_hour(cost_of(budget_h=1.0), table, 1) is None
 
 
+def test_machines_whose_type_nobody_names_cost_what_the_head_does() -> None:
+    """They are there, and counted: for nothing, a budget would never be spent."""
+    assert usd_per_hour(cost_of(provider="aws", head="m5.large"), load_table(None), 4) == Bounds.exactly(5 * 0.096)
+    assert usd_per_hour(cost_of(provider="aws", head="m5.large"), load_table(None), 0) == Bounds.exactly(0.096)
+
+
 def test_a_spot_price_that_nobody_gives_is_bounds() -> None:
     table = load_table(None)
     found = usd_per_hour(cost_of(provider="gcp", head="e2-standard-2", worker="n1-standard-4", spot=True), table, 2)

@@ -1,5 +1,11 @@
 """Ports for servers that start later."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lepton_ray.core.errors import EngineError
@@ -24,3 +30,19 @@ def test_what_needs_a_cluster_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     session.close()
     assert session._waiting == [], "a run that never connects leaves nothing to the next"
+
+
+def test_a_token_that_is_demanded_and_not_there_is_told(tmp_path: Path) -> None:
+    """In a process of its own: Ray reads the mode when it is imported."""
+    code = (
+        "from lepton_ray.core.errors import EngineError\nfrom lepton_ray.engine.session import connect\n"
+        "try:\n    connect()\nexcept EngineError as error:\n    print(error)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        names = {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": f"127.0.0.1:{head.getsockname()[1]}", "HOME": str(tmp_path)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_TOKEN")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**kept, **names}, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert "no authentication token was found" in done.stdout, done.stderr
+    assert "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token" in done.stdout

@@ -69,6 +69,7 @@ SILENT = [
     ("azure", at("provider/resource_grup", "x"), "provider.resource_grup must be a known key. Did you mean 'resource_group'?"),
     ("local", at("provider/worker_ip", []), "provider.worker_ip must be a known key. Did you mean 'worker_ips'?"),
     ("local", at("head_start_ray_commands", ["ray stop", "ray start --head --autoscaling-config=~/ray_bootstrap_config.yaml"]), "must set RAY_enable_autoscaler_v2=0"),
+    ("local", at("head_start_ray_commands"), "head_start_ray_commands must set RAY_enable_autoscaler_v2=0 with provider local"),
     ("local", at("head_start_ray_commands", ["ray stop", "RAY_enable_autoscaler_v2=0 ray start --head"]), "must give ray start --autoscaling-config"),
 ]  # fmt: skip
 REFUSED = [

@@ -1,6 +1,7 @@
 """The files that clusters read: the launcher's, rendered from one description, and serve_configs."""
 
 import json
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -91,6 +92,23 @@ def test_what_is_not_copied_to_the_machines_is_none_of_the_projects_files(
     here = [name for name in listed.stdout.split("\n") if name and (REPOSITORY / name).is_file()]
     assert [name for name in here if not (tmp_path / name).is_file()] == []
     assert not (tmp_path / ".git").exists()
+
+
+def test_secrets_that_lie_about_are_copied_to_no_machine(description: Description, tmp_path: Path) -> None:
+    """Those that the documentation asks for among them; a job's folder leaves out all names that begin with a dot."""
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    named = re.findall(r"--from-env-file=(\S+)", (REPOSITORY / "docs/kubernetes.md").read_text())
+    named += re.findall(r"credentials_file: (\w[\w.]+|\.[\w.]+)", (REPOSITORY / "docs/monitoring.md").read_text())
+    named += [load(REPOSITORY / "cluster/observability/prometheus.yml")["scrape_configs"][0]["http_sd_configs"][0]["authorization"]["credentials_file"]]  # fmt: skip
+    assert len(named) == 3
+    assert all(name.startswith(".") for name in named)
+    for name in (".env", "app/.env", *named, "kept.py"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text("secret")
+    excludes = [word for pattern in description.exclude for word in ("--exclude", pattern)]
+    subprocess.run(["rsync", "-a", *excludes, f"{tmp_path}/here/", f"{tmp_path}/there"], check=True, timeout=60)
+    assert [path.name for path in (tmp_path / "there").rglob("*") if path.is_file()] == ["kept.py"]
 
 
 def test_environment_and_secrets_reach_the_commands_quoted() -> None:

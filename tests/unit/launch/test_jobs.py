@@ -1,6 +1,7 @@
 """Jobs: what is checked before anything is sent, and what a stand-in of the Jobs API is asked for and answers."""
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -70,6 +71,12 @@ def _environment(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("uri", ["sqlite:////shared/mlflow.db", "sqlite:///${FOLDER}/mlflow.db", "http://mlflow:5000"])
+def test_a_registry_that_outlives_the_job_is_taken(folder: Path, uri: str) -> None:
+    request = build_request(folder / "specs/a b.yaml", [f"register.tracking_uri={uri}"], folder)
+    assert uri in request.entrypoint
+
+
 def test_packages_that_the_cluster_lacks_are_asked_for(folder: Path) -> None:
     (folder / "more.txt").write_text("lightgbm==4.6.0\n")
     request = build_request(folder / "specs/a b.yaml", [], folder, pip=folder / "more.txt")
@@ -81,6 +88,10 @@ def test_packages_that_the_cluster_lacks_are_asked_for(folder: Path) -> None:
     [
         ({"overrides": ["train.epoch=3"]}, "Did you mean 'epochs'?"),
         ({"overrides": ["storage=runs"]}, "storage must be a URI or an absolute path"),
+        (
+            {"overrides": ["register.tracking_uri=sqlite:///mlflow.db"]},
+            "register.tracking_uri must be a URI or an absolute path that every machine of the cluster reaches",
+        ),
         ({"working_dir": "specs/none"}, "--working-dir must be a folder"),
         ({"working_dir": "own"}, "the spec must lie in --working-dir"),
         ({"variables": ["NOT_SET_HERE"]}, "NOT_SET_HERE, which is not set"),
@@ -154,6 +165,7 @@ class JobsApi:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, str]] = []
         self.refuses_with = 0
+        self.has_logs = True
         self.submitted: dict[str, Any] = {}
         self.packages: list[bytes] = []
 
@@ -184,6 +196,8 @@ class JobsApi:
         match what:
             case []:
                 return web.json_response(self.jobs[job])
+            case ["logs"] if not self.has_logs:  # its node has gone
+                return web.Response(status=500, text="Cannot connect to host 10.0.0.9:52365")
             case ["logs"]:
                 return web.json_response({"logs": "one\ntwo\n"})
             case ["stop"]:
@@ -285,6 +299,14 @@ def test_exit_statuses_are_those_of_local_runs(api: JobsApi, status: str, code: 
     assert (shown["status"], shown["exit_status"]) == (status, exit_status)
 
 
+def test_a_job_whose_log_has_gone_with_its_node_still_says_how_it_ended(api: JobsApi) -> None:
+    api.jobs["a"], api.has_logs = _details("FAILED", 3), False
+    done = _run("jobs", "logs", "a", "--follow")
+    assert "The rest of the log cannot be had" in done.stdout
+    assert "job a (table): FAILED, exit status 3" in done.stderr
+    assert done.exit_code == 3
+
+
 def test_history_is_listed_the_newest_first(api: JobsApi) -> None:
     api.jobs = {
         "a": _details("FAILED", 3),
@@ -318,6 +340,28 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(api: JobsApi, monkeypatch: 
     assert "detached: the job goes on" in done.stderr
     assert "lepton-ray jobs logs a --follow --address http://" in done.stderr
     assert ("POST", "/api/jobs/a/stop") not in api.calls
+
+
+def test_ctrl_c_at_a_cluster_behind_ssh_says_how_to_reach_it_again(
+    api: JobsApi, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port that was forwarded here goes with the command."""
+    from lepton_ray.launch import machines
+    from lepton_ray.launch.jobs.on_ray import Jobs
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    url = os.environ["RAY_API_SERVER_ADDRESS"]
+    monkeypatch.setattr(machines, "forwarded", lambda file: contextlib.nullcontext(url))
+    monkeypatch.setattr(Jobs, "follow", interrupt)
+    done = _run("cluster", "submit", "my cluster.yaml", folder / "specs/a b.yaml", "--working-dir", folder)
+    assert done.exit_code == 130
+    assert (
+        "ray dashboard 'my cluster.yaml'\n  lepton-ray jobs logs a --follow --address http://localhost:8265"
+        in done.stderr
+    )
+    assert url not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -414,6 +414,7 @@ _ARGS = "args: {package: /a}"
         f"applications: [{{{_ARGS}}}, {{{_ARGS}}}]",
         "applications: [{args: {serve: 3}}]",
         "applications: [{args: {serve: {listener: {port: high}}}}]",
+        "applications: [{args: {serve: {tls: true}}}]",
     ],
 )
 def test_an_application_file_that_is_none_is_an_error_with_its_place(text: str, tmp_path: Path) -> None:
@@ -432,3 +433,35 @@ def test_an_application_file_without_ports_has_those_of_ray_serve(tmp_path: Path
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     assert config["http_options"] == {"host": "0.0.0.0", "port": HTTPOptionsSchema().port}
     assert listener["spec"]["ports"][0]["port"] == HTTPOptionsSchema().port + 1
+
+
+def _service_of(text: str, folder: Path) -> dict[str, Any]:
+    (folder / "serve.yaml").write_text(text)
+    data = yaml.safe_load(DESCRIPTION.read_text())
+    data["serving"]["config"] = str(folder / "serve.yaml")
+    manifest: dict[str, Any] = render(Description.model_validate(data))["rayservice.yaml"][0]
+    if CRDS.is_dir():
+        assert _problem(manifest) is None
+    return manifest
+
+
+def test_what_an_application_file_says_of_http_is_kept(tmp_path: Path) -> None:
+    options = "{host: 127.0.0.1, port: 8100, request_timeout_s: 7}"
+    service = _service_of(f"http_options: {options}\napplications: [{{{_ARGS}}}]", tmp_path)
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8100, "request_timeout_s": 7}
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [
+        ("", {"httpGet": {"path": "/v2/health/ready", "port": 8001, "scheme": "HTTPS"}}),
+        (", client_ca_file: /c.pem", {"tcpSocket": {"port": 8001}}),
+    ],
+)
+def test_a_listener_with_tls_is_asked_so_that_it_can_answer(more: str, asked: dict[str, Any], tmp_path: Path) -> None:
+    tls = f"{{certificate_file: /a.pem, key_file: /b.pem{more}}}"
+    service = _service_of(f"applications: [{{args: {{model: /a, serve: {{tls: {tls}}}}}}}]", tmp_path)
+    probe = _at(service, (*_SERVE_WORKER, "readinessProbe"))
+    assert {key: probe[key] for key in probe if key in ("httpGet", "tcpSocket")} == asked
+    assert probe["failureThreshold"] == 2

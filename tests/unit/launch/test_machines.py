@@ -172,6 +172,13 @@ def test_what_cannot_be_stopped_or_asked_is_no_success(ray: Ray, monkeypatch: py
         down(hosts, monkeypatch)
 
 
+def test_machines_that_a_coordinator_has_given_are_its_own_to_look_at(ray: Ray) -> None:
+    config = {**CONFIG, "provider": {"type": "local", "coordinator_address": "10.0.0.9:1234"}}
+    told: list[str] = []
+    machines.down(Path("a.yaml"), config, 30, told.append)
+    assert told == ["ray down has ended"]
+
+
 def test_a_cloud_is_asked_for_its_least_machines() -> None:
     kinds = {"head": {"node_config": {}}, "worker": {"min_workers": 2}, "other": {}}
     assert machines.num_asked({"provider": {"type": "aws"}, "available_node_types": kinds}) == 3

@@ -98,7 +98,7 @@ def run(tool: str, *arguments: str, folder: Path = OBSERVABILITY) -> subprocess.
 def with_token(tmp_path: Path) -> Path:
     """A copy of the files with a token beside them, as the first lines of prometheus.yml ask."""
     shutil.copytree(OBSERVABILITY, tmp_path / "observability")
-    (tmp_path / "observability/ray_auth_token").write_text("secret")
+    (tmp_path / "observability/.ray_auth_token").write_text("secret")
     return tmp_path / "observability"
 
 
