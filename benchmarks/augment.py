@@ -14,7 +14,8 @@ from results import PATH, describe_machine, replace_section, spread
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, TrainSpec
-from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.batches import Batches
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import start_state, train_epochs
 
 TRAINED_IMAGES = 6400

@@ -6,9 +6,10 @@ python jobs/driver.py
 from lepton_ray.engine.session import close
 from lepton_ray.pipeline import run
 from lepton_ray.spec import RunSpec
-from lepton_ray.spec.data import CategoryColumn, CsvSource, DataSpec, NumberColumn
+from lepton_ray.spec.data import CategoryColumn, DataSpec, NumberColumn
 from lepton_ray.spec.model import MlpModel, TrainSpec
 from lepton_ray.spec.release import EvaluateSpec, Gate
+from lepton_ray.spec.sources import CsvSource
 
 FEATURES = ("worst_radius", "worst_texture", "worst_smoothness", "worst_concave_points", "mean_concavity", "area_error")
 

@@ -10,7 +10,8 @@ import sys
 import threading
 
 from lepton_ray.engine.session import close
-from lepton_ray.spec.release import AuthSpec, AutoscalingSpec, RateLimitSpec, ServeSpec
+from lepton_ray.spec.autoscaling import AutoscalingSpec
+from lepton_ray.spec.release import AuthSpec, RateLimitSpec, ServeSpec
 from lepton_ray.stages.deploy import locate_model, start_application
 
 _LIMIT = RateLimitSpec(requests_per_second=1e6)

@@ -20,8 +20,9 @@ import numpy as np
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, Framework, TrainSpec
-from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.batches import Batches
 from lepton_ray.train.frameworks import load_training
+from lepton_ray.train.rows import TrainData
 
 BATCH, LR, SEED, CLASSES = 32, 1e-3, 3, 10
 MODEL = CnnModel(kind="cnn", channels=(32, 64), padding="valid", hidden=None)

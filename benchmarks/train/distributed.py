@@ -19,7 +19,7 @@ import numpy as np
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, TrainSpec
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 ROWS, COLUMNS, CLASSES, BATCH, HIDDEN, LR = 2_000, 30, 2, 64, 32, 1e-3
 EPOCHS, TRIALS = 20, 16

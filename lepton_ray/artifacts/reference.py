@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lepton_ray.artifacts.distances import Shares, increase_beyond_chance, jensen_shannon, psi_by_chance, psi_of_samples
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.files import read_json
 
@@ -27,6 +28,13 @@ Counts = NDArray[np.int64]
 REFERENCE = "reference.json"
 ALARMS = {"excess_psi": 0.25, "excess_unseen": 0.05, "excess_missing": 0.1}
 """Bounds on fields of ``Drift``, beyond which the alert rules and reports say that a column has drifted."""
+METRIC_FIELDS = {
+    catalogue.DRIFT_PSI: "excess_psi",
+    catalogue.DRIFT_JS: "js_distance",
+    catalogue.DRIFT_UNSEEN: "excess_unseen",
+    catalogue.DRIFT_MISSING: "excess_missing",
+}
+"""The field of ``Drift`` that each metric of a column is."""
 MAX_OWN_BINS = 20
 """Categories that have a bin of their own; rarer ones share one."""
 

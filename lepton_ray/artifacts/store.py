@@ -97,15 +97,14 @@ class Store:
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":
         """Open (and make) ``storage/name``."""
-        filesystem, path = open_filesystem(storage)
-        root = f"{path.rstrip('/')}/{name}"
+        store = cls.look_at(storage, name)
         try:
-            filesystem.create_dir(root, recursive=True)
+            store.filesystem.create_dir(store.root, recursive=True)
         except OSError as error:
             raise ArtifactError(
                 f"storage must be a folder that can be written, got {storage!r} ({error}). Choose another"
             ) from error
-        return cls(filesystem, root)
+        return store
 
     @classmethod
     def look_at(cls, storage: str, name: str) -> "Store":

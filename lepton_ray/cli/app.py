@@ -12,6 +12,7 @@ import typer
 
 from lepton_ray import __version__
 from lepton_ray.cli import cluster, dashboards, data, doctor, drift, jobs, kube, plan, quarantine, reap, rollout, token
+from lepton_ray.cli.options import JsonOption, ModelArgument, SetOption, SpecArgument, TrackingOption
 from lepton_ray.cli.output import (
     RichProgress,
     errors_explained,
@@ -44,11 +45,6 @@ app.add_typer(kube.app, name="kube")
 app.command()(jobs.submit)
 app.command()(doctor.doctor)
 
-SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 PackageArgument = Annotated[str, typer.Argument(help="Folder of a model package.", show_default=False)]
 
 
@@ -174,9 +170,7 @@ def inspect(package: PackageArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def predict(
-    package: Annotated[
-        str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)
-    ],
+    package: ModelArgument,
     file: Annotated[
         str,
         typer.Argument(
@@ -197,9 +191,7 @@ def predict(
     use_ray: Annotated[
         bool, typer.Option("--ray", help="Score through Ray Data, which large inputs to a folder are in any case.")
     ] = False,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")
-    ] = None,
+    tracking_uri: TrackingOption = None,
 ) -> None:
     """Score records of any number: an answer for each, also for those that cannot be scored."""
     progress = RichProgress()
@@ -242,7 +234,7 @@ def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, i
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)],
+    model: ModelArgument,
     name: Annotated[str | None, typer.Option(help="Name of the application; that of the package if not given.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -250,9 +242,7 @@ def serve(
         typer.Option(help="Port of Ray Serve; its replicas listen on the next; 0 takes free ones.", min=0, max=65535),
     ] = 8000,
     max_replicas: Annotated[int, typer.Option(help="Most replicas that autoscaling starts.", min=1)] = 2,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")
-    ] = None,
+    tracking_uri: TrackingOption = None,
 ) -> None:
     """Serve a package on a local cluster, or on the one that RAY_ADDRESS names."""
     with errors_explained():

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lepton_ray.cli.jobs import connect, follow_job, send
+from lepton_ray.cli.options import JsonOption, SetOption
 from lepton_ray.cli.output import RichProgress, errors_explained, only_json_on_stdout, print_json, sigterm_as_ctrl_c
 from lepton_ray.cli.tables import print_table
 
@@ -13,7 +14,6 @@ app = typer.Typer(no_args_is_help=True, help="Write and check the files of Ray's
 
 FileArgument = Annotated[Path, typer.Argument(help="File of Ray's cluster launcher (YAML).", show_default=False)]
 TimeoutOption = Annotated[float, typer.Option(help="Longest wait, in seconds.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _DESCRIPTION, _FOLDER = Path("cluster/clusters.yaml"), Path("cluster/ray")
 
 
@@ -87,10 +87,7 @@ def status(file: FileArgument, as_json: JsonOption = False) -> None:
 def submit(
     file: FileArgument,
     spec: Annotated[Path, typer.Argument(help="Spec file (YAML), below the working folder.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated."),
-    ] = None,
+    overrides: SetOption = None,
     working_dir: Annotated[Path, typer.Option(help="Folder that is copied to the cluster.")] = Path(),
 ) -> None:
     """Run a spec on a cluster as a job, showing its log; ends with the job's exit status."""

@@ -5,13 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from lepton_ray.cli.options import JsonOption, StorageOption
 from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
 from lepton_ray.cli.tables import print_table, show_bytes, show_cell
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare and profile the data of runs.")
 
-StorageOption = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _SNAPSHOT = "Folder of a snapshot, NAME@latest, NAME/STAGE@latest, or the beginning of a key."
 _COLUMN_HEAD = ("column", "kind", "values", "missing", "distinct")
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lepton_ray.cli.options import JsonOption
 from lepton_ray.cli.output import errors_explained, only_json_on_stdout, print_json
 from lepton_ray.cli.tables import print_table
 
@@ -17,7 +18,7 @@ def doctor(
     ] = None,
     prometheus: Annotated[str | None, typer.Option(help="URL of Prometheus.")] = None,
     grafana: Annotated[str | None, typer.Option(help="URL of Grafana.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Look at every node of the cluster that RAY_ADDRESS names, or of a local one; exit status 1 if anything is wrong."""
     with errors_explained(as_json):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lepton_ray.cli.options import JsonOption, ModelArgument
 from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
 from lepton_ray.cli.tables import print_table
 
@@ -16,9 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Hold recent records against what a
 
 @app.command()
 def report(
-    package: Annotated[
-        str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)
-    ],
+    package: ModelArgument,
     file: Annotated[str, typer.Argument(help="File of recent records, as predict takes it.", show_default=False)],
     labelled: Annotated[
         bool, typer.Option("--labelled", help="The records have the label: measure how good the answers are.")
@@ -31,7 +30,7 @@ def report(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 if a column has drifted.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell how far records and answers have moved from training, and, with labels, how good the answers are."""
     with errors_explained(as_json):
@@ -72,7 +71,7 @@ def live(
     model: Annotated[str, typer.Argument(help="Model that an endpoint serves.", show_default=False)],
     prometheus: Annotated[str, typer.Option(help="URL of Prometheus.")] = "http://127.0.0.1:9090",
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 if a column has drifted.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell how far the last windows of an endpoint's replicas are from training, by Prometheus."""
     with errors_explained(as_json):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lepton_ray.cli.options import JsonOption, SetOption
 from lepton_ray.cli.output import errors_explained, only_json_on_stdout, print_json
 from lepton_ray.cli.tables import print_table, show_bytes, show_cell
 
@@ -23,7 +24,6 @@ AddressOption = Annotated[
     ),
 ]
 JobArgument = Annotated[str, typer.Argument(help="Id of the job.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _DETACHED = 130
 _FORWARDED = "http://localhost:8265"  # by ray dashboard
 
@@ -41,10 +41,7 @@ def connect(address: str | None) -> Any:
 def submit(  # noqa: PLR0913  typer takes options as parameters
     spec: Annotated[Path, typer.Argument(help="Spec file (YAML) in the working directory.", show_default=False)],
     address: AddressOption = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated."),
-    ] = None,
+    overrides: SetOption = None,
     working_dir: Annotated[
         Path, typer.Option(help="Folder to send, without data, runs and what begins with a dot.")
     ] = Path("."),

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lepton_ray.cli.options import JsonOption, SetOption, SpecArgument
 from lepton_ray.cli.output import errors_explained, only_json_on_stdout, print_json
 from lepton_ray.cli.tables import print_table, show_bytes
 
@@ -20,11 +20,8 @@ _MINUTE_S, _HOUR_S = 60.0, 3600.0
 
 
 def plan(
-    spec: Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated."),
-    ] = None,
+    spec: SpecArgument,
+    overrides: SetOption = None,
     from_stage: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="As if this stage and the later ones were done again.")
     ] = None,
@@ -32,7 +29,7 @@ def plan(
     prices: Annotated[
         str | None, typer.Option(help="Table of prices (YAML), in the place of cost.prices.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell what a run would do and skip, need, take and cost. Writes nothing, reads no rows, starts no cluster."""
     with errors_explained(as_json):

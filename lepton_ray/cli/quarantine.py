@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
+from lepton_ray.cli.options import JsonOption, StorageOption
 from lepton_ray.cli.output import errors_explained, open_output, print_json
 from lepton_ray.cli.tables import print_table, show_cell
 
 app = typer.Typer(no_args_is_help=True, help="Show removed records, and return mended ones to the flow.")
 
 RunArgument = Annotated[str, typer.Argument(help="Name of the run, or its folder.", show_default=False)]
-StorageOption = Annotated[str, typer.Option(help="Folder or URI that holds the runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _DEFAULT_LIMIT = 20
 
 

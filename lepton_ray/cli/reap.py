@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lepton_ray.cli.options import JsonOption
 from lepton_ray.cli.output import errors_explained, only_json_on_stdout, print_json
 
 _MINUTE_S = 60.0
@@ -18,7 +19,7 @@ def reap(
         str | None,
         typer.Option(help="Command that ends the whole cluster, such as 'ray down -y FILE'; run if all of it is idle."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find what is idle on the cluster that RAY_ADDRESS names, and with --yes stop it. Run it every few minutes."""
     with errors_explained(as_json):

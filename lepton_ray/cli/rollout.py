@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lepton_ray.cli.options import JsonOption, ModelArgument, TrackingOption
 from lepton_ray.cli.output import errors_explained, print_json
 from lepton_ray.cli.tables import print_table
 
@@ -14,7 +15,6 @@ app = typer.Typer(
 )
 
 ApplicationArgument = Annotated[str, typer.Argument(help="Name of the running application.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _PERCENT = 100
 
 
@@ -28,7 +28,7 @@ class _Mode(StrEnum):
 @app.command()
 def start(  # noqa: PLR0913  typer takes options as parameters
     application: ApplicationArgument,
-    model: Annotated[str, typer.Argument(help="Folder of a model package, or models:/NAME@ALIAS.", show_default=False)],
+    model: ModelArgument,
     mode: Annotated[_Mode, typer.Option(help="What the challenger is for.")] = _Mode.canary,
     share: Annotated[
         float | None, typer.Option(help="Percent of callers, or of copied requests. [10; ab 50; shadow 100]")
@@ -54,9 +54,7 @@ def start(  # noqa: PLR0913  typer takes options as parameters
     alpha: Annotated[float | None, typer.Option(help="Of an A/B test, however often one looks. [0.05]")] = None,
     alias: Annotated[str | None, typer.Option(help="Moved in the registry on promotion. [champion]")] = None,
     storage: Annotated[str, typer.Option(help="Folder or URI for the audit lines.")] = "runs",
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI if not given.")
-    ] = None,
+    tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start a rollout: every replica opens the challenger and has it answer its golden records first."""

@@ -6,13 +6,13 @@ from typing import Annotated, cast
 
 import typer
 
+from lepton_ray.cli.options import JsonOption
 from lepton_ray.cli.output import errors_explained, print_json
 from lepton_ray.cli.tables import print_table
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke the tokens of an endpoint's callers.")
 
 FileOption = Annotated[Path, typer.Option("--file", help="Token file, as in serve.auth.tokens_file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 IdArgument = Annotated[str, typer.Argument(help="Name of the token in logs.", show_default=False)]
 _FILE = Path("tokens.json")
 

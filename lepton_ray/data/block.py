@@ -59,7 +59,7 @@ class RawBlock:
     texts: Callable[[Positions], list[str]] | None = None
     """Original texts of the rows at these positions of the block; None where a source has none: see ``texts_of``."""
     bad: tuple[BadRecord, ...] = ()
-    """Records that are no rows; all of ``source``, which is then one text, or named by ``bad_source``."""
+    """Records that are no rows; all of ``source``, which is then one text, or named by ``bad_sources``."""
     bad_sources: tuple[str, ...] = ()
     """Source of each bad record where ``source`` is an array."""
 
@@ -74,6 +74,11 @@ class RawBlock:
         if not len(positions):
             return []
         return [to_json(row) for row in to_rows(self.cells.take(pa.array(positions)))]
+
+
+def decode(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with categories as plain texts."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def to_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.tags import count_tags, encode_tags
 from lepton_ray.core.errors import DataError
+from lepton_ray.data.block import decode
 from lepton_ray.data.hashing import hash_columns, to_keys
-from lepton_ray.data.rules import decode
 from lepton_ray.spec.clean import ChecksSpec, ImbalanceSpec, LeakageSpec
 from lepton_ray.spec.data import CategoryColumn, DataSpec, FeatureColumn, NumberColumn, TimeColumn
 

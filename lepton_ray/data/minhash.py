@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lepton_ray.data.block import decode
 from lepton_ray.data.hashing import Words, hash_columns, mix, to_words
 from lepton_ray.data.keys import Mask
-from lepton_ray.data.rules import decode
 from lepton_ray.spec.clean import NearDuplicatesSpec
 
 _SEPARATORS = r"[^\pL\pM\pN]+"  # anything but letters with their marks and digits

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from lepton_ray.artifacts import statistics
 from lepton_ray.artifacts.statistics import Values
 from lepton_ray.core.text import show
+from lepton_ray.data.block import decode
 from lepton_ray.data.keys import Mask
-from lepton_ray.data.rules import decode, describe
+from lepton_ray.data.rules import describe
 from lepton_ray.spec.clean import OutlierSpec
 from lepton_ray.spec.data import DataSpec
 

@@ -156,8 +156,9 @@ def take_sample(
     """Return some columns of a part's rows that are chosen by a mask and in a sample of about ``most`` of ``rows``."""
     part, chosen = item
     table = read_arrow(folder, part, [*columns, ROW_HASH])
-    sampled = in_sample(table.column(ROW_HASH), rows, most)
-    return table.select(columns).filter(pa.array(chosen if sampled is None else chosen & sampled))
+    if rows > most:
+        chosen = chosen & in_sample(table.column(ROW_HASH), rows, most)
+    return table.select(columns).filter(pa.array(chosen))
 
 
 def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:

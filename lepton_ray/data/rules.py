@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.imports import load_function
 from lepton_ray.core.text import show
+from lepton_ray.data.block import decode
 from lepton_ray.data.hashing import Words, to_words
 from lepton_ray.data.keys import Mask, References, find_keys, has_key, key_hashes
 from lepton_ray.spec.clean import CleanSpec
@@ -228,11 +229,6 @@ def _to_answers(answer: Any, rule: FunctionRule, place: str, num_rows: int) -> M
 def _to_mask(values: pa.Array | pa.ChunkedArray, missing: bool = False) -> Mask:
     mask: Mask = pc.fill_null(values, missing).to_numpy(zero_copy_only=False)
     return mask if mask.flags.writeable else mask.copy()
-
-
-def decode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column with categories as plain texts."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def describe(rule: str | pa.Array, rows: pa.Table, columns: Sequence[str]) -> pa.Array:

@@ -32,10 +32,8 @@ def _cell_bytes(kind: pa.DataType) -> int:
     return next((size for name, size in _BYTES_PER_CELL.items() if str(kind).startswith(name)), _TEXT_BYTES)
 
 
-def in_sample(row_hash: pa.Array | pa.ChunkedArray, rows: int, most: int) -> NDArray[np.bool_] | None:
-    """Return which rows are in a sample of about ``most`` out of ``rows`` rows; None for all of them."""
-    if rows <= most:
-        return None
+def in_sample(row_hash: pa.Array | pa.ChunkedArray, rows: int, most: int) -> NDArray[np.bool_]:
+    """Return which rows are in a sample of about ``most`` out of ``rows`` rows, which are more."""
     mask: NDArray[np.bool_] = to_keys(row_hash, _SEED) < np.uint64(int(most / rows * _SPAN))
     return mask
 

@@ -160,8 +160,7 @@ def _sample(folder: Folder, part: PartFile, rows: int, max_bytes: int) -> pa.Tab
     most = rows_within(table.schema, max_bytes)
     if rows <= most:
         return table
-    mask = in_sample(hash_columns(table.columns, table.num_rows), rows, most)
-    return table if mask is None else table.filter(pa.array(mask))
+    return table.filter(pa.array(in_sample(hash_columns(table.columns, table.num_rows), rows, most)))
 
 
 def columns_of(schema: pa.Schema, known: Mapping[str, Column] | None = None) -> dict[str, Column]:

@@ -45,7 +45,7 @@ _PIXEL_CHUNK_BYTES = 16 << 20
 _WORD_BREAK = r"[^\p{L}\p{M}\p{N}]+"
 
 
-def summarise(values: Numbers, max_values: int = MAX_VALUES) -> NumberSummary | None:
+def summarise(values: Numbers, max_values: int) -> NumberSummary | None:
     """Summarise finite numbers in ascending order; None without one.
 
     Bins of the histogram are equal and span the 1% to the 99% quantile, with the tails counted beside them: a few far

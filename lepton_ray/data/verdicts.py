@@ -1,6 +1,5 @@
 """What becomes of each row: a code for its split, or for the reason that removes it. One byte a row, for all parts."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,14 +68,6 @@ class Verdicts:
     def is_kept(self) -> Mask:
         """Which rows nothing has removed."""
         return self.codes < FIRST_REASON
-
-    def count_removed(self) -> Counter[str]:
-        """Number of removed rows by reason."""
-        counts = np.bincount(self.codes, minlength=256)[FIRST_REASON:]
-        total: Counter[str] = Counter()
-        for removal, count in zip(self.removals, counts.tolist(), strict=False):
-            total[removal.reason] += count
-        return total
 
     def remove_missing(self, num_features: int, max_fraction: float) -> None:
         """Remove rows with too many missing features."""

@@ -38,42 +38,28 @@ class DataReport:
     """What ``after`` is, in words: the training rows only, say."""
 
 
-def write_data_report(name: str, data: DataReport, spec_text: str = "") -> str:
-    """Return the page of a run that ends with data or features.
-
-    Args:
-        name: Of the run.
-        data: What it shows.
-        spec_text: The spec, as YAML.
-    """
+def write_data_report(name: str, data: DataReport) -> str:
+    """Return the page of a run that ends with data or features."""
     title = f'<h1>{isolate(name)}</h1><p class="soft">Data report</p>'
-    spec = f"<h2>Spec</h2><pre>{escape_lines(spec_text)}</pre>" if spec_text else ""
-    return write_page(name, [title, data_section(data), spec])
+    return write_page(name, [title, data_section(data)])
 
 
 def write_profile_page(
     name: str,
     profile: Profile,
-    before: Profile | None = None,
     ledger: Ledger | None = None,
     findings: Sequence[str] = (),
 ) -> str:
-    """Return the page of a profile, or of two side by side.
+    """Return the page of a profile.
 
     Args:
         name: Of what was profiled.
         profile: Of it.
-        before: What to hold it against.
         ledger: Of the rows that came in, where some are not in the profile.
         findings: What else must be known of it, a sentence each.
     """
     title = f'<h1>{isolate(name)}</h1><p class="soft">Data profile</p>'
-    return write_page(name, [title, data_section(DataReport(profile, before, ledger, findings=findings))])
-
-
-def escape_lines(text: str) -> str:
-    """Return a text of several lines as HTML."""
-    return "\n".join(escape(line) for line in text.split("\n"))
+    return write_page(name, [title, data_section(DataReport(profile, ledger=ledger, findings=findings))])
 
 
 def data_section(data: DataReport) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lepton_ray.artifacts.ledger import REASONS, Ledger
 from lepton_ray.core.spent import Spent, together
-from lepton_ray.evaluate.data_report import DataReport, data_section, escape_lines
+from lepton_ray.evaluate.data_report import DataReport, data_section
 from lepton_ray.evaluate.page import escape, isolate, table, write_page
 from lepton_ray.evaluate.plots import plot_history
 from lepton_ray.evaluate.search_report import search_section
@@ -42,6 +42,7 @@ class ReportData:
 def write_report(data: ReportData) -> str:
     """Return the page."""
     history = [plot_history(data.history, data.best_epoch, what) for what in _learned(data.history)]
+    spec = "\n".join(escape(line) for line in data.spec_text.split("\n"))
     sections = [
         _summary(data),
         "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(data.plots),
@@ -49,7 +50,7 @@ def write_report(data: ReportData) -> str:
         "<h2>Training</h2>" + _beside(history),
         search_section(data.trials, data.search_stopped),
         _cost(data.spent),
-        f"<h2>Spec</h2><pre>{escape_lines(data.spec_text)}</pre>",
+        f"<h2>Spec</h2><pre>{spec}</pre>",
     ]
     return write_page(data.name, sections)
 

@@ -26,10 +26,8 @@ from lepton_ray.features.runners import (
 )
 from lepton_ray.features.state import IDS, STEPS, TOKENS, FeatureState, Output
 
-__all__ = ["FOLD_KEY", "PARQUET_OPTIONS", "Preparer", "encode_labels", "prepare", "to_arrays"]
+__all__ = ["FOLD_KEY", "Preparer", "encode_labels", "prepare", "to_arrays"]
 
-PARQUET_OPTIONS = {"use_dictionary": False, "compression": "lz4", "write_statistics": False}
-"""How prepared tables are best written: their numbers repeat too rarely for dictionaries, and nobody filters by them."""
 _TEXT_BYTES = 64 << 10  # of a text's tokens and what is made of them
 _STEP_BYTES = 40  # of a value while it is filled, bounded and scaled
 _FILL_BYTES = 1 << 18  # stays in a core's cache

@@ -121,8 +121,7 @@ def status(path: Path, config: Config) -> ClusterStatus:
     command = f"echo {_MARK}; ray list nodes --format json --limit 10000 --detail; echo {_MARK}"
     with _output() as output:
         _ray(["exec", str(path), command], _ASK_TIMEOUT_S, output)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
+        text = _said(output)
     parts = text.split(_MARK)
     body = next((part for part in reversed(parts) if "[" in part and "]" in part and "node_ip" in part), "")
     try:
@@ -166,10 +165,8 @@ def _wait_for_answer(url: str, process: "subprocess.Popen[bytes]", output: Any) 
     deadline = time.monotonic() + _ASK_TIMEOUT_S
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            output.seek(0)
             raise EngineError(
-                f"the head's dashboard must answer through SSH, got: {_end_of(output.read().decode(errors='replace'))}. "
-                "Is the cluster up?",
+                f"the head's dashboard must answer through SSH, got: {_end_of(_said(output))}. Is the cluster up?",
                 retryable=True,
             )
         time.sleep(0.2)
@@ -193,8 +190,7 @@ def down(path: Path, config: Config, timeout_s: float, tell: Tell) -> None:
     """
     with _output() as output:
         _ray(["down", "-y", str(path)], timeout_s, output)
-        output.seek(0)
-        said = output.read().decode(errors="replace")
+        said = _said(output)
     if _NO_NODES not in said:
         raise EngineError(f"{path}: ray down must end with {_NO_NODES!r}, got: {_end_of(said)}. Look at the machines")
     tell("ray down has ended")
@@ -261,6 +257,13 @@ def _output() -> Iterator[Any]:
         yield file
 
 
+def _said(output: Any) -> str:
+    """Return all that a command has written so far."""
+    output.seek(0)
+    text: str = output.read().decode(errors="replace")
+    return text
+
+
 def _ray(arguments: list[str], timeout_s: float, output: Any) -> None:
     """Run one of Ray's commands, to its end.
 
@@ -279,9 +282,8 @@ def _ray(arguments: list[str], timeout_s: float, output: Any) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if code != 0:
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-        raise EngineError(f"ray {shlex.join(arguments)} must succeed, got exit status {code}:\n{_end_of(said, _LAST_LINES)}")  # fmt: skip
+        last = _end_of(_said(output), _LAST_LINES)
+        raise EngineError(f"ray {shlex.join(arguments)} must succeed, got exit status {code}:\n{last}")
 
 
 def _end_of(text: str, lines: int = 1) -> str:

@@ -6,19 +6,12 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lepton_ray.artifacts.reference import ALARMS, Side
-from lepton_ray.core import metrics as catalogue
+from lepton_ray.artifacts.reference import ALARMS, METRIC_FIELDS, Side
 from lepton_ray.core.errors import LeptonError
 from lepton_ray.core.text import without_credentials
 from lepton_ray.core.web import get_json
 
-_FIELDS = {
-    catalogue.DRIFT_PSI: "excess_psi",
-    catalogue.DRIFT_JS: "js_distance",
-    catalogue.DRIFT_UNSEEN: "excess_unseen",
-    catalogue.DRIFT_MISSING: "excess_missing",
-}
-_FIELD_OF_NAME = {f"ray_{metric.name}": name for metric, name in _FIELDS.items()}
+_FIELD_OF_NAME = {f"ray_{metric.name}": name for metric, name in METRIC_FIELDS.items()}
 
 
 @dataclass(frozen=True)

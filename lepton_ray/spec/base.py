@@ -39,6 +39,11 @@ IntTuple = Annotated[tuple[PositiveInt, ...], Strict(False)]
 StrTuple = Annotated[tuple[str, ...], Strict(False)]
 
 
+def short_form(value: Any) -> Any:
+    """Return what a word is short for: ``age: number`` for ``age: {kind: number}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A frozen part of a spec that refuses unknown keys and does not turn text into numbers."""
 

@@ -63,11 +63,11 @@ def check_clean(clean: CleanSpec, data: DataSpec) -> list[str]:
     return problems
 
 
-def check_windows(windows: Mapping[str, WindowSpec], data: DataSpec, place: str = "data.windows") -> list[str]:
+def check_windows(windows: Mapping[str, WindowSpec], data: DataSpec) -> list[str]:
     """Return every problem of the windows that the spec alone shows."""
     problems = []
     for name, window in windows.items():
-        here = f"{place}.{name}"
+        here = f"data.windows.{name}"
         if name in data.columns:
             problems.append(f"{here} must have a name of its own, got that of a column. Rename the window")
         if name == data.label and window.short != "remove":

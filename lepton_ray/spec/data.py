@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, StrTuple
+from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, StrTuple, short_form
 from lepton_ray.spec.clean import WindowSpec
 from lepton_ray.spec.sources import Cifar10Source, ImageFolderSource, Source
 
@@ -233,16 +233,11 @@ class IgnoredColumn(Section):
     kind: Literal["ignored"]
 
 
-def _expand_short_form(value: Any) -> Any:
-    """``age: number`` is short for ``age: {kind: number}``."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
 FeatureColumn = NumberColumn | CategoryColumn | TextColumn | TimeColumn | SeriesColumn | ImageColumn
 Column = Annotated[
     Annotated[FeatureColumn | TagsColumn | IgnoredColumn, Field(discriminator="kind")],
     BeforeValidator(
-        _expand_short_form,
+        short_form,
         json_schema_input_type=Literal["number", "category", "text", "time", "tags", "ignored"]
         | FeatureColumn
         | TagsColumn

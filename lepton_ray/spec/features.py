@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from lepton_ray.spec.base import PositiveInt, Section, StrTuple
+from lepton_ray.spec.base import PositiveInt, Section, StrTuple, short_form
 from lepton_ray.spec.features_category import CategoryFeatures, HashEncoding, OneHotEncoding
-from lepton_ray.spec.features_choice import require_unique, short_form
+from lepton_ray.spec.features_choice import require_unique
 from lepton_ray.spec.features_content import ImageFeatures, SeriesFeatures, TextFeatures, TimeFeatures
 from lepton_ray.spec.features_number import NumberFeatures
 

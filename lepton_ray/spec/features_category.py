@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lepton_ray.spec.base import PositiveFloat, PositiveInt, Section, StrTuple
-from lepton_ray.spec.features_choice import require_unique, short_form
+from lepton_ray.spec.base import PositiveFloat, PositiveInt, Section, StrTuple, short_form
+from lepton_ray.spec.features_choice import require_unique
 
 _FEW_CATEGORIES, _MANY_CATEGORIES = 64, 10_000  # where a category is a column; where it is a value
 

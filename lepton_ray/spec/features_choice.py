@@ -1,14 +1,9 @@
-"""Field types that the sections of ``features`` share: words beside sections, short forms."""
+"""Field types that the sections of ``features`` share: words beside sections."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Discriminator
-
-
-def short_form(value: Any) -> Any:
-    """``encode: target`` is short for ``encode: {kind: target}``."""
-    return {"kind": value} if isinstance(value, str) else value
 
 
 def word_or_section(words: Iterable[str], rule: str, is_number_allowed: bool = False) -> Discriminator:

@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, Tag, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, IntTuple, PositiveFloat, PositiveInt, Section
+from lepton_ray.spec.base import FiniteFloat, IntTuple, PositiveFloat, PositiveInt, Section, short_form
 from lepton_ray.spec.data import parse_iso
-from lepton_ray.spec.features_choice import require_unique, short_form, word_or_section
+from lepton_ray.spec.features_choice import require_unique, word_or_section
 from lepton_ray.spec.features_number import Scale
 
 _MAX_TOKENS = 1_000_000

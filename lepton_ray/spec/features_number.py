@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, Strict, Tag, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, Fraction, PositiveFloat, Section
-from lepton_ray.spec.features_choice import short_form, word_or_section
+from lepton_ray.spec.base import FiniteFloat, Fraction, PositiveFloat, Section, short_form
+from lepton_ray.spec.features_choice import word_or_section
 
 
 class GroupImpute(Section):
@@ -28,11 +28,6 @@ NumberImpute = Annotated[
 ]
 
 
-def _require_order(names: tuple[str, str], low: float, high: float) -> None:
-    if low >= high:
-        raise ValueError(f"{names[0]} must be less than {names[1]} ({high:g}), got {low:g}. Swap them")
-
-
 class QuantileClip(Section):
     """To the range between two quantiles."""
 
@@ -42,7 +37,8 @@ class QuantileClip(Section):
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
-        _require_order(("low", "high"), self.low, self.high)
+        if self.low >= self.high:
+            raise ValueError(f"low must be less than high ({self.high:g}), got {self.low:g}. Swap them")
         return self
 
 

@@ -17,8 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, replace
-from lepton_ray.spec.features_choice import short_form
+from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, replace, short_form
 from lepton_ray.spec.model import Model, TrainSpec
 
 Scalar = int | float | str | bool

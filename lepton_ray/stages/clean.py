@@ -25,6 +25,7 @@ from lepton_ray.data.parts import Folder, read_arrow
 from lepton_ray.data.profile import profile
 from lepton_ray.data.rules import load_rule_functions, stop_error
 from lepton_ray.data.sample import rows_within
+from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.data.split import SPLITS, TRAIN
 from lepton_ray.data.verdicts import FIRST_REASON, Mask, Removal, Verdicts
 from lepton_ray.spec.clean import CleanSpec
@@ -32,7 +33,6 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.row_rules import UniqueRule
 from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.data_report import PROFILE
 from lepton_ray.stages.near_duplicates import remove_near_duplicates
 from lepton_ray.stages.references import check_references, fingerprint_references, load_references
 from lepton_ray.stages.windows import add_windows

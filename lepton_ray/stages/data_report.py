@@ -2,10 +2,9 @@
 
 from lepton_ray.artifacts.kinds import Dataset
 from lepton_ray.artifacts.profile import Profile
+from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.spec.data import DataSpec
-
-PROFILE = "profile.json"
 
 
 def describe_data(data: DataSpec, dataset: Dataset, after: Profile, findings: tuple[str, ...]) -> DataReport:

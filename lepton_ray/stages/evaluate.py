@@ -16,6 +16,7 @@ from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.extras import check_installed
 from lepton_ray.core.files import write_json
 from lepton_ray.data.parts import read_parts
+from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.evaluate.ranking import measure_ranking
 from lepton_ray.features.columns import codes_of
@@ -25,7 +26,7 @@ from lepton_ray.spec.release import BASELINE, EvaluateSpec
 from lepton_ray.stages import held_out
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.data_report import PROFILE, describe_data
+from lepton_ray.stages.data_report import describe_data
 from lepton_ray.stages.train_data import target_of
 
 if TYPE_CHECKING:

@@ -21,13 +21,14 @@ from lepton_ray.artifacts.statistics import location_and_scale
 from lepton_ray.artifacts.tags import encode_tags
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import sha256_file, write_json
+from lepton_ray.data.block import decode
 from lepton_ray.data.check import typed_schema
 from lepton_ray.data.checks import Finding, check_sample, stop_on
 from lepton_ray.data.hashing import hash_columns, to_keys
 from lepton_ray.data.parts import Folder, part_name, read_parquet, read_parts
 from lepton_ray.data.profile import profile
-from lepton_ray.data.rules import decode
 from lepton_ray.data.sample import in_sample, rows_within
+from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
 from lepton_ray.features.fit import fit_features, needs_keys
@@ -42,7 +43,7 @@ from lepton_ray.spec.features_check import check_features
 from lepton_ray.spec.features_content import SubwordTokens, TextFeatures
 from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.data_report import PROFILE, describe_data
+from lepton_ray.stages.data_report import describe_data
 
 VERSION = 10
 LABEL = "_label"

@@ -24,8 +24,8 @@ from lepton_ray.train.resources import worker_resources
 from lepton_ray.tune.place import Place, place_of
 
 if TYPE_CHECKING:
-    from lepton_ray.train.batches import Source
     from lepton_ray.train.on_ray import Storage
+    from lepton_ray.train.rows import Source
     from lepton_ray.tune.on_ray import Epoch
 
 VERSION = 6

@@ -20,29 +20,7 @@ from lepton_ray.spec.augment import AugmentSpec, ImageAugment, TableAugment, Tex
 from lepton_ray.spec.data import Task
 from lepton_ray.train import augment
 from lepton_ray.train.augment import Floats, Ints
-from lepton_ray.train.rows import (
-    Cut,
-    Input,
-    Inputs,
-    Labels,
-    RowsOfBatch,
-    Source,
-    TrainData,
-    epoch_order,
-)
-
-__all__ = [
-    "Batches",
-    "Inputs",
-    "Labels",
-    "Share",
-    "Source",
-    "TrainData",
-    "class_weights",
-    "epoch_order",
-    "validation_rows",
-    "validation_shares",
-]
+from lepton_ray.train.rows import Cut, Input, Inputs, Labels, RowsOfBatch, Source, TrainData
 
 _IMAGE_DIMENSIONS, _STEPS_DIMENSIONS, _TABLE_DIMENSIONS = 4, 3, 2
 _VALIDATION_ROWS = 4096

@@ -10,11 +10,11 @@ from typing import Any
 from lepton_ray.core.errors import BudgetError
 from lepton_ray.core.spent import within_budget
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import CHECKPOINT_EVERY_S
 from lepton_ray.train.replay import Part, train_parts
+from lepton_ray.train.rows import Source
 
 _LATEST = "latest"
 _PREVIOUS = "previous"

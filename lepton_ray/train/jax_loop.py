@@ -18,7 +18,7 @@ from lepton_ray.core.errors import EngineError
 from lepton_ray.engine.jax import jax, multihost
 from lepton_ray.engine.keras import call, keras
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Labels, Share, TrainData, validation_rows
+from lepton_ray.train.batches import Batches, Share, validation_rows
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.keras_state import (
     TrainState,
@@ -34,6 +34,7 @@ from lepton_ray.train.keras_state import (
     take_step,
 )
 from lepton_ray.train.progress import METRICS
+from lepton_ray.train.rows import Labels, TrainData
 
 __all__ = ["Group", "is_any", "join_workers", "num_parameters", "start_state", "train_epochs"]
 

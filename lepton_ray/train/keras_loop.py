@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lepton_ray.engine.keras import call
 from lepton_ray.engine.tensorflow import tf
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Share, Source, TrainData, validation_shares
+from lepton_ray.train.batches import Batches, Share, validation_shares
 from lepton_ray.train.keras_layer_groups import set_learning
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.keras_state import (
@@ -34,6 +34,7 @@ from lepton_ray.train.keras_state import (
     take_step,
 )
 from lepton_ray.train.progress import METRICS
+from lepton_ray.train.rows import Source, TrainData
 
 __all__ = ["Group", "is_any", "join_workers", "num_parameters", "start_state", "train_epochs"]
 

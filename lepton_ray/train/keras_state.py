@@ -17,10 +17,11 @@ from lepton_ray.engine.keras import call, keras, layers_of
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.batches import Batches
 from lepton_ray.train.keras_layer_groups import lr_factors
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.schedule import learning_rate
 
 _MOMENTUM = 0.9

@@ -33,12 +33,12 @@ from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import wait_for_capacity
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.pace import Pace
 from lepton_ray.train.progress import CHECKPOINT_EVERY_S, Progress, has_stalled
 from lepton_ray.train.replay import Part, train_parts
 from lepton_ray.train.resources import worker_resources
+from lepton_ray.train.rows import Source
 from lepton_ray.train.streamed.data import StreamedData
 from lepton_ray.train.streamed.on_ray import read_ahead
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Source
 from lepton_ray.train.frameworks import Training
+from lepton_ray.train.rows import Source
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lepton_ray.train.batches import Inputs
+from lepton_ray.train.rows import Inputs
 
 _FEW_OPERATIONS = 10_000_000  # floating-point, of a forward pass: with more, two threads were faster on a quiet machine
 _STEPS_DIMENSIONS = 3  # rows, steps, series

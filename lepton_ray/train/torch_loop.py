@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import Batches, Inputs, Share, Source, validation_shares
+from lepton_ray.train.batches import Batches, Share, validation_shares
 from lepton_ray.train.compiler import spare_compiler, step_of
 from lepton_ray.train.layer_groups import optimizer_groups, set_learning
 from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
+from lepton_ray.train.rows import Inputs, Source
 from lepton_ray.train.schedule import learning_rate
 from lepton_ray.train.threads import threads_for, use_threads
 from lepton_ray.train.torch_loss import sums

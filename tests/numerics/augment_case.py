@@ -6,7 +6,7 @@ import numpy as np
 
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.train import augment
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 SEED = 5
 PADDING = 0

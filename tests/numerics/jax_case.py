@@ -16,7 +16,7 @@ from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 from .families import DROPOUT, FAMILIES, KERAS_CUSTOM, NUM_CLASSES, Family
 

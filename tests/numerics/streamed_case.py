@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.streamed.data import StreamedData
 from lepton_ray.train.streamed.reading import StoredRows
 

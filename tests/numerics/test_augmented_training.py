@@ -4,7 +4,6 @@ Float32 sums in another order differ by some 1e-6.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,18 +16,13 @@ from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
-from lepton_ray.train.batches import Batches, TrainData, class_weights
+from lepton_ray.train.batches import Batches, class_weights
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import Group, TrainState, start_state, train_epochs
 
 from .augment_case import SEED, VARIED, data_of, spec_of
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class _Embedding(nn.Module):

@@ -9,7 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from lepton_ray.core.errors import SpecError
 from lepton_ray.spec.augment import AugmentSpec
-from lepton_ray.train.batches import Batches, Share, TrainData, class_weights, epoch_order
+from lepton_ray.train.batches import Batches, Share, class_weights
+from lepton_ray.train.rows import TrainData, epoch_order
 
 from .augment_case import SEED, VARIED, data_of, spec_of
 

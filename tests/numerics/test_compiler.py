@@ -16,7 +16,7 @@ from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, TrainSpec
 from lepton_ray.train import torch_loop
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)

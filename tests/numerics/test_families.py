@@ -4,7 +4,6 @@ Float32 sums in another order differ by some 1e-6.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, CustomModel, LinearModel, ResnetModel, TrainSpec
 from lepton_ray.train import checkpoint
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import Group, TrainState, start_state, train_epochs
 
 from .families import DROPOUT, FAMILIES, FEATURES, NUM_CLASSES, STEPS, TOKENS, Family
@@ -29,12 +28,7 @@ _SEED = 5
 _WITH_TOKENS = ["lstm", "gru", "transformer", "fusion"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _answer(model: nn.Module, rows: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -4,14 +4,15 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.fs as pafs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.artifacts import statistics
+from lepton_ray.data.parts import Folder, read_parquet
 from lepton_ray.features.fit import fit_features, needs_keys
-from lepton_ray.features.prepare import FOLD_KEY, PARQUET_OPTIONS, Preparer, prepare, to_arrays
+from lepton_ray.features.prepare import FOLD_KEY, Preparer, prepare, to_arrays
 from lepton_ray.features.reference import reference_sketches
 from lepton_ray.features.state import FeatureState
 from lepton_ray.spec.features import FeaturesSpec
@@ -149,8 +150,8 @@ def test_a_prepared_table_comes_back_from_parquet(tmp_path):
     state = fitted(table, spec_of(SECTIONS))
     prepared = prepare(state, table, signature_of(data_spec(COLUMNS), "ab"))
     expected = to_arrays(prepared, state)
-    pq.write_table(prepared, tmp_path / "p.parquet", row_group_size=50, **PARQUET_OPTIONS)
-    read = pq.read_table(tmp_path / "p.parquet")
+    folder = Folder(pafs.LocalFileSystem(), str(tmp_path))
+    read = read_parquet(folder, folder.write_parquet("p.parquet", prepared, group_rows=50))
     for name, array in to_arrays(read.slice(3, 100), state).items():
         np.testing.assert_array_equal(array, expected[name][3:103])
 

@@ -97,7 +97,8 @@ def test_there_is_nothing_to_select_from_ids():
 
 def test_no_variation_takes_them_for_tokens():
     from lepton_ray.core.errors import SpecError
-    from lepton_ray.train.batches import Batches, TrainData
+    from lepton_ray.train.batches import Batches
+    from lepton_ray.train.rows import TrainData
 
     x, y = {"ids": np.array([[0, 4], [1, 5], [2, 6]])}, np.zeros(3, np.float32)
     data = TrainData(x, y, x, y, "regression", category_ids=("ids",))

@@ -21,9 +21,9 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CustomModel, TrainSpec
 from lepton_ray.spec.run import RunSpec
 from lepton_ray.train import keras_checkpoint, torch_loop
-from lepton_ray.train.batches import TrainData
 from lepton_ray.train.keras_loop import Group, start_state, train_epochs
 from lepton_ray.train.keras_state import TrainState
+from lepton_ray.train.rows import TrainData
 
 from .families import DROPOUT, FAMILIES, FEATURES, KERAS_CUSTOM, KERAS_FAMILIES, NUM_CLASSES, STEPS, TOKENS, Family
 from .keras_case import copy_weights, to_keras, twins

@@ -31,9 +31,9 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import FusionModel, Model, PretrainedModel, TrainSpec
 from lepton_ray.stages.train import fingerprint, with_backbones
 from lepton_ray.train import keras_checkpoint
-from lepton_ray.train.batches import TrainData
 from lepton_ray.train.keras_loop import Group, start_state, train_epochs
 from lepton_ray.train.keras_state import TrainState, weights_of
+from lepton_ray.train.rows import TrainData
 
 _SEED, _CLASSES, _SIDE = 5, 3, 32
 _PIXELS = ModelInput(name="features", shape=(3, _SIDE, _SIDE))

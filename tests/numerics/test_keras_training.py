@@ -24,10 +24,11 @@ from lepton_ray.engine.tensorflow import tf
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
 from lepton_ray.train import in_process, keras_checkpoint, keras_loop, torch_loop
-from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.batches import Batches
 from lepton_ray.train.keras_loop import Group, start_state, train_epochs
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.keras_state import TrainState, seed_layers, weights_of
+from lepton_ray.train.rows import TrainData
 
 from .keras_case import CASES, CNN, MLP, NUM_CLASSES, copy_weights, inputs_of, to_keras, twins
 

@@ -4,7 +4,6 @@ Tolerances: float32 sums in another order differ by some 1e-7 a step.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,20 +16,16 @@ from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import LinearModel, MlpModel, TrainSpec
 from lepton_ray.train import keras_loop, torch_loop
-from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.batches import Batches
 from lepton_ray.train.pairs import draw_pairs
+from lepton_ray.train.rows import TrainData
 
 from .test_training import _Threads
 
 _SEED = 5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _data(rows: int = 50, val_rows: int = 9, groups: int = 6) -> TrainData:

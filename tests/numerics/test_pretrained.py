@@ -24,7 +24,7 @@ from lepton_ray.models.torch.lora import LowRank
 from lepton_ray.spec.model import FusionModel, Model, PretrainedModel, TrainSpec
 from lepton_ray.stages.train import fingerprint, with_backbones
 from lepton_ray.train import checkpoint
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
 transformers = pytest.importorskip("transformers", reason="the extra 'pretrained' is not installed")

@@ -1,6 +1,5 @@
 """The families on ids: their formulas in NumPy, a row at a time; ridge regression and planted factors as what they must learn."""
 
-from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import FactorizationModel, TrainSpec, TwoTowersModel
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import start_state, train_epochs
 
 from .families import FAMILIES, IDS, NUM_CLASSES, Family
@@ -23,12 +22,7 @@ _PAIR = ModelInput(name="ids", shape=(2,), num_ids=41, columns=("user", "item"),
 _FACTORIZATION = FactorizationModel(kind="factorization", embedding_width=3)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _shaken(family: Family) -> tuple[nn.Module, NDArray[np.int64], NDArray[np.float64]]:

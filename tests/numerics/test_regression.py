@@ -23,7 +23,8 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import LinearModel, MlpModel, TrainSpec
 from lepton_ray.stages.featurize import inputs_of
 from lepton_ray.train import in_process
-from lepton_ray.train.batches import Batches, TrainData
+from lepton_ray.train.batches import Batches
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
 from .test_training import _SEED, _Threads

@@ -1,6 +1,6 @@
 """The schedule of a trial of ``pbt``, trained again: what the trial itself came to, to the bit, however often it is interrupted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import ModelInput
@@ -17,9 +16,9 @@ from lepton_ray.spec.model import MlpModel, TrainSpec
 from lepton_ray.spec.tune import apply_values
 from lepton_ray.stages.tune import start_trial
 from lepton_ray.train import in_process, torch_loop
-from lepton_ray.train.batches import TrainData
 from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.replay import Part, train_parts
+from lepton_ray.train.rows import TrainData
 
 from .test_training import _Threads
 
@@ -33,12 +32,7 @@ _SCHEDULE: list[tuple[int, dict[str, Any]]] = [
 _EPOCHS = 6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _data() -> TrainData:

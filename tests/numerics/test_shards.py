@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint, torch_loop, torch_shards
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 from .families import FAMILIES, NUM_CLASSES
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.augment import AugmentSpec
 from lepton_ray.spec.model import AutoencoderModel, CnnModel, MlpModel, TrainSpec
 from lepton_ray.train import in_process, rows
-from lepton_ray.train.batches import Batches, Source, TrainData, validation_shares
+from lepton_ray.train.batches import Batches, validation_shares
 from lepton_ray.train.frameworks import load_training
-from lepton_ray.train.rows import Cut
+from lepton_ray.train.rows import Cut, Source, TrainData
 from lepton_ray.train.streamed import data as streamed_data
 from lepton_ray.train.streamed.order import row_order, windows_of
 from lepton_ray.train.streamed.reading import Pass
@@ -39,12 +38,7 @@ _REPOSITORY = Path(__file__).parents[2]
 _KERAS_SLOW = ["torch", pytest.param("keras", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 _GROUPS = st.lists(st.integers(1, 9), min_size=1, max_size=12).map(tuple)
@@ -362,7 +356,8 @@ _MEASURE = """
 import json, resource, sys
 import numpy as np
 import pyarrow.parquet as pq
-from lepton_ray.train.batches import Batches, TrainData, validation_shares
+from lepton_ray.train.batches import Batches, validation_shares
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.streamed.data import StreamedData
 from lepton_ray.train.streamed.reading import StoredRows
 

@@ -21,14 +21,15 @@ from lepton_ray.evaluate.judge import JUDGES
 from lepton_ray.export import keras_to_onnx, to_onnx
 from lepton_ray.export.golden import check_parity, outputs_to_json, read_answer
 from lepton_ray.features.graph import compile_graph
-from lepton_ray.features.state import FeatureState, NumberState
+from lepton_ray.features.numbers import NumberState
+from lepton_ray.features.state import FeatureState
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import LinearModel, MlpModel, TrainSpec
 from lepton_ray.spec.release import METRICS, EvaluateSpec
 from lepton_ray.stages.featurize import inputs_of
 from lepton_ray.train import keras_loop, keras_loss, progress, torch_loop, torch_loss
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 from .keras_case import copy_weights
 from .keras_case import inputs_of as inputs_of_shape

@@ -10,7 +10,7 @@ from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, MlpModel, RnnModel, TrainSpec
 from lepton_ray.train import torch_loop
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.threads import threads_for, use_threads
 
 _TABLE, _IMAGE = ModelInput(name="x", shape=(20,)), ModelInput(name="x", shape=(3, 32, 32))

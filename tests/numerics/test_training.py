@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from lepton_ray.core.errors import ArtifactError
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import CnnModel, MlpModel, TrainSpec
 from lepton_ray.train import checkpoint, in_process
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import Group, TrainState, start_state, train_epochs
 
 _SEED = 5
@@ -35,12 +34,7 @@ _DROPOUT = MlpModel(kind="mlp", hidden=(6,), dropout=0.4)
 _AUGMENT = {"table": {"noise_std": 0.3, "noise_fraction": 0.8}, "mixup_alpha": 0.4, "balance": "weights"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _data(rows: int = 33, val_rows: int = 7, width: int = 3, classes: int = 3) -> TrainData:

@@ -9,34 +9,15 @@ import pyarrow.fs as pafs
 import pytest
 import ray
 
-from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import DataError, EngineError
-from lepton_ray.models.catalog import build_model
-from lepton_ray.spec.model import MlpModel, TrainSpec
+from lepton_ray.spec.model import TrainSpec
 from tests.numerics.streamed_case import row_numbers, streamed
 
-WIDTH, CLASSES = 5, 3
-ROWS = 203
+from .test_train import build, make_data, weights_of
 
 
-def build(framework: Any = "torch") -> Any:
-    return build_model(MlpModel(kind="mlp", hidden=(8,)), [ModelInput(name="x", shape=(WIDTH,))], CLASSES, framework)
-
-
-def weights_of(model: Any) -> dict[str, Any]:
-    if hasattr(model, "state_dict"):
-        return {name: value.numpy() for name, value in model.state_dict().items()}
-    return {variable.path: variable.numpy() for variable in model.weights}
-
-
-def make_data(**settings: Any) -> Any:
-    from lepton_ray.train.batches import TrainData
-
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
-    y = (x @ rng.normal(size=(WIDTH, CLASSES))).argmax(1)
-    data = TrainData({"x": x[:150]}, y[:150], {"x": x[150:]}, y[150:])
-    return streamed(data, group_size=7, groups_per_window=4, **settings)
+def streamed_data(**settings: Any) -> Any:
+    return streamed(make_data(), group_size=7, groups_per_window=4, **settings)
 
 
 @pytest.mark.slow
@@ -50,8 +31,8 @@ def test_two_workers_take_the_steps_that_one_takes(cluster: None, tmp_path: Path
     spec = TrainSpec.model_validate({"framework": framework, "num_workers": 2, **step})
     storage = on_ray.Storage(pafs.LocalFileSystem(), str(tmp_path / "ray"))
     build_it = partial(build, framework)
-    two = on_ray.fit(build_it, make_data(leg_steps=2), spec, 5, storage, lambda text: None)
-    one = in_process.fit(build_it, make_data(leg_steps=2), spec, 5, tmp_path / "alone", lambda text: None)
+    two = on_ray.fit(build_it, streamed_data(leg_steps=2), spec, 5, storage, lambda text: None)
+    one = in_process.fit(build_it, streamed_data(leg_steps=2), spec, 5, tmp_path / "alone", lambda text: None)
     for name, weights in weights_of(one.model).items():
         np.testing.assert_allclose(weights_of(two.model)[name], weights, atol=1e-4)
     for mine, theirs in zip(two.history, one.history, strict=True):
@@ -75,7 +56,7 @@ def test_ray_data_gives_rows_in_their_order_where_workers_hold_all_processors(cl
                 ]
                 for cut, read in (
                     (Cut(8, rank, 2), partial(read_ahead, 1 << 20)),
-                    (Cut(8, rank, 2), make_data().read_ahead),
+                    (Cut(8, rank, 2), streamed_data().read_ahead),
                 )
             )
             assert here == there

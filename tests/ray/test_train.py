@@ -37,7 +37,7 @@ def weights_of(model: Any) -> dict[str, Any]:
 
 
 def make_data(rows: int = 203) -> Any:
-    from lepton_ray.train.batches import TrainData
+    from lepton_ray.train.rows import TrainData
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(rows, WIDTH)).astype(np.float32)
@@ -104,7 +104,7 @@ def test_two_workers_take_the_steps_of_one_on_several_inputs(cluster: None, tmp_
     By plain descent: Adam makes whole steps of a key's bias, whose gradient is 0 but for rounding.
     """
     from lepton_ray.train import in_process, on_ray
-    from lepton_ray.train.batches import TrainData
+    from lepton_ray.train.rows import TrainData
 
     encoders = {"features": "linear", "tokens": "transformer", "pixels": "resnet"}
     settings = {"kind": "fusion", "encoders": {name: FAMILIES[kind].settings for name, kind in encoders.items()}}
@@ -131,7 +131,7 @@ def test_two_workers_take_the_steps_of_one_while_layers_begin_to_learn(
     """
     from lepton_ray.stages.train import with_backbones
     from lepton_ray.train import in_process, on_ray
-    from lepton_ray.train.batches import TrainData
+    from lepton_ray.train.rows import TrainData
     from tests.numerics.test_pretrained import _TOKENS, _data, _feature_set, write_backbone
 
     folder = write_backbone(

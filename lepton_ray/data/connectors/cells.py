@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from lepton_ray.artifacts.pixels import read_pixels
 from lepton_ray.core.text import show
-from lepton_ray.data.block import BadRecord, Positions, RawBlock, to_python, to_rows
+from lepton_ray.data.block import BadRecord, Positions, RawBlock, decode, to_python, to_rows
 from lepton_ray.spec.data import Column, ImageColumn
 
 Fault = tuple[str, str]
@@ -95,7 +95,7 @@ def _read_texts(cells: pa.ChunkedArray) -> Read:
     kind = cells.type.value_type if pa.types.is_dictionary(cells.type) else cells.type
     try:
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-            return _undictionary(cells).cast(pa.binary()).cast(pa.string()), {}
+            return decode(cells).cast(pa.binary()).cast(pa.string()), {}
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             cells.validate(full=True)
         return cells, {}
@@ -104,10 +104,6 @@ def _read_texts(cells: pa.ChunkedArray) -> Read:
     texts = [_text_or_none(value) for value in values]
     wrong = [i for i, (value, text) in enumerate(zip(values, texts, strict=True)) if value is not None and text is None]
     return pa.chunked_array([pa.array(texts, pa.string())]), dict.fromkeys(wrong, _UTF8)
-
-
-def _undictionary(cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    return cells.cast(cells.type.value_type) if pa.types.is_dictionary(cells.type) else cells
 
 
 def _text_or_none(value: Any) -> str | None:

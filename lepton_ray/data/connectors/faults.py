@@ -21,9 +21,9 @@ def waits_s(max_tries: int = MAX_TRIES) -> Iterator[float]:
         yield longest * (0.5 + random.random() / 2)  # noqa: S311  no secret depends on it
 
 
-def persist(call: Callable[[], T], is_transient: Callable[[Exception], bool], max_tries: int = MAX_TRIES) -> T:
+def persist(call: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
     """Return ``call()``, tried again after transient faults; the last fault is raised."""
-    for wait_s in waits_s(max_tries):
+    for wait_s in waits_s():
         try:
             return call()
         except Exception as error:

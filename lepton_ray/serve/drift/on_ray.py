@@ -9,7 +9,7 @@ from weakref import ref
 from ray.serve import metrics as serve_metrics
 
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.artifacts.reference import Drift, read_reference
+from lepton_ray.artifacts.reference import METRIC_FIELDS, Drift, read_reference
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.core.metrics import Metric
@@ -19,14 +19,6 @@ from lepton_ray.spec.monitor import MonitorSpec
 _TICK_S = 1.0
 
 _logger = logging.getLogger("lepton_ray.serve")
-
-_OF_COLUMNS = {
-    catalogue.DRIFT_PSI: "excess_psi",
-    catalogue.DRIFT_JS: "js_distance",
-    catalogue.DRIFT_UNSEEN: "excess_unseen",
-    catalogue.DRIFT_MISSING: "excess_missing",
-}
-"""The field of ``Drift`` that each metric of a column is."""
 
 _Told = tuple[Any, float, dict[str, str]]
 """A gauge, its value and its labels."""
@@ -42,7 +34,9 @@ class DriftMeters:
         """By version; those are gone whose predictors are. (A weak dictionary cannot be looked through while another thread adds.)"""
         self._told: dict[str, list[_Told]] = {}
         """By version: what its last window came to."""
-        self._gauges = {metric.name: _gauge(metric) for metric in (*_OF_COLUMNS, catalogue.DRIFT_ROWS)} if spec else {}
+        self._gauges = (
+            {metric.name: _gauge(metric) for metric in (*METRIC_FIELDS, catalogue.DRIFT_ROWS)} if spec else {}
+        )
 
     def watch(self, predictor: Predictor) -> Predictor:
         """Return a predictor whose rows are counted, or the same if there is nothing to hold them against."""
@@ -86,7 +80,7 @@ class DriftMeters:
         most = self._spec.max_features if self._spec else 0
         for drift in choose(drifts, most):
             of_column = {**labels, "side": drift.side, "feature": drift.name}
-            for metric, field in _OF_COLUMNS.items():
+            for metric, field in METRIC_FIELDS.items():
                 yield self._gauges[metric.name], getattr(drift, field), of_column
 
 

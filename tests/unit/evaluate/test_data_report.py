@@ -119,14 +119,13 @@ def test_the_page_of_a_run_without_a_model() -> None:
         transforms={"age": ["standardise", "clip"]},
         label="plan",
     )
-    page = write_data_report("shop", report, "name: shop\ndata: {}\n")
+    page = write_data_report("shop", report)
     parser = _parse(page)
     text = "|".join(parser.texts)
     for shown in ("300", "250", "duplicate", "45 (15%)", "age tells the label", "standardise; clip", "Missing values"):
         assert shown in text, shown
     assert "category, label" in text
     assert text.index("plan") < text.index("income")  # the label comes first
-    assert "name: shop\ndata: {}" in text
     assert any("Histogram of values of income" in label for label in parser.images)
     assert sum("Pearson" in label or "Cramer" in label for label in parser.images) == 2
     assert len(page) < 80_000
@@ -135,7 +134,7 @@ def test_the_page_of_a_run_without_a_model() -> None:
 def test_before_and_after_are_drawn_on_one_scale() -> None:
     table, columns = _table(2000)
     moved, _ = _table(2000, shift=50_000)
-    page = write_profile_page("x", profile(moved, columns, 2000), profile(table, columns, 2000))
+    page = write_data_report("x", DataReport(profile(moved, columns, 2000), profile(table, columns, 2000)))
     _parse(page)
     (income,) = re.findall(r'aria-label="(Histogram of values of income[^"]*)"', page)
     assert "outside" in income
@@ -167,7 +166,7 @@ def test_hostile_names_and_values_are_text() -> None:
         transforms={_HOSTILE: [_HOSTILE]},
         label=_HOSTILE,
     )
-    parser = _parse(write_data_report(_HOSTILE, report, _HOSTILE))
+    parser = _parse(write_data_report(_HOSTILE, report))
     assert any("<script>alert(1)</script>&amp;" in text for text in parser.texts)
 
 

@@ -127,7 +127,7 @@ import numpy as np
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, TrainSpec
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.frameworks import load_training
 
 framework = sys.argv[1]

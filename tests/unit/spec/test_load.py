@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,8 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.spec import RunSpec, load_spec, parse_spec
 from lepton_ray.spec.base import Section
 
-_JOBS = sorted((Path(__file__).parents[3] / "jobs" / "specs").glob("*.yaml"))
+_FOLDER = Path(__file__).parents[3] / "jobs"
+_JOBS = sorted((_FOLDER / "specs").glob("*.yaml"))
 _TABLE = """\
 name: table
 data:
@@ -345,6 +347,11 @@ def schema() -> jsonschema_rs.Draft202012Validator:
     schema = RunSpec.model_json_schema()
     jsonschema_rs.meta.validate(schema)
     return jsonschema_rs.Draft202012Validator(schema)
+
+
+def test_the_python_driver_builds_a_spec() -> None:
+    build_spec = runpy.run_path(str(_FOLDER / "driver.py"))["build_spec"]
+    assert set(build_spec().evaluate.gates) == {"accuracy"}
 
 
 @pytest.mark.parametrize("path", _JOBS, ids=lambda path: path.stem)

@@ -10,26 +10,7 @@ from hypothesis import strategies as st
 from lepton_ray.core.errors import SpecError
 from lepton_ray.spec import RunSpec, parse_spec
 
-_TABLE = """\
-name: table
-data:
-  source: {kind: csv, uri: a.csv}
-  label: outcome
-  columns:
-    age: {kind: number, min: 0}
-    colour: category
-    outcome: category
-model:
-  kind: mlp
-"""
-_IMAGES = """\
-name: images
-data:
-  source: {kind: image_folder, uri: pictures}
-  label: digit
-  columns: {picture: {kind: image, height: 8, width: 9, channels: 1}, digit: category}
-model: {kind: cnn, channels: [4, 8, 16]}
-"""
+from .test_load import _IMAGES, _TABLE
 
 
 def _check_problems(error: SpecError) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -21,8 +20,9 @@ from lepton_ray.spec.clean_check import check_clean
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages import ingest as ingest_module
 from lepton_ray.stages.clean import clean
-from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.ingest import ingest
+
+from .contexts import context_in
 
 SPLITS = ("train", "val", "test")
 DATA = DataSpec.model_validate(
@@ -99,10 +99,10 @@ class Rows:
 def run(rows, cuts, spec, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest_module, "open_connector", lambda data: Rows(rows, cuts))
-        raw = ingest(DATA, context(folder / "ingest"))
+        raw = ingest(DATA, context_in(folder / "ingest", 3))
     raw = raw.model_copy(update={"location": str(folder / "ingest")})
     try:
-        dataset = clean(DATA, spec, raw, context(folder / "clean"))
+        dataset = clean(DATA, spec, raw, context_in(folder / "clean", 3))
     except DataError as error:
         return str(error).replace(str(folder), "")
     kept = {split: lines(folder / "clean" / split) for split in SPLITS}
@@ -113,13 +113,6 @@ def run(rows, cuts, spec, folder):
         int(row[0]) for row in rows
     )
     return dataset.ledger, kept, fates, dataset.class_rows
-
-
-def context(folder):
-    folder.mkdir(parents=True)
-    return RunContext(
-        "n", 3, "s", folder, str(folder), pafs.LocalFileSystem(), f"{folder}/work", True, lambda text: None
-    )
 
 
 def read(folder):

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 
 from lepton_ray.core.errors import BudgetError
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper
-from lepton_ray.stages.context import RunContext
+
+from .contexts import context_in
 
 
 def test_parts_that_are_done_are_kept(tmp_path: Path) -> None:
@@ -20,10 +20,7 @@ def test_parts_that_are_done_are_kept(tmp_path: Path) -> None:
         return {"square": item * item}
 
     def mapper(over: str) -> Mapper:
-        local = pafs.LocalFileSystem()
-        context = RunContext(
-            "n", 0, "s", tmp_path, str(tmp_path), local, str(tmp_path / "work"), True, lambda text: None, lambda: over
-        )
+        context = context_in(tmp_path, over_budget=lambda: over)
         source = {"source": {"kind": "csv", "uri": "x.csv"}, "columns": {"a": "number"}, "engine": "local"}
         return Mapper(DataSpec.model_validate(source), 0, context)
 
@@ -39,18 +36,7 @@ def test_parts_that_are_done_are_kept(tmp_path: Path) -> None:
 
 
 def test_work_that_is_all_done_is_not_stopped(tmp_path: Path) -> None:
-    context = RunContext(
-        "n",
-        0,
-        "s",
-        tmp_path,
-        str(tmp_path),
-        pafs.LocalFileSystem(),
-        str(tmp_path / "work"),
-        True,
-        print,
-        lambda: "spent",
-    )
+    context = context_in(tmp_path, over_budget=lambda: "spent")
     source = {"source": {"kind": "csv", "uri": "x.csv"}, "columns": {"a": "number"}}
     found = Mapper(DataSpec.model_validate(source), 0, context).map_resumable(
         "one", lambda index, item: {"i": item}, [7]

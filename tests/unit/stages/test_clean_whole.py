@@ -3,7 +3,6 @@
 import datetime as dt
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,16 +12,10 @@ from lepton_ray.pipeline.runner import run as run_spec
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean, fingerprint
 from lepton_ray.stages.clean import preflight as clean_preflight
-from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.ingest import ingest, preflight
 from lepton_ray.stages.quarantine import export, open_quarantine, read_quarantine, replay
 
-
-def context(folder):
-    folder.mkdir(parents=True)
-    return RunContext(
-        "n", 3, "s", folder, str(folder), pafs.LocalFileSystem(), f"{folder}/work", True, lambda text: None
-    )
+from .contexts import context_in
 
 
 def run(tmp_path, rows, columns, clean_section, more=""):
@@ -32,9 +25,9 @@ def run(tmp_path, rows, columns, clean_section, more=""):
         f"  split: {{train: 1.0, val: 0.0, test: 0.0}}\nclean: {clean_section}\n"
     )
     preflight(spec.data)
-    raw = ingest(spec.data, context(tmp_path / "ingest"))
+    raw = ingest(spec.data, context_in(tmp_path / "ingest", 3))
     raw = raw.model_copy(update={"location": str(tmp_path / "ingest")})
-    return clean(spec.data, spec.clean, raw, context(tmp_path / "clean"))
+    return clean(spec.data, spec.clean, raw, context_in(tmp_path / "clean", 3))
 
 
 def rows_in(folder):
@@ -146,10 +139,10 @@ def test_a_split_by_a_column_of_few_values_is_told_so(tmp_path):
     spec = parse_spec(
         f"name: n\ndata: {{source: {{kind: csv, uri: {tmp_path / 'd.csv'}}}, columns: {{year: number, x: number}}, split: {{by: year}}}}"
     )
-    raw = ingest(spec.data, context(tmp_path / "ingest"))
+    raw = ingest(spec.data, context_in(tmp_path / "ingest", 3))
     raw = raw.model_copy(update={"location": str(tmp_path / "ingest")})
     with pytest.raises(DataError, match=r"got none for val: rows with an equal year stay together \(data\.split\.by\)"):
-        clean(spec.data, spec.clean, raw, context(tmp_path / "clean"))
+        clean(spec.data, spec.clean, raw, context_in(tmp_path / "clean", 3))
 
 
 def test_a_mended_row_takes_no_other_rows_place_when_the_source_has_changed(tmp_path):

@@ -10,9 +10,10 @@ from fsspec.implementations.local import LocalFileSystem
 from lepton_ray.data.connectors import files
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean
-from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import featurize
 from lepton_ray.stages.ingest import ingest
+
+from .contexts import context_in
 
 FEW = "{numbers: {impute: zero, scale: none}}"
 MANY = """
@@ -58,13 +59,8 @@ def count_reads(tmp_path, features):
     )
     local = CountingFileSystem()
     filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(local))
-    stages = {}
-    for name in ("ingest", "clean", "featurize"):
-        folder = tmp_path / name
-        folder.mkdir()
-        stages[name] = RunContext(
-            "n", 3, "s", folder, str(folder), filesystem, f"{folder}/work", True, lambda text: None
-        )
+    names = ("ingest", "clean", "featurize")
+    stages = {name: context_in(tmp_path / name, 3, filesystem=filesystem) for name in names}
     raw = ingest(spec.data, stages["ingest"]).model_copy(update={"location": str(tmp_path / "ingest")})
     dataset = clean(spec.data, spec.clean, raw, stages["clean"])
     dataset = dataset.model_copy(update={"location": str(tmp_path / "clean"), "folder": tmp_path / "clean"})

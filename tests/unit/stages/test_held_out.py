@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
 import yaml
 
@@ -15,7 +14,8 @@ from lepton_ray.data import parts
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages import export, featurize, held_out
-from lepton_ray.stages.context import RunContext
+
+from .contexts import context_in
 
 _ROWS, _GROUP, _GOLDEN = 600, 7, 16
 _LABELS: dict[str, Any] = {
@@ -121,6 +121,6 @@ def test_the_head_stops_when_it_has_enough(source: Path, tmp_path: Path, monkeyp
     result = result_of(source, tmp_path, "classification")
     monkeypatch.setattr(held_out, "read_groups", noted)
     folder = Path(result["clean"].location)
-    context = RunContext("n", 0, "x", folder, str(folder), pafs.LocalFileSystem(), "", True, lambda text: None)
+    context = context_in(folder)
     rows = held_out.head(result["clean"], "test", context)
     assert rows.num_rows == 2 * _GROUP == sum(read)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -19,19 +18,13 @@ from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.clean import clean as run_clean
-from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.ingest import ingest, preflight
+
+from .contexts import context_in
 
 COLUMNS = {"id": "ignored", "age": {"kind": "number", "min": 0, "max": 120}, "city": "category", "y": "category"}
 SPLITS = ("train", "val", "test")
 LOOSE = {"max_removed_fraction": 1.0}
-
-
-def context(folder, seed=0):
-    folder.mkdir(parents=True)
-    return RunContext(
-        "n", seed, "s", folder, str(folder), pafs.LocalFileSystem(), str(folder / "work"), True, lambda text: None
-    )
 
 
 def data_spec(uri, columns=COLUMNS, kind="csv", **more):
@@ -42,9 +35,9 @@ def data_spec(uri, columns=COLUMNS, kind="csv", **more):
 
 def run(folder, data, seed=0, **clean):
     preflight(data)
-    raw = ingest(data, context(folder / "ingest"))
+    raw = ingest(data, context_in(folder / "ingest"))
     raw = raw.model_copy(update={"location": str(folder / "ingest")})
-    dataset = run_clean(data, CleanSpec.model_validate(clean), raw, context(folder / "clean", seed))
+    dataset = run_clean(data, CleanSpec.model_validate(clean), raw, context_in(folder / "clean", seed))
     return raw, dataset
 
 

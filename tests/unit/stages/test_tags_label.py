@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -22,10 +21,11 @@ from lepton_ray.spec import parse_spec
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.clean import clean
-from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.drift import measure_drift
 from lepton_ray.stages.featurize import load_split
 from lepton_ray.stages.ingest import ingest
+
+from .contexts import context_in
 
 _TAGS = ("large", "red", "round")
 
@@ -73,17 +73,11 @@ def _spec(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def _context(folder: Path) -> RunContext:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = pafs.LocalFileSystem()
-    return RunContext("n", 0, "s", folder, str(folder), files, str(folder / "work"), True, lambda text: None)
-
-
 def _clean(folder: Path, column: dict[str, Any], source: dict[str, str], **section: Any) -> Dataset:
     columns = {**_spec(folder)["data"]["columns"], "tags": {"kind": "tags", **column}}
     data = DataSpec.model_validate({"source": source, "label": "tags", "columns": columns})
-    raw = ingest(data, _context(folder / "ingest")).model_copy(update={"location": str(folder / "ingest")})
-    return clean(data, CleanSpec.model_validate(section), raw, _context(folder / "clean"))
+    raw = ingest(data, context_in(folder / "ingest")).model_copy(update={"location": str(folder / "ingest")})
+    return clean(data, CleanSpec.model_validate(section), raw, context_in(folder / "clean"))
 
 
 def _fates(folder: Path) -> dict[int, tuple[str, str]]:
@@ -135,7 +129,7 @@ def test_each_tag_is_a_class_and_rows_without_any_stay(result: Any, folder: Path
 
 def test_a_model_learns_from_0_and_1_for_each_tag(result: Any, folder: Path) -> None:
     features = result["featurize"]
-    _, labels_NC = load_split(features, "train", _context(features.folder))
+    _, labels_NC = load_split(features, "train", context_in(features.folder))
     assert labels_NC.dtype == np.float32
     assert labels_NC.shape == (features.split_rows["train"], 3)
     assert labels_NC.sum(axis=0).tolist() == [result["clean"].class_rows["train"][tag] for tag in _TAGS]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
 import yaml
 
@@ -16,11 +15,11 @@ from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.stages import featurize
-from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import load_data
-from lepton_ray.train.batches import TrainData
-from lepton_ray.train.rows import Cut
+from lepton_ray.train.rows import Cut, TrainData
 from lepton_ray.train.streamed.data import StreamedData
+
+from .contexts import context_in
 
 _ROWS = 400
 _LABELS: dict[str, Any] = {
@@ -70,11 +69,6 @@ class _Heard(Silent):
         self.updates.append(said[-1])
 
 
-def _context(folder: Path, said: list[str]) -> RunContext:
-    local = pafs.LocalFileSystem()
-    return RunContext("n", 0, "x", folder, str(folder), local, str(folder / "work"), True, said.append)
-
-
 def _whole(data: Any, split: str) -> tuple[dict[str, Any], Any]:
     """All rows of a split as they are stored."""
     if isinstance(data, TrainData):
@@ -99,7 +93,7 @@ def test_streamed_rows_are_those_read_whole_and_give_a_package(
     assert open_package(result["export"].path)
     assert result["export"].parity["package"] < 1e-4
     features, said = result["featurize"], []
-    context = _context(Path(features.location), said)
+    context = context_in(Path(features.location), update=said.append)
     from_files = load_data(features, TrainSpec(data="stream"), context)
     in_memory = load_data(features, TrainSpec(data="memory"), context)
     assert isinstance(from_files, StreamedData)
@@ -126,7 +120,7 @@ def test_streamed_rows_are_those_read_whole_and_give_a_package(
 def test_auto_streams_what_takes_more_than_it_may(source: Path, tmp_path: Path) -> None:
     features = run(_spec(source, tmp_path, "classification", data="auto", epochs=1))["featurize"]
     said: list[str] = []
-    context = _context(Path(features.location), said)
+    context = context_in(Path(features.location), update=said.append)
     whole = load_data(features, TrainSpec(), context)
     arrays = [*whole.x_train.values(), whole.y_train, *whole.x_val.values(), whole.y_val]
     num_bytes = sum(values.nbytes for values in arrays)
@@ -147,7 +141,7 @@ def test_no_normal_row_is_an_error(source: Path, tmp_path: Path) -> None:
     features = result["featurize"]
     target = features.target.model_copy(update={"classes": ("z", "a", "b", "c"), "normal_class": "c"})
     shifted = features.model_copy(update={"target": target})
-    context = _context(Path(features.location), [])
+    context = context_in(Path(features.location))
     for data in ("stream", "memory"):
         with pytest.raises(DataError, match=r"data.anomalies.normal_class \(c\) must have rows in each split"):
             load_data(shifted, TrainSpec.model_validate({"data": data}), context)

@@ -13,7 +13,7 @@ from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.model import MlpModel, TrainSpec
 from lepton_ray.stages.tune import start_trial
-from lepton_ray.train.batches import TrainData
+from lepton_ray.train.rows import TrainData
 
 
 def _start(framework: Any, optimizer: Any, values: dict[str, Any], folder: Path | None = None) -> Any:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pyarrow import orc
 
 from lepton_ray.data import csv_text
@@ -37,6 +38,13 @@ from lepton_ray.spec.data import DataSpec
 COLUMNS = {"n": "number", "whole": "number", "town": "category", "note": "text", "at": "time", "key": "ignored"}
 _START = datetime(2024, 1, 31, 12, tzinfo=UTC)
 NOTES = ["plain", "with, comma", 'a "quote"', "two words", "žluťoučký 🐎", "tab\tin it", "0012"]
+
+
+def png(value: int, size: tuple[int, int] = (2, 3)) -> bytes:
+    """Return a PNG file of one grey."""
+    sink = io.BytesIO()
+    Image.fromarray(np.full(size, value, np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
 
 
 def row(index: int) -> dict[str, Any]:

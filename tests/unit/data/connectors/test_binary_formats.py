@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from lepton_ray.core.errors import DataError, MissingExtraError
 from lepton_ray.data.connectors import open_connector, webdataset
@@ -21,14 +20,9 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
+from .samples import png
 
 PICTURE = {"kind": "image", "height": 2, "width": 3, "channels": 1}
-
-
-def png(value: int, size: tuple[int, int] = (2, 3)) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(np.full(size, value, np.uint8)).save(sink, "PNG")
-    return sink.getvalue()
 
 
 def read(kind: str, path: Path, columns: dict[str, Any], **options: Any) -> Any:

@@ -3,17 +3,14 @@
 import contextlib
 import datetime
 import decimal
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from pyarrow import orc
 
 from lepton_ray.core.errors import DataError
@@ -187,14 +184,8 @@ def test_a_number_is_no_image(tmp_path: Path) -> None:
     ]
 
 
-def _png(value: int, size: tuple[int, int] = (2, 3)) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(np.full(size, value, np.uint8)).save(sink, "PNG")
-    return sink.getvalue()
-
-
 def test_images_in_tables_are_files_structs_or_pixels(tmp_path: Path) -> None:
-    cells = [_png(1), bytes([2] * 6), None, b"junk", _png(5, (3, 2))]
+    cells = [samples.png(1), bytes([2] * 6), None, b"junk", samples.png(5, (3, 2))]
     table = pa.table({"p": pa.array(cells, pa.binary()), "y": list("abcde")})
     nested = pa.array([{"bytes": cell, "path": "x"} for cell in cells])
     pq.write_table(table, tmp_path / "a.parquet")
