@@ -34,5 +34,5 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _uses(model: nn.Module) -> Counter[nn.Parameter]:
-    """Count where each parameter stands: one that layers share, split with one of them, would be another in the other."""
+    """Count where each parameter stands: FSDP2 refuses one that layers share where it is split with one of them."""
     return Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
