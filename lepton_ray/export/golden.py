@@ -18,7 +18,9 @@ _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # where scores and their thresh
 
 
 def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.int64]:
-    """Return positions of at most ``count`` rows that a record can give again; up to half of them miss a value.
+    """Return positions of at most ``count`` rows that a record can give again, spread evenly; up to half of them miss a value.
+
+    Rows are often sorted, by their class for one: the first of them would say nothing of the other classes.
 
     Raises:
         QualityGateError: If there is none: a text whose form is changed by another reading of it has no record.
@@ -27,13 +29,18 @@ def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.
     for name in signature.columns:
         if test.column(name).null_count:
             has_missing |= test.column(name).is_null().to_numpy()
-    lacking, others = (np.flatnonzero(mask)[: _TRIED_PER_ROW * count] for mask in (has_missing, ~has_missing))
+    lacking, others = (spread(np.flatnonzero(mask), _TRIED_PER_ROW * count) for mask in (has_missing, ~has_missing))
     tried = np.sort(np.concatenate([lacking, others]))
     usable = tried[find_reproduced(test.take(pa.array(tried)), signature)]
     if not len(usable):
         raise QualityGateError("the test split must hold a row that a record can give again, got none. Add rows to it")
-    chosen = usable[has_missing[usable]][: count // 2]
-    return np.sort(np.concatenate([chosen, np.setdiff1d(usable, chosen)[: count - len(chosen)]]))
+    chosen = spread(usable[has_missing[usable]], count // 2)
+    return np.sort(np.concatenate([chosen, spread(np.setdiff1d(usable, chosen), count - len(chosen))]))
+
+
+def spread(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return at most so many of the places, evenly spread."""
+    return places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64)]
 
 
 def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:

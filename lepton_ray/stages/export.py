@@ -22,7 +22,7 @@ from lepton_ray.artifacts.tables import to_feeds, to_records
 from lepton_ray.core.errors import QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
-from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer
+from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer, spread
 from lepton_ray.export.model_card import write_card
 from lepton_ray.features.reference import output_sketches
 from lepton_ray.models.catalog import build_model
@@ -35,7 +35,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 8
+VERSION = 9
 _ROWS_AT_ONCE = 4096
 _MAX_REFERENCE_ROWS = 20_000
 _EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
@@ -85,10 +85,11 @@ def export(
         shutil.copyfile(feature_set.folder / "prep.onnx", package / "prepare.onnx")
     _write_facts(package, data, dataset, feature_set, checkpoint, ctx)
     seal(package)
-    parity["package"] = _hold(package, golden, outputs, export.parity_tolerance)[1]
+    parity["package"] = _hold("the package", package, golden, outputs, export.parity_tolerance)[1]
     if export.compress is not None:
         _compress(package, feature_set, dataset, export.compress.kind, ctx)
-        outputs, parity["compressed"] = _hold(package, golden, outputs, export.compress.max_difference)
+        bound = export.compress.max_difference
+        outputs, parity["compressed"] = _hold("the compressed package", package, golden, outputs, bound)
         write_json(package / "golden_outputs.json", outputs)
         seal(package)
     _add_answers(package, [held_out.head(dataset, "val", ctx), test])
@@ -101,11 +102,13 @@ def export(
     return PackageRef(package_digest=digest, parity=parity, num_bytes=size)
 
 
-def _hold(package: Path, golden: pa.Table, outputs: dict[str, Any], tolerance: float) -> tuple[dict[str, Any], float]:
+def _hold(
+    place: str, package: Path, golden: pa.Table, outputs: dict[str, Any], tolerance: float
+) -> tuple[dict[str, Any], float]:
     """Hold a sealed package against outputs for the golden rows; returns its own, and how far they are apart."""
     predictor = Predictor(open_package(package))
     answer = predictor.run(to_feeds(golden, predictor.signature))
-    difference = check_parity("the package", answer, outputs, tolerance)
+    difference = check_parity(place, answer, outputs, tolerance)
     return {**outputs, **{name: values.tolist() for name, values in answer.items() if name in outputs}}, difference
 
 
@@ -114,8 +117,8 @@ def _compress(package: Path, feature_set: FeatureSet, dataset: Dataset, kind: Co
     compressing = require("lepton_ray.export.compress", "compressing")
     path = package / "model.onnx"
     before = path.stat().st_size
-    rows = held_out.head(dataset, "val", ctx).slice(0, compressing.CALIBRATION_ROWS)
-    feeds = to_feeds(rows, open_package(package).signature)
+    places = spread(np.arange(dataset.split_rows["val"]), compressing.CALIBRATION_ROWS)
+    feeds = to_feeds(held_out.take(dataset, "val", places.tolist(), ctx), open_package(package).signature)
     graph = compressing.compress(onnx.load(path), onnx.load(feature_set.folder / "prep.onnx"), kind, feeds)
     path.write_bytes(graph.SerializeToString())
     lineage = read_json(package / "lineage.json")

@@ -64,17 +64,22 @@ def head(dataset: Dataset, split: str, ctx: RunContext) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries()
 
 
-def take_prepared(feature_set: FeatureSet, split: str, places: Sequence[int], ctx: RunContext) -> Split:
-    """Return the model inputs and labels of some rows of a split, by their places in it, which ascend."""
-    folder, first, tables = folder_of(feature_set, ctx), 0, []
+def take(artifact: Dataset | FeatureSet, split: str, places: Sequence[int], ctx: RunContext) -> pa.Table:
+    """Return some rows of a split by their places in it, which ascend."""
+    folder, first, tables = folder_of(artifact, ctx), 0, []
     wanted = np.asarray(places)
-    for rows in _groups(folder, feature_set.splits[split]):
+    for rows in _groups(folder, artifact.splits[split]):
         here = wanted[(wanted >= first) & (wanted < first + len(rows))] - first
         tables.append(rows.take(pa.array(here)))
         first += len(rows)
         if first > wanted[-1]:
             break
-    return split_of(pa.concat_tables(tables), load_state(feature_set))
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def take_prepared(feature_set: FeatureSet, split: str, places: Sequence[int], ctx: RunContext) -> Split:
+    """Return the model inputs and labels of some rows of a split, as ``take`` does."""
+    return split_of(take(feature_set, split, places, ctx), load_state(feature_set))
 
 
 def sample_prepared(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:

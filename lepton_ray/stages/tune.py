@@ -118,7 +118,7 @@ def start_trial(
     model, train = apply_values(model, train, values)
     state = loop.start_state(partial(build, model), train, seed)
     if folder is not None:
-        checkpoint.restore(state, folder, with_settings=False)
+        checkpoint.restore(state, folder)
     num_parameters = loop.num_parameters(state.model)
     return (
         Epoch(state_now.history[-1]["val_loss"], partial(checkpoint.save, state_now), num_parameters)

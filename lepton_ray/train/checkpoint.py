@@ -4,7 +4,7 @@ model.safetensors      weights after the last step
 average.safetensors    their moving average, where one is kept
 best.safetensors       weights of the best epoch
 optimizer.safetensors  its tensors, as INDEX.NAME
-state.json             history, best epoch, place in the epoch under way, the optimizer's settings
+state.json             history, best epoch, place in the epoch under way
 """
 
 from pathlib import Path
@@ -39,11 +39,11 @@ def save(state: TrainState, folder: Path | None) -> None:
             save_file(_contiguous(tensors), folder / name)
     if folder is None:
         return
-    write_json(folder / "state.json", {**state.facts, "optimizer_groups": optimizer["param_groups"]})
+    write_json(folder / "state.json", state.facts)
 
 
-def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
-    """Bring a fresh state to where the checkpoint was written; without the optimizer's settings it keeps its own.
+def restore(state: TrainState, folder: Path) -> None:
+    """Bring a fresh state to where the checkpoint was written; its optimizer keeps its own settings, which may be others.
 
     Raises:
         ArtifactError: If the checkpoint does not fit the model.
@@ -58,7 +58,7 @@ def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None
         for name, value in load_file(folder / "optimizer.safetensors").items():
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = _part(value, parameters[int(index)])
-        groups = facts["optimizer_groups"] if with_settings else state.optimizer.state_dict()["param_groups"]
+        groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         _lay_out(state.optimizer)
         state.go_on_from(facts)

@@ -31,10 +31,8 @@ def save(state: TrainState, folder: Path) -> None:
     write_json(folder / "state.json", state.facts)
 
 
-def restore(state: TrainState, folder: Path, with_settings: bool = True) -> None:
+def restore(state: TrainState, folder: Path) -> None:
     """Bring a fresh state to where the checkpoint was written.
-
-    ``with_settings`` is torch's: no variable of an optimizer here is a setting, and each step sets its learning rate.
 
     Raises:
         ArtifactError: If the checkpoint does not fit the model.

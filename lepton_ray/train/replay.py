@@ -63,5 +63,5 @@ def _hand_over(checkpoint: Any, state: Any, fresh: Any) -> Any:
     """Return a fresh state with all that another has come to but its settings, in each worker by a checkpoint of its own."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(state, Path(folder))
-        checkpoint.restore(fresh, Path(folder), with_settings=False)
+        checkpoint.restore(fresh, Path(folder))
     return fresh

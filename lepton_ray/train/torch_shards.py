@@ -1,5 +1,7 @@
 """``train.parallelism: fsdp``: the parts of a torch model that workers hold, by PyTorch's FSDP2."""
 
+from collections import Counter
+
 import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,4 +24,15 @@ def split(model: nn.Module) -> None:
 def _layers(model: nn.Module) -> list[nn.Module]:
     sequences = [module for module in model.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
     layers = [layer for sequence in sequences for layer in sequence if any(True for _ in layer.parameters())]
-    return [layer for layer in layers if not isinstance(layer, nn.ModuleList | nn.ModuleDict)]
+    uses = _uses(model)
+    return [
+        layer
+        for layer in layers
+        if not isinstance(layer, nn.ModuleList | nn.ModuleDict)
+        and all(uses[parameter] == count for parameter, count in _uses(layer).items())
+    ]
+
+
+def _uses(model: nn.Module) -> Counter[nn.Parameter]:
+    """Count where each parameter stands: FSDP2 refuses one that layers share where it is split with one of them."""
+    return Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))

@@ -3,6 +3,7 @@
 Finished trials are written down as they end (``journal.py``); a killed search is told of them and goes on.
 """
 
+import gc
 import json
 import logging
 import math
@@ -175,12 +176,15 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         collect_rarely()
         self._start_training, self._data, self._spec = start_training, data, spec
         self._training: Generator[Epoch, None, None] | None = None
+        self._epoch: Epoch | None = None
         self.reset_config(config)
 
     def cleanup(self) -> None:
-        """End the training, at its end or before."""
+        """End the training, at its end or before, and free what it holds: there may be no room for another beside it."""
         if self._training is not None:
             self._training.close()
+            self._training = self._epoch = None
+            gc.collect()  # a model of Keras refers to itself
 
     def reset_config(self, new_config: Values) -> bool:
         """Start a trial with other values."""
@@ -188,7 +192,6 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         self._values = decode(self._spec.space, new_config)
         self._training = self._start_training(self._values, self._data, None)
         self._schedule = [{"from_epoch": 1, "values": self._values}]
-        self._epoch: Epoch | None = None
         self._last: dict[str, Any] = {LOSS: DIVERGED, BEST: DIVERGED, COST: 0.0, "epochs": 0}
         return True
 
@@ -233,6 +236,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         facts = read_json(Path(checkpoint) / "trial.json")
         self._last, self._schedule = facts["last"], facts["schedule"]
         if self._last["epochs"]:
+            self.cleanup()
             self._training = self._start_training(self._values, self._data, Path(checkpoint))
         if self._schedule[-1]["values"] != self._values:
             self._schedule.append({"from_epoch": self._last["epochs"] + 1, "values": self._values})

@@ -332,6 +332,31 @@ def of_whole_numbers(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return _Whole(4, num_outputs)
 
 
+class _Double(nn.Linear):
+    def forward(self, features: Any) -> Any:
+        return super().forward(features).double()
+
+
+def of_double_precision(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return _Double(4, num_outputs)
+
+
+class _WithHelper(nn.Module):
+    """Gives a second result for a loss of its own while it is trained, as networks with auxiliary classifiers do."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, num_outputs)
+
+    def forward(self, features: Any) -> Any:
+        logits = self.head(self.norm(features))
+        return (logits, logits) if self.training else logits
+
+
+def of_two_results_in_training(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return _WithHelper(num_outputs)
+
+
 class _Tied(nn.Module):
     """A weight in two places, and statistics of the batch."""
 
@@ -383,7 +408,9 @@ not_callable = 3
         ("of_other_shape", r"must give logits of the shape \(rows, 3\), \(2, 3\) for two rows, got \(2, 4\)"),
         ("of_unused_parameters", "must use all its parameters, or .*, got extra.weight unused"),
         ("without_gradient", "must use all its parameters, or .*, got weight unused"),
-        ("of_whole_numbers", "must give one tensor of floating-point logits, got a tensor of torch.int64"),
+        ("of_whole_numbers", "must give one tensor of float32 logits, got a tensor of torch.int64"),
+        ("of_double_precision", "must give one tensor of float32 logits, got a tensor of torch.float64"),
+        ("of_two_results_in_training", "must give one tensor of float32 logits, also while it is trained, got a tuple"),
     ],
 )
 def test_what_is_wrong_with_a_users_module_is_named(name: str, message: str) -> None:
@@ -395,6 +422,18 @@ def test_what_is_wrong_with_a_users_module_is_named(name: str, message: str) -> 
 def test_a_module_that_cannot_be_imported_is_named() -> None:
     with pytest.raises(SpecError, match="ModuleNotFoundError"):
         build_model(CustomModel(kind="custom", module="no.such:thing"), [FEATURES], NUM_CLASSES)
+
+
+def test_a_users_module_is_tried_without_a_trace() -> None:
+    torch.manual_seed(1)
+    of_module = build_model(CustomModel(kind="custom", module=f"{__name__}:tied"), [FEATURES], NUM_CLASSES)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    plain = _Tied(NUM_CLASSES)
+    assert torch.equal(after, torch.rand(1))
+    assert of_module.training
+    for name, values in plain.state_dict().items():
+        assert torch.equal(of_module.state_dict()[name], values), name
 
 
 def test_tied_weights_and_buffers_survive_a_checkpoint(tmp_path: Path) -> None:

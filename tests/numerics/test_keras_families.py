@@ -324,6 +324,10 @@ def without_gradient(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return keras.Sequential([keras.layers.Dense(num_outputs), keras.layers.Lambda(tf.stop_gradient)])
 
 
+def of_half_precision(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return keras.Sequential([keras.layers.Dense(num_outputs, dtype="float16")])
+
+
 def with_a_name_twice(spec: Any, inputs: Any, num_outputs: int) -> Any:
     class Twice(keras.Model):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -349,7 +353,8 @@ def with_a_loss(spec: Any, inputs: Any, num_outputs: int) -> Any:
         ("that_fails", "must build a model without an error, got KeyError: 'depth'"),
         ("of_other_input", r"must take the inputs features \(2, 4\), got ValueError: "),
         ("of_other_shape", r"must give logits of the shape \(rows, 3\), \(2, 3\) for two rows, got \(2, 4\)"),
-        ("of_whole_numbers", "must give one tensor of floating-point logits, got a tensor of int32"),
+        ("of_whole_numbers", "must give one tensor of float32 logits, got a tensor of int32"),
+        ("of_half_precision", "must give one tensor of float32 logits, got a tensor of float16"),
         ("without_gradient", "must use all its weights, got .*kernel unused"),
         ("with_a_name_twice", "must give each of its layers a name of its own, got .*a/kernel twice"),
         ("with_a_loss", r"must add no loss of its own \(train.weight_decay is a penalty\), got 1"),

@@ -25,7 +25,7 @@ from .test_training import _Threads
 _SEED = 5
 _MODEL = MlpModel(kind="mlp", hidden=(6,), dropout=0.1)
 _SCHEDULE: list[tuple[int, dict[str, Any]]] = [
-    (1, {"train.lr": 0.05, "train.global_batch_size": 12, "model.dropout": 0.1}),
+    (1, {"train.lr": 0.05, "train.global_batch_size": 12, "model.dropout": 0.1, "train.weight_decay": 0.0}),
     (3, {"train.lr": 0.02, "train.global_batch_size": 7, "model.dropout": 0.4}),
     (4, {"train.lr": 0.08, "train.global_batch_size": 20, "model.dropout": 0.0, "train.weight_decay": 0.1}),
 ]

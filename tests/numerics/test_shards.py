@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint, torch_loop, torch_shards
@@ -115,3 +116,15 @@ def test_momentum_and_second_moments_are_split_and_joined(folder: Path) -> None:
     slots = load_file(folder / "mlp-3" / "optimizer.safetensors")
     shapes = [parameter.shape for parameter in start("mlp").model.parameters()]
     assert sorted(value.shape for value in slots.values()) == sorted(shapes)
+
+
+def test_a_weight_that_stands_in_two_layers_stays_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        torch_shards.split(model)
+        assert model[2].weight is model[0].weight
+        assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters()), "all are split"
+    finally:
+        torch.distributed.destroy_process_group()

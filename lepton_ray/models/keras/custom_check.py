@@ -29,9 +29,9 @@ def try_rows(spec: CustomModel, model: Any, inputs: Sequence[ModelInput], num_ou
             raise wrong(spec, f"take the inputs {shapes}", f"{type(error).__name__}: {error}") from error
         is_tensor = tf.is_tensor(logits_NC)
         total = tf.reduce_sum(logits_NC) if is_tensor else None
-    if not is_tensor or not logits_NC.dtype.is_floating:
+    if not is_tensor or logits_NC.dtype != tf.float32:
         kind = f"a tensor of {logits_NC.dtype.name}" if is_tensor else f"a {type(logits_NC).__name__}"
-        raise wrong(spec, "give one tensor of floating-point logits", kind)
+        raise wrong(spec, "give one tensor of float32 logits", kind)
     if logits_NC.shape != (_ROWS, num_outputs):
         wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows"
         raise wrong(spec, wanted, str(tuple(logits_NC.shape)))

@@ -29,22 +29,26 @@ def build(spec: CustomModel, inputs: Sequence[ModelInput], num_outputs: int) -> 
 
 
 def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_outputs: int) -> None:
-    """Run two rows of zeros through the module, which is left as it was."""
+    """Run two rows of zeros through the module, as it is evaluated and as it is trained; it is left as it was."""
     is_training = model.training
     rows = [torch.zeros(_ROWS, *i.shape, dtype=torch.float32 if i.num_ids is None else torch.int64) for i in inputs]
     try:
         logits_NC = model.eval()(*rows)
+        buffers = {name: values.clone() for name, values in model.named_buffers()}  # statistics of a normalisation
+        with torch.random.fork_rng(devices=()):
+            trained_NC = torch.func.functional_call(model.train(), buffers, tuple(rows))
     except Exception as error:  # a user's module may raise anything
         shapes = ", ".join(f"{i.name} {tuple(values.shape)}" for i, values in zip(inputs, rows, strict=True))
         raise wrong(spec, f"take the inputs {shapes}", f"{type(error).__name__}: {error}") from error
     finally:
         model.train(is_training)
-    if not isinstance(logits_NC, Tensor) or not logits_NC.is_floating_point():
-        kind = f"a tensor of {logits_NC.dtype}" if isinstance(logits_NC, Tensor) else f"a {type(logits_NC).__name__}"
-        raise wrong(spec, "give one tensor of floating-point logits", kind)
-    if logits_NC.shape != (_ROWS, num_outputs):
-        wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows"
-        raise wrong(spec, wanted, str(tuple(logits_NC.shape)))
+    for got, when in ((logits_NC, ""), (trained_NC, ", also while it is trained")):
+        if not isinstance(got, Tensor) or got.dtype != torch.float32:
+            kind = f"a tensor of {got.dtype}" if isinstance(got, Tensor) else f"a {type(got).__name__}"
+            raise wrong(spec, f"give one tensor of float32 logits{when}", kind)
+        if got.shape != (_ROWS, num_outputs):
+            wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows{when}"
+            raise wrong(spec, wanted, str(tuple(got.shape)))
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = (
         torch.autograd.grad(logits_NC.sum(), list(trained.values()), allow_unused=True)

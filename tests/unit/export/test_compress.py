@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pyarrow.fs as pafs
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import EngineError, QualityGateError
 from lepton_ray.core.files import read_json
+from lepton_ray.data.parts import Folder, read_parts
 from lepton_ray.export.compress import compress
 from lepton_ray.export.to_onnx import export_model
 from lepton_ray.features.graph import compile_graph
@@ -190,6 +192,23 @@ def test_a_run_seals_what_it_compressed_and_judges_that(tmp_path: Path) -> None:
     assert result["evaluate"].metrics["accuracy"] == pytest.approx(plain["evaluate"].metrics["accuracy"], abs=0.05)
 
 
+def test_ranges_are_those_of_rows_from_the_whole_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are often sorted, by their class for one: ranges of the first would cut off what the others have."""
+    seen: list[Any] = []
+
+    def look(graph: Any, prepare: Any, kind: Any, rows: Any) -> Any:
+        seen.append(rows["numbers"])
+        return compress(graph, prepare, kind, rows)
+
+    monkeypatch.setattr("lepton_ray.export.compress.compress", look)
+    monkeypatch.setattr("lepton_ray.export.compress.CALIBRATION_ROWS", 5)
+    dataset = run(_spec(tmp_path, compress={"kind": "int8", "max_difference": 1.0}))["clean"]
+    val = read_parts(Folder(pafs.LocalFileSystem(), str(dataset.folder)), dataset.splits["val"], [_NAMES[0]])
+    wanted = val.column(_NAMES[0]).to_numpy()
+    assert seen[0][[0, -1], 0].tolist() == wanted[[0, -1]].tolist()
+    assert len(seen[0]) == 5 < len(wanted)
+
+
 def test_a_change_beyond_its_bound_is_a_gate(tmp_path: Path) -> None:
-    with pytest.raises(QualityGateError, match="within 1e-09"):
+    with pytest.raises(QualityGateError, match=r"the compressed package must answer .* within 1e-09"):
         run(_spec(tmp_path, compress={"kind": "int8", "max_difference": 1e-9}))

@@ -115,9 +115,9 @@ def _test_table(a: list[float], c: list[str]) -> pa.Table:
     [
         (1, [0]),
         (2, [0, 2]),
-        (4, [0, 1, 2, 4]),
-        (5, [0, 1, 2, 3, 4]),
-        (6, [0, 1, 2, 3, 4, 6]),
+        (4, [0, 2, 5, 6]),
+        (5, [0, 2, 3, 5, 6]),
+        (6, [0, 1, 2, 4, 5, 6]),
         (99, [0, 1, 2, 3, 4, 5, 6]),
     ],
 )
@@ -131,12 +131,18 @@ def test_golden_rows_hold_missing_values_if_there_are_any(count: int, expected: 
 
 def test_golden_rows_may_all_or_none_have_missing_values() -> None:
     signature = Signature.of(_TABLE, Target(task="classification", classes=_CLASSES))
-    assert choose_rows(_test_table([None] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
-    assert choose_rows(_test_table([1.0] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 3]
+    assert choose_rows(_test_table([None] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 3, 4]
+    assert choose_rows(_test_table([1.0] * 5, ["u"] * 5), signature, 4).tolist() == [0, 1, 2, 4]
     pictures = pa.table({"p": [b"\x00" * 90] * 3, "y": ["x"] * 3})
     assert choose_rows(
         pictures, Signature.of(_PICTURES, Target(task="classification", classes=_CLASSES)), 2
-    ).tolist() == [0, 1]
+    ).tolist() == [0, 2]
+
+
+def test_golden_rows_of_a_sorted_split_are_of_its_beginning_and_its_end() -> None:
+    signature = Signature.of(_TABLE, Target(task="classification", classes=_CLASSES))
+    chosen = choose_rows(_test_table([float(n) for n in range(1000)], ["u"] * 1000), signature, 3)
+    assert chosen.tolist() == [0, 454, 999], "the first, the sixth and the last of the twelve that are tried"
 
 
 def test_golden_rows_are_those_that_a_record_gives_again() -> None:

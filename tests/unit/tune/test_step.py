@@ -1,5 +1,7 @@
 """What a trial reports of its epochs, and when."""
 
+import gc
+import weakref
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -72,3 +74,39 @@ def test_a_scheduler_is_told_of_each_epoch(clock: Clock, scheduler: str) -> None
     found = reports(trial(clock, scheduler, 0.1, LOSSES))
     assert [report["epochs"] for report in found] == [1, 2, 3, 4, 5]
     assert [report[on_ray.LOSS] for report in found] == LOSSES
+
+
+class Model:
+    """Refers to itself, as those of Keras do."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def save(self, folder: Path) -> None:
+        """Keep nothing."""
+
+
+def test_a_training_is_freed_before_the_next_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it there may be no room; a process takes many trials, and one of ``pbt`` the weights of others."""
+    held: weakref.WeakSet[Model] = weakref.WeakSet()
+
+    def start(values: Any, data: Any, folder: Path | None) -> Generator[Epoch, None, None]:
+        assert not held
+        model = Model()
+        held.add(model)
+        return (Epoch(0.5, model.save) for _ in range(3))
+
+    spec = TuneSpec.model_validate({"space": {"train.lr": {"kind": "uniform", "low": 0.1, "high": 0.2}}, "epochs": 3})
+    monkeypatch.setattr(on_ray, "collect_rarely", gc.disable)
+    made = on_ray._TrialTrainable.__new__(on_ray._TrialTrainable)
+    try:
+        made.setup({"train.lr": 0.1}, start, None, spec)
+        made.step()
+        made.reset_config({"train.lr": 0.2})
+        made.step()
+        made.save_checkpoint(str(tmp_path))
+        made.load_checkpoint(str(tmp_path))
+        made.step()
+    finally:
+        gc.enable()
+    assert len(held) == 1
