@@ -1,19 +1,23 @@
 """Core: imports that load no engine, errors that pickle, the environment in texts, files that appear whole."""
 
+import importlib.metadata
 import os
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from lepton_ray.core import errors, settings
 from lepton_ray.core.errors import EngineError, LeptonError, SpecError
-from lepton_ray.core.extras import require
+from lepton_ray.core.extras import _EXTRA_OF_MODULE, require
 from lepton_ray.core.files import list_files, sha256_file, sha256_json, write_atomic, write_json
 from lepton_ray.core.text import show
 
+REPOSITORY = Path(__file__).parent.parent.parent.parent
 _ENGINES = ("ray", "torch", "tensorflow", "mlflow", "pandas")
 
 
@@ -75,6 +79,26 @@ def test_expand_names_every_unset_variable_and_no_value(monkeypatch: pytest.Monk
     assert len(caught.value.problems) == 2
     assert "LEPTON_A" in str(caught.value)
     assert "hush" not in str(caught.value)
+
+
+def test_each_package_of_an_extra_has_its_extra_named() -> None:
+    """Where it is not installed, what needs it says what to install."""
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    modules: dict[str, set[str]] = {}
+    for module, distributions in importlib.metadata.packages_distributions().items():
+        for distribution in distributions:
+            modules.setdefault(_dashed(distribution), set()).add(module)
+    told = {module.partition(".")[0] for module in _EXTRA_OF_MODULE}
+    asked = {
+        _dashed(re.split(r"[\[><=!; ]", one)[0]) for name in extras.keys() - {"bench", "dev"} for one in extras[name]
+    }
+    installed = asked & modules.keys() - {"lepton-ray"}
+    assert {"charset-normalizer", "h2", "mlflow", "river", "torch"} <= installed
+    assert [package for package in sorted(installed) if not modules[package] & told] == []
+
+
+def _dashed(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_require_names_the_extra_and_keeps_other_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
