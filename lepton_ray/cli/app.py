@@ -37,18 +37,24 @@ app.add_typer(drift.app, name="drift")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(token.app, name="token")
 app.add_typer(rollout.app, name="rollout")
-app.command()(plan.plan)
-app.command()(reap.reap)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(kube.app, name="kube")
-app.command()(jobs.submit)
-app.command()(doctor.doctor)
 
 SpecArgument = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; may be repeated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+_OF_TABLES = (
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".pq",
+    ".arrow",
+    ".feather",
+    ".orc",
+    ".xlsx",
+)  # which ``predict`` does not write
 PackageArgument = Annotated[str, typer.Argument(help="Folder of a model package.", show_default=False)]
 
 
@@ -84,6 +90,7 @@ def init(
 ) -> None:
     """Write a commented starter spec from a data file."""
     with errors_explained():
+        from lepton_ray.spec import parse_spec
         from lepton_ray.stages.starter import write_starter
 
         text = write_starter(data, label)
@@ -92,7 +99,11 @@ def init(
         else:
             with open_output(output, "x") as file:
                 file.write(text)
-            typer.echo(f"Wrote {output}. Look it over, then: lepton-ray run {output}", err=True)
+            predicts = parse_spec(text, source="the starter spec").data.label
+            typer.echo(
+                f"Wrote {output}; it predicts {predicts} (--label names another). Look it over, then: lepton-ray run {output}",
+                err=True,
+            )
 
 
 @app.command()
@@ -211,6 +222,9 @@ def predict(
         if use_ray and not is_folder:
             raise SpecError([f"--ray must be given with --output FOLDER/, got {output!r}. Add a slash"], "the command")
         keep_input(None if output is None or is_folder else Path(output), file)
+        if output is not None and not is_folder and output.lower().endswith(_OF_TABLES):
+            rule = "must be a JSON lines file, such as answers.jsonl, or FOLDER/ for Parquet files"
+            raise SpecError([f"--output {rule}, got {output!r}. Choose one of them"], "the command")
         ref, opened = locate_model(package, tracking_uri)
         if output is not None and is_folder:
             from lepton_ray.stages.score_dataset import score_dataset
@@ -260,6 +274,7 @@ def serve(
 
         ref, package = locate_model(model, tracking_uri)
         spec = _serve_spec(host, port, max_replicas)
+        typer.echo(f"starting {name or package.name}; Ray takes a while", err=True)
         with _ray_closed_after():
             url, through, metrics_url = start_application(ref, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
@@ -304,6 +319,12 @@ def _format_package(facts: dict[str, Any]) -> str:
     lines += ["validation metrics", *(f"  {name}: {value:.4f}" for name, value in facts["metrics"].items())]
     lines += ["files", *(f"  {digest[:12]}  {name}" for name, digest in facts["files"].items())]
     return "\n".join(lines)
+
+
+app.command()(plan.plan)
+app.command()(jobs.submit)
+app.command()(doctor.doctor)
+app.command()(reap.reap)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from lepton_ray.core.errors import LeptonError
@@ -22,27 +24,35 @@ from lepton_ray.core.extras import explain
 from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
+_LOG_EVERY_S = 10.0
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class RichProgress:
-    """Draws a run on the terminal: a spinner while a stage works, its account when it is done."""
+    """Draws a run on the terminal: a spinner while a stage works, its account when it is done.
+
+    Elsewhere, as in a log, how far a stage is stands in lines of its own, one in ten seconds at most.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._status: Status | None = None
         self._stage = ""
+        self._said_s = 0.0
 
     def started(self, stage: str) -> None:
         """Show the spinner."""
-        self._stage = stage
+        self._stage, self._said_s = stage, time.monotonic()
         self._status = self.console.status(f"[bold]{stage}[/]")
         self._status.start()
 
     def update(self, message: str) -> None:
         """Show how far the stage is."""
         if self._status is not None:
-            self._status.update(f"[bold]{self._stage}[/] {message}")
+            self._status.update(f"[bold]{self._stage}[/] {escape(message)}")
+        if not self.console.is_terminal and time.monotonic() - self._said_s >= _LOG_EVERY_S:
+            self._said_s = time.monotonic()
+            self.console.print(f"{self._stage:<10} {message}", markup=False)
 
     def finished(self, stage: str, account: list[str], seconds: float, skipped: bool) -> None:
         """Print the stage's account."""
