@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -251,7 +252,16 @@ def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, i
         def stream() -> TextIO:  # opened with the first answer: an error before leaves the file as it was
             return files.enter_context(open_output(output, "w")) if output else sys.stdout
 
-        return score_file(package, file, lambda text: stream().write(text))
+        def write(text: str) -> None:
+            stream().write(text)
+            if not refused and '"error": ' in text and "error" in (answer := json.loads(text)):
+                refused.append(f"line {answer['line']}: {answer['error']}")
+
+        refused: list[str] = []
+        counts = score_file(package, file, write)
+        for why in refused:
+            typer.echo(f"the first that is refused: {why}", err=True)
+        return counts
 
 
 @app.command()

@@ -346,7 +346,8 @@ def test_predict_scores_every_record_or_says_why_not(
     records.write_text("age,income,colour,size\n30,1200.5,red,S\n-1,,blue,M\n45,,,L\nx,1,red,S\n")
     result = _run("predict", mixed_package, records)
     assert result.exit_code == 1
-    assert result.stderr == "4 records: 2 scored, 2 refused\n"
+    why = "the first that is refused: line 3: age must be at least 0, got -1"
+    assert result.stderr.splitlines() == [why, "4 records: 2 scored, 2 refused"]
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [("label" in line, "error" in line) for line in lines] == [(True, False), (False, True)] * 2
     wanted = expected_probabilities(
