@@ -205,7 +205,9 @@ class Endpoint:
     def _find_job(self, method: str, path: str) -> Response | Asked | None:
         """Return what of a job is asked for, or the response; None if the path is none of jobs'."""
         if not self.limits.max_job_bytes:
-            return None
+            is_of_jobs = path.split("/")[1:2] == ["jobs"]
+            off = "jobs are off here: the section serve.jobs turns them on"
+            return error_response(HTTP_NOT_FOUND, off) if is_of_jobs else None
         match path.split("/"):
             case ["", "jobs"]:
                 return _only("POST", method)

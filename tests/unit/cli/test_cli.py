@@ -367,6 +367,16 @@ def test_predict_writes_a_file(mixed_package: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.jsonl", "records.jsonl"]
 
 
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_a_registered_model_without_a_registry_is_told_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    message = _error(_run(command, "models:/x@champion", *([tmp_path] if command == "predict" else [])), 2)
+    assert "'models:/x@champion' needs an MLflow server or database: --tracking-uri, or MLFLOW_TRACKING_URI" in message
+    assert "sqlite:///runs/mlflow.db" in message
+
+
 @pytest.mark.parametrize("name", ["out.csv", "out.Parquet"])
 def test_predict_writes_no_json_lines_under_another_name(mixed_package: Path, tmp_path: Path, name: str) -> None:
     records = tmp_path / "records.jsonl"

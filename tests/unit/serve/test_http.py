@@ -258,6 +258,11 @@ def test_a_wrong_body_of_predict_is_told_what_would_be_right(
     assert serve(mixed_package, max_rows=3).post("/predict", content=body).json()["error"].endswith(way_out)
 
 
+def test_jobs_that_are_off_say_so(client: Any) -> None:
+    response = client.post("/jobs", json=[_RECORD])
+    assert (response.status_code, response.json()["error"][:17]) == (404, "jobs are off here")
+
+
 @pytest.mark.parametrize("key", ["datatype", "shape", "data", "name"])
 def test_deep_values_anywhere_are_refused(client: Any, key: str) -> None:
     deep = b"[" * 1000 + b"]" * 1000
