@@ -1,6 +1,7 @@
 """What the command prints: progress and accounts for people, JSON for programs, errors without a traceback."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
 _LOG_EVERY_S = 10.0
+_OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -156,6 +158,9 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
             _fail(error, str(explained), explained.exit_status, as_json, progress)
         if isinstance(error, _OF_PLACES) and error.filename is not None:
             what = f"{os.fsdecode(error.filename)!r} must be a place that can be used, got: {error.strerror}. Check the path"
+            _fail(error, f"{what}\n{_write_details(error)}", 1, as_json, progress)
+        if isinstance(error, OSError) and error.errno in _OF_ROOM:
+            what = f"there must be room for what is written, got: {error.strerror}. Make room, or write elsewhere"
             _fail(error, f"{what}\n{_write_details(error)}", 1, as_json, progress)
         lines = str(error).strip().splitlines()
         message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\n{_write_details(error)}"

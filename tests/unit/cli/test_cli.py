@@ -265,7 +265,7 @@ def test_an_error_is_explained_where_nothing_can_be_written(spec: Path, monkeypa
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", fail)
     message = _error(_run("run", spec), 1)
     assert message == (
-        "error: unexpected OSError: [Errno 28] No space left on device\n"
+        "error: there must be room for what is written, got: No space left on device. Make room, or write elsewhere\n"
         "The details could not be written (No space left on device)\n"
     )
 

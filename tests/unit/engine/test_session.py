@@ -24,3 +24,13 @@ def test_what_needs_a_cluster_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     session.close()
     assert session._waiting == [], "a run that never connects leaves nothing to the next"
+
+
+def test_a_cluster_that_does_not_start_in_time_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "_init", start)
+    with pytest.raises(EngineError, match=r"at a new local cluster, got: The current node timed out .* too busy\?"):
+        session.connect()
