@@ -365,6 +365,7 @@ class Deployment(Artifact):
     """Greatest absolute difference of the live endpoint from the golden outputs."""
     metrics_url: str | None = None
     request_file: str = ""
+    needs_token: bool = False
     answer: Annotated[str, Field(exclude=True)] = ""
 
     def account(self) -> list[str]:
@@ -375,8 +376,9 @@ class Deployment(Artifact):
         if self.metrics_url:
             lines.append(f"metrics: {self.metrics_url}")
         if self.request_file:
+            token = ' -H "authorization: Bearer $TOKEN"' if self.needs_token else ""
             lines.append(
-                f"try: curl -s {self.url.rstrip('/')}/predict -H 'content-type: application/json' -d @{self.request_file}"
+                f"try: curl -s {self.url.rstrip('/')}/predict -H 'content-type: application/json'{token} -d @{self.request_file}"
             )
         lines.append(f"parity of the endpoint with the training code: {self.parity:.1e}")
         return [*lines, f"answer: {self.answer}"] if self.answer else lines

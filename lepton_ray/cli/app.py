@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -38,13 +39,11 @@ app.add_typer(drift.app, name="drift")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(token.app, name="token")
 app.add_typer(rollout.app, name="rollout")
-app.command()(plan.plan)
-app.command()(reap.reap)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(kube.app, name="kube")
-app.command()(jobs.submit)
-app.command()(doctor.doctor)
 
+_OF_TABLES = (".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".orc", ".xlsx")
+"""Ends of files that ``predict`` does not write."""
 PackageArgument = Annotated[str, typer.Argument(help="Folder of a model package.", show_default=False)]
 
 
@@ -80,6 +79,7 @@ def init(
 ) -> None:
     """Write a commented starter spec from a data file."""
     with errors_explained():
+        from lepton_ray.spec import parse_spec
         from lepton_ray.stages.starter import write_starter
 
         text = write_starter(data, label)
@@ -88,7 +88,11 @@ def init(
         else:
             with open_output(output, "x") as file:
                 file.write(text)
-            typer.echo(f"Wrote {output}. Look it over, then: lepton-ray run {output}", err=True)
+            predicts = parse_spec(text, source="the starter spec").data.label
+            typer.echo(
+                f"Wrote {output}; it predicts {predicts} (--label names another). Look it over, then: lepton-ray run {output}",
+                err=True,
+            )
 
 
 @app.command()
@@ -203,6 +207,9 @@ def predict(
         if use_ray and not is_folder:
             raise SpecError([f"--ray must be given with --output FOLDER/, got {output!r}. Add a slash"], "the command")
         keep_input(None if output is None or is_folder else Path(output), file)
+        if output is not None and not is_folder and output.lower().endswith(_OF_TABLES):
+            rule = "must be a JSON lines file, such as answers.jsonl, or FOLDER/ for Parquet files"
+            raise SpecError([f"--output {rule}, got {output!r}. Choose one of them"], "the command")
         ref, opened = locate_model(package, tracking_uri)
         if output is not None and is_folder:
             from lepton_ray.stages.score_dataset import score_dataset
@@ -229,7 +236,16 @@ def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, i
         def stream() -> TextIO:  # opened with the first answer: an error before leaves the file as it was
             return files.enter_context(open_output(output, "w")) if output else sys.stdout
 
-        return score_file(package, file, lambda text: stream().write(text))
+        def write(text: str) -> None:
+            stream().write(text)
+            if not refused and '"error": ' in text and "error" in (answer := json.loads(text)):
+                refused.append(f"line {answer['line']}: {answer['error']}")
+
+        refused: list[str] = []
+        counts = score_file(package, file, write)
+        for why in refused:
+            typer.echo(f"the first that is refused: {why}", err=True)
+        return counts
 
 
 @app.command()
@@ -250,6 +266,7 @@ def serve(
 
         ref, package = locate_model(model, tracking_uri)
         spec = _serve_spec(host, port, max_replicas)
+        typer.echo(f"starting {name or package.name}; Ray takes a while", err=True)
         with _ray_closed_after():
             url, through, metrics_url = start_application(ref, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
@@ -294,6 +311,12 @@ def _format_package(facts: dict[str, Any]) -> str:
     lines += ["validation metrics", *(f"  {name}: {value:.4f}" for name, value in facts["metrics"].items())]
     lines += ["files", *(f"  {digest[:12]}  {name}" for name, digest in facts["files"].items())]
     return "\n".join(lines)
+
+
+app.command()(plan.plan)
+app.command()(jobs.submit)
+app.command()(doctor.doctor)
+app.command()(reap.reap)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

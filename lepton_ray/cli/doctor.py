@@ -22,6 +22,7 @@ def doctor(
 ) -> None:
     """Look at every node of the cluster that RAY_ADDRESS names, or of a local one; exit status 1 if anything is wrong."""
     with errors_explained(as_json):
+        from lepton_ray.core import settings
         from lepton_ray.core.errors import EngineError
         from lepton_ray.engine.session import check_answers, close, connect
         from lepton_ray.launch.doctor import checks
@@ -30,11 +31,17 @@ def doctor(
         findings += checks.check_grafana(grafana) if grafana else []
         try:
             with only_json_on_stdout(as_json):
+                typer.echo(
+                    f"looking at {settings.ray_address() or 'a local cluster, as RAY_ADDRESS names none'}", err=True
+                )
                 check_answers(_CONNECT_S)
-                connect()
+                session = connect()
                 from lepton_ray.launch.doctor import on_ray  # Ray is imported by connect
 
-                findings = on_ray.examine(storage) + findings
+                seen = on_ray.examine(storage)
+                if session.is_local:  # nobody can give its store another size
+                    seen = [finding for finding in seen if finding.check != "object store"]
+                findings = seen + findings
         except EngineError as error:
             findings.insert(0, checks.Finding("cluster", "", "error", str(error), "ray status; ray start --head"))
         finally:

@@ -1,6 +1,7 @@
 """What the command prints: progress and accounts for people, JSON for programs, errors without a traceback."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from lepton_ray.core.errors import LeptonError
@@ -22,27 +25,36 @@ from lepton_ray.core.extras import explain
 from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
+_LOG_EVERY_S = 10.0
+_OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class RichProgress:
-    """Draws a run on the terminal: a spinner while a stage works, its account when it is done."""
+    """Draws a run on the terminal: a spinner while a stage works, its account when it is done.
+
+    Elsewhere, as in a log, how far a stage is stands in lines of its own, one in ten seconds at most.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._status: Status | None = None
         self._stage = ""
+        self._said_s = 0.0
 
     def started(self, stage: str) -> None:
         """Show the spinner."""
-        self._stage = stage
+        self._stage, self._said_s = stage, time.monotonic()
         self._status = self.console.status(f"[bold]{stage}[/]")
         self._status.start()
 
     def update(self, message: str) -> None:
         """Show how far the stage is."""
         if self._status is not None:
-            self._status.update(f"[bold]{self._stage}[/] {message}")
+            self._status.update(f"[bold]{self._stage}[/] {escape(message)}")
+        if not self.console.is_terminal and time.monotonic() - self._said_s >= _LOG_EVERY_S:
+            self._said_s = time.monotonic()
+            self.console.print(f"{self._stage:<10} {message}", markup=False)
 
     def finished(self, stage: str, account: list[str], seconds: float, skipped: bool) -> None:
         """Print the stage's account."""
@@ -146,6 +158,9 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
             _fail(error, str(explained), explained.exit_status, as_json, progress)
         if isinstance(error, _OF_PLACES) and error.filename is not None:
             what = f"{os.fsdecode(error.filename)!r} must be a place that can be used, got: {error.strerror}. Check the path"
+            _fail(error, f"{what}\n{_write_details(error)}", 1, as_json, progress)
+        if isinstance(error, OSError) and error.errno in _OF_ROOM:
+            what = f"there must be room for what is written, got: {error.strerror}. Make room, or write elsewhere"
             _fail(error, f"{what}\n{_write_details(error)}", 1, as_json, progress)
         lines = str(error).strip().splitlines()
         message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\n{_write_details(error)}"

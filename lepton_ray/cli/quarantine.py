@@ -53,7 +53,8 @@ def show(
 
         quarantine = open_quarantine(run, storage)
         most = limit if limit is not None or output is not None else _DEFAULT_LIMIT
-        records = itertools.islice(read_quarantine(quarantine, reason, file), most)
+        found = read_quarantine(quarantine, reason, file)
+        records = itertools.islice(found, most)
         if output is not None:
             with open_output(output, "x") as stream:
                 count = export(quarantine, records, output.suffix, stream.write)
@@ -70,6 +71,8 @@ def show(
             typer.echo(f"  {show_cell(record.detail)}")
             values = ", ".join(f"{name}={value!r}" for name, value in record.values.items() if value is not None)
             typer.echo(f"  {show_cell(record.text if record.text is not None else values)}")
+        if next(found, None) is not None:
+            typer.echo(f"There are more than these {most:,}: --limit shows more, --output FILE writes all", err=True)
 
 
 @app.command()

@@ -64,6 +64,8 @@ def check_sample(
         findings += _find_identifiers(table, data, num_rows or table.num_rows)
     if data.label is None or not table.num_rows:
         return findings
+    if checks.leakage and data.windows and data.split.by is None:
+        findings.append(_find_mixed_times(data))
     if checks.imbalance and data.task in ("classification", "multi_label"):
         labels = decode(table.column(data.label)).drop_null()
         counts = {name: count for name, count in _count_classes(labels, data).items() if name not in left_out}
@@ -107,6 +109,15 @@ def _find_constants(table: pa.Table, data: DataSpec) -> Iterator[Finding]:
             place = f"data.columns.{name}"
             message = f"{place} must hold different values to be of use, got {value}. Make it ignored."
             yield Finding("constant", place, message)
+
+
+def _find_mixed_times(data: DataSpec) -> Finding:
+    times = dict.fromkeys(window.time for window in data.windows.values())
+    message = (
+        "data.split.by must be given where rows hold windows of a series (data.windows), got a split at random: test rows share "
+        f"values with training rows, and look better than the future will. Set it to {next(iter(times))}."
+    )
+    return Finding("leakage", "data.split.by", message)
 
 
 def _is_constant(values: pa.ChunkedArray) -> bool:

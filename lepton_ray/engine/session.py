@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepton_ray.core import settings
-from lepton_ray.core.errors import EngineError
+from lepton_ray.core.errors import EngineError, LeptonError
 from lepton_ray.core.extras import require
 
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
@@ -54,11 +54,13 @@ def connect() -> Session:
         try:
             with _signals_kept():
                 _init(ray, address or "auto", is_local)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        except LeptonError:
+            raise
+        except Exception as error:  # Ray 2.60 raises bare ones, such as for a node that does not start in time
             hint = (
                 "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
                 if not is_local
-                else "Is the machine out of memory or ports?"
+                else "Is the machine out of memory or ports, or too busy?"
             )
             raise EngineError(
                 f"Ray must be reachable at {address or 'a new local cluster'}, got: {_first_line(error)}. {hint}",

@@ -48,6 +48,7 @@ JOB_KEY_HEADER = b"idempotency-key"
 GRPC = "grpc"
 """In place of a method: of predictions over gRPC; nothing of HTTP."""
 
+_OTHER_KINDS = ". A body of another kind says so in content-type, such as text/csv"
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 Outputs = dict[str, NDArray[Any]]
@@ -204,7 +205,9 @@ class Endpoint:
     def _find_job(self, method: str, path: str) -> Response | Asked | None:
         """Return what of a job is asked for, or the response; None if the path is none of jobs'."""
         if not self.limits.max_job_bytes:
-            return None
+            is_of_jobs = path.split("/")[1:2] == ["jobs"]
+            off = "jobs are off here: the section serve.jobs turns them on"
+            return error_response(HTTP_NOT_FOUND, off) if is_of_jobs else None
         match path.split("/"):
             case ["", "jobs"]:
                 return _only("POST", method)
@@ -426,12 +429,13 @@ def parse_records(call: Call, signature: Signature, max_rows: int) -> list[Any]:
         ProtocolError: If there are none, or too many, or it is no such body.
     """
     if call.read is None:
-        body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0])
+        body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0], _OTHER_KINDS)
         records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
     else:
         records = call.read(call.body, signature, max_rows)
     if not isinstance(records, list):
-        raise protocol.ProtocolError('the body must be a list of records or {"records": [...]}')
+        rule = 'the body must be a list of records or {"records": [...]}'
+        raise protocol.ProtocolError(f"{rule}, got {show(records)}. A single record is a list of one")
     if not 1 <= len(records) <= max_rows:
         raise protocol.refuse_rows(max_rows, str(len(records)))
     return records
@@ -473,11 +477,11 @@ def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _parse_json(text: bytes | bytearray | memoryview) -> Any:
+def _parse_json(text: bytes | bytearray | memoryview, way_out: str = "") -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise protocol.ProtocolError(f"the body must be JSON: {error.args[0]}") from error
+        raise protocol.ProtocolError(f"the body must be JSON: {error.args[0]}{way_out}") from error
 
 
 def json_response(

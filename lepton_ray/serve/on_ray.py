@@ -1,6 +1,7 @@
 """The application on Ray Serve, which owns its replicas' placement, health, lifecycle and scaling: deploy, ask, remove."""
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from lepton_ray.serve.plans.on_ray import DEPLOYMENT, read_plan
 from lepton_ray.serve.replica.on_ray import Entrance, Listening, ModelReplica, Served
 from lepton_ray.serve.rollout.on_ray import end_keeper
 from lepton_ray.serve.scaling import REPORT_S, WINDOW_S, ReplicaPolicy
+from lepton_ray.serve.sockets import is_free
 from lepton_ray.serve.tls import local_file
 from lepton_ray.spec.release import ServeSpec, TlsSpec, is_loopback
 from lepton_ray.spec.rollout import TrafficPlan
@@ -36,6 +38,7 @@ _ENTRANCE_TIMEOUT_S = 30.0
 _COLD_START_TIMEOUT_S = 180.0
 _EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
 _MAX_PORT = 65535
+_HEAD = "node:__internal_head__"  # what Ray calls the resource that only the head has
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
             f"Run lepton-ray rollout promote {name}, or abort {name}"
         )
     try:
+        _check_port(spec)
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
         can_be_none = spec.autoscaling.min_replicas == 0  # then this call starts the first one
         timeout_s = _COLD_START_TIMEOUT_S if can_be_none else _ENTRANCE_TIMEOUT_S
@@ -157,6 +161,24 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
     hosts = (spec.host, *((spec.listener.host,) if spec.listener and spec.listener.host else ()))
     warnings = [warning for one in hosts if spec.auth is None and (warning := warn_of_openness(one))]
     return Addresses(at.url, "; ".join(filter(None, [at.through, entrance.grpc, *warnings[-1:]])))
+
+
+def _check_port(spec: ServeSpec) -> None:
+    """See that nobody listens where Ray Serve's proxy is to start on this node.
+
+    That of Ray 2.60 binds with SO_REUSEPORT: it would share the port with the proxy of another cluster, and each request be
+    answered by one of the two.
+
+    Raises:
+        OSError: If somebody does, or it is no address that can be listened at.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    is_head = any(
+        node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes()
+    )  # it has a proxy always
+    is_started = serve.context._get_global_client(raise_if_no_controller_running=False) is not None
+    if is_head and not is_started and spec.port and not is_free(spec.host, spec.port):
+        raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
 @contextlib.contextmanager

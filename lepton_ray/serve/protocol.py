@@ -48,7 +48,8 @@ class ProtocolError(ValueError):
 
 def refuse_rows(max_rows: int, got: str) -> ProtocolError:
     """Return what refuses a body of another number of records."""
-    return ProtocolError(f"the body must have 1 to {max_rows} records, got {got}. Split the request")
+    way_out = "Send one" if got == "0" else "Split the request"
+    return ProtocolError(f"the body must have 1 to {max_rows} records, got {got}. {way_out}")
 
 
 def metadata(name: str, versions: Sequence[str], signature: Signature) -> dict[str, Any]:

@@ -7,11 +7,13 @@ with SO_REUSEPORT, where each has a queue of its own; and two applications never
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from pathlib import Path
 _BACKLOG = 4096
 _ASK_TIMEOUT_S = 5.0
 _SUFFIX = ".sock"
+_LEAVES_S = 3.0
+"""Time that a process which is ended may take to leave its port."""
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,30 @@ def share(folder: Path, host: str, port: int) -> SharedSocket:
         door.listen()
         door.setblocking(False)
     return SharedSocket(listening, door, path)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens at an address of this machine, also not with SO_REUSEPORT, or leaves it within 3 s.
+
+    Raises:
+        OSError: If it is no address that can be listened at.
+    """
+    until = time.monotonic() + _LEAVES_S
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # connections of before may still wait for their end
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                if time.monotonic() > until:
+                    return False
+            else:
+                return True
+        time.sleep(_LOOK_S)
 
 
 def _check_is_ours(folder: Path) -> None:

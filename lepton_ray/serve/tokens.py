@@ -144,7 +144,8 @@ def create_token(
     def add(tokens: list[Token]) -> list[Token]:
         if any(one.id == id for one in tokens):
             raise SpecError(
-                [f"{id!r} must be a new id, got one that {path} has. Revoke it first, or use both for a while"]
+                [f"{id!r} must be a new id, got one that {path} has. Choose another, or revoke that one first"],
+                "the command",
             )
         return [*tokens, kept]
 

@@ -157,10 +157,15 @@ def _find_class_problem(class_rows: dict[str, int], data: DataSpec, clean: Clean
     rare = [f"{name!r} {count}" for name, count in class_rows.items() if count < clean.min_rows_per_class]
     if not rare:
         return None
-    way_out = f", or set data.columns.{data.label}.rare to leave_out" if data.tags_label is not None else ""
+    column = f"data.columns.{data.label}"
+    way_out = (
+        f"set {column}.rare to leave_out"
+        if data.tags_label is not None
+        else f"name the others in {column}.allowed, or join classes with {column}.replace"
+    )
     return (
         f"each class of data.label ({data.label}) must have at least {clean.min_rows_per_class} rows, "
-        f"got {', '.join(rare)}. Add rows, or lower clean.min_rows_per_class{way_out}."
+        f"got {', '.join(rare)}. Add rows, lower clean.min_rows_per_class, or {way_out}."
     )
 
 

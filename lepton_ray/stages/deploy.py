@@ -83,6 +83,7 @@ def find_model(model: str, tracking_uri: str | None) -> ModelRef:
 
     Raises:
         ArtifactError: If the registry has no such model.
+        SpecError: If nothing says which registry.
     """
     if not settings.expand(model).startswith("models:/"):
         filesystem, path = open_filesystem(model)
@@ -90,6 +91,9 @@ def find_model(model: str, tracking_uri: str | None) -> ModelRef:
     require("lepton_ray.registry.on_mlflow", "a registered model")
     from lepton_ray.registry import on_mlflow  # noqa: PLC0415  MLflow is optional
 
+    if not tracking_uri and not settings.is_set("MLFLOW_TRACKING_URI"):
+        rule = "needs an MLflow server or database: --tracking-uri, or MLFLOW_TRACKING_URI in the environment"
+        raise SpecError([f"{model!r} {rule}. That of runs in ./runs is sqlite:///runs/mlflow.db"], "the command")
     registry = tracking_uri or "${MLFLOW_TRACKING_URI}"
     source, version = on_mlflow.resolve(settings.expand(model), settings.expand(registry))
     uri = source if source.startswith(_FILE_SCHEMES) else version  # what Arrow reads needs no MLflow in the replicas
@@ -197,6 +201,7 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
         parity=difference,
         metrics_url=session.metrics_url,
         request_file=f"{package.location}/package/golden_records.json" if ctx.is_local else "",
+        needs_token=serve.auth is not None,
         answer=json.dumps(json.loads(answer)["predictions"][0]),
     )
 

@@ -65,9 +65,9 @@ def evaluate(
     measure = partial(_measure, judge, evaluate, target, y_test, _groups(evaluate, data, dataset, ctx))
     metrics = measure(answers)
     figures = judge.draw(y_test, answers, target, evaluate, data.label or "")
-    ctx.update("package measured")
     baseline, baseline_name = {}, judge.baseline_name
     if evaluate.baseline != "none":
+        ctx.update(f"package measured; now the baseline, {baseline_name}")
         found, num_rows = _answer_baseline(feature_set, judge, ctx)
         baseline = measure(found)
         if num_rows < (of := feature_set.split_rows["train"]):

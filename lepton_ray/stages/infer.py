@@ -56,6 +56,7 @@ _WRITTEN_BYTES = 1 << 16  # that show how a text file is written
 _HEAD_BYTES = 64 << 20  # of typed rows, where these are long
 _MAX_COLUMNS = 10_000  # in a spec
 _MAX_CATEGORIES = 200
+_LEAST_SHOWN = 0.001  # share that a comment can show
 _LEAST_WORDS = 3  # mean number in a text that is prose; fewer name something
 _SHOWN_NAMES = 20
 _FEW = 2  # values, which are categories however few rows have them
@@ -99,6 +100,8 @@ class Inferred:
     """Columns that no spec can have, and what they are: a text that follows 'columns'."""
     label: str | None = None
     """The label, where the source's kind decides it."""
+    num_rows: int = 0
+    """First rows that were looked at; 0 where no rows were."""
 
     @property
     def data(self) -> DataSpec:
@@ -154,7 +157,7 @@ def infer_data(path: str) -> Inferred:
     if delimiter == ";" and has_decimal_points(_texts_of(head.column(name)) for name in head.column_names):
         delimiter = None
     guesses = {name: _guess(head.column(name), column, types[name], delimiter) for name, column in columns.items()}
-    return Inferred(source, guesses, left_out)
+    return Inferred(source, guesses, left_out, num_rows=len(head))
 
 
 def _how_written(source: Mapping[str, Any]) -> dict[str, str]:
@@ -301,7 +304,7 @@ def _blocks(connector: Connector) -> Iterator[RawBlock]:
 def _guess(values: pa.ChunkedArray, column: Column, source_type: str, delimiter: str | None) -> Guess:
     if isinstance(column, SeriesColumn):
         return Guess(column, 0, f"{column.length} numbers each")
-    missing = f", {values.null_count / len(values):.1%} missing" if values.null_count else ""
+    missing = _missing(values.null_count / len(values))
     if isinstance(column, TimeColumn):
         return _describe_times(column, values.combine_chunks().drop_null(), missing)
     texts = _texts_of(values)
@@ -309,6 +312,12 @@ def _guess(values: pa.ChunkedArray, column: Column, source_type: str, delimiter:
     if guess is None and can_give(source_type, "time"):
         guess = _guess_times(texts, missing)
     return guess or _guess_words(texts, missing)
+
+
+def _missing(fraction: float) -> str:
+    if not fraction:
+        return ""
+    return ", under 0.1% missing" if fraction < _LEAST_SHOWN else f", {fraction:.1%} missing"
 
 
 def _texts_of(values: pa.ChunkedArray) -> pa.Array:
@@ -365,4 +374,6 @@ def _guess_words(texts: pa.Array, missing: str) -> Guess:
     if is_mostly_different:
         seen = f"{num_values} different texts{missing}: too many to be categories"
         return Guess(IgnoredColumn(kind="ignored"), num_values, seen)
-    return Guess(CategoryColumn(kind="category"), num_values, f"{num_values} values{missing}")
+    num_spelled = len(pc.utf8_lower(distinct).unique())
+    spelled = f", {num_spelled} but for case: normalise: [lower]" if num_spelled < num_values else ""
+    return Guess(CategoryColumn(kind="category"), num_values, f"{num_values} values{missing}{spelled}")

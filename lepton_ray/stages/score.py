@@ -79,7 +79,7 @@ def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> D
     """The data section of the training, with the source to score and no label: records to score need not have one.
 
     Raises:
-        DataError: If the package takes images and the source has none, or the other way round.
+        DataError: If the package takes images and the source has none, or the other way round, or lacks the windows that it takes.
     """
     takes_images = trained["source"]["kind"] == "image_folder"
     if takes_images != (source["kind"] == "image_folder"):
@@ -89,9 +89,17 @@ def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> D
         written = {name: trained["source"][name] for name in ("delimiter", "encoding") if name in trained["source"]}
         source = {**written, **source}
     features = DataSpec.model_validate({**trained, "source": source})
-    return features.model_copy(
-        update={"columns": dict(features.features), "windows": {}, "label": None, "engine": "local"}
-    )
+    columns, windows = dict(features.features), features.windows
+    data = features.model_copy(update={"columns": columns, "windows": {}, "label": None, "engine": "local"})
+    given = open_connector(data).columns() if windows else None
+    if given and (
+        lacking := [f"{name} ({windows[name].length})" for name in windows if name in columns.keys() - given]
+    ):
+        raise DataError(
+            f"the records must bring the values of {', '.join(lacking)}, a list in each, got no such column in {path!r}: "
+            "windows are cut out of rows for training only. Give JSON lines with the lists"
+        )
+    return data
 
 
 def _score_block(block: RawBlock, data: DataSpec, predictor: Predictor) -> Iterator[dict[str, Any]]:

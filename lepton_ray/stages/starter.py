@@ -67,6 +67,9 @@ def _can_be_label(guess: Guess) -> bool:
 def _write_spec(inferred: Inferred, label: str, name: str) -> str:
     lines = [_column_line(column, guess, label) for column, guess in inferred.columns.items()]
     return _TEMPLATE.format(
+        seen=f"# What is said of columns was seen in the first {inferred.num_rows:,} rows.\n"
+        if inferred.num_rows
+        else "",
         name=_quoted(name),
         source="\n".join(
             f"    {key}: {_quoted(value)}{_SOURCE_COMMENTS.get(key, '')}" for key, value in inferred.source.items()
@@ -116,7 +119,7 @@ def _quoted(value: str) -> str:
 
 _TEMPLATE = """# A starter spec: look the columns over, then  lepton-ray run FILE
 # All fields, with what they mean: lepton-ray schema
-name: {name} # names the run directory, the registered model and the application
+{seen}name: {name} # names the run directory, the registered model and the application
 seed: 0
 
 data:

@@ -93,6 +93,19 @@ def test_readme_command_runs_as_written(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_library_is_used_as_written(
+    follow: Callable[[str], "subprocess.CompletedProcess[str]"], clone: Path
+) -> None:
+    follow(next(c for c in plain_commands("README.md") if c.startswith("lepton-ray init ")))
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/runs.md").read_text(encoding="utf-8"), re.DOTALL)
+    (clone / "use.py").write_text(code)
+    done = run("python use.py", clone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured, answer = done.stdout.splitlines()
+    assert measured.startswith("{'accuracy': ")
+    assert answer.startswith("[{'label': ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _JOBS)
 def test_readme_job_runs_as_written(command: str, clone: Path) -> None:

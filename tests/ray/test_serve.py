@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from lepton_ray.client import CallError, Client, Options
+from lepton_ray.core.errors import EngineError
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
@@ -338,6 +339,21 @@ def test_a_taken_port_is_told_and_the_standard_address_serves(application: Appli
             f"Ray Serve's proxy; the replicas' listener does not answer: 127.0.0.1:{port} must be free"
         )
         assert len(ask(f"{at.url}/predict", _RECORDS)[0]["predictions"]) == 2
+
+
+def test_a_port_of_another_process_is_refused(cluster: None, package: str) -> None:
+    from ray import serve
+
+    from lepton_ray.serve import on_ray
+
+    serve.shutdown()  # a proxy that is there stays where it is
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as the proxy of another cluster does
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(EngineError, match=r"another process listens there.*choose another"):
+            Application(package).deploy(port=other.getsockname()[1])
+    assert not on_ray.is_running("sizes")
 
 
 @pytest.mark.slow

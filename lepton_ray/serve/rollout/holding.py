@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import BaseModel
+
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
@@ -233,6 +235,11 @@ def check_compatible(champion: Signature, challenger: Signature) -> None:
 def _differences(name: str, champion: Any, challenger: Any) -> Iterator[str]:
     if isinstance(champion, dict):
         for key in sorted(champion.keys() | challenger.keys()):
-            yield from _differences(f"{name}.{key}", champion.get(key), challenger.get(key))
+            if key in champion and key in challenger:
+                yield from _differences(f"{name}.{key}", champion[key], challenger[key])
+            else:
+                yield f"{name}.{key} is of the {'champion' if key in champion else 'challenger'} alone"
+    elif isinstance(champion, BaseModel) and type(champion) is type(challenger):
+        yield from _differences(name, champion.model_dump(), challenger.model_dump())
     elif champion != challenger:
         yield f"{name} must be {show(str(champion))}, got {show(str(challenger))}"

@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 
 from lepton_ray import __version__, pipeline
 from lepton_ray.cli.app import app, wait_for_interrupt
+from lepton_ray.cli.output import RichProgress
+from lepton_ray.cli.tables import print_table
 from lepton_ray.core.errors import ArtifactError, EngineError, LeptonError, QualityGateError
 
 _SPEC = """\
@@ -263,7 +265,7 @@ def test_an_error_is_explained_where_nothing_can_be_written(spec: Path, monkeypa
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", fail)
     message = _error(_run("run", spec), 1)
     assert message == (
-        "error: unexpected OSError: [Errno 28] No space left on device\n"
+        "error: there must be room for what is written, got: No space left on device. Make room, or write elsewhere\n"
         "The details could not be written (No space left on device)\n"
     )
 
@@ -344,7 +346,8 @@ def test_predict_scores_every_record_or_says_why_not(
     records.write_text("age,income,colour,size\n30,1200.5,red,S\n-1,,blue,M\n45,,,L\nx,1,red,S\n")
     result = _run("predict", mixed_package, records)
     assert result.exit_code == 1
-    assert result.stderr == "4 records: 2 scored, 2 refused\n"
+    why = "the first that is refused: line 3: age must be at least 0, got -1"
+    assert result.stderr.splitlines() == [why, "4 records: 2 scored, 2 refused"]
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [("label" in line, "error" in line) for line in lines] == [(True, False), (False, True)] * 2
     wanted = expected_probabilities(
@@ -364,6 +367,64 @@ def test_predict_writes_a_file(mixed_package: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.jsonl", "records.jsonl"]
 
 
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_a_registered_model_without_a_registry_is_told_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    message = _error(_run(command, "models:/x@champion", *([tmp_path] if command == "predict" else [])), 2)
+    assert "'models:/x@champion' needs an MLflow server or database: --tracking-uri, or MLFLOW_TRACKING_URI" in message
+    assert "sqlite:///runs/mlflow.db" in message
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.Parquet"])
+def test_predict_writes_no_json_lines_under_another_name(mixed_package: Path, tmp_path: Path, name: str) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    message = _error(_run("predict", mixed_package, records, "--output", tmp_path / name), 2)
+    assert "--output must be a JSON lines file, such as answers.jsonl, or FOLDER/ for Parquet files, got" in message
+    assert not (tmp_path / name).exists()
+
+
+def test_progress_in_a_log_is_a_line_in_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("lepton_ray.cli.output.time.monotonic", lambda: now[0])
+    progress = RichProgress()
+    progress.started("train")
+    for now[0], message in ((105.0, "epoch 1"), (111.0, "epoch 2 [/of] 9"), (115.0, "epoch 3"), (121.5, "epoch 4")):
+        progress.update(message)
+    progress.finished("train", ["all well"], 21.5, False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "train      epoch 2 [/of] 9",
+        "train      epoch 4",
+        "train      done in 21.5 s",
+        " " * 11 + "all well",
+    ]
+
+
+def _plain(text: str) -> str:
+    """What stands on a terminal without its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_a_table_that_a_terminal_is_too_narrow_for_is_written_row_by_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, row = ["stage", "why", "memory"], ["ingest", "not done before, " * 3, "980.3 KiB to 5.7 MiB"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(head, [row], num_text_columns=2)
+    assert "stage   why" in _plain(capsys.readouterr().out)
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(head, [row, ["train", "", "1 GiB"]], num_text_columns=2)
+    lines = [line.rstrip() for line in _plain(capsys.readouterr().out).splitlines()]
+    assert (lines[0], lines[1]) == ("ingest", "  why     not done before, not done")
+    assert lines[-3:] == ["  memory  980.3 KiB to 5.7 MiB", "train", "  memory  1 GiB"]
+
+
 @pytest.mark.parametrize("name", ["none.csv", "records.txt", "empty.csv"])
 def test_predict_names_a_file_that_cannot_be_scored(mixed_package: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "empty.csv").write_text("")
@@ -374,7 +435,9 @@ def test_init_writes_a_spec_that_validates_and_keeps_files_that_are_there(tmp_pa
     data = tmp_path / "people.csv"
     data.write_text("age,outcome\n" + "".join(f"{i * i},{'yes' if i % 2 else 'no'}\n" for i in range(20)))
     target = tmp_path / "spec.yaml"
-    assert _run("init", data, "-o", target).exit_code == 0
+    wrote = _run("init", data, "-o", target)
+    assert wrote.exit_code == 0
+    assert "it predicts outcome (--label names another)" in wrote.stderr
     assert _run("validate", target).exit_code == 0
     text = target.read_text()
     message = _error(_run("init", data, "-o", target), 1)

@@ -381,6 +381,9 @@ def test_show_filters_and_limits(runs: Path) -> None:
     first, _, third = _shown(runs)
     assert first["values"] == {"age": "x", "city": "Ulm", "note": None, "when": None}
     assert third["values"] == {"age": 41.0, "city": "Köln", "note": 'a, "b"\nc', "when": "1970-01-02T00:00:00Z"}
+    some = _run(quarantine.app, "show", "shop", "--storage", runs, "--limit", "2")
+    assert "There are more than these 2: --limit shows more, --output FILE writes all" in some.stderr
+    assert "more than" not in _run(quarantine.app, "show", "shop", "--storage", runs, "--limit", "3").output
     text = _run(quarantine.app, "show", "shop", "--storage", runs).stdout
     assert "d/a.csv line 3: type_error (ingest)" in text
     assert "\x1b" not in text

@@ -273,3 +273,21 @@ def test_a_rare_tag_is_found_unless_it_is_no_class():
     assert found.check == "imbalance"
     assert "got 'odd' 0.25%" in found.message
     assert check_tags(cells, tags, left_out=["odd"]) == []
+
+
+@pytest.mark.parametrize(("split", "places"), [({}, ["data.split.by"]), ({"by": "day"}, [])])
+def test_windows_that_are_split_at_random_are_told(split, places):
+    data = DataSpec.model_validate(
+        {
+            "source": {"kind": "csv", "uri": "x"},
+            "columns": {"day": "time", "sold": "number"},
+            "windows": {"past": {"value": "sold", "time": "day", "length": 3}},
+            "label": "sold",
+            "split": split,
+        }
+    )
+    table = pa.table({"day": [1, 2], "sold": [3.0, 4.0]})
+    found = check_sample(table, data, ChecksSpec(constant_columns=False))
+    assert [one.place for one in found if one.check == "leakage"] == places
+    assert all("Set it to day." in one.message for one in found)
+    assert not check_sample(table, data, ChecksSpec(constant_columns=False, leakage=None))

@@ -46,3 +46,13 @@ def test_a_token_that_is_demanded_and_not_there_is_told(tmp_path: Path) -> None:
         )
     assert "no authentication token was found" in done.stdout, done.stderr
     assert "Check RAY_ADDRESS, and RAY_AUTH_TOKEN or ~/.ray/auth_token" in done.stdout
+
+
+def test_a_cluster_that_does_not_start_in_time_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "_init", start)
+    with pytest.raises(EngineError, match=r"at a new local cluster, got: The current node timed out .* too busy\?"):
+        session.connect()

@@ -243,6 +243,26 @@ def test_wrong_bodies_of_predict(serve: Any, mixed_package: Path, body: bytes, c
     assert response.json()["error"].startswith(rule)
 
 
+@pytest.mark.parametrize(
+    ("body", "way_out"),
+    [
+        (b"age,colour\n3,red\n", ". A body of another kind says so in content-type, such as text/csv"),
+        (b'{"age": 3}', ", got {'age': 3}. A single record is a list of one"),
+        (b"[]", ", got 0. Send one"),
+        (b"[1,2,3,4]", ", got 4. Split the request"),
+    ],
+)
+def test_a_wrong_body_of_predict_is_told_what_would_be_right(
+    serve: Any, mixed_package: Path, body: bytes, way_out: str
+) -> None:
+    assert serve(mixed_package, max_rows=3).post("/predict", content=body).json()["error"].endswith(way_out)
+
+
+def test_jobs_that_are_off_say_so(client: Any) -> None:
+    response = client.post("/jobs", json=[_RECORD])
+    assert (response.status_code, response.json()["error"][:17]) == (404, "jobs are off here")
+
+
 @pytest.mark.parametrize("key", ["datatype", "shape", "data", "name"])
 def test_deep_values_anywhere_are_refused(client: Any, key: str) -> None:
     deep = b"[" * 1000 + b"]" * 1000

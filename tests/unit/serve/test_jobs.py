@@ -575,7 +575,7 @@ def test_a_job_that_is_lost_is_sent_again(
 def test_where_no_jobs_are_taken_the_client_says_so(listen: Callable[..., Running]) -> None:
     with (
         Client(f"http://127.0.0.1:{listen().port}", options=_QUICK) as client,
-        pytest.raises(AnswerError, match="the path must be") as caught,
+        pytest.raises(AnswerError, match="jobs are off here") as caught,
     ):
         client.predict_as_job(records(1), deadline_s=20)
     assert caught.value.status == 404

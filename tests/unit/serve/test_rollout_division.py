@@ -22,7 +22,7 @@ from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.rollout.division import is_chosen
-from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.serve.rollout.holding import Holding, Serving, check_compatible
 from lepton_ray.serve.rollout.judge import judge
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
 
@@ -435,6 +435,14 @@ def test_a_request_that_a_rollout_has_outrun_is_not_answered_by_another_version(
     assert challenger.version in answers[0].body.decode()
 
 
+def test_a_challenger_that_reads_a_column_otherwise_is_told_how(champion: ModelRef) -> None:
+    signature = open_package(Path(champion.uri)).signature
+    age = signature.columns["age"].model_copy(update={"max": 99.0})
+    other = signature.model_copy(update={"columns": {**signature.columns, "age": age}})
+    with pytest.raises(ArtifactError, match=r"but columns.age.max must be '120.0', got '99.0'. Deploy"):
+        check_compatible(signature, other)
+
+
 @pytest.mark.parametrize("what", ["itself", "pictures", "gone"])
 def test_what_cannot_be_a_challenger_is_refused_before_it_starts(
     held: Holding, champion: ModelRef, picture_package: Path, what: str
@@ -442,7 +450,7 @@ def test_what_cannot_be_a_challenger_is_refused_before_it_starts(
     uri = {"itself": champion.uri, "pictures": str(picture_package), "gone": "/gone"}[what]
     message = {
         "itself": "must be another package than the champion",
-        "pictures": "the challenger must have the champion's signature, but columns.age must be .*, got 'None'",
+        "pictures": "the challenger must have the champion's signature, but columns.age is of the champion alone; .*columns.picture is of the challenger alone",
         "gone": "/gone must be a model package",
     }[what]
 

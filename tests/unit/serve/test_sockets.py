@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lepton_ray.engine.session import free_port
-from lepton_ray.serve.sockets import SharedSocket, share
+from lepton_ray.serve.sockets import SharedSocket, is_free, share
 
 
 @pytest.fixture
@@ -85,3 +86,27 @@ def test_a_folder_that_others_can_enter_is_refused(folder: Path, tmp_path: Path)
     link.symlink_to(target)
     with pytest.raises(PermissionError, match="must be a folder of this user alone"):
         share(link, "127.0.0.1", free_port())
+
+
+def test_a_port_that_is_shared_by_reuse_is_not_free() -> None:
+    port = free_port()
+    with (
+        socket.socket() as other
+    ):  # as Ray Serve's proxy binds: a second one that does the same would get half of the requests
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert not is_free("127.0.0.1", port)
+        assert not is_free("0.0.0.0", port)  # what is wider takes it too
+    assert is_free("127.0.0.1", port)
+
+
+def test_a_port_that_is_left_soon_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as leaving:
+        threading.Timer(0.3, leaving.close).start()
+        assert is_free("127.0.0.1", leaving.getsockname()[1])
+
+
+def test_an_address_of_another_machine_is_an_error() -> None:
+    with pytest.raises(OSError, match="assign"):
+        is_free("192.0.2.77", 9)

@@ -296,3 +296,14 @@ def test_images_that_no_spec_can_hold_are_named(tmp_path: Path) -> None:
     Image.new("L", (5000, 2)).save(tmp_path / "a" / "wide.png")
     with pytest.raises(DataError, match=r"got 5000x2 in .*wide"):
         infer_data(str(tmp_path))
+
+
+def test_categories_that_differ_in_case_alone_are_told(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("plan,n\n" + "Gold,1\nGOLD,2\nsilver,3\n" * 5)
+    assert _comments(infer_data(str(tmp_path / "d.csv")))["plan"] == "3 values, 2 but for case: normalise: [lower]"
+
+
+def test_a_share_that_rounds_to_nothing_is_not_said_to_be_nothing(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("a,b\n" + "".join(f"{i % 7},{i % 5 if i else ''}\n" for i in range(3000)))
+    inferred = infer_data(str(tmp_path / "d.csv"))
+    assert (_comments(inferred)["b"], inferred.num_rows) == ("0 to 4, under 0.1% missing", 3000)

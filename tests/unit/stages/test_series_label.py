@@ -12,10 +12,11 @@ from pyarrow.fs import LocalFileSystem
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
-from lepton_ray.core.errors import SpecError
+from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.parts import Folder, read_parts
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
+from lepton_ray.stages.score import score_file
 
 _LENGTH, _AHEAD, _ROWS, _MISSING = 6, 3, 400, 200
 
@@ -73,6 +74,8 @@ def test_the_steps_ahead_are_learned_and_answered(folder: Path, framework: str) 
     )
     metrics = result["evaluate"].metrics
     assert metrics["r2"] > 0.9
+    with pytest.raises(DataError, match=r"must bring the values of past \(6\), a list in each, .* Give JSON lines"):
+        score_file(str(result["export"].path), str(folder / "load.csv"), lambda text: None)
     predictor = Predictor(open_package(result["export"].path))
     record = {"hour": 395.0, "load": _load(395), "past": [_load(hour) for hour in range(389, 395)]}
     (answer,) = to_predictions(predictor.predict([record]), ())
