@@ -144,7 +144,7 @@ PASSING = [
     Reply(b'[{"n": 1', length=24),
     Reply(b'[{"n": 1', length=-1),
     Reply(b'1000\r\n[{"n": 1', length=-1, headers={"Transfer-Encoding": "chunked"}),
-    Reply(gzip.compress(b"[" + b"1," * 500 + b"1]")[:-9], headers={"Content-Encoding": "gzip"}),
+    Reply(gzip.compress(b"[" + b"1," * 500 + b"1]", mtime=0)[:-9], headers={"Content-Encoding": "gzip"}),
     Reply(b"no gzip", headers={"Content-Encoding": "gzip"}),
     Reply(b"[]", stall_s=30.0),
     Reply(b"[" + b" " * 1000 + b"]", drip_s=0.05),
@@ -256,7 +256,11 @@ def test_a_redirect_within_the_origin_is_followed(server: Server) -> None:
 
 def test_an_answer_has_a_bound_compressed_or_not(server: Server) -> None:
     big = json.dumps([record(1)] * 1000).encode()
-    for reply in (Reply(big), Reply(big, length=-1), Reply(gzip.compress(big), headers={"Content-Encoding": "gzip"})):
+    for reply in (
+        Reply(big),
+        Reply(big, length=-1),
+        Reply(gzip.compress(big, mtime=0), headers={"Content-Encoding": "gzip"}),
+    ):
         server.app = lambda request, reply=reply: reply  # type: ignore[misc]
         data = section(f"{server.url}/x", max_page_bytes=20_000)
         with pytest.raises(DataError, match="must answer with at most 20000 bytes"):
@@ -365,7 +369,7 @@ def test_a_user_in_the_address_is_refused(server: Server) -> None:
     [
         Reply(GOOD.body, length=-1, headers={"Content-Length": "abc", "Connection": "close"}),
         Reply(b"\xef\xbb\xbf" + GOOD.body),
-        Reply(gzip.compress(GOOD.body), headers={"Content-Encoding": "GZIP"}),
+        Reply(gzip.compress(GOOD.body, mtime=0), headers={"Content-Encoding": "GZIP"}),
     ],
 )
 def test_answers_that_are_a_little_off_are_read(server: Server, reply: Reply) -> None:
