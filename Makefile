@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SPEC ?= jobs/specs/medical_diagnosis.yaml
 STAMP := $(VENV)/.installed
-# Tests of functions run in a process for each core; those that start clusters and servers two files at a time, slow ones in turn.
+# Tests of functions run in a process for each core; those that start clusters and servers run alone.
 FUNCTIONS := tests/unit tests/numerics --numprocesses logical --maxprocesses 8 --dist loadfile
 CLUSTERS := tests/connectors tests/docs tests/e2e tests/ray
 
@@ -27,7 +27,7 @@ demo: $(STAMP) ## raw records to a live endpoint; SERVE=1 keeps the endpoint up
 
 test: $(STAMP) ## all tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow' $(FUNCTIONS)
-	$(BIN)/python -m pytest -m 'not slow' $(CLUSTERS) --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' $(CLUSTERS)
 
 test-all: test ## all tests; as root on Debian it first installs what the slow ones need
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then .ci/packages; fi
