@@ -236,15 +236,18 @@ def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, i
         def stream() -> TextIO:  # opened with the first answer: an error before leaves the file as it was
             return files.enter_context(open_output(output, "w")) if output else sys.stdout
 
-        def write(text: str) -> None:
-            stream().write(text)
-            if not refused and '"error": ' in text and "error" in (answer := json.loads(text)):
-                refused.append(f"line {answer['line']}: {answer['error']}")
+        first_refused = ""
 
-        refused: list[str] = []
+        def write(answer: dict[str, Any]) -> None:
+            nonlocal first_refused
+            if "error" in answer and not first_refused:
+                place = answer.get("file", f"line {answer['line']}")  # an image is a file
+                first_refused = f"{place}: {answer['error']}"
+            stream().write(json.dumps(answer, ensure_ascii=False) + "\n")
+
         counts = score_file(package, file, write)
-        for why in refused:
-            typer.echo(f"the first that is refused: {why}", err=True)
+        if first_refused:
+            typer.echo(f"the first that is refused: {first_refused}", err=True)
         return counts
 
 

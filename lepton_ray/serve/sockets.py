@@ -80,9 +80,8 @@ def is_free(host: str, port: int) -> bool:
     until = time.monotonic() + _LEAVES_S
     while True:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # connections of before may still wait for their end
+            # Connections of before may still wait for their end.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:

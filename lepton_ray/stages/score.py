@@ -1,6 +1,5 @@
 """Score a file with a package, and describe one: what the command line does without Ray and without a run."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,10 @@ def source_of(path: str) -> dict[str, Any]:
     raise DataError(f"the file must end in {known} ({packed}), got {path!r}. Rename or convert it")
 
 
-def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple[int, int]:
-    """Write a JSON line for each record of a file and return how many were scored and how many refused.
+def score_file(package: str, path: str, write: Callable[[dict[str, Any]], object]) -> tuple[int, int]:
+    """Write an answer for each record of a file and return how many were scored and how many refused.
 
-    A line has ``line`` of the record (and ``file`` of an image) and either a prediction or ``error``.
+    An answer has ``line`` of the record (and ``file`` of an image) and either a prediction or ``error``.
 
     Raises:
         ArtifactError: If the package is damaged.
@@ -67,9 +66,9 @@ def score_file(package: str, path: str, write: Callable[[str], object]) -> tuple
     scored = refused = 0
     for part in connector.parts():
         for block in connector.read(part):
-            for line in _score_block(block, data, predictor):
-                write(json.dumps(line, ensure_ascii=False) + "\n")
-                scored, refused = (scored, refused + 1) if "error" in line else (scored + 1, refused)
+            for answer in _score_block(block, data, predictor):
+                write(answer)
+                scored, refused = (scored, refused + 1) if "error" in answer else (scored + 1, refused)
     if scored + refused == 0:
         raise DataError(f"the file must hold records, got none in {path!r}")
     return scored, refused

@@ -112,7 +112,7 @@ def test_the_package_answers_numbers_everywhere(result: Any, folder: Path, tmp_p
     new = tmp_path / "new.csv"
     new.write_text("size,garden\n100,yes\nbig,no\n")
     lines: list[Any] = []
-    assert score_file(str(result["export"].path), str(new), lambda line: lines.append(json.loads(line))) == (1, 1)
+    assert score_file(str(result["export"].path), str(new), lines.append) == (1, 1)
     assert lines[0] == {"line": 2, "value": pytest.approx(value[0])}
     assert "error" in lines[1]
 

@@ -72,7 +72,7 @@ def _model(signature):
 def score(package, path):
     lines = []
     counts = score_file(package, str(path), lines.append)
-    return counts, [json.loads(line) for line in lines]
+    return counts, [json.loads(json.dumps(line)) for line in lines]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";"])

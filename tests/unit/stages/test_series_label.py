@@ -75,7 +75,7 @@ def test_the_steps_ahead_are_learned_and_answered(folder: Path, framework: str) 
     metrics = result["evaluate"].metrics
     assert metrics["r2"] > 0.9
     with pytest.raises(DataError, match=r"must bring the values of past \(6\), a list in each, .* Give JSON lines"):
-        score_file(str(result["export"].path), str(folder / "load.csv"), lambda text: None)
+        score_file(str(result["export"].path), str(folder / "load.csv"), lambda answer: None)
     predictor = Predictor(open_package(result["export"].path))
     record = {"hour": 395.0, "load": _load(395), "past": [_load(hour) for hour in range(389, 395)]}
     (answer,) = to_predictions(predictor.predict([record]), ())
