@@ -1,9 +1,7 @@
 """The application on Ray Serve, which owns its replicas' placement, health, lifecycle and scaling: deploy, ask, remove."""
 
-import contextlib
 import errno
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +20,7 @@ from lepton_ray.engine.session import free_port
 from lepton_ray.serve.endpoint import HTTP_OK
 from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.guard import warn_of_openness
+from lepton_ray.serve.handles import near
 from lepton_ray.serve.jobs.on_ray import end_jobs
 from lepton_ray.serve.plans.on_ray import DEPLOYMENT, read_plan
 from lepton_ray.serve.replica.on_ray import Entrance, Listening, ModelReplica, Served
@@ -141,7 +140,7 @@ def run(application: Any, name: str, spec: ServeSpec) -> Addresses:
         serve.start(http_options=HTTPOptions(host=spec.host, port=spec.port or free_port(), **_tls_options(spec.tls)))
         can_be_none = spec.autoscaling.min_replicas == 0  # then this call starts the first one
         timeout_s = _COLD_START_TIMEOUT_S if can_be_none else _ENTRANCE_TIMEOUT_S
-        with _near(serve.run(application, name=name, route_prefix=spec.route_prefix)) as handle:
+        with near(serve.run(application, name=name, route_prefix=spec.route_prefix)) as handle:
             entrance = handle.entrance.remote().result(timeout_s=timeout_s)
     except (RayError, RayServeException, RuntimeError, ValueError, OSError) as error:
         place = f"{spec.host}:{spec.port}"
@@ -181,20 +180,6 @@ def _check_port(spec: ServeSpec) -> None:
         raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
-@contextlib.contextmanager
-def _near(handle: Any) -> Iterator[Any]:
-    """Tell a handle to ask a replica of this node, where there is one: another node's loopback says nothing here.
-
-    It is shut down afterwards: its thread goes on to tell Ray what it does, and would start a new cluster for that after ours has ended.
-    """
-    if not handle.is_initialized:
-        handle._init(_prefer_local_routing=True)  # Ray 2.60 has no public way
-    try:
-        yield handle
-    finally:
-        handle.shutdown()
-
-
 def _trouble(name: str) -> str:
     """Return what Ray Serve says of an application that does not answer."""
     deployments = serve.status().applications[name].deployments.values()
@@ -214,7 +199,7 @@ def ask(name: str, path: str, body: bytes) -> bytes:
         EngineError: If there is none, or its status is not 200.
     """
     try:
-        with _near(serve.get_app_handle(name)) as handle:
+        with near(serve.get_app_handle(name)) as handle:
             code, answer = handle.ask.remote(path, body).result(timeout_s=_ENTRANCE_TIMEOUT_S)
     except (RayError, RayServeException, TimeoutError) as error:
         raise EngineError(f"{name} must answer {path}, got: {last_line(error)}", retryable=True) from error

@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from lepton_ray.core.errors import EngineError, LeptonError
 from lepton_ray.engine.faults import last_line
+from lepton_ray.serve.handles import near
 from lepton_ray.serve.plans.on_ray import FOLLOW_TIMEOUT_S, give_plan, no_application, read_plan
 from lepton_ray.serve.rollout.course import Course, decide, promote
 from lepton_ray.serve.rollout.judge import Verdict, compare_outcomes, judge
@@ -173,8 +174,8 @@ class Keeper:
         return self.status()
 
     def _prepare(self, ref: dict[str, Any]) -> ModelRef:
-        handle = serve.get_app_handle(self._application)
-        answer = handle.prepare.remote(ref).result(timeout_s=_PREPARE_TIMEOUT_S)
+        with near(serve.get_app_handle(self._application)) as handle:
+            answer = handle.prepare.remote(ref).result(timeout_s=_PREPARE_TIMEOUT_S)
         if "problem" in answer:
             raise EngineError(f"a replica of {self._application!r} cannot answer with it: {answer['problem']}")
         return ModelRef.model_validate(answer)

@@ -1,0 +1,80 @@
+"""Ray Serve's own address where Ray was started for throughput, with HAProxy before the replicas."""
+
+import json
+import random
+import subprocess
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lepton_ray.artifacts.package import open_package
+from lepton_ray.engine.session import free_port
+from lepton_ray.pipeline import run as run_pipeline
+from lepton_ray.spec import load_spec
+
+from .conftest import BIN, REPOSITORY, Head, stop_group, wait_until
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="lr-", dir="/tmp")  # sockets allow no long path
+_PLACES = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
+_PLACES |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
+HEAD_ENVIRONMENT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    **{f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")},
+    **{f"RAY_SERVE_HAPROXY_{name}": str(Path(_FOLDER.name, place)) for name, place in _PLACES.items()},
+}
+"""HAProxy keeps away from those of other clusters."""
+
+
+def _train(folder: Path, epochs: int) -> str:
+    rng = random.Random(1)
+    lines = [f"{size:.2f},{'large' if size > 50 else 'small'}\n" for size in (rng.uniform(0, 100) for _ in range(300))]
+    (folder / "rows.csv").write_text("size,is\n" + "".join(lines))
+    (folder / "spec.yaml").write_text(
+        f"name: sizes\nstorage: {folder}/runs\nseed: 1\n"
+        f"data: {{source: {{kind: csv, uri: {folder}/rows.csv}}, label: is, columns: {{size: number, is: category}}}}\n"
+        f"model: {{kind: mlp, hidden: []}}\ntrain: {{epochs: {epochs}}}\n"
+    )
+    return str(run_pipeline(load_spec(str(folder / "spec.yaml"), []))["export"].path)
+
+
+def _ask(url: str) -> dict[str, Any]:
+    body = json.dumps([{"size": 90.0}]).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/predict", body), timeout=30) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+@pytest.mark.slow
+def test_an_application_starts_answers_and_rolls_out_where_ray_serve_runs_for_throughput(
+    head: Head, tmp_path: Path
+) -> None:
+    first, second = _train(tmp_path, epochs=2), _train(tmp_path, epochs=3)
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    log = tmp_path / "serve.log"
+    environment = {**head.environment, "RAY_ADDRESS": head.address}
+    with log.open("w") as output:
+        serving = subprocess.Popen(
+            (str(BIN / "lepton-ray"), "serve", first, f"--port={port}"),
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: serving.poll() is not None or "Ctrl-C" in log.read_text(), "the start")
+        assert serving.poll() is None, log.read_text()
+        assert f"HAProxy is at {url}" in log.read_text()
+        assert _ask(url)["predictions"][0]["label"] in ("small", "large")
+
+        command = (str(BIN / "lepton-ray"), "rollout", "start", "sizes", second, "--mode=shadow")
+        done = head.run(*command, f"--storage={tmp_path / 'audit'}", RAY_ADDRESS=head.address)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert _ask(url)["version"] == open_package(Path(first)).version
+    finally:
+        stop_group(serving)
