@@ -32,6 +32,7 @@ def section(reader: str, columns: dict[str, Any] | None = None, **options: Any) 
     return DataSpec.model_validate({"source": source, "columns": columns or COLUMNS})
 
 
+@pytest.mark.slow
 class TestRayReader(ConnectorSuite):
     @pytest.fixture
     def data(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSpec:

@@ -42,6 +42,7 @@ def test_the_loop_stops_after_a_checkpoint(tmp_path: Path) -> None:
     _assert_equal(resumed, _train(spec, data))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_each_question_ends_as_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

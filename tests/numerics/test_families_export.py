@@ -95,7 +95,7 @@ def _raw(names: list[str], rows: int) -> tuple[dict[str, NDArray[Any]], list[NDA
     return {key: value for name in names for key, value in raw[name].items()}, [made[name] for name in names]
 
 
-@pytest.mark.slow_but("mlp", "cnn", "gru", "transformer_of_steps", "fusion")
+@pytest.mark.slow_but("mlp", "cnn", "fusion")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_exported_family_answers_as_torch_does(name: str) -> None:
     family = FAMILIES[name]

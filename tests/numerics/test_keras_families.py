@@ -173,7 +173,7 @@ def test_from_equal_weights_both_frameworks_take_the_same_steps(name: str) -> No
     assert _difference(state.model, torch_state.model, family) < 1e-5
 
 
-@pytest.mark.slow_but("fusion")
+@pytest.mark.slow_but("two_towers_by_angle")
 @pytest.mark.parametrize("name", [*_SOME_SLOW, "custom"])
 def test_added_gradients_of_workers_are_those_of_one(name: str) -> None:
     """One step of 6 rows at learning rate 1: the gradient is what it takes off the weights."""
@@ -377,6 +377,7 @@ def normalised(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return keras.Sequential(layers)
 
 
+@pytest.mark.slow
 def test_a_users_model_may_be_an_encoder_and_its_statistics_are_kept(tmp_path: Path) -> None:
     own = {"kind": "custom", "module": f"{__name__}:normalised"}
     family = Family({"kind": "fusion", "encoders": {"features": {"kind": "linear"}, "steps": own}}, (FEATURES, STEPS))

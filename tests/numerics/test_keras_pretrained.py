@@ -135,6 +135,7 @@ def test_the_backbone_gives_what_keras_gives(folders: dict[str, Path], form: str
     assert np.abs(vector).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_groups_of_layers_are_those_of_the_names(folders: dict[str, Path]) -> None:
     for name, architecture in ARCHITECTURES.items():
         if name in ("ResNet101V2", "ResNet152V2"):  # as the smaller one, in seconds

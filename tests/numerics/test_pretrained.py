@@ -204,6 +204,7 @@ def test_frozen_weights_stay_to_the_bit(bert: Path, freeze: Any, learning: set[i
     assert len(state.optimizer.state) == len(held)
 
 
+@pytest.mark.slow
 def test_groups_of_layers_begin_to_learn_from_the_top(bert: Path) -> None:
     spec = _spec(bert, unfreeze_every_epochs=2)
     train = _train_spec(epochs=8, lr=1e-3)

@@ -90,6 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_with_parts_take_the_steps_of_one(folder: Path, kind: str) -> None:
     """Also where the third epoch goes on from a checkpoint of the other kind.

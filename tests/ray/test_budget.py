@@ -102,6 +102,7 @@ def test_what_is_spent_is_exported(cluster: None) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_is_in_quarantine_is_exported_also_of_stages_that_came_before_ray(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ model: {{kind: mlp}}
 """
 
 
+@pytest.mark.slow
 def test_submit_follows_a_job_and_exits_as_a_local_run_does(head: Any, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(_TABLE.format(folder=tmp_path))
@@ -127,6 +128,7 @@ def test_ctrl_c_leaves_a_job_and_stop_ends_it_as_it_ends_a_local_run(head: Any, 
     assert head.run("lepton-ray", "jobs", "logs", job, "--follow", *address).returncode == 130
 
 
+@pytest.mark.slow
 def test_doctor_finds_a_cluster_well(head: Any, tmp_path: Path) -> None:
     done = head.run("lepton-ray", "doctor", "--storage", str(tmp_path), "--json", RAY_ADDRESS=head.address)
     assert done.returncode == 0, done.stdout + done.stderr

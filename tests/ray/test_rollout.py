@@ -215,6 +215,7 @@ def test_a_challenger_that_answers_otherwise_is_taken_back(rolling: Rolling) -> 
     rolling.answers_only("first")
 
 
+@pytest.mark.slow
 def test_blue_green_switches_at_once_and_back_when_it_is_told_to(rolling: Rolling) -> None:
     url = rolling.load.url
     rolling.start("second", mode="blue_green")

@@ -51,6 +51,7 @@ def _score(open_model: Any, source: Path, output: Path, use_ray: bool) -> tuple[
     return score_dataset(open_model, str(source), str(output), use_ray, lambda message: None)
 
 
+@pytest.mark.slow
 def test_ray_data_gives_the_same_bytes_also_when_a_worker_is_killed(
     cluster: None, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

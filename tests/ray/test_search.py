@@ -75,6 +75,7 @@ def lost_once(marker: Path, values: dict[str, Any], data: Any, folder: Path | No
         yield epoch
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_is_lost_begins_anew(cluster: None, tmp_path: Path) -> None:
     asked = {"num_trials": 2, "epochs": 3, "searcher": "random", "scheduler": "none", "space": LR, **ONE}
     found = run_search(tmp_path, partial(lost_once, tmp_path / "lost"), **asked)
@@ -170,6 +171,7 @@ def test_a_search_of_which_all_trials_failed_says_why(cluster: None, tmp_path: P
         run_search(tmp_path, constant, max_failed_trials=2, epochs=2, searcher="grid", space=space, **ONE)
 
 
+@pytest.mark.slow
 def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path) -> None:
     """A trial's loss is the product over the epochs of its schedule, through all the weights that it took over."""
     space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}
@@ -270,6 +272,7 @@ def trade(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[An
     yield Epoch(values["train.lr"], lambda folder: None, num_parameters=round(1000 - 1000 * values["train.lr"]))
 
 
+@pytest.mark.slow
 def test_a_second_objective_takes_the_smallest_model_with_nearly_the_least_loss(cluster: None, tmp_path: Path) -> None:
     second = {"what": "num_parameters", "max_loss_excess_fraction": 1.0}
     searcher = {"kind": "optuna", "also_minimise": second}
@@ -283,6 +286,7 @@ def test_a_second_objective_takes_the_smallest_model_with_nearly_the_least_loss(
     assert found.best.loss == max(lr for lr in rates(found.trials) if lr <= 2 * least)
 
 
+@pytest.mark.slow
 def test_median_stops_what_is_worse_than_the_others_were(cluster: None, tmp_path: Path) -> None:
     """In order 0.1, 0.2, 0.3, 0.4: the last is the first with three before it, and worse than their median."""
     space = {"train.lr": {"kind": "uniform", "low": 0.1, "high": 0.4, "step": 0.1}}
@@ -292,6 +296,7 @@ def test_median_stops_what_is_worse_than_the_others_were(cluster: None, tmp_path
     assert [trial.stopped_early for trial in found.trials] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_search_without_improvement_ends(cluster: None, tmp_path: Path) -> None:
     asked = {"epochs": 1, "searcher": "grid", "scheduler": "hyperband", "space": STEPS, **ONE}
     found = run_search(tmp_path, constant, stop_after_trials_without_improvement=2, **asked)
@@ -299,6 +304,7 @@ def test_a_search_without_improvement_ends(cluster: None, tmp_path: Path) -> Non
     assert found.stopped == "no improvement in 2 trials"
 
 
+@pytest.mark.slow
 def test_a_search_of_which_all_trials_ran_was_not_ended(cluster: None, tmp_path: Path) -> None:
     space = {"train.lr": {"kind": "choice", "values": [0.1, 0.2, 0.3]}}
     asked = {"epochs": 1, "searcher": "grid", "space": space, **ONE}

@@ -320,6 +320,7 @@ def test_a_killed_replica_and_an_update_fail_no_call_of_the_client(application: 
     assert failures == []
 
 
+@pytest.mark.slow
 def test_requests_at_the_listener_bring_more_replicas(application: Application) -> None:
     """Ray Serve sees none of them: without the statistic, one replica stays alone."""
     scaling = AutoscalingSpec(min_replicas=1, max_replicas=2, target_ongoing_requests=1.5, upscale_delay_s=0.1)

@@ -96,6 +96,7 @@ def test_arrays_and_single_texts_give_the_same(steps: Any, texts: list[str | Non
     assert made(padded.dictionary_encode().slice(1, len(texts))).to_pylist() == wanted
 
 
+@pytest.mark.slow
 def test_every_character_alone_and_between_letters() -> None:
     codes = [*range(0xD800), *range(0xE000, 0x32000), *range(0xE0000, 0xE0200)]  # the planes with assigned characters
     characters = [chr(code) for code in codes]

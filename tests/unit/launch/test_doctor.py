@@ -242,6 +242,7 @@ def test_a_cluster_that_is_not_there_is_a_finding() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections, and that is all."""
     monkeypatch.setattr("lepton_ray.cli.doctor._CONNECT_S", 8.0)

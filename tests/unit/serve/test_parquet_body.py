@@ -185,6 +185,7 @@ def test_a_word_that_stands_in_each_row_is_made_once() -> None:
     assert pa.total_allocated_bytes() - before < 16 << 20
 
 
+@pytest.mark.slow
 def test_a_word_that_stands_in_each_row_is_bounded_in_all_of_them() -> None:
     """The model has a copy of it for each."""
     body = write(pa.table({"c": ["x" * (1 << 19)] * 4000}))

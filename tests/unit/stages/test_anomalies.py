@@ -86,6 +86,7 @@ def test_what_is_unlike_normal_rows_is_found(folder: Path, framework: str) -> No
     assert "Predicts how odd a record is from" in (package.path / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_label_is_not_seen(folder: Path) -> None:
     """With other words for the broken rows the model is the same, to the bit."""
     text = (folder / "pumps.csv").read_text()

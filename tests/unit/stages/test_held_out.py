@@ -65,7 +65,7 @@ def result_of(source: Path, folder: Path, task: str) -> dict[str, Any]:
     return run(parse_spec(yaml.safe_dump(spec), source="x"))
 
 
-@pytest.mark.slow_but("classification", "anomaly_detection")
+@pytest.mark.slow_but("classification")
 @pytest.mark.parametrize("task", list(_LABELS))
 def test_groups_change_nothing_and_are_answered_one_by_one(
     source: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch

@@ -139,6 +139,7 @@ def test_labelled_records_tell_how_good_the_answers_are(result: Any, tmp_path: P
     assert (found.metrics or {})["mae"] < 100
 
 
+@pytest.mark.slow
 def test_a_constant_number_is_learned_as_it_is(tmp_path: Path) -> None:
     rows = "".join(f"{number},5\n" for number in range(60))
     (tmp_path / "homes.csv").write_text("size,price\n" + rows)
@@ -191,6 +192,7 @@ def test_the_starter_takes_many_numbers_for_a_number(folder: Path, tmp_path: Pat
     assert "stars: category # the label" in write_starter(str(few), "stars")
 
 
+@pytest.mark.slow
 def test_prices_that_are_all_equal_have_no_spread(tmp_path: Path) -> None:
     """NumPy's own mean of tenths is no tenth, and what it is off by would be their spread."""
     rows = "".join(f"{number},yes,0.1\n" for number in range(37))

@@ -117,6 +117,7 @@ def test_streamed_rows_are_those_read_whole_and_give_a_package(
     assert sorted(map(str, seen)) == sorted(map(str, in_memory.y_train.tolist()))
 
 
+@pytest.mark.slow
 def test_auto_streams_what_takes_more_than_it_may(source: Path, tmp_path: Path) -> None:
     features = run(_spec(source, tmp_path, "classification", data="auto", epochs=1))["featurize"]
     said: list[str] = []
