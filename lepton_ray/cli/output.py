@@ -11,11 +11,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -27,6 +28,7 @@ from lepton_ray.core.settings import local_path
 _INTERRUPTED = 130
 _LOG_EVERY_S = 10.0
 _OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # click's, which newer typers hold a copy of under no public name
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -167,6 +169,24 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
         _fail(error, message, 1, as_json, progress)
 
 
+class Commands(typer.core.TyperGroup):
+    """The commands; a wrong use of one is an error in JSON as any other where ``--json`` is given."""
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        """Run the command of some arguments, those of the process by default."""
+        words = sys.argv[1:] if args is None else list(args)
+        if "--json" not in words:
+            return super().main(words, *arguments, **options)
+        try:
+            status = super().main(words, *arguments, **{**options, "standalone_mode": False})
+        except _USAGE_ERROR as error:
+            command = error.ctx.command_path if error.ctx is not None else "lepton-ray"
+            with contextlib.suppress(OSError):
+                _print_error(error, f"{error.format_message().rstrip('.')}. See {command} --help", error.exit_code)
+            status = error.exit_code
+        sys.exit(status)
+
+
 def _write_details(error: Exception) -> str:
     """Write an error's traceback to a file; returns where it is."""
     try:
@@ -180,10 +200,14 @@ def _write_details(error: Exception) -> str:
 def _fail(error: BaseException, message: str, status: int, as_json: bool, progress: RichProgress | None) -> NoReturn:
     if progress is not None:
         progress.stop()
-    notes = getattr(error, "__notes__", [])
     if as_json:
         with contextlib.suppress(OSError):  # standard output may be what is full
-            print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})
+            _print_error(error, message, status)
             raise typer.Exit(status) from None
-    sys.stderr.write("\n".join([f"error: {message}", *notes]) + "\n")
+    sys.stderr.write("\n".join([f"error: {message}", *getattr(error, "__notes__", [])]) + "\n")
     raise typer.Exit(status) from None
+
+
+def _print_error(error: BaseException, message: str, status: int) -> None:
+    notes = getattr(error, "__notes__", [])
+    print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})

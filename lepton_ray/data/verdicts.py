@@ -1,5 +1,7 @@
-"""What becomes of each row: a code for its split, or for the reason that removes it. One byte a row, for all parts;
-more only where there are more than 240 reasons."""
+"""What becomes of each row: a code for its split, or for the reason that removes it. One byte a row, for all parts.
+
+More only where there are more than 240 reasons.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
