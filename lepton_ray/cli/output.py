@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
 _LOG_EVERY_S = 10.0
-_OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # click's, which newer typers hold a copy of under no public name
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -99,14 +100,20 @@ def keep_input(output: Path | None, read: str) -> None:
             raise LeptonError(f"--output must be another file than what is read, got {str(output)!r}. Choose another")
 
 
-def open_output(path: Path, mode: Literal["w", "x"]) -> TextIO:
-    """Open the file of ``--output``; mode ``x`` keeps one that is there.
+@contextlib.contextmanager
+def open_output(path: Path, mode: Literal["w", "x"]) -> Iterator[TextIO]:
+    """Open the file of ``--output``, which is there, or replaced, once all of it is written; mode ``x`` keeps one that is there.
 
     Raises:
         LeptonError: If it cannot be written.
     """
     try:
-        return path.open(mode, encoding="utf-8")
+        if mode == "x" and os.path.lexists(path):
+            raise FileExistsError
+        is_device = path.exists() and not path.is_file()  # or a pipe: what is written there is gone
+        target = path.resolve()  # a link stays one
+        written = path if is_device else target.with_name(f".lepton-ray-{os.getpid()}.tmp")
+        stream = written.open("w", encoding="utf-8")
     except FileExistsError as error:
         raise LeptonError(
             f"--output must be a file that is not there yet, got {str(path)!r}. Remove it or choose another"
@@ -115,6 +122,19 @@ def open_output(path: Path, mode: Literal["w", "x"]) -> TextIO:
         raise LeptonError(
             f"--output must be a file that can be written, got {str(path)!r} ({error.strerror}). Choose another"
         ) from error
+    if is_device:
+        with stream:
+            yield stream
+        return
+    try:
+        with stream:
+            yield stream
+        if target.exists():
+            shutil.copymode(target, written)
+        written.replace(target)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

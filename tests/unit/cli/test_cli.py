@@ -430,6 +430,55 @@ def test_predict_writes_a_file(mixed_package: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.jsonl", "records.jsonl"]
 
 
+_LIMITED = (
+    "import resource, sys\n"
+    "from lepton_ray.cli.app import main\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    "main(sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_output_that_does_not_fit_leaves_no_part_of_it(mixed_package: Path, tmp_path: Path, is_there: bool) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "out.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n' * 1000)
+    if is_there:
+        out.write_text("kept")
+    command = [sys.executable, "-c", _LIMITED, "predict", mixed_package, records, "-o", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there must be room for what is written, got: File too large.")
+    assert [path.read_text() for path in tmp_path.glob("out*")] == ["kept"] * is_there
+    assert not list(tmp_path.glob(".*"))
+    for details in re.findall(r"The details are in (\S+)", done.stderr):
+        Path(details).unlink()
+
+
+def test_an_output_is_replaced_as_it_was_shared(mixed_package: Path, tmp_path: Path) -> None:
+    records, real, link = tmp_path / "records.jsonl", tmp_path / "real" / "out.jsonl", tmp_path / "link.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    real.parent.mkdir()
+    real.write_text("old " * 999)
+    real.chmod(0o640)
+    link.symlink_to(real)
+    assert _run("predict", mixed_package, records, "-o", link).exit_code == 0
+    assert (link.is_symlink(), real.stat().st_mode & 0o777) == (True, 0o640)
+    assert [json.loads(line)["line"] for line in real.read_text().splitlines()] == [1]
+    assert [path.name for path in real.parent.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_an_output_may_be_a_device(mixed_package: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    assert _run("predict", mixed_package, records, "-o", "/dev/null").exit_code == 0
+    message = _error(_run("predict", mixed_package, records, "-o", "/dev/full"), 1)
+    assert "there must be room for what is written, got: No space left on device" in message
+    assert Path("/dev/full").is_char_device()
+    for details in re.findall(r"The details are in (\S+)", message):
+        Path(details).unlink()
+
+
 @pytest.mark.parametrize("command", ["predict", "serve"])
 def test_a_registered_model_without_a_registry_is_told_where_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
