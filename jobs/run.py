@@ -7,7 +7,7 @@
 
 import sys
 
-from lepton_ray.cli.app import main
+from lepton_ray.__main__ import main
 
 if __name__ == "__main__":
     main(["run", *sys.argv[1:]])

@@ -15,6 +15,7 @@ from lepton_ray import __version__
 from lepton_ray.cli import cluster, dashboards, data, doctor, drift, jobs, kube, plan, quarantine, reap, rollout, token
 from lepton_ray.cli.options import JsonOption, ModelArgument, SetOption, SpecArgument, TrackingOption
 from lepton_ray.cli.output import (
+    Commands,
     RichProgress,
     errors_explained,
     keep_input,
@@ -26,6 +27,7 @@ from lepton_ray.cli.output import (
 from lepton_ray.core.garbage import collect_rarely, leave_all
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

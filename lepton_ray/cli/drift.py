@@ -7,7 +7,7 @@ import typer
 
 from lepton_ray.cli.options import JsonOption, ModelArgument
 from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
-from lepton_ray.cli.tables import print_table
+from lepton_ray.cli.tables import print_table, show_cell
 
 _ALERTS = ("LeptonInputDrift", "LeptonPredictionDrift")
 _LEAST_TOKEN = 16  # characters
@@ -35,7 +35,7 @@ def report(
     """Tell how far records and answers have moved from training, and, with labels, how good the answers are."""
     with errors_explained(as_json):
         from lepton_ray.stages.deploy import locate_model
-        from lepton_ray.stages.drift import measure_drift, missed_gates, read_gates, write_page_of
+        from lepton_ray.stages.drift import measure_drift, missed_gates, read_gates, show_unknown, write_page_of
 
         keep_input(output, file)
         gates = read_gates(least or [], most or [], labelled)
@@ -60,6 +60,9 @@ def report(
             if found.metrics is not None:
                 typer.echo()
                 print_table([f"{found.labelled:,} labelled rows", ""], list(map(list, found.metrics.items())))
+            if found.unknown_labels:
+                shown = show_cell(show_unknown(found.unknown_labels))
+                typer.echo(f"labels that the package does not know, which no metric is of: {shown}", err=True)
         if problems:
             for problem in problems:
                 typer.echo(f"not met: {problem}", err=True)

@@ -5,17 +5,19 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -26,7 +28,8 @@ from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
 _LOG_EVERY_S = 10.0
-_OF_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # click's, which newer typers hold a copy of under no public name
 _OF_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -97,14 +100,20 @@ def keep_input(output: Path | None, read: str) -> None:
             raise LeptonError(f"--output must be another file than what is read, got {str(output)!r}. Choose another")
 
 
-def open_output(path: Path, mode: Literal["w", "x"]) -> TextIO:
-    """Open the file of ``--output``; mode ``x`` keeps one that is there.
+@contextlib.contextmanager
+def open_output(path: Path, mode: Literal["w", "x"]) -> Iterator[TextIO]:
+    """Open the file of ``--output``, which is there, or replaced, once all of it is written; mode ``x`` keeps one that is there.
 
     Raises:
         LeptonError: If it cannot be written.
     """
     try:
-        return path.open(mode, encoding="utf-8")
+        if mode == "x" and os.path.lexists(path):
+            raise FileExistsError
+        is_device = path.exists() and not path.is_file()  # or a pipe: what is written there is gone
+        target = path.resolve()  # a link stays one
+        written = path if is_device else target.with_name(f".lepton-ray-{os.getpid()}.tmp")
+        stream = written.open("w", encoding="utf-8")
     except FileExistsError as error:
         raise LeptonError(
             f"--output must be a file that is not there yet, got {str(path)!r}. Remove it or choose another"
@@ -113,6 +122,19 @@ def open_output(path: Path, mode: Literal["w", "x"]) -> TextIO:
         raise LeptonError(
             f"--output must be a file that can be written, got {str(path)!r} ({error.strerror}). Choose another"
         ) from error
+    if is_device:
+        with stream:
+            yield stream
+        return
+    try:
+        with stream:
+            yield stream
+        if target.exists():
+            shutil.copymode(target, written)
+        written.replace(target)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -167,6 +189,24 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
         _fail(error, message, 1, as_json, progress)
 
 
+class Commands(typer.core.TyperGroup):
+    """The commands; a wrong use of one is an error in JSON as any other where ``--json`` is given."""
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        """Run the command of some arguments, those of the process by default."""
+        words = sys.argv[1:] if args is None else list(args)
+        if "--json" not in words:
+            return super().main(words, *arguments, **options)
+        try:
+            status = super().main(words, *arguments, **{**options, "standalone_mode": False})
+        except _USAGE_ERROR as error:
+            command = error.ctx.command_path if error.ctx is not None else "lepton-ray"
+            with contextlib.suppress(OSError):
+                _print_error(error, f"{error.format_message().rstrip('.')}. See {command} --help", error.exit_code)
+            status = error.exit_code
+        sys.exit(status)
+
+
 def _write_details(error: Exception) -> str:
     """Write an error's traceback to a file; returns where it is."""
     try:
@@ -180,10 +220,14 @@ def _write_details(error: Exception) -> str:
 def _fail(error: BaseException, message: str, status: int, as_json: bool, progress: RichProgress | None) -> NoReturn:
     if progress is not None:
         progress.stop()
-    notes = getattr(error, "__notes__", [])
     if as_json:
         with contextlib.suppress(OSError):  # standard output may be what is full
-            print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})
+            _print_error(error, message, status)
             raise typer.Exit(status) from None
-    sys.stderr.write("\n".join([f"error: {message}", *notes]) + "\n")
+    sys.stderr.write("\n".join([f"error: {message}", *getattr(error, "__notes__", [])]) + "\n")
     raise typer.Exit(status) from None
+
+
+def _print_error(error: BaseException, message: str, status: int) -> None:
+    notes = getattr(error, "__notes__", [])
+    print_json({"error": message, "kind": type(error).__name__, "exit_status": status, "notes": notes})

@@ -39,7 +39,7 @@ def show(
     reason: Annotated[str | None, typer.Option(help="Only records removed for this reason.")] = None,
     file: Annotated[str | None, typer.Option(help="Only records of this source.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most records; 20 on the terminal, all with --output if not given.")
+        int | None, typer.Option(min=1, help="Most records; 20 if not given, all with --output and --json.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to mend, .jsonl or .csv; must not be there yet.")
@@ -49,10 +49,10 @@ def show(
 ) -> None:
     """Show removed records with reason, place, rule, and original text or values; or export them to be mended."""
     with errors_explained(as_json):
-        from lepton_ray.stages.quarantine import export, open_quarantine, read_quarantine
+        from lepton_ray.stages.quarantine import count_quarantine, export, open_quarantine, read_quarantine
 
         quarantine = open_quarantine(run, storage)
-        most = limit if limit is not None or output is not None else _DEFAULT_LIMIT
+        most = limit if limit is not None or output is not None or as_json else _DEFAULT_LIMIT
         found = read_quarantine(quarantine, reason, file)
         records = itertools.islice(found, most)
         if output is not None:
@@ -64,7 +64,9 @@ def show(
             )
             return
         if as_json:
-            print_json({"run": quarantine.name, "records": [record.model_dump() for record in records]})
+            total = sum(row["rows"] for row in count_quarantine(quarantine, reason, file))
+            shown = [record.model_dump() for record in records]
+            print_json({"run": quarantine.name, "total": total, "shown": len(shown), "records": shown})
             return
         for record in records:
             typer.echo(f"{show_cell(record.source)} line {record.line}: {record.reason} ({record.stage})")

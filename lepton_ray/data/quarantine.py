@@ -94,13 +94,24 @@ def _mendable(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if not pa.types.is_binary(field.type)]
 
 
-def count_quarantine(quarantine: Quarantine) -> list[dict[str, Any]]:
-    """Return the number of removed records by stage, reason and source, most first within a stage."""
+def count_quarantine(
+    quarantine: Quarantine, reason: str | None = None, source: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the number of removed records by stage, reason and source, most first within a stage.
+
+    Args:
+        quarantine: The run's.
+        reason: As for ``read_quarantine``.
+        source: The same.
+    """
+    is_wanted = _choice(reason, source)
     rows: list[dict[str, Any]] = []
     for step in quarantine.steps:
         counts: Counter[tuple[str, str]] = Counter()
         for table in step.tables([SOURCE, REASON]):
-            grouped = table.group_by([REASON, SOURCE]).aggregate([([], "count_all")]).to_pylist()
+            grouped = (
+                table.filter(is_wanted(table)).group_by([REASON, SOURCE]).aggregate([([], "count_all")]).to_pylist()
+            )
             counts.update({(row[REASON], row[SOURCE]): row["count_all"] for row in grouped})
         rows += [
             {"stage": step.stage, "reason": reason, "source": source, "rows": count}
@@ -119,6 +130,11 @@ def read_quarantine(
         reason: Only those removed for it.
         source: Only those of a source of this name, or whose path ends with it.
     """
+    return _read(quarantine, _choice(reason, source))
+
+
+def _choice(reason: str | None, source: str | None) -> Callable[[pa.Table], Any]:
+    """Return what says which rows of a table have a reason and a source; None takes any."""
 
     def is_wanted(table: pa.Table) -> Any:
         mask = pa.array(np.ones(table.num_rows, bool))
@@ -129,7 +145,7 @@ def read_quarantine(
             mask = pc.and_(mask, pc.or_(pc.equal(names, source), pc.ends_with(names, f"/{source}")))
         return mask
 
-    return _read(quarantine, is_wanted)
+    return is_wanted
 
 
 def _read(quarantine: Quarantine, is_wanted: Callable[[pa.Table], Any]) -> Iterator[QuarantinedRecord]:

@@ -1,4 +1,7 @@
-"""What becomes of each row: a code for its split, or for the reason that removes it. One byte a row, for all parts."""
+"""What becomes of each row: a code for its split, or for the reason that removes it. One byte a row, for all parts.
+
+More only where there are more than 240 reasons.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +25,7 @@ from lepton_ray.spec.row_rules import Preference
 FIRST_REASON = 16
 """Codes below it are splits."""
 
-Codes = NDArray[np.uint8]
+Codes = NDArray[np.unsignedinteger]
 Mask = NDArray[np.bool_]
 Number = TypeVar("Number", np.int32, np.uint64, np.float64)
 
@@ -60,8 +63,10 @@ class Verdicts:
         chosen = rows & (self.codes < FIRST_REASON)
         num_rows = int(chosen.sum())
         if num_rows:
+            code = FIRST_REASON + len(self.removals)
             self.removals.append(removal)
-            self.codes[chosen] = FIRST_REASON + len(self.removals) - 1
+            self.codes = self.codes.astype(np.promote_types(self.codes.dtype, np.min_scalar_type(code)), copy=False)
+            self.codes[chosen] = code
         return num_rows
 
     @property

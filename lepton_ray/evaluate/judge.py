@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
@@ -15,6 +16,7 @@ from lepton_ray.spec.data import Task
 from lepton_ray.spec.release import EvaluateSpec
 
 Array = NDArray[Any]
+_SPARSE_FRACTION = 0.1  # of values that are not 0; up to it a fit on sparse rows takes half the time at most
 
 
 class Judge(NamedTuple):
@@ -48,7 +50,7 @@ def _draw_classes(y_N: Array, answers: Feeds, target: Target, spec: EvaluateSpec
 
 def _fit_classes(x_train: Any, y_N: Array, target: Target) -> Answer:
     known = np.unique(y_N)  # a sample of many rows may have none of a rare class
-    model = LogisticRegression(max_iter=2000).fit(x_train, y_N) if len(known) > 1 else None
+    model = LogisticRegression(max_iter=2000).fit(_to_sparse(x_train), y_N) if len(known) > 1 else None
 
     def answer(x: Any) -> Feeds:
         p_NC = np.zeros((x.shape[0], len(target.classes)))
@@ -56,6 +58,12 @@ def _fit_classes(x_train: Any, y_N: Array, target: Target) -> Answer:
         return {"probabilities": p_NC}
 
     return answer
+
+
+def _to_sparse(x: Any) -> Any:
+    """Return rows that are mostly zeros, as the words of short texts are, as a sparse matrix; others as they are."""
+    is_mostly_zero = isinstance(x, np.ndarray) and np.count_nonzero(x) <= _SPARSE_FRACTION * x.size
+    return sparse.csr_array(x) if is_mostly_zero else x
 
 
 def _measure_labels(y_NC: Array, answers: Feeds, _: Target, __: EvaluateSpec) -> dict[str, float]:
@@ -70,6 +78,7 @@ def _fit_labels(x_train: Any, y_NC: Array, _: Target) -> Answer:
     """A logistic regression for each label; one that no row or every row has is answered with its share."""
     shares = y_NC.mean(axis=0)
     learned = np.flatnonzero((y_NC.min(axis=0) < 1) & (y_NC.max(axis=0) > 0))
+    x_train = _to_sparse(x_train)
     models = {label: LogisticRegression(max_iter=2000).fit(x_train, y_NC[:, label]) for label in learned}
 
     def answer(x: Any) -> Feeds:

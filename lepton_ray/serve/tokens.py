@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,12 +117,15 @@ def parse_tokens(content: bytes, place: str) -> list[Token]:
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """Return the tokens of a file, none if there is no file.
+    """Return the tokens of a file.
 
     Raises:
-        SpecError: If it is no token file.
+        SpecError: If it is no token file, or there is none.
     """
-    return parse_tokens(path.read_bytes(), str(path)) if path.exists() else []
+    if not path.exists():
+        rule = f"--file must be a token file, got {str(path)!r}, which is not there"
+        raise SpecError([f"{rule}. Name another, or make it: lepton-ray token create"], "the command")
+    return parse_tokens(path.read_bytes(), str(path))
 
 
 def create_token(
@@ -140,16 +143,15 @@ def create_token(
         raise SpecError(
             [f"{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False)], "the token"
         ) from None
-
-    def add(tokens: list[Token]) -> list[Token]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.parent):
+        tokens = read_tokens(path) if path.exists() else []
         if any(one.id == id for one in tokens):
             raise SpecError(
                 [f"{id!r} must be a new id, got one that {path} has. Choose another, or revoke that one first"],
                 "the command",
             )
-        return [*tokens, kept]
-
-    _change(path, add)
+        _write(path, [*tokens, kept])
     return token
 
 
@@ -159,14 +161,13 @@ def revoke_token(path: Path, id: str) -> None:
     Raises:
         SpecError: If it is not there.
     """
-
-    def remove(tokens: list[Token]) -> list[Token]:
+    read_tokens(path)  # says so where there is none: a folder that is not there cannot be locked
+    with _locked(path.parent):
+        tokens = read_tokens(path)
         rest = [token for token in tokens if token.id != id]
         if len(rest) == len(tokens):
             raise SpecError([f"{id!r} must be one of {', '.join(t.id for t in tokens) or 'no ids'}"], str(path))
-        return rest
-
-    _change(path, remove)
+        _write(path, rest)
 
 
 def is_expired(token: Token) -> bool:
@@ -178,20 +179,18 @@ def _sha256(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _change(path: Path, change: Callable[[list[Token]], list[Token]]) -> None:
-    """Write a file anew; of two that do so at once none loses the other's change."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent):
-        tokens = change(read_tokens(path))
-        mode = path.stat().st_mode if path.exists() else None
-        content = {"tokens": [token.model_dump(mode="json") for token in tokens]}
-        write_atomic(path, json.dumps(content, indent=2) + "\n")
-        if mode is not None:
-            path.chmod(mode)  # who could read it still can
+def _write(path: Path, tokens: Sequence[Token]) -> None:
+    """Write a file anew, as readable as it was."""
+    mode = path.stat().st_mode if path.exists() else None
+    content = {"tokens": [token.model_dump(mode="json") for token in tokens]}
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+    if mode is not None:
+        path.chmod(mode)  # who could read it still can
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Of two that change a file of a folder at once none loses the other's change."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

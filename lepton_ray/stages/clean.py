@@ -37,7 +37,7 @@ from lepton_ray.stages.near_duplicates import remove_near_duplicates
 from lepton_ray.stages.references import check_references, fingerprint_references, load_references
 from lepton_ray.stages.windows import add_windows
 
-VERSION = 5
+VERSION = 6
 _MIN_CLASSES = 2
 _SAMPLE_BYTES = 256 << 20
 _JUDGED = "judged"
@@ -124,7 +124,7 @@ def _remove_repeats(verdicts: Verdicts, clean: CleanSpec) -> None:
             if found and rule.on_fail == "stop":
                 raise stop_error(f"clean.rules.{index}", found, rule.words)
     if clean.duplicates is not None:
-        key = ", ".join(clean.duplicates.columns) or "every column"
+        key = ", ".join(clean.duplicates.columns) or "every column of data.columns"
         stays = {"first": "an earlier", "last": "a later"}.get(clean.duplicates.keep, "another")
         detail = f"the row is the same as {stays} one in {key}"
         verdicts.remove_repeats(Removal("duplicate", detail), clean.duplicates.columns, clean.duplicates, False)

@@ -1,7 +1,8 @@
 """Hold records against a package's reference: how far inputs and answers have moved, and where labels are known how good they are."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,17 @@ from lepton_ray.artifacts.tags import encode_tags
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
+from lepton_ray.core.text import show
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.removal import count_classes
 from lepton_ray.evaluate.drift_page import ColumnPicture, write_drift_page
 from lepton_ray.features.columns import codes_of, series_of
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.release import EvaluateSpec, Gate
 from lepton_ray.stages.score import features_of, run_each, source_of
 
+_SHOWN_LABELS = 5
 _ALARM_NAMES = {"excess_psi": "distribution", "excess_unseen": "unseen categories", "excess_missing": "missing values"}
 
 
@@ -46,6 +50,8 @@ class DriftReport:
     """In the same order."""
     labelled: int = 0
     """Rows that the metrics are of."""
+    unknown_labels: Mapping[str, int] = field(default_factory=dict)
+    """Rows by class that the package does not know, most first: no metric is of them. Of tags, which are left out of their rows."""
     metrics: Mapping[str, float] | None = None
     """None if nobody has asked for them."""
     validation: Mapping[str, float] | None = None
@@ -96,7 +102,7 @@ def measure_drift(package: str, path: str, is_labelled: bool = False) -> DriftRe
     if not window.rows:
         raise DataError(f"the file must hold records that the package can score, got none in {path!r}")
     columns = reference.judge(window)
-    labelled, metrics = _measure(opened, measured, data) if is_labelled else (0, None)
+    labelled, metrics, unknown = _measure(opened, measured, data) if is_labelled else (0, None, {})
     return DriftReport(
         name=opened.name,
         version=opened.version,
@@ -106,6 +112,7 @@ def measure_drift(package: str, path: str, is_labelled: bool = False) -> DriftRe
         columns=columns,
         pictures=_draw(reference.sketches, window, columns),
         labelled=labelled,
+        unknown_labels=unknown,
         metrics=metrics,
         validation=read_json(opened.path / "metrics.json") if is_labelled else None,
     )
@@ -172,6 +179,8 @@ def write_page_of(report: DriftReport) -> str:
     """Return the report as a page."""
     title = f"{report.name} {report.version}"
     facts = [(f"{report.rows:,}", "rows"), (f"{report.refused:,}", "records refused")]
+    if report.unknown_labels:
+        facts.append((f"{sum(report.unknown_labels.values()):,}", "labels that the package does not know"))
     facts.append(
         (str(sum(bool(one.alarms) for one in report.columns)), f"of {len(report.columns)} columns have drifted")
     )
@@ -201,17 +210,34 @@ def _typed(data: DataSpec) -> Iterator[tuple[pa.Table, int]]:
 
 def _measure(
     opened: ModelPackage, measured: Sequence[tuple[pa.ChunkedArray, Feeds]], data: DataSpec
-) -> tuple[int, dict[str, float]]:
-    """Return of how many rows a label is known, and the task's metrics over them."""
+) -> tuple[int, dict[str, float], dict[str, int]]:
+    """Return of how many rows a label is known, the task's metrics over them, and the rows of classes or tags that are not known."""
     judges = require("lepton_ray.evaluate.judge", "measuring").JUDGES
     column = pa.chunked_array([chunk for labels, _ in measured for chunk in labels.chunks])
     outputs = {name: np.concatenate([part[name] for _, part in measured]) for name in measured[0][1]}
     y, target = _labels(opened, column, data)
     is_known = y >= 0 if data.class_label is not None else np.ones(len(y), bool)
+    unknown = _count_unknown(column, data, opened.signature.classes)
     if not is_known.any():
-        raise DataError(f"{data.label} must hold labels that the package knows, got none in {len(column)} rows")
+        raise DataError(
+            f"{data.label} must hold labels that the package knows ({', '.join(opened.signature.classes)}), got none in "
+            f"{len(column)} rows: {show_unknown(unknown)}. Give records with such labels"
+        )
     known = {name: values[is_known] for name, values in outputs.items()}
-    return int(is_known.sum()), judges[target.task].measure(y[is_known], known, target, EvaluateSpec())
+    return int(is_known.sum()), judges[target.task].measure(y[is_known], known, target, EvaluateSpec()), unknown
+
+
+def _count_unknown(column: pa.ChunkedArray, data: DataSpec, classes: Sequence[str]) -> dict[str, int]:
+    if not classes:  # numbers, or an anomaly's detector, to which each class but one is the same
+        return {}
+    counts = Counter(count_classes(pa.table({str(data.label): column}), data))
+    return {name: count for name, count in counts.most_common() if name not in classes}
+
+
+def show_unknown(unknown: Mapping[str, int]) -> str:
+    """Return the labels that a package does not know with their rows, the first of many."""
+    shown = ", ".join(f"{show(name)} {count:,}" for name, count in list(unknown.items())[:_SHOWN_LABELS])
+    return shown + (f" and {more:,} more" if (more := len(unknown) - _SHOWN_LABELS) > 0 else "")
 
 
 def _labels(opened: ModelPackage, column: pa.ChunkedArray, data: DataSpec) -> tuple[NDArray[Any], Target]:

@@ -32,7 +32,7 @@ from lepton_ray.stages.train_data import target_of
 if TYPE_CHECKING:
     from lepton_ray.evaluate.judge import Judge
 
-VERSION = 5
+VERSION = 6
 
 
 def preflight() -> None:

@@ -35,7 +35,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 9
+VERSION = 10
 _ROWS_AT_ONCE = 4096
 _MAX_REFERENCE_ROWS = 20_000
 _EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
@@ -66,9 +66,9 @@ def export(
     model = _load_model(checkpoint, feature_set, target, framework)
     if target.task == "anomaly_detection":
         target = target.model_copy(update={"threshold": _find_threshold(exporter, model, target, feature_set, ctx)})
-    test = held_out.head(dataset, "test", ctx)
+    test, places = held_out.sample(dataset, "test", ctx)
     rows = choose_rows(test, signature, export.golden_rows)
-    inputs = list(held_out.take_prepared(feature_set, "test", rows.tolist(), ctx)[0].values())
+    inputs = list(held_out.take_prepared(feature_set, "test", places[rows].tolist(), ctx)[0].values())
     expected = exporter.predict(model, target, inputs)  # of what was trained, before anything is merged for the graph
     graph = exporter.export_model(model, feature_set.inputs, onnx.load(feature_set.folder / "prep.onnx"), target)
     ctx.update("graph exported")
@@ -92,7 +92,7 @@ def export(
         outputs, parity["compressed"] = _hold("the compressed package", package, golden, outputs, bound)
         write_json(package / "golden_outputs.json", outputs)
         seal(package)
-    _add_answers(package, [held_out.head(dataset, "val", ctx), test])
+    _add_answers(package, [held_out.sample(dataset, "val", ctx)[0], test])
     digest = seal(package)
     if serve is not None:
         body = (package / "golden_records.json").read_bytes()

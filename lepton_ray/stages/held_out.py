@@ -13,14 +13,16 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.data import in_process
+from lepton_ray.data.hashing import hash_columns
 from lepton_ray.data.parts import Folder, read_groups, read_parquet
+from lepton_ray.data.sample import RowSample
 from lepton_ray.features.state import FeatureState
 from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import LABEL, Split, load_state, split_of
 
-_HEAD_ROWS = 65_536
-_HEAD_BYTES = 256 << 20
+_TYPED_BYTES = 256 << 20  # of rows as they are after cleaning
+_PLACE = "_place"
 _SAMPLE_BYTES = 512 << 20  # of model input, for a model that takes all its rows at once
 
 
@@ -54,14 +56,18 @@ def labels(feature_set: FeatureSet, split: str, ctx: RunContext) -> NDArray[Any]
     return np.concatenate([split_of(read_parquet(folder, part, [LABEL]))[1] for part in feature_set.splits[split]])
 
 
-def head(dataset: Dataset, split: str, ctx: RunContext) -> pa.Table:
-    """Return the first rows of a split: many, but never more than memory holds."""
-    folder, tables = folder_of(dataset, ctx), []
-    for rows in _groups(folder, dataset.splits[split]):
-        tables.append(rows.slice(0, _HEAD_ROWS))
-        if sum(len(table) for table in tables) >= _HEAD_ROWS or sum(table.nbytes for table in tables) >= _HEAD_BYTES:
-            break
-    return pa.concat_tables(tables).unify_dictionaries()
+def sample(dataset: Dataset, split: str, ctx: RunContext) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Return the rows of a split with their places in it, which ascend: all, or a uniform sample of more than memory should hold.
+
+    Sources are often sorted, by time or class for one: their first rows would say nothing of the others.
+    """
+    kept, first = RowSample(_TYPED_BYTES), 0
+    for rows in _groups(folder_of(dataset, ctx), dataset.splits[split]):
+        hashes = hash_columns([rows.column(name) for name in rows.column_names if not name.startswith("_")], len(rows))
+        kept.add(rows.append_column(_PLACE, pa.array(np.arange(first, first + len(rows)))), hashes)
+        first += len(rows)
+    chosen = kept.rows.unify_dictionaries()
+    return chosen.drop_columns([_PLACE]), chosen.column(_PLACE).to_numpy()
 
 
 def take(artifact: Dataset | FeatureSet, split: str, places: Sequence[int], ctx: RunContext) -> pa.Table:

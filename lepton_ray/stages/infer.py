@@ -49,6 +49,7 @@ from lepton_ray.stages.written import (
     guess_number,
     guess_time,
     has_decimal_points,
+    mixed_money,
 )
 
 _HEAD_ROWS = 10_000
@@ -60,6 +61,8 @@ _LEAST_SHOWN = 0.001  # share that a comment can show
 _LEAST_WORDS = 3  # mean number in a text that is prose; fewer name something
 _SHOWN_NAMES = 20
 _FEW = 2  # values, which are categories however few rows have them
+_DENSE_ROWS = 50  # fewer whole numbers in a narrow range may differ by chance
+_ID_NAME = re.compile(r"(?:\A|[\W_])(?i:id|key|no|nr)\Z|[a-z]I[dD]\Z|\A(?i:id)[\W_]")
 
 # Arrow's types, by their first letters, whose values surely are texts or become them; others are tried.
 _PLAIN_TYPES = (
@@ -86,6 +89,8 @@ class Guess:
     """Different values among the first rows; 0 where they are not told apart."""
     comment: str
     """What was seen, for people; may be empty."""
+    as_label: Column | None = None
+    """The column where it is the label; None if that is ``column`` too."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,9 @@ def infer_data(path: str) -> Inferred:
     delimiter = source.get("delimiter", ",") if source["kind"] == "csv" else None
     if delimiter == ";" and has_decimal_points(_texts_of(head.column(name)) for name in head.column_names):
         delimiter = None
-    guesses = {name: _guess(head.column(name), column, types[name], delimiter) for name, column in columns.items()}
+    guesses = {
+        name: _guess(name, head.column(name), column, types[name], delimiter) for name, column in columns.items()
+    }
     return Inferred(source, guesses, left_out, num_rows=len(head))
 
 
@@ -301,17 +308,23 @@ def _blocks(connector: Connector) -> Iterator[RawBlock]:
     return (block for file in files for block in connector.read(Part({"spans": [list(Span(file.path))]})))
 
 
-def _guess(values: pa.ChunkedArray, column: Column, source_type: str, delimiter: str | None) -> Guess:
+def _guess(name: str, values: pa.ChunkedArray, column: Column, source_type: str, delimiter: str | None) -> Guess:
     if isinstance(column, SeriesColumn):
         return Guess(column, 0, f"{column.length} numbers each")
     missing = _missing(values.null_count / len(values))
     if isinstance(column, TimeColumn):
         return _describe_times(column, values.combine_chunks().drop_null(), missing)
     texts = _texts_of(values)
-    guess = _guess_numbers(texts, missing, delimiter) if can_give(source_type, "number") else None
+    guess = _guess_numbers(name, texts, missing, delimiter) if can_give(source_type, "number") else None
     if guess is None and can_give(source_type, "time"):
         guess = _guess_times(texts, missing)
-    return guess or _guess_words(texts, missing)
+    guess = guess or _guess_words(texts, missing)
+    money = mixed_money(texts)
+    return (
+        replace(guess, comment=f"{guess.comment}; amounts in {' and '.join(money)} are no one number")
+        if money
+        else guess
+    )
 
 
 def _missing(fraction: float) -> str:
@@ -324,7 +337,7 @@ def _texts_of(values: pa.ChunkedArray) -> pa.Array:
     return values.cast(pa.string()).combine_chunks().drop_null()
 
 
-def _guess_numbers(texts: pa.Array, missing: str, delimiter: str | None) -> Guess | None:
+def _guess_numbers(name: str, texts: pa.Array, missing: str, delimiter: str | None) -> Guess | None:
     column = guess_number(texts, delimiter)
     if column is None:
         return None
@@ -334,14 +347,21 @@ def _guess_numbers(texts: pa.Array, missing: str, delimiter: str | None) -> Gues
         return None
     num_values = len(texts.unique())
     seen = f"{finite.min():g} to {finite.max():g}{missing}"
-    if num_values == len(texts) > _FEW and _counts_rows(finite):
-        return Guess(IgnoredColumn(kind="ignored"), num_values, f"{seen}: counts the rows")
+    if num_values == len(texts) > _FEW and (why := _why_identifier(name, finite)):
+        return Guess(IgnoredColumn(kind="ignored"), num_values, f"{seen}: {why}", column)
     return Guess(column, num_values, seen)
 
 
-def _counts_rows(numbers: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
-    first = np.floor(numbers.min())
-    return bool(np.array_equal(numbers, np.arange(first, first + len(numbers))))
+def _why_identifier(name: str, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Return why numbers that all differ name the rows rather than tell of them; empty if they do not."""
+    if (numbers != np.floor(numbers)).any():
+        return ""
+    low, high = numbers.min(), numbers.max()
+    if np.array_equal(numbers, np.arange(low, low + len(numbers))):
+        return "counts the rows"
+    if len(numbers) >= _DENSE_ROWS and high - low <= 2 * len(numbers):
+        return "a number of its own in each row, as identifiers have"
+    return "names the rows, by its name and as all differ" if _ID_NAME.search(name) else ""
 
 
 def _guess_times(texts: pa.Array, missing: str) -> Guess | None:

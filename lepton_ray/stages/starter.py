@@ -15,7 +15,7 @@ from lepton_ray.stages.infer import Guess, Inferred, infer_data
 
 _MIN_COLUMNS = 2  # a feature and the label
 _MIN_CLASSES, _MAX_CLASSES = 2, 50  # of a label
-_UNFIT_FOR_LABEL = ("time", "series")
+_UNFIT_FOR_LABEL = ("time", "series", "ignored")
 _WIDTH = 10_000  # of a line: longer than any path or name
 _SOURCE_COMMENTS = {"encoding": " # guessed: lepton-ray data profile shows whether all letters are right"}
 _CHANNELS = [32, 64, 128]  # of a network for images, at most so many layers
@@ -82,8 +82,9 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
 
 def _column_line(name: str, guess: Guess, label: str) -> str:
     is_label = name == label
-    has_classes = is_label and not (isinstance(guess.column, NumberColumn) and guess.num_values > _MAX_CLASSES)
-    kind = "category" if has_classes else _column_text(guess.column)
+    column = guess.as_label if is_label and guess.as_label else guess.column
+    has_classes = is_label and not (isinstance(column, NumberColumn) and guess.num_values > _MAX_CLASSES)
+    kind = "category" if has_classes else _column_text(column)
     comment = f"{'the label, ' if is_label else ''}{guess.comment}"
     return f"    {_quoted(name)}: {kind}" + (f" # {comment}" if comment else "")
 
@@ -131,7 +132,7 @@ data:
   split: {{train: 0.7, val: 0.15, test: 0.15}} # equal features never straddle a split
 
 clean:
-  duplicates: drop
+  duplicates: drop # of rows that agree in every column above, ignored ones too
   max_removed_fraction: 0.2 # the run stops when more would be lost
   # outliers: {{method: iqr, threshold: 10}} # quarantines training rows far outside the rest
 

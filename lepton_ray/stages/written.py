@@ -177,18 +177,37 @@ def _units_of(texts: Sequence[str]) -> tuple[str, ...] | None:
     """Return what stands before or after the numbers in most texts: signs of money, percent or one word; None if they are no numbers.
 
     A letter before a number is a name's rather than a unit, and so are many words behind. What stands behind only some of
-    the numbers changes them, as in ``3k`` beside ``950``, and a minus, plus or bracket there is no unit.
+    the numbers changes them, as in ``3k`` beside ``950``, and a minus, plus or bracket there is no unit. Amounts of several
+    currencies are no one number; a few of another are mistakes.
     """
-    matches = [match for text in texts if (match := _AFFIXED.fullmatch(text.strip()))]
+    matches = _affixed(texts)
     if len(matches) < LOOKS_LIKE * len(texts):
         return None
     before = Counter(match["before"] for match in matches if match["before"])
     after = Counter(match["after"].strip() for match in matches if match["after"].strip())
+    units = before + after
+    num_others = units.total() - max(units.values(), default=0)
     num_not_zero = sum(any(digit in "123456789" for digit in match[0]) for match in matches)
     is_unit = [len(unit) <= _MAX_UNIT and _is_unit(unit, times, num_not_zero) for unit, times in after.items()]
     if any(not _is_money(unit) for unit in before) or len(after) > 1 or not all(is_unit):
         return None
-    return tuple(sorted(before | after))
+    if num_others > (1 - LOOKS_LIKE) * len(texts):
+        return None
+    return tuple(unit for unit, _ in units.most_common(1))
+
+
+def mixed_money(texts: pa.Array) -> tuple[str, ...]:
+    """Return the signs of money of a column's amounts if they are of several and none is nearly all's; else nothing."""
+    sample = texts[:_SAMPLE].to_pylist()
+    units = [match["before"] or match["after"].strip() for match in _affixed(sample)]
+    counts = Counter(unit for unit in units if unit and _is_money(unit))
+    is_mixed = counts.total() - max(counts.values(), default=0) > (1 - LOOKS_LIKE) * len(sample)
+    is_money = counts.total() >= LOOKS_LIKE * len(sample)
+    return tuple(sorted(counts)) if is_mixed and is_money else ()
+
+
+def _affixed(texts: Iterable[str]) -> list[re.Match[str]]:
+    return [match for text in texts if (match := _AFFIXED.fullmatch(text.strip()))]
 
 
 def _is_unit(behind: str, times: int, num_not_zero: int) -> bool:

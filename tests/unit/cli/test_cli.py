@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,68 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     result = _run(*arguments)
     assert result.exit_code == 2
     assert "Usage" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["validate", "--json"], "Missing argument 'spec'. See python -m lepton_ray validate --help"),
+        (["plan", "x.yaml", "--json", "--no-such"], "No such option: --no-such. See python -m lepton_ray plan --help"),
+        (
+            ["quarantine", "show", "--json", "r", "--limit", "0"],
+            "Invalid value for '--limit': ",
+        ),
+        (["nothing", "--json"], "No such command 'nothing'."),
+        (["init", "--json"], "No such option: --json"),
+    ],
+)
+def test_wrong_usage_is_json_for_programs(arguments: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "lepton_ray", *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+    answer = json.loads(done.stdout)
+    assert message in answer["error"]
+    assert (answer["exit_status"], answer["notes"]) == (2, [])
+    result = _run(*arguments)
+    assert (result.exit_code, json.loads(result.stdout)["kind"]) == (2, answer["kind"])
+
+
+def test_help_and_good_answers_are_the_same_with_json(spec: Path) -> None:
+    for arguments in (["validate", "--json", "--help"], ["validate", spec, "--json"]):
+        result = _run(*arguments)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "spec" in result.stdout
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_line() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from lepton_ray.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_the_script_is_the_one_that_ends_well_on_ctrl_c() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"lepton-ray": "lepton_ray.__main__:main"}
+
+
+def test_tokens_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "tokens.json"
+    for command in (["list"], ["revoke", "app"]):
+        message = _error(_run("token", *command, "--file", path), 2)
+        assert f"--file must be a token file, got {str(path)!r}, which is not there. Name another" in message
+    assert not path.parent.exists()
+    assert _run("token", "create", "app", "--file", path).exit_code == 0
+    assert [token["id"] for token in json.loads(_run("token", "list", "--json", "--file", path).stdout)["tokens"]] == [
+        "app"
+    ]
 
 
 def test_validate_a_good_spec(spec: Path) -> None:
@@ -365,6 +428,55 @@ def test_predict_writes_a_file(mixed_package: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     assert json.loads((tmp_path / "out.jsonl").read_text())["line"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "out.jsonl", "records.jsonl"]
+
+
+_LIMITED = (
+    "import resource, sys\n"
+    "from lepton_ray.cli.app import main\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    "main(sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_output_that_does_not_fit_leaves_no_part_of_it(mixed_package: Path, tmp_path: Path, is_there: bool) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "out.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n' * 1000)
+    if is_there:
+        out.write_text("kept")
+    command = [sys.executable, "-c", _LIMITED, "predict", mixed_package, records, "-o", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there must be room for what is written, got: File too large.")
+    assert [path.read_text() for path in tmp_path.glob("out*")] == ["kept"] * is_there
+    assert not list(tmp_path.glob(".*"))
+    for details in re.findall(r"The details are in (\S+)", done.stderr):
+        Path(details).unlink()
+
+
+def test_an_output_is_replaced_as_it_was_shared(mixed_package: Path, tmp_path: Path) -> None:
+    records, real, link = tmp_path / "records.jsonl", tmp_path / "real" / "out.jsonl", tmp_path / "link.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    real.parent.mkdir()
+    real.write_text("old " * 999)
+    real.chmod(0o640)
+    link.symlink_to(real)
+    assert _run("predict", mixed_package, records, "-o", link).exit_code == 0
+    assert (link.is_symlink(), real.stat().st_mode & 0o777) == (True, 0o640)
+    assert [json.loads(line)["line"] for line in real.read_text().splitlines()] == [1]
+    assert [path.name for path in real.parent.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_an_output_may_be_a_device(mixed_package: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    assert _run("predict", mixed_package, records, "-o", "/dev/null").exit_code == 0
+    message = _error(_run("predict", mixed_package, records, "-o", "/dev/full"), 1)
+    assert "there must be room for what is written, got: No space left on device" in message
+    assert Path("/dev/full").is_char_device()
+    for details in re.findall(r"The details are in (\S+)", message):
+        Path(details).unlink()
 
 
 @pytest.mark.parametrize("command", ["predict", "serve"])

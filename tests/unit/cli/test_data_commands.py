@@ -389,6 +389,21 @@ def test_show_filters_and_limits(runs: Path) -> None:
     assert "\x1b" not in text
 
 
+def test_programs_get_every_record_and_are_told_of_a_limit(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "_DEFAULT_LIMIT", 1)  # of the terminal
+
+    def counts(*options: object) -> tuple[int, int, int]:
+        answer = _json(quarantine.app, "show", "shop", "--storage", runs, *options)
+        return answer["total"], answer["shown"], len(answer["records"])
+
+    assert counts() == (3, 3, 3)
+    assert counts("--limit", 2) == (3, 2, 2)
+    assert counts("--limit", 1, "--file", "a.csv") == (2, 1, 1)
+    assert counts("--limit", 9, "--reason", "ragged_row", "--file", "d/a.csv") == (1, 1, 1)
+    assert counts("--reason", "duplicate", "--file", "a.csv") == (0, 0, 0)
+    assert "There are more than these 1" in _run(quarantine.app, "show", "shop", "--storage", runs).stderr
+
+
 def _mend_json(path: Path, change: dict[int, dict[str, Any]]) -> None:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for row in rows:

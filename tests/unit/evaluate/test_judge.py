@@ -1,9 +1,15 @@
 """Baselines on what a sample of the training rows may lack."""
 
+from typing import Any
+
 import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.evaluate.judge import JUDGES
+from lepton_ray.spec.data import Task
 
 
 def test_a_baseline_of_one_class_answers_it() -> None:
@@ -14,3 +20,32 @@ def test_a_baseline_of_one_class_answers_it() -> None:
         rng.normal(size=(50, 3)), np.full(50, 2), Target(task="classification", classes=("a", "b", "c"))
     )
     np.testing.assert_array_equal(answer(rng.normal(size=(4, 3)))["probabilities"], [[0, 0, 1]] * 4)
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+@pytest.mark.parametrize(("share", "is_sparse"), [(0.03, True), (0.5, False)])
+def test_rows_that_are_mostly_zeros_are_fitted_as_sparse_ones_with_the_same_answers(
+    task: Task, share: float, is_sparse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.random((400, 60)) * (rng.random((400, 60)) < share)).astype(np.float32)
+    y = (x @ rng.normal(size=(60, 3)) + 0.3 * rng.gumbel(size=(400, 3))).argmax(axis=1)
+    given: list[bool] = []
+    plain = LogisticRegression.fit
+
+    def noted(self: Any, rows: Any, labels: Any) -> Any:
+        given.append(sparse.issparse(rows))
+        return plain(self, rows, labels)
+
+    labels = y if task == "classification" else np.eye(3)[y]
+    target = Target(task=task, classes=("a", "b", "c"))
+    monkeypatch.setattr(LogisticRegression, "fit", noted)
+    got = JUDGES[task].fit_baseline(x, labels, target)(x[:50])["probabilities"]
+    assert set(given) == {is_sparse}
+    monkeypatch.undo()
+    if task == "classification":
+        expected = LogisticRegression(max_iter=2000).fit(x.astype(np.float64), y).predict_proba(x[:50])
+    else:
+        fits = [LogisticRegression(max_iter=2000).fit(x.astype(np.float64), y == label) for label in range(3)]
+        expected = np.stack([fit.predict_proba(x[:50])[:, 1] for fit in fits], axis=1)
+    np.testing.assert_allclose(got, expected, atol=2e-3)  # lbfgs ends at a gradient of 1e-4

@@ -81,6 +81,7 @@ def test_labels_tell_how_good_the_answers_are(package: str, tmp_path: Path) -> N
     assert (found.rows, found.labelled, found.refused) == (501, 500, 2)
     assert (found.metrics or {})["accuracy"] > 0.9
     assert (found.validation or {})["val_accuracy"] > 0.9
+    assert found.unknown_labels == {"medium": 1}
     turned = measure_drift(package, str(write_rows(tmp_path / "bad.csv", 500, seed=1, flip=True)), is_labelled=True)
     assert turned.alarms == []  # the records are the same: labels alone tell that they mean something else
     assert (turned.metrics or {})["accuracy"] < 0.1
@@ -130,7 +131,9 @@ def test_records_without_a_label_cannot_be_measured(package: str, tmp_path: Path
     with pytest.raises(DataError, match="must hold records"):
         measure_drift(package, str(tmp_path / "new.csv"), is_labelled=True)
     (tmp_path / "new.csv").write_text("size,kind,is\n1,a,medium\n")
-    with pytest.raises(DataError, match="is must hold labels"):
+    with pytest.raises(
+        DataError, match=r"is must hold labels .* \(large, small\), got none in 1 rows: 'medium' 1\. Give"
+    ):
         measure_drift(package, str(tmp_path / "new.csv"), is_labelled=True)
     (tmp_path / "new.csv").write_text("size,kind\nx,a\n")
     with pytest.raises(DataError, match="must hold records"):
@@ -159,6 +162,24 @@ def test_the_command_writes_a_page_and_says_by_its_status_what_is_wrong(package:
     assert missed.exit_code == 3
     assert "not met: accuracy must be at least 1.1" in missed.output
     assert "not met: log_loss must be at most 0" in missed.output
+
+
+def test_labels_that_the_package_does_not_know_are_told(package: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "new.csv", 100, seed=1)
+    with path.open("a") as file:
+        file.write("10,a,tiny\n" * 3 + "10,a,huge\n" * 7 + "".join(f"10,a,\x1b{i}\n" for i in range(5)))
+    done = report(package, path, "--labelled", "-o", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    told = "labels that the package does not know, which no metric is of: 'huge' 7, 'tiny' 3, "
+    assert told in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(" and 2 more")
+    assert "\x1b" not in done.stderr
+    assert "100 labelled rows" in done.stdout
+    assert "labels that the package does not know" in (tmp_path / "page.html").read_text()
+    answer = json.loads(report(package, path, "--labelled", "--json").stdout)
+    assert (answer["rows"], answer["labelled"], sum(answer["unknown_labels"].values())) == (115, 100, 15)
+    assert list(answer["unknown_labels"].items())[:2] == [("huge", 7), ("tiny", 3)]
+    assert json.loads(report(package, path, "--json").stdout)["unknown_labels"] == {}
 
 
 def test_the_page_holds_no_markup_from_data(package: str, tmp_path: Path) -> None:

@@ -5,15 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 import yaml
 
+from lepton_ray.artifacts.kinds import Dataset
+from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.files import read_json
 from lepton_ray.data import parts
+from lepton_ray.data.parts import Folder, read_parts
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages import export, featurize, held_out
+from lepton_ray.stages.blocks import folder_of
 
 from .contexts import context_in
 
@@ -107,20 +113,37 @@ def test_a_baseline_of_more_rows_than_memory_should_hold_is_fitted_on_some_and_s
     assert result["evaluate"].baseline["accuracy"] > 0.4
 
 
-def test_the_head_stops_when_it_has_enough(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_a_sample_is_looked_at_from_the_first_to_the_last(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parts, "_PARQUET_ROW_GROUP", _GROUP)
-    monkeypatch.setattr(held_out, "_HEAD_ROWS", 2 * _GROUP)
-    read: list[int] = []
-    plain = held_out.read_groups
+    monkeypatch.setattr(held_out, "_TYPED_BYTES", 6_000)
+    result = result_of(
+        source, tmp_path, "classification"
+    )  # its parity gate holds the golden rows against their model input
+    context = context_in(Path(result["clean"].location))
+    every = read_parts(folder_of(result["clean"], context), result["clean"].splits["test"])
+    rows, places = held_out.sample(result["clean"], "test", context)
+    assert 16 <= rows.num_rows < every.num_rows / 2
+    assert np.all(np.diff(places) > 0)
+    for name in every.column_names:
+        assert rows.column(name).to_pylist() == every.column(name).take(pa.array(places)).to_pylist()
+    assert np.bincount(places * 4 // every.num_rows, minlength=4).min() >= 2
+    golden = read_json(result["export"].path / "golden_records.json")["records"]
+    sizes = [size for size in every.column("size").to_pylist() if size is not None]
+    found = [sizes.index(record["size"]) for record in golden if record.get("size") is not None]
+    assert max(found) > 0.75 * len(sizes)
 
-    def noted(*arguments: Any) -> Any:
-        for rows in plain(*arguments):
-            read.append(len(rows))
-            yield rows
 
-    result = result_of(source, tmp_path, "classification")
-    monkeypatch.setattr(held_out, "read_groups", noted)
-    folder = Path(result["clean"].location)
-    context = context_in(folder)
-    rows = held_out.head(result["clean"], "test", context)
-    assert rows.num_rows == 2 * _GROUP == sum(read)
+def test_rows_that_are_all_the_same_are_sampled_as_any_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal rows have one hash: all of them would be in the sample, or none."""
+    folder = Folder(pafs.LocalFileSystem(), str(tmp_path))
+    table = pa.table({"size": [1.5] * 4000, "_line": np.arange(4000)})
+    part = folder.write_parquet("test/0.parquet", table)
+    none: dict[str, Any] = {"quarantine": (), "columns": {}, "classes": (), "class_rows": {}}
+    dataset = Dataset(splits={"test": (part,)}, ledger=Ledger.of(4000, {}), **none)
+    dataset = dataset.model_copy(update={"location": str(tmp_path)})
+    monkeypatch.setattr(held_out, "_TYPED_BYTES", 24 * 1000)
+    rows, places = held_out.sample(dataset, "test", context_in(tmp_path))
+    assert 300 < rows.num_rows <= 1000
+    assert np.bincount(places // 1000, minlength=4).min() > 50

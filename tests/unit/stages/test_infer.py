@@ -138,6 +138,43 @@ def test_each_format_gives_the_same(tmp_path: Path, suffix: str) -> None:
     assert _comments(inferred)["number"] == "1 to 2, 33.3% missing"
 
 
+def test_whole_numbers_that_name_the_rows_are_ignored_and_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sparse = rng.choice(10**6, 100, replace=False)
+    columns = {
+        "id": sparse,
+        "PassengerId": sparse,
+        "order_no": sparse,
+        "id of shop": sparse,
+        "shuffled": rng.permutation(100) + 7,
+        "gaps": np.sort(rng.choice(200, 100, replace=False)),
+        "paid": sparse,  # these are features
+        "VALID": sparse,
+        "income": sparse,
+        "wide": np.arange(100) * 3,
+        "shop_id": sparse % 40,
+        "half_id": sparse + 0.5,
+    }
+    inferred = _infer(_write_csv(tmp_path / "t.csv", {name: values.tolist() for name, values in columns.items()}))
+    ignored = [name for name, kind in _kinds(inferred).items() if kind == "ignored"]
+    assert ignored == list(columns)[:6]
+    assert _comments(inferred)["id"].endswith(": names the rows, by its name and as all differ")
+    assert _comments(inferred)["gaps"].endswith(": a number of its own in each row, as identifiers have")
+
+
+def test_few_numbers_that_differ_name_nothing(tmp_path: Path) -> None:
+    path = _write_csv(tmp_path / "t.csv", {"a": list(range(0, 98, 2)), "b": [0, 1] * 24 + [0]})
+    assert _kinds(_infer(path)) == {"a": "number", "b": "number"}
+
+
+def test_amounts_of_several_currencies_are_no_numbers_and_told(tmp_path: Path) -> None:
+    rows = [f"{'$€'[i % 3 == 0]}{i % 40}" for i in range(200)]
+    inferred = _infer(_write_csv(tmp_path / "t.csv", {"price": rows, "cost": [f"{i % 9} €" for i in range(200)]}))
+    assert _kinds(inferred) == {"price": "category", "cost": "number"}
+    assert _comments(inferred)["price"].endswith("; amounts in $ and € are no one number")
+    assert "amounts" not in _comments(inferred)["cost"]
+
+
 @pytest.mark.parametrize("packed", ["gz", "bz2", "zst", "lz4"])
 def test_packed_and_tab_separated(tmp_path: Path, packed: str) -> None:
     path = tmp_path / f"t.TSV.{packed}"

@@ -286,3 +286,31 @@ def test_no_row_is_lost_or_in_two_places(rows, seed):
     assert len(gone) == sum(dataset.ledger.removed.values())
     assert list(map(len, split_lines)) == list(dataset.split_rows.values())
     assert sum(dataset.split_rows.values()) == dataset.ledger.rows_kept
+
+
+def test_more_rules_than_a_byte_counts_may_each_remove_a_row(tmp_path):
+    num = 300  # of unique keys that the last row repeats, each in a column of its own
+    names = [f"k{index}" for index in range(num)]
+    columns = {**dict.fromkeys(names, "ignored"), "age": "number", "y": "category"}
+    kept_rows = [[f"a{index}"] * num for index in range(8)]
+    repeats = [[f"b{row}"] * row + ["a0"] + [f"b{row}"] * (num - row - 1) for row in range(num)]
+    lines = [",".join([*cells, str(row), "ab"[row % 2]]) for row, cells in enumerate([*kept_rows, *repeats])]
+    content = "\n".join([",".join([*names, "age", "y"]), *lines]) + "\n"
+    rules = [{"kind": "unique", "columns": [name], "name": f"the rule {name}"} for name in names]
+    _, dataset = run_text(tmp_path, content, columns, rules=rules, **LOOSE)
+    assert dataset.ledger.removed == {"not_unique": num}
+    assert sorted(kept(tmp_path)) == list(range(2, 10))
+    details = {row["_line"]: row["_detail"].split(":")[0] for row in removed(tmp_path)}
+    assert details == {10 + row: f"the rule {names[row]}" for row in range(num)}
+
+
+def test_rows_that_differ_in_an_undeclared_column_are_duplicates_and_told_why(tmp_path):
+    content = (
+        "id,age,city,y,note\n" + "".join(f"{i},{i},Bern,{'ab'[i % 2]},-\n" for i in range(9)) + "0,0,Bern,a,other\n"
+    )
+    raw, _ = run_text(tmp_path / "all", content)
+    assert raw.ignored_columns == ("note",)
+    (row,) = removed(tmp_path / "all")
+    assert row["_detail"] == "the row is the same as an earlier one in every column of data.columns"
+    _, dataset = run_text(tmp_path / "note", content, {**COLUMNS, "note": "ignored"})
+    assert dataset.ledger.removed == {}

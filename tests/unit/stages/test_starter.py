@@ -230,6 +230,19 @@ def test_the_label_is_the_last_category_with_few_values_or_the_one_that_is_named
         write_starter(str(path), "z")
 
 
+def test_a_number_that_would_name_the_rows_is_a_number_where_it_is_the_label(tmp_path):
+    path = write(tmp_path, "d.csv", [{"x": i * 0.5, "rank_no": 3 * i, "n": i, "y": "ab"[i % 2]} for i in range(99)])
+    assert kinds(starter(path)) == {"x": "number", "rank_no": "ignored", "n": "ignored", "y": "category"}
+    for label in ("rank_no", "n"):
+        assert kinds(starter(path, label))[label] == "number"
+
+
+def test_an_identifier_is_no_label_unless_it_is_named(tmp_path):
+    path = write(tmp_path, "d.csv", [{"x": i * 0.5, "y": i % 2, "id": i} for i in range(9)])
+    assert starter(path).data.label == "y"
+    assert starter(path, "id").data.label == "id"
+
+
 def test_a_number_with_few_values_is_the_label_when_there_is_no_category(tmp_path):
     path = write(tmp_path, "d.csv", [{"x": i * 0.25, "y": i % 2} for i in range(200)])
     spec = starter(path)

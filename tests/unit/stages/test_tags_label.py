@@ -158,9 +158,12 @@ def test_the_reference_has_the_share_of_each_tag(result: Any) -> None:
 
 
 def test_labelled_records_tell_how_good_the_answers_are(result: Any, tmp_path: Path) -> None:
-    _write_csv(tmp_path / "new.csv", _rows())
+    rows = _rows()
+    rows[1]["tags"] = [*rows[1]["tags"], "oval"]
+    rows[2]["tags"] = ["oval", *rows[2]["tags"]]
+    _write_csv(tmp_path / "new.csv", rows)
     found = measure_drift(str(result["export"].path), str(tmp_path / "new.csv"), is_labelled=True)
-    assert (found.rows, found.labelled) == (390, 390)
+    assert (found.rows, found.labelled, found.unknown_labels) == (390, 390, {"oval": 2})
     assert (found.metrics or {})["label_accuracy"] > 0.9
 
 

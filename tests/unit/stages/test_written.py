@@ -113,7 +113,7 @@ def test_a_header_that_the_head_cuts_has_a_delimiter_all_the_same() -> None:
         (["5%", "0", "7%"], ",", {"units": ("%",)}, [5, 0, 7]),
         (["36 months", "60 months"], ",", {"units": ("months",)}, [36, 60]),
         (["5 €", "1.234,5 €"], ";", {"decimal": ",", "thousands": ".", "units": ("€",)}, [5, 1234.5]),
-        (["€5", "7 $"], ",", {"units": ("$", "€")}, [5, 7]),
+        (["€5", "7 €"], ",", {"units": ("€",)}, [5, 7]),
     ],
 )
 def test_numbers_as_they_are_written(
@@ -163,6 +163,9 @@ def test_one_column_says_what_the_points_of_all_are(columns: list[list[str]], ha
         ["100.00-", "25.00", "7.50-"],  # below zero, as bookkeepers write it
         ["950", "1.2k", "3k"],
         ["50%", "0.5"],
+        ["€5", "7 $"],
+        ["$5", "€5", "7"],
+        ["$5"] * 93 + ["5%"] * 7,
         ["01067", "80331", "20095"],
         ["5 apples", "6 pears"],
         ["x", "y"],
@@ -178,6 +181,9 @@ def test_a_few_mistakes_leave_a_column_its_kind() -> None:
     numbers, times = ["1,5"] * 97 + ["?", "-", "oops"], ["31/01/2024"] * 97 + ["soon"] * 3
     assert guess_number(pa.array(numbers), ";") is not None
     assert guess_number(pa.array(numbers[:40] + numbers[-3:]), ";") is None
+    dollars = guess_number(pa.array(["$5"] * 97 + ["€5"] * 3), ",")
+    assert dollars is not None
+    assert parse_numbers(pa.array(["$5", "€5"]), dollars)[1].tolist() == [True, False]
     assert guess_time(pa.array(times)) is not None
     assert guess_time(pa.array(times[:40] + times[-3:])) is None
 
