@@ -216,23 +216,27 @@ class Store:
             ) from error
         return artifact, files, digest
 
+    def remove(self, step: StepId) -> None:
+        """Throw a step's folder away; killed in between, what is left of it is nothing to use or to go on from."""
+        mark = self._removal_mark(step)
+        if self._is_there(self.path(step)):
+            with self.filesystem.open_output_stream(mark):
+                pass
+            if self._is_there(manifest := f"{self.path(step)}/{MANIFEST}"):
+                self.filesystem.delete_file(manifest)
+            self.filesystem.delete_dir(self.path(step))
+        if self._is_there(mark):
+            self.filesystem.delete_file(mark)
+
     def begin(self, step: StepId, fresh: bool) -> Path:
         """Return the folder to write a step's files to; ``fresh`` also throws away what it could resume from.
 
         What an interrupted run left stays: its parts, which the stage knows from ``work``.
         """
-        manifest, mark = f"{self.path(step)}/{MANIFEST}", self._removal_mark(step)
-        fresh = fresh or self._is_there(mark)
-        is_removed = fresh and self._is_there(self.path(step))
-        if is_removed:
-            with self.filesystem.open_output_stream(mark):
-                pass  # killed from here on, what is left of the folder is nothing to go on from
-        if self._is_there(manifest):
+        if fresh or self._is_there(self._removal_mark(step)):
+            self.remove(step)
+        elif self._is_there(manifest := f"{self.path(step)}/{MANIFEST}"):
             self.filesystem.delete_file(manifest)
-        if is_removed:
-            self.filesystem.delete_dir(self.path(step))
-        if self._is_there(mark):
-            self.filesystem.delete_file(mark)
         folder = self.local_folder(step)
         folder.mkdir(parents=True, exist_ok=True)
         for entry in folder.iterdir():

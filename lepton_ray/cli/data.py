@@ -1,4 +1,4 @@
-"""``lepton-ray data``: the snapshots of runs - list, show, compare and profile them."""
+"""``lepton-ray data``: the snapshots of runs - list, show, compare, profile and prune them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from lepton_ray.cli.options import JsonOption, StorageOption
 from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
 from lepton_ray.cli.tables import print_table, show_bytes, show_cell
 
-app = typer.Typer(no_args_is_help=True, help="List, show, compare and profile the data of runs.")
+app = typer.Typer(no_args_is_help=True, help="List, show, compare, profile and prune the data of runs.")
 
 _SNAPSHOT = "Folder of a snapshot, NAME@latest, NAME/STAGE@latest, or the beginning of a key."
 _COLUMN_HEAD = ("column", "kind", "values", "missing", "distinct")
@@ -193,3 +193,33 @@ def _print_left_out(found: Any) -> None:
         typer.echo(f"left out: {num_removed:,} of {found.ledger.rows_in:,} rows, which could not be typed: {reasons}")
     for finding in found.findings:
         typer.echo(f"look at: {show_cell(finding)}")
+
+
+@app.command()
+def prune(
+    name: Annotated[str | None, typer.Argument(help="Run; all of them if not given.", show_default=False)] = None,
+    idle_days: Annotated[float, typer.Option(min=0, help="What has changed since then stays.")] = 30.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; else only tell what would be removed.")] = False,
+    storage: StorageOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the data of old settings: what is neither the last of its stage nor what that was made from. Packages stay."""
+    with errors_explained(as_json):
+        from lepton_ray.stages.prune import prune as prune_storage
+
+        found, problems = prune_storage(storage, name, idle_days, is_dry=not yes)
+        size = sum(unused.size_bytes for unused in found)
+        if as_json:
+            steps = [unused.to_json() for unused in found]
+            print_json({"removed": yes, "size_bytes": size, "steps": steps, "problems": problems})
+            return
+        states = {True: "", False: "interrupted or failed"}
+        rows = [
+            [one.name, states[one.is_finished], f"{one.idle_days:.1f}", show_bytes(one.size_bytes)] for one in found
+        ]
+        if found:
+            print_table(["step", "", "idle days", "size"], rows, num_text_columns=2)
+        done = "removed" if yes else "to remove; do it with --yes"
+        typer.echo(f"{len(found)} steps, {show_bytes(size)}: {done}" if found else "nothing to remove")
+        for problem in problems:
+            typer.echo(f"left out: {show_cell(problem)}", err=True)

@@ -30,6 +30,7 @@ from lepton_ray.spec.data import Column
 from lepton_ray.stages.file_profile import Profiled, profile_file
 
 DEFAULT_STORAGE = "runs"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LATEST = re.compile(r"([a-z0-9][a-z0-9_-]*)(?:/([a-z]+))?@latest")
 _MAX_TOP = 5  # most frequent values in a line
 _KEY = re.compile(r"(?:([a-z0-9][a-z0-9_-]*)/)?(?:([a-z]+)/)?([0-9a-f]{4,})")
@@ -45,17 +46,27 @@ def open_folder(uri: str) -> Folder:
     return Folder(filesystem, path.rstrip("/"))
 
 
+def open_runs(storage: str, run: str | None) -> Folder:
+    """Return the folder of a storage.
+
+    Raises:
+        ArtifactError: If there is no such storage, or not this run in it.
+    """
+    root = open_folder(storage)
+    wanted = root if run is None else root.below(run)
+    is_name = run is None or _NAME.fullmatch(run)
+    if not is_name or wanted.filesystem.get_file_info(wanted.path).type != pafs.FileType.Directory:
+        raise ArtifactError(f"{wanted.path} must be a folder of runs, got nothing there. Name it with --storage")
+    return root
+
+
 def list_snapshots(storage: str, run: str | None = None) -> tuple[list[Snapshot], list[str]]:
     """Return the snapshots of a storage, or of one run in it, the newest of each run last, and what is wrong with others.
 
     Raises:
         ArtifactError: If there is no such storage or run.
     """
-    root = open_folder(storage)
-    wanted = root if run is None else root.below(run)
-    if wanted.filesystem.get_file_info(wanted.path).type != pafs.FileType.Directory:
-        raise ArtifactError(f"{wanted.path} must be a folder of runs, got nothing there. Name it with --storage")
-    problems: list[str] = []
+    root, problems = open_runs(storage, run), list[str]()
     found = [snapshot for _, snapshot in _snapshots(root, run, STAGES, problems)]
     return sorted(found, key=lambda item: (item.run, item.finished, STAGES.index(item.stage))), problems
 
