@@ -35,7 +35,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 9
+VERSION = 10
 _ROWS_AT_ONCE = 4096
 _MAX_REFERENCE_ROWS = 20_000
 _EXPORTERS = {"torch": "lepton_ray.export.to_onnx", "keras": "lepton_ray.export.keras_to_onnx"}
