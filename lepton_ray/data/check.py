@@ -70,8 +70,16 @@ def rows_schema(columns: Mapping[str, Column]) -> pa.Schema:
 
 
 def quarantine_schema(columns: Mapping[str, Column]) -> pa.Schema:
-    """Return the schema of removed rows: their fate, and their values where these are known."""
-    return pa.schema([*FATE_SCHEMA, *typed_schema(columns)])
+    """Return the schema of removed rows: their fate, and their values where these are known.
+
+    Series are lists of any length: what pyarrow writes to Parquet of nulls among lists of a fixed one, it cannot read
+    (https://github.com/apache/arrow/issues/35692).
+    """
+    values = (
+        field.with_type(pa.list_(pa.float64())) if pa.types.is_fixed_size_list(field.type) else field
+        for field in typed_schema(columns)
+    )
+    return pa.schema([*FATE_SCHEMA, *values])
 
 
 @dataclass

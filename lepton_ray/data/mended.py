@@ -9,10 +9,11 @@ To take a file back, delete it.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +129,7 @@ class Mender:
     data: DataSpec
 
     def __call__(self, blocks: Iterable[RawBlock], replaced: list[Place] | None = None) -> Iterator[RawBlock]:
-        """Yield blocks without the records that are mended, and after each the mended ones.
+        """Yield blocks without the records that are mended, and these where they were: ``first`` and ``last`` ask for the order.
 
         Args:
             blocks: Of one part.
@@ -139,11 +140,32 @@ class Mender:
             if not (rows or bad):
                 yield block
                 continue
-            records = [*rows.values(), *bad.values()]
             if replaced is not None:
-                replaced += [record.place for record in records]
-            yield _without(block, list(rows), list(bad))
-            yield from self._to_blocks(records)
+                replaced += [record.place for record in [*rows.values(), *bad.values()]]
+            yield from self._in_place(block, rows, bad)
+
+    def _in_place(
+        self, block: RawBlock, rows: Mapping[int, MendedRecord], bad: Mapping[int, MendedRecord]
+    ) -> Iterator[RawBlock]:
+        """Yield the pieces of a block, and the mended records between them."""
+        mended = [(index, True, record) for index, record in rows.items()]
+        for (
+            record
+        ) in bad.values():  # lines rise in a source, and a record that was no row has no place among rows but its line
+            is_one_source = isinstance(block.source, str)
+            index = int(np.searchsorted(block.lines, record.line)) if is_one_source else len(block.lines)
+            mended.append((index, False, record))
+        start, run = 0, list[MendedRecord]()
+        for index, was_row, record in sorted(mended, key=lambda place: place[:2]):
+            if index > start:
+                yield from self._to_blocks(run)
+                yield _take(block, range(start, index), [])
+                run = []
+            run.append(record)
+            start = index + was_row
+        yield from self._to_blocks(run)
+        left = [index for index in range(len(block.bad)) if index not in bad]
+        yield _take(block, range(start, len(block.lines)), left)
 
     def _find(self, block: RawBlock) -> tuple[dict[int, MendedRecord], dict[int, MendedRecord]]:
         """Mended records by position: of the block's rows, and of its bad records."""
@@ -183,8 +205,8 @@ class Mender:
         return np.array(sorted({line for _, line in self.records}), np.int64)
 
     def _to_blocks(self, records: Iterable[MendedRecord]) -> Iterator[RawBlock]:
-        """A block for each source and set of types: cells of one column may have different ones."""
-        groups: dict[tuple[str, str], list[tuple[MendedRecord, pa.Table]]] = {}
+        """A block for neighbours of one source and set of types: cells of one column may have different ones."""
+        tables: list[tuple[MendedRecord, pa.Table]] = []
         for record in records:
             cells = {
                 name: _to_array(record.values[name], column)
@@ -192,9 +214,9 @@ class Mender:
                 if record.values.get(name) is not None and not isinstance(column, ImageColumn)
             }
             table = pa.table(cells or {next(iter(self.data.columns)): pa.nulls(1, pa.string())})
-            groups.setdefault((record.source, str(table.schema)), []).append((record, table))
-        for (source, _), group in groups.items():
-            yield _to_block(source, group)
+            tables.append((record, table))
+        for (source, _), group in groupby(tables, key=lambda pair: (pair[0].source, str(pair[1].schema))):
+            yield _to_block(source, list(group))
 
 
 def _to_block(source: str, group: list[tuple[MendedRecord, pa.Table]]) -> RawBlock:
@@ -246,12 +268,7 @@ def _is_number(value: Any) -> bool:
     return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and abs(value) < LIMIT
 
 
-def _without(block: RawBlock, rows: list[int], bad: list[int]) -> RawBlock:
-    kept = np.delete(np.arange(len(block.lines)), rows)
-    return _take(block, kept.tolist(), [index for index in range(len(block.bad)) if index not in bad])
-
-
-def _take(block: RawBlock, rows: list[int], kept_bad: list[int]) -> RawBlock:
+def _take(block: RawBlock, rows: Sequence[int], kept_bad: Sequence[int]) -> RawBlock:
     kept = np.array(rows, np.int64)
     indices, texts = pa.array(kept), block.texts
     return replace(

@@ -46,14 +46,15 @@ def spread(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def outputs_to_json(answers: NDArray[Any], target: Target) -> dict[str, Any]:
     """Return the answers of the training code as the package stores them.
 
-    ``scale`` is what differences count in: the spread of a number in training, the greater of an anomaly score and its threshold,
-    both without their signs, the greater of a score that ranks and 1.
+    ``scale`` is what differences count in: the greater of a number's spread in training and its distance from their mean, as the
+    model gives that distance in float32; the greater of an anomaly score and its threshold, both without their signs; the greater
+    of a score that ranks and 1.
     """
     outputs = {target.output: answers.tolist()}
     if target.task == "classification":
         return {"label": [target.classes[index] for index in answers.argmax(1)], **outputs}
     if target.task == "regression":
-        return {**outputs, "scale": target.std}
+        return {**outputs, "scale": np.maximum(np.abs(answers - target.mean), target.std).tolist()}
     if target.task == "anomaly_detection":
         return {**outputs, "scale": np.maximum(np.abs(answers), abs(target.threshold) or _LEAST_SCALE).tolist()}
     if target.task == "ranking":
@@ -86,7 +87,8 @@ def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any]
     difference = float((np.abs(actual - wanted) / np.asarray(expected.get("scale", 1.0))).max())
     if not difference <= tolerance:
         raise QualityGateError(
-            f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted"
+            f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted. "
+            "Numbers far beyond the others cost digits: clip them (features.numbers.clip), or allow more in export"
         )
     if "label" in expected:
         _check_labels(place, got["label"], expected["label"], wanted, tolerance)

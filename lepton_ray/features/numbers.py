@@ -26,6 +26,8 @@ from lepton_ray.spec.features_number import (
     QuantileClip,
 )
 
+_ROUNDING = 2.0**-46  # relative, of a function that is right to some digits in the last of 53 bits
+
 
 class GroupState(Frozen):
     """What stands for a missing value, by the category in another column."""
@@ -80,7 +82,7 @@ def fit_number(name: str, values_N: Values, spec: NumberFeatures, groups: Codes 
     if spec.transform == "box_cox":
         low = max(low if low is not None else -math.inf, float(filled.min(initial=math.inf)))
     filled = transform_values(filled, spec.transform, power)
-    edges, is_one_hot = _fit_edges(filled, spec)
+    edges, is_one_hot = _fit_edges(filled, spec, power)
     scale = spec.scale if isinstance(spec.scale, str) and has_values else "none"
     offset, factor = statistics.location_and_scale(filled, scale)
     return NumberState(
@@ -160,7 +162,7 @@ def _fit_power(name: str, filled: Values, transform: str) -> float:
     return power if math.isfinite(power) else 1.0
 
 
-def _fit_edges(filled: Values, spec: NumberFeatures) -> tuple[tuple[float, ...] | None, bool]:
+def _fit_edges(filled: Values, spec: NumberFeatures, power: float) -> tuple[tuple[float, ...] | None, bool]:
     if isinstance(spec.scale, EdgeBins):
         return spec.scale.edges, spec.scale.one_hot
     if not isinstance(spec.scale, QuantileBins):
@@ -169,7 +171,19 @@ def _fit_edges(filled: Values, spec: NumberFeatures) -> tuple[tuple[float, ...] 
         return (), spec.scale.one_hot
     fractions = [step / spec.scale.num_bins for step in range(spec.scale.num_bins + 1)]
     edges = sorted(set(statistics.quantiles(filled, fractions)))
-    return tuple(edges[1:-1]), spec.scale.one_hot
+    return tuple(edge - _rounding(edge, spec.transform, power) for edge in edges[1:-1]), spec.scale.one_hot
+
+
+def _rounding(value: float, transform: str, power: float) -> float:
+    """Return by how much a transformed value may come out less on another machine, or at another place of a batch.
+
+    Where many rows have the value that is an edge, they would else change their bin with their last digit.
+    """
+    if transform in ("none", "sqrt"):  # exact by IEEE 754
+        return 0.0
+    exponents = (power, 2 - power) if transform in ("yeo_johnson", "box_cox") else ()
+    subtracted = max((1 / abs(exponent) for exponent in exponents if exponent), default=0.0)  # (x**power - 1) / power
+    return _ROUNDING * (abs(value) + subtracted)
 
 
 def transform_values(values_N: Values, transform: str, power: float) -> Values:

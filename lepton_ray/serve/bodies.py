@@ -44,13 +44,15 @@ class Form:
 def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
     """Return the records of a CSV text in UTF-8, whose first line names the columns; an empty cell is missing.
 
+    Spaces around a name are left out, as those of a file to train on are.
+
     Raises:
         ProtocolError: If it is none.
     """
     csv.field_size_limit(_MAX_CELL)  # the module's own is less than a long text, and holds for all its readers
     try:
         lines = csv.reader(io.StringIO(str(body, "utf-8-sig"), newline=""), strict=True)
-        names = next(lines, [])
+        names = [name if name in signature.columns else name.strip() for name in next(lines, [])]
         twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
         if count > 1:
             raise ProtocolError(f"the first line must name each column once, got {twice[:80]!r} again")

@@ -29,7 +29,7 @@ class ExportSpec(Section):
 
     parity_tolerance: PositiveFloat = 1e-5
     """Greatest allowed absolute difference between the training code, the package and the endpoint: of a probability, or of a
-    number in standard deviations of the training rows'."""
+    number in standard deviations of the training rows' (or in its distance from their mean, where that is more)."""
     golden_rows: Annotated[int, Field(ge=1, le=1024)] = 16
     """Records of the test split that the package carries with the outputs that the training code gave for them."""
     also: Annotated[tuple[ExtraFile, ...], Strict(False)] = ()

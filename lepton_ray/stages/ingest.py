@@ -20,7 +20,7 @@ from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
-VERSION = 6
+VERSION = 7
 _PLAN = "plan.json"
 
 

@@ -10,6 +10,8 @@ from scipy import stats
 from sklearn.preprocessing import KBinsDiscretizer, MaxAbsScaler, PowerTransformer, RobustScaler
 
 from lepton_ray.core.errors import DataError
+from lepton_ray.features.numbers import fit_number, transform_values
+from lepton_ray.spec.features_number import NumberFeatures
 
 from .feature_case import NAN, TOLERANCE, fit
 
@@ -142,6 +144,19 @@ def test_bins_agree_with_sklearn_itself():
     result = fit(NUMBERS, {"x": train.tolist()}, numbers=section).features({"x": train.tolist()})
     bins = KBinsDiscretizer(7, encode="ordinal", quantile_method="linear").fit(train[:, None])
     np.testing.assert_array_equal(result, bins.transform(train[:, None]))
+
+
+@pytest.mark.parametrize("value", [0.2004865494579971, 25.36831987426383, 1944444444.9583333])
+@pytest.mark.parametrize("transform", ["log1p", "sqrt", "yeo_johnson", "box_cox"])
+def test_the_bin_of_a_frequent_value_does_not_depend_on_the_rows_beside_it(transform, value):
+    """The last digit of a logarithm depends on the place in the batch, and an edge is a value that many rows have."""
+    section = NumberFeatures.model_validate({"transform": transform, "scale": {"kind": "quantile_bins", "num_bins": 2}})
+    state = fit_number("x", np.repeat([value / 2, value, value * 2], 40), section, None)
+    for rows in range(1, 10):
+        found = transform_values(np.full(rows, value), transform, state.power)
+        assert np.searchsorted(state.edges, found, side="right").tolist() == [1] * rows
+    just_below = transform_values(np.array([value * 0.99]), transform, state.power)
+    assert np.searchsorted(state.edges, just_below, side="right").tolist() == [0]
 
 
 def test_given_edges():

@@ -94,6 +94,26 @@ def test_a_record_that_was_no_row_becomes_one() -> None:
     assert [row["_line"] for row in removed] == [3, 4]
 
 
+def test_mended_records_stand_where_they_were() -> None:
+    """With cells of other types than the rows beside them, and one that was no row."""
+    cells = pa.table({"age": [str(number) for number in range(6)]})
+    bad = (BadRecord(1, "", "ragged_row", ""), BadRecord(6, "a", "ragged_row", ""), BadRecord(9, "b", "ragged_row", ""))
+    block = RawBlock("a.csv", cells, np.array([2, 3, 4, 5, 7, 8], np.int64), None, bad)
+    records = [_record(9, age=9), _record(6, age="6"), _record(5, age=5), _record(2, age="2"), _record(3, age=3.5)]
+    rows, removed, _ = _mend(*records, block=block)
+    assert [(row["_line"], row["age"]) for row in rows] == [
+        (2, 2),
+        (3, 3.5),
+        (4, 2),
+        (5, 5),
+        (6, 6),
+        (7, 4),
+        (8, 5),
+        (9, 9),
+    ]
+    assert [row["_line"] for row in removed] == [1]
+
+
 def test_what_is_mended_badly_is_removed_again_with_its_new_values() -> None:
     rows, removed, _ = _mend(_record(3, "x,Bonn,02.02.2024", age="y", city="Bonn"))
     assert [row["_line"] for row in rows] == [2]
@@ -151,8 +171,7 @@ def test_rows_in_stay_as_many_wherever_blocks_are_cut(lines: set[int], sizes: li
     rows, removed = _check(mender(blocks))
     assert removed == []
     expected = {line: -1.0 if line in lines else float(line) for line in range(1, total + 1)}
-    assert {row["_line"]: row["age"] for row in rows} == expected
-    assert len(rows) == total
+    assert [(row["_line"], row["age"]) for row in rows] == list(expected.items())  # in the order of the source
 
 
 def test_files_are_numbered_and_the_later_wins(tmp_path: Path) -> None:

@@ -205,6 +205,15 @@ def test_parity_is_not_met_by_answers_of_another_shape(got: dict[str, Any]) -> N
         check_parity("x", got, _WANTED, 1.0)
 
 
+def test_parity_of_a_number_far_from_the_others_counts_in_its_distance() -> None:
+    """A model gives the distance in float32: of a million spreads no digit is known to a thousandth of one."""
+    wanted = outputs_to_json(np.array([110.0, 100.0 + 1e7]), Target(task="regression", mean=100.0, std=10.0))
+    assert check_parity("x", {"value": [110.0, 101.0 + 1e7]}, wanted, 1e-5) == pytest.approx(1e-7)
+    for value in ([110.001, 100.0 + 1e7], [110.0, 300.0 + 1e7]):
+        with pytest.raises(QualityGateError, match=r"x must answer as the training code within 1e-05.* clip them"):
+            check_parity("x", {"value": value}, wanted, 1e-5)
+
+
 @pytest.mark.parametrize("scores", [[-5.0, -4.0, -2.5], [-5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("threshold", [-3.0, 0.0])
 def test_parity_of_scores_below_zero_counts_as_of_those_above(scores: list[float], threshold: float) -> None:

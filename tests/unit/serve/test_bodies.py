@@ -204,6 +204,16 @@ def test_a_mark_of_the_byte_order_is_no_part_of_the_first_name(client: Any) -> N
     assert _post(client, b"\xef\xbb\xbfage,size\n1,S\n", "text/csv").status_code == 200
 
 
+def test_spaces_around_the_names_of_csv_mean_nothing(client: Any) -> None:
+    plain, spaced = (_post(client, body, "text/csv") for body in (b"age,size\n1,S\n", b"age , size\n1, S\n"))
+    assert (plain.status_code, plain.json()) == (200, spaced.json())
+    twice = _post(client, b"age, age\n1,2\n", "text/csv")
+    assert (twice.status_code, twice.json()) == (
+        400,
+        {"error": "the first line must name each column once, got 'age' again"},
+    )
+
+
 def _rows(rows: int) -> pa.Table:
     return pa.table({"age": [1.0] * rows, "size": ["S"] * rows})
 

@@ -226,6 +226,25 @@ def test_parquet_rows_leave_their_original_values_in_quarantine(tmp_path):
     assert json.loads(gone[32]["_text"]) == {"id": 29, "x": 10**6, "y": "b"}
 
 
+def test_removed_rows_with_series_can_be_read(tmp_path):
+    rows = [[i, f"[{i}, null]", "ab"[i % 2]] for i in range(20)] + [
+        ["x", "[7, 8]", "a"],
+        ["y", "", "a"],
+        [3, "[3]", "a"],
+        [3, "[3, null]", "b"],
+    ]
+    lines = [f'{x},"{s}",{y}' for x, s, y in rows]
+    columns = {"x": "number", "s": {"kind": "series", "length": 2}, "y": "category"}
+    run_text(tmp_path, "\n".join(["x,s,y", *lines]), columns, duplicates={"columns": ["x"]}, **LOOSE)
+    gone = {row["_line"]: (row["_reason"], row["s"]) for row in removed(tmp_path)}
+    assert gone == {
+        22: ("type_error", None),
+        23: ("type_error", None),
+        24: ("wrong_length", None),
+        25: ("duplicate", [3.0, None]),
+    }
+
+
 def test_the_same_rows_in_any_format_fall_into_the_same_splits(tmp_path):
     rows = [{"id": f"r{i}", "age": i % 50, "city": "ä" * (i % 4) or None, "y": "yn"[i % 2]} for i in range(50)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
