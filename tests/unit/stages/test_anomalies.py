@@ -2,12 +2,14 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.core.errors import DataError, SpecError
@@ -15,6 +17,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.pipeline import run
 from lepton_ray.serve import protocol
 from lepton_ray.spec import parse_spec
+from lepton_ray.stages import export, held_out
 from lepton_ray.stages.drift import measure_drift
 
 _ROWS = 600
@@ -135,3 +138,18 @@ def test_a_normal_class_that_no_row_has_is_named(folder: Path, tmp_path: Path) -
     spec = _spec(folder, data={"anomalies": {"normal_class": "good"}}, storage=str(tmp_path))
     with pytest.raises(DataError, match=r"normal_class must be a class of state \(broken, fine\).*got 'good'"):
         run(_parsed(spec))
+
+
+@pytest.mark.parametrize("score", [0.3, -0.3])
+def test_a_row_like_those_at_the_threshold_is_no_anomaly_though_its_last_digit_differs(
+    monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    scores = np.full(20, score, np.float32)
+    monkeypatch.setattr(held_out, "labels", lambda *_: np.zeros(20, np.int64))
+    monkeypatch.setattr(held_out, "answer_prepared", lambda answer, *_: answer({"x": np.zeros((20, 1))}))
+    exporter: Any = SimpleNamespace(predict=lambda *_: scores)
+    target = Target(task="anomaly_detection", classes=("fine", "broken"), normal_class="fine", quantile=0.9)
+    unused: Any = None
+    found = np.float32(export._find_threshold(exporter, unused, target, unused, unused))
+    assert found >= np.nextafter(scores[0], np.float32(1))
+    assert found == pytest.approx(score, rel=2e-6)
