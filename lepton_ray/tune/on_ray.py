@@ -134,7 +134,7 @@ def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_con
             tune_config=tune.TuneConfig(
                 num_samples=spec.total_trials - len(watcher.done),
                 search_alg=found["search_alg"],
-                scheduler=build_scheduler(spec),
+                scheduler=build_scheduler(spec, seed + len(watcher.done)),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

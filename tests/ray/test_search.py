@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -356,12 +357,45 @@ def test_brackets_of_hyperband_begin_further_and_further_out() -> None:
     from lepton_ray.tune.strategies.on_ray import build_scheduler
 
     section = {"kind": "hyperband", "grace_epochs": 2, "reduction_factor": 3, "brackets": 3}
-    scheduler = build_scheduler(TuneSpec.model_validate({"epochs": 20, "scheduler": section, "space": LR}))
+    scheduler = build_scheduler(TuneSpec.model_validate({"epochs": 20, "scheduler": section, "space": LR}), seed=0)
     assert [sorted(rung for rung, _ in bracket._rungs) for bracket in scheduler._brackets] == [
         [2, 6, 18],
         [6, 18],
         [18],
     ]
+
+
+def test_brackets_of_hyperband_follow_from_the_seed_alone() -> None:
+    """Whatever else draws from NumPy's global generator, which the trials' numbers do not disturb in turn."""
+    from lepton_ray.tune.strategies.on_ray import build_scheduler
+
+    spec = TuneSpec.model_validate({"epochs": 20, "scheduler": "hyperband", "space": LR})
+
+    def brackets(seed: int) -> list[int]:
+        scheduler = build_scheduler(spec, seed)
+        for number in range(50):
+            np.random.random(number % 3)  # noqa: NPY002  others draw from it too
+            scheduler.on_trial_add(None, SimpleNamespace(trial_id=number))
+        return [scheduler._brackets.index(scheduler._trial_info[number]) for number in range(50)]
+
+    np.random.seed(8)  # noqa: NPY002
+    drawn = brackets(3)
+    after = np.random.random()  # noqa: NPY002
+    np.random.seed(8)  # noqa: NPY002
+    np.random.random(sum(number % 3 for number in range(50)))  # noqa: NPY002
+    assert np.random.random() == after  # noqa: NPY002
+    assert brackets(3) == drawn != brackets(4)
+    assert set(drawn) == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_a_population_of_one_process_is_the_same_for_the_same_seed(cluster: None, tmp_path: Path) -> None:
+    """One trial at a time, so that results come in the same order."""
+    space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}
+    asked = {"num_trials": 4, "epochs": 8, "searcher": "random", "scheduler": "pbt", "space": space, **ONE}
+    first, again = (run_search(tmp_path / name, shrink, **asked).trials for name in ("first", "again"))
+    assert [trial.schedule for trial in first] == [trial.schedule for trial in again]
+    assert any(len(trial.schedule) > 1 for trial in first), "some were the worst"
 
 
 @pytest.mark.parametrize("kind", ["optuna", "hyperopt"])
