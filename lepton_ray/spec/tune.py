@@ -150,7 +150,7 @@ class SecondObjective(Section):
     """
 
     what: Literal["num_parameters", "epoch_s"]
-    """Weights of the model, or mean seconds of an epoch, measured while other trials run."""
+    """Weights of the model, frozen ones too, or mean seconds of an epoch, measured while other trials run."""
     max_loss_excess_fraction: Annotated[FiniteFloat, Field(ge=0)] = 0.05
     """How far above the least loss the loss may be, as a share of it."""
 
