@@ -192,6 +192,17 @@ def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path)
             assert ratio == pytest.approx(0.8) or ratio == pytest.approx(1.2) or after["values"]["train.lr"] == 0.3
 
 
+def test_pbt_keeps_no_states_that_nobody_goes_on_from(cluster: None, tmp_path: Path) -> None:
+    """With a look after every epoch each trial saves up to twice an epoch; every exchange still finds what it takes over."""
+    space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}
+    scheduler = {"kind": "pbt", "perturb_epochs": 1, "quantile_fraction": 0.5}
+    asked = {"num_trials": 4, "epochs": 12, "searcher": "random", "space": space, "cpus_per_trial": 2.0}
+    trials = run_search(tmp_path, shrink, scheduler=scheduler, **asked).trials
+    assert [trial.epochs for trial in trials] == [12] * 4
+    assert sum(len(trial.schedule) > 2 for trial in trials), "exchanges"
+    assert 4 <= len(list((tmp_path / "trials").rglob("weight.json"))) <= 4 * 3
+
+
 @pytest.mark.slow
 def test_a_replayed_schedule_comes_to_the_loss_of_its_trial(cluster: None, tmp_path: Path) -> None:
     """To the bit: what Tune did with a trial, pauses and weights of others included, is what its schedule says."""
