@@ -165,7 +165,7 @@ def _end_soon(client: AsyncClient, loop: asyncio.AbstractEventLoop, process: int
 
 async def _end(client: AsyncClient) -> None:
     """Leave nothing that a thread could wait for when the loop stops."""
-    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    calls = asyncio.all_tasks() - {asyncio.current_task()} - client.deleting
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
