@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lepton_ray.train.rows import Source
     from lepton_ray.tune.on_ray import Epoch
 
-VERSION = 6
+VERSION = 7
 
 
 def preflight(tune: TuneSpec) -> None:

@@ -408,6 +408,36 @@ def test_a_client_that_does_not_take_the_last_of_its_answers_is_cut_off(listen: 
         assert not running.listener._connections
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_slow_client_that_goes_on_taking_a_large_answer_has_time(listen: Any, is_last: bool) -> None:
+    """It is cut off once it takes no more, however much it has taken before; the answer's size does not count."""
+    running = listen(cost=LONG, limits=Limits(max_rows=1 << 17))
+    running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", running.port))
+        client.sendall(post([_RECORD] * 120_000, *([b"Connection: close"] if is_last else [])))
+        while not running.meter.calls:
+            running.call(asyncio.sleep(0.01))
+        (connection,) = running.listener._connections
+        left = connection._transport.get_write_buffer_size
+        while not left():
+            running.call(asyncio.sleep(0.01))
+        assert left() > 8 << 20
+        running.sweep(0)
+        for after_s in (25, 50, 75, 100, 125):
+            wanted = left() - (1 << 20)
+            while left() > wanted:
+                assert client.recv(1 << 16)
+            running.sweep(after_s)
+            running.call(asyncio.sleep(0))
+            assert running.listener._connections
+        for after_s in (200, 240, 280):
+            running.sweep(after_s)
+            running.call(asyncio.sleep(0.01))
+        assert not running.listener._connections
+
+
 def test_a_client_that_has_said_all_is_still_answered(listen: Any) -> None:
     running = listen(cost=LONG)
     client = running.connect()
