@@ -3,14 +3,14 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from lepton_ray.core import settings
 
@@ -94,6 +94,16 @@ def _may_refer(field: FieldInfo) -> bool:
     members = get_args(field.annotation)  # of ``Uri | None`` the member carries the mark
     marks = [*field.metadata, *(mark for member in members for mark in getattr(member, "__metadata__", ()))]
     return any(isinstance(mark, EnvReferences) for mark in marks)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Refuse a section for reasons that name the paths of their settings themselves.
+
+    Raises:
+        PydanticCustomError: If there are any; ``load`` takes it apart again.
+    """
+    if problems:
+        raise PydanticCustomError("problems", "{problems}", {"problems": problems})
 
 
 def replace(section: Section, values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from lepton_ray.core import settings
 from lepton_ray.spec.augment import check_augment
 from lepton_ray.spec.backbone import check_local_backbones
-from lepton_ray.spec.base import Name, Section, Uri, replace
+from lepton_ray.spec.base import Name, Section, Uri, raise_problems, replace
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.cost import CostSpec
@@ -71,44 +70,38 @@ class RunSpec(Section):
     def _check_model_input(self) -> Self:
         """See what the features make of the columns."""
         inputs = inputs_of(self.features, self.data)
-        kinds, shape = set(inputs.values()), image_shape(self.features, self.data)
-        problems = (
-            check_model(self.model, inputs, shape, id_columns(self.features, self.data))
-            if self.model is not None
-            else []
-        )
+        shape = image_shape(self.features, self.data)
+        problems: list[str] = []
+        if self.model is not None:
+            problems = check_model(self.model, inputs, shape, id_columns(self.features, self.data))
         problems = problems or check_local_backbones(self.model, self.train.framework, self.features, self.data)
         if self.train.augment is not None:
-            has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
             problems += check_augment(
                 self.train.augment,
-                *has,
-                has_ids="ids" in kinds,
+                set(inputs.values()),
                 has_classes=self.data.task == "classification",
                 image_shape=shape,
                 number_columns=numbers_kept(self.features, self.data),
             )
-        if problems:
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        raise_problems(problems)
         return self
 
     @model_validator(mode="after")
     def _check_framework(self) -> Self:
-        if problems := check_framework(self.model, self.train, self.export):
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        raise_problems(check_framework(self.model, self.train, self.export))
         return self
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:
-        problems = [
-            *check_windows(self.data.windows, self.data),
-            *check_clean(self.clean, self.data),
-            *check_features(self.features, self.data),
-            *(check_ranking(self.evaluate.ranking, self.data) if self.evaluate.ranking else ()),
-            *(check_pairs(self.train, self.evaluate) if self.model and self.data.ranking else ()),
-        ]
-        if problems:
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        raise_problems(
+            [
+                *check_windows(self.data.windows, self.data),
+                *check_clean(self.clean, self.data),
+                *check_features(self.features, self.data),
+                *(check_ranking(self.evaluate.ranking, self.data) if self.evaluate.ranking else ()),
+                *(check_pairs(self.train, self.evaluate) if self.model and self.data.ranking else ()),
+            ]
+        )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, replace, short_form
+from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, raise_problems, replace, short_form
 from lepton_ray.spec.model import Model, TrainSpec
 
 Scalar = int | float | str | bool
@@ -303,8 +303,7 @@ class TuneSpec(Section):
                 f"tune.scheduler must be none for tune.searcher.also_minimise, got {self.scheduler.kind!r}, which compares "
                 "trials by their loss alone. Set tune.scheduler to none"
             )
-        if problems:
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        raise_problems(problems)
         return self
 
     def _grid_problems(self) -> Iterator[str]:
