@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lepton_ray.artifacts.ledger import REASONS, Ledger
+from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.core.spent import Spent, together
 from lepton_ray.evaluate.data_report import DataReport, data_section
 from lepton_ray.evaluate.page import escape, isolate, table, write_page
 from lepton_ray.evaluate.plots import plot_history
 from lepton_ray.evaluate.search_report import search_section
+from lepton_ray.spec.clean import REASONS
 
 
 @dataclass(frozen=True)

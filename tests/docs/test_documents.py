@@ -165,7 +165,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_reasons_in_the_documents_are_those_of_the_ledger() -> None:
-    from lepton_ray.artifacts.ledger import REASONS
+    from lepton_ray.spec.clean import REASONS
 
     text = (REPOSITORY / "docs/spec.md").read_text()
     assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
