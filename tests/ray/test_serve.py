@@ -69,11 +69,11 @@ class Application:
         from lepton_ray.artifacts.package import open_package
         from lepton_ray.serve import on_ray
         from lepton_ray.spec.rollout import ModelRef
-        from lepton_ray.stages.deploy import _application
+        from lepton_ray.stages.deploy import make_application
 
         served = ServeSpec(**{"port": 0, "cpus_per_replica": 0.5, **spec})
         ref = ModelRef(uri=self.package, digest=open_package(Path(self.package)).digest)
-        return on_ray.run(_application(ref, "sizes", served), self.name, served)
+        return on_ray.run(make_application(ref, "sizes", served), self.name, served)
 
 
 @pytest.fixture
