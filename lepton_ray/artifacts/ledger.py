@@ -3,16 +3,15 @@
 from collections.abc import Mapping
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.frozen import Frozen
 from lepton_ray.spec.clean import REASONS
 
 
-class Ledger(BaseModel):
+class Ledger(Frozen):
     """Counts of rows."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     rows_in: int
     rows_kept: int

@@ -9,11 +9,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import Field, Strict
 
-Names = Annotated[tuple[str, ...], Strict(False)]
-Floats = Annotated[tuple[float, ...], Strict(False)]
-Ints = Annotated[tuple[int, ...], Strict(False)]
+from lepton_ray.core.frozen import Floats, Frozen, Ints, Texts
 
 QUANTILES = {
     "0%": 0.0,
@@ -29,13 +27,7 @@ QUANTILES = {
 """Levels of the quantiles of numbers, interpolated linearly."""
 
 
-class Facts(BaseModel):
-    """Base of all parts of a profile."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
-
-
-class Distribution(Facts):
+class Distribution(Frozen):
     """Numbers of rows up to certain values: all distinct values while they are few, else values at equal steps of rank.
 
     At these values the counts are exact; between two neighbours lie few rows, which are taken as evenly spread.
@@ -77,7 +69,7 @@ class Distribution(Facts):
         return result
 
 
-class Histogram(Facts):
+class Histogram(Frozen):
     """Equal bins over the bulk of the values, and how many lie outside."""
 
     edges: Floats
@@ -89,7 +81,7 @@ class Histogram(Facts):
     """Values greater than the last edge."""
 
 
-class NumberSummary(Facts):
+class NumberSummary(Frozen):
     """Shape of some numbers, at least one."""
 
     mean: float
@@ -101,7 +93,7 @@ class NumberSummary(Facts):
     distribution: Distribution
 
 
-class ValueCount(Facts):
+class ValueCount(Frozen):
     """A value and the number of rows that have it."""
 
     value: str
@@ -112,7 +104,7 @@ class ValueCount(Facts):
 Counts = Annotated[tuple[ValueCount, ...], Strict(False)]
 
 
-class _ColumnFacts(Facts):
+class _ColumnFacts(Frozen):
     count: int
     """Rows with a value."""
     missing: int
@@ -127,7 +119,7 @@ class _ColumnFacts(Facts):
 
 
 class NumberProfile(_ColumnFacts):
-    """Facts of a column of numbers."""
+    """Frozen of a column of numbers."""
 
     kind: Literal["number"] = "number"
     numbers: NumberSummary | None
@@ -147,13 +139,13 @@ class _CountedFacts(_ColumnFacts):
 
 
 class CategoryProfile(_CountedFacts):
-    """Facts of a column of categories."""
+    """Frozen of a column of categories."""
 
     kind: Literal["category"] = "category"
 
 
 class TagsProfile(_CountedFacts):
-    """Facts of a column of tags: ``distinct`` and ``top`` are about single tags, each counted in the rows that have it."""
+    """Frozen of a column of tags: ``distinct`` and ``top`` are about single tags, each counted in the rows that have it."""
 
     kind: Literal["tags"] = "tags"
     sizes: NumberSummary | None
@@ -161,7 +153,7 @@ class TagsProfile(_CountedFacts):
 
 
 class TextProfile(_ColumnFacts):
-    """Facts of a column of texts."""
+    """Frozen of a column of texts."""
 
     kind: Literal["text"] = "text"
     lengths: NumberSummary | None
@@ -175,7 +167,7 @@ class TextProfile(_ColumnFacts):
 
 
 class TimeProfile(_ColumnFacts):
-    """Facts of a column of times."""
+    """Frozen of a column of times."""
 
     kind: Literal["time"] = "time"
     first: str | None
@@ -191,7 +183,7 @@ class TimeProfile(_ColumnFacts):
 
 
 class SeriesProfile(_ColumnFacts):
-    """Facts of a column of series."""
+    """Frozen of a column of series."""
 
     kind: Literal["series"] = "series"
     length: int
@@ -201,7 +193,7 @@ class SeriesProfile(_ColumnFacts):
 
 
 class ImageProfile(_ColumnFacts):
-    """Facts of a column of images."""
+    """Frozen of a column of images."""
 
     kind: Literal["image"] = "image"
     shape: Ints
@@ -215,7 +207,7 @@ class ImageProfile(_ColumnFacts):
 
 
 class IgnoredProfile(_ColumnFacts):
-    """Facts of a column that is no feature."""
+    """Frozen of a column that is no feature."""
 
     kind: Literal["ignored"] = "ignored"
 
@@ -233,16 +225,16 @@ ColumnProfile = Annotated[
 ]
 
 
-class Matrix(Facts):
+class Matrix(Frozen):
     """A number for each pair of columns; None where it is not defined."""
 
-    rows: Names
-    columns: Names
+    rows: Texts
+    columns: Texts
     values: Annotated[tuple[Annotated[tuple[float | None, ...], Strict(False)], ...], Strict(False)]
 
 
-class Profile(Facts):
-    """Facts about a table; the same for any order of its rows."""
+class Profile(Frozen):
+    """Frozen about a table; the same for any order of its rows."""
 
     version: Literal[1] = 1
     rows: int

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, Fraction, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import FiniteFloat, Fraction, Section
 
 _COLOUR_CHANNELS = 3  # red, green, blue: saturation needs them
 
@@ -48,7 +49,7 @@ class TableAugment(Section):
     """Standard deviation of Gaussian noise, in standard deviations of the column over the training split."""
     noise_fraction: Fraction = 1.0
     """Share of values that noise is added to, drawn for each row and column."""
-    columns: Annotated[StrTuple, Field(min_length=1)] | None = None
+    columns: Annotated[Texts, Field(min_length=1)] | None = None
     """Number columns that noise is added to; None takes all."""
 
     @model_validator(mode="after")

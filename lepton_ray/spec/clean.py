@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import Fraction, PositiveFloat, PositiveInt, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import Fraction, PositiveFloat, PositiveInt, Section
 from lepton_ray.spec.row_rules import Columns, Preference, Rule, as_tuple, one_or_many
 
 _DEFAULT_DISTANCE = 10.0
@@ -44,7 +45,7 @@ REASONS = {
 class DuplicatesSpec(Preference):
     """Of rows with one key, one stays; a missing value is a value like any other here."""
 
-    columns: StrTuple = ()
+    columns: Texts = ()
     """The key; every column of ``data.columns`` by default."""
 
     @model_validator(mode="after")
@@ -110,7 +111,7 @@ class NearDuplicatesSpec(Section):
 class OutlierSpec(Section):
     """Training rows far outside the rest are quarantined; validation and test rows stay, as live traffic does."""
 
-    columns: StrTuple = ()
+    columns: Texts = ()
     """Number columns; every number among the features by default."""
     method: Literal["iqr", "z_score", "mad", "quantile"] = "iqr"
     """How bounds are fitted on the training rows: from quartiles, mean and standard deviation, median and median absolute
@@ -191,7 +192,7 @@ class WindowSpec(Section):
     """Number column whose values a window holds."""
     time: str
     """Time or number column that orders the rows of an entity; a row where it is missing has no window and is in none."""
-    entity: StrTuple = ()
+    entity: Texts = ()
     """Columns whose values name an entity, such as a shop and a product; without any all rows are one series."""
     length: Annotated[int, Field(ge=1, le=_MAX_SERIES_LENGTH)]
     """Number of values in a window."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import FiniteFloat, ImportPath, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import FiniteFloat, ImportPath, Section
 from lepton_ray.spec.sources import Source
 
 
@@ -56,7 +57,7 @@ def _check_distinct(value: tuple[str, ...]) -> tuple[str, ...]:
 
 Constant = Annotated[float | str, PlainValidator(_check_constant, json_schema_input_type=float | str)]
 Columns = Annotated[
-    StrTuple,
+    Texts,
     BeforeValidator(_to_list, json_schema_input_type=str | list[str]),
     Field(min_length=1),
     AfterValidator(_check_distinct),
