@@ -21,7 +21,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
-from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ModelName, ModelsSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, ExportSpec, ModelName, ModelsSpec, ServeSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from lepton_ray.stages.context import RunContext
 
@@ -126,12 +126,7 @@ def make_application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         open_model=open_model,
         name=name,
         num_threads=max(1, int(spec.cpus_per_replica)),
-        limits=Limits(
-            spec.max_request_bytes,
-            spec.max_rows_per_request,
-            (spec.listener or ListenerSpec()).receive_timeout_s,
-            spec.max_job_bytes,
-        ),
+        limits=Limits.of(spec),
         max_waiting=spec.max_queued_requests,
     )
     auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
