@@ -119,7 +119,7 @@ class _ColumnFacts(Frozen):
 
 
 class NumberProfile(_ColumnFacts):
-    """Frozen of a column of numbers."""
+    """Facts of a column of numbers."""
 
     kind: Literal["number"] = "number"
     numbers: NumberSummary | None
@@ -139,13 +139,13 @@ class _CountedFacts(_ColumnFacts):
 
 
 class CategoryProfile(_CountedFacts):
-    """Frozen of a column of categories."""
+    """Facts of a column of categories."""
 
     kind: Literal["category"] = "category"
 
 
 class TagsProfile(_CountedFacts):
-    """Frozen of a column of tags: ``distinct`` and ``top`` are about single tags, each counted in the rows that have it."""
+    """Facts of a column of tags: ``distinct`` and ``top`` are about single tags, each counted in the rows that have it."""
 
     kind: Literal["tags"] = "tags"
     sizes: NumberSummary | None
@@ -153,7 +153,7 @@ class TagsProfile(_CountedFacts):
 
 
 class TextProfile(_ColumnFacts):
-    """Frozen of a column of texts."""
+    """Facts of a column of texts."""
 
     kind: Literal["text"] = "text"
     lengths: NumberSummary | None
@@ -167,7 +167,7 @@ class TextProfile(_ColumnFacts):
 
 
 class TimeProfile(_ColumnFacts):
-    """Frozen of a column of times."""
+    """Facts of a column of times."""
 
     kind: Literal["time"] = "time"
     first: str | None
@@ -183,7 +183,7 @@ class TimeProfile(_ColumnFacts):
 
 
 class SeriesProfile(_ColumnFacts):
-    """Frozen of a column of series."""
+    """Facts of a column of series."""
 
     kind: Literal["series"] = "series"
     length: int
@@ -193,7 +193,7 @@ class SeriesProfile(_ColumnFacts):
 
 
 class ImageProfile(_ColumnFacts):
-    """Frozen of a column of images."""
+    """Facts of a column of images."""
 
     kind: Literal["image"] = "image"
     shape: Ints
@@ -207,7 +207,7 @@ class ImageProfile(_ColumnFacts):
 
 
 class IgnoredProfile(_ColumnFacts):
-    """Frozen of a column that is no feature."""
+    """Facts of a column that is no feature."""
 
     kind: Literal["ignored"] = "ignored"
 
@@ -234,7 +234,7 @@ class Matrix(Frozen):
 
 
 class Profile(Frozen):
-    """Frozen about a table; the same for any order of its rows."""
+    """Facts about a table; the same for any order of its rows."""
 
     version: Literal[1] = 1
     rows: int
