@@ -3,6 +3,7 @@
 Before is grey, after is blue. Each chart says in words what it shows, for those who do not see it.
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ _TAIL_WIDTH, _GAP = 9, 4
 _ALONE = 0.92  # share of a bin that its bar fills
 _BEHIND, _IN_FRONT = (0.96, "#c3ccd5"), (0.5, "#2463a5")  # the same, and its colour
 _CELL, _FONT = 26, 11.5  # of a heat map
-_LABEL_CHARACTERS, _TITLE_CHARACTERS, _CHARACTER_WIDTH = 18, 40, 6.6
+_LABEL_CHARACTERS, _TITLE_CHARACTERS, _CHARACTER_WIDTH = 18, 40, 7.6
 _SHOWN = 0.05  # a smaller correlation leaves its cell without a number
 _MAX_CELL_TEXTS = 12  # columns beside each other whose cells have room for a number
 _DARK = 0.6
@@ -154,7 +155,12 @@ def heat_map(matrix: Matrix, title: str, most: int) -> str:
 
 
 def _label_width(names: Sequence[str]) -> int:
-    return round(8 + _CHARACTER_WIDTH * max(min(len(name), _LABEL_CHARACTERS) for name in names))
+    return round(8 + _CHARACTER_WIDTH * max(sum(map(_columns_of, _cut(name, _LABEL_CHARACTERS))) for name in names))
+
+
+def _columns_of(character: str) -> int:
+    """Chinese, Japanese and Korean characters are as wide as two others."""
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
 def _label(name: str) -> str:

@@ -68,8 +68,13 @@ def _importance(trials: Sequence[Trial]) -> str:
         "<h3>Importance of the settings</h3>"
         + bars(rows, greatest=1.0, is_wide=True)
         + '<p class="soft">Share of the variance of the losses that a setting explains (fANOVA; losses far worse than the median are cut off). '
-        f"An estimate from {len(trials)} trials, some of which were stopped early.</p>"
+        f"An estimate from {len(trials)} trials{_stopped_early(trials)}.</p>"
     )
+
+
+def _stopped_early(trials: Sequence[Trial]) -> str:
+    count = sum(bool(trial.get("stopped_early")) for trial in trials)
+    return f", {count} of which were stopped early" if count else ""
 
 
 def _table(ranked: Sequence[Trial]) -> str:

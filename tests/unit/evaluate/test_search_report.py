@@ -128,6 +128,13 @@ def test_the_setting_that_decides_has_the_importance(loss: Any, path: str) -> No
     assert shares[path] > 0.7
 
 
+def test_trials_that_were_stopped_early_are_counted() -> None:
+    trials = _random_trials(20, lambda lr, hidden, flag, rate: lr)
+    assert "from 20 trials.<" in search_section(trials, "")
+    trials[3]["stopped_early"] = True
+    assert "from 20 trials, 1 of which were stopped early.<" in search_section(trials, "")
+
+
 def test_two_settings_that_decide_alike_share_it() -> None:
     """Halves, within the error of the forest of trees; taken for uniform, the logarithmic one would have 0.1."""
     shares = importance(_random_trials(250, lambda lr, hidden, flag, rate: (math.log(lr) + 9) / 9 + rate))
