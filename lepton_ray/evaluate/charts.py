@@ -21,6 +21,7 @@ _CELL, _FONT = 26, 11.5  # of a heat map
 _LABEL_CHARACTERS, _TITLE_CHARACTERS, _CHARACTER_WIDTH = 18, 40, 7.6
 _SHOWN = 0.05  # a smaller correlation leaves its cell without a number
 _MAX_CELL_TEXTS = 12  # columns beside each other whose cells have room for a number
+_MAX_PAIRS = 5  # that are said in words
 _DARK = 0.6
 _RED, _BLUE = (179, 38, 30), (36, 99, 165)
 
@@ -146,11 +147,32 @@ def heat_map(matrix: Matrix, title: str, most: int) -> str:
     size = f'width="{_CELL * len(columns)}" height="{_CELL * len(rows)}"'
     grid = f'<rect x="{left - 1}" y="{top - 1}" {size} fill="#e6ebef"/>'
     left_out = max(len(matrix.rows), len(matrix.columns)) - most
-    note = f'<figcaption class="soft">{left_out} more columns are left out.</figcaption>' if left_out > 0 else ""
+    strongest = _strongest(matrix)
+    notes = [
+        *([f"Strongest: {strongest}."] if strongest else []),
+        *([f"{left_out} more columns are left out."] if left_out > 0 else []),
+    ]
+    note = f'<figcaption class="soft">{" ".join(notes)}</figcaption>' if notes else ""
     return (
         f'<figure style="margin:0"><h4 style="margin:1rem 0 .4rem">{escape(title)}</h4><div class="scroll">'
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" style="max-width:none" role="img" '
         f'aria-label="{escape(title)}" font-size="{_FONT}" fill="#1d2733">{beside}{above}{grid}{cells}</svg></div>{note}</figure>'
+    )
+
+
+def _strongest(matrix: Matrix) -> str:
+    """Return the pairs with the greatest values, as HTML; of a matrix with the same rows and columns each once."""
+    is_square = matrix.rows == matrix.columns
+    pairs = [
+        (value, row, column)
+        for i, row in enumerate(matrix.rows)
+        for j, column in enumerate(matrix.columns)
+        if (value := matrix.values[i][j]) is not None and abs(value) >= _SHOWN and not (is_square and j <= i)
+    ]
+    greatest = sorted(pairs, key=lambda pair: -abs(pair[0]))[:_MAX_PAIRS]
+    return "; ".join(
+        f"{isolate(_cut(row, _TITLE_CHARACTERS))} and {isolate(_cut(column, _TITLE_CHARACTERS))} {value:.2f}"
+        for value, row, column in greatest
     )
 
 

@@ -17,7 +17,7 @@ h3 { font-size: 1rem; margin: 1.8rem 0 .5rem; }
 p.soft, td.soft, .soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; min-width: 3rem; } td:first-child { min-width: 6rem; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td { overflow-wrap: anywhere; min-width: 3rem; } td:first-child { min-width: 6rem; } td + td { overflow-wrap: break-word; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
   td.n { white-space: nowrap; } .card td { min-width: 0; } .card td.n { white-space: normal; overflow-wrap: normal; }
   li, p { overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; overflow: visible; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 .plots > * { max-width: 100%; }

@@ -42,6 +42,8 @@ class ReportData:
     """The data section; without it the ledger and the classes are shown alone."""
     search_stopped: str = ""
     """Why the search ended before all its trials had run."""
+    second_objective: str = ""
+    """What the search minimises beside the loss, in words, if anything is."""
     spent: Mapping[str, Spent] = field(default_factory=dict)
     """What each stage has taken until the page was written; empty where nobody counted."""
 
@@ -55,7 +57,7 @@ def write_report(data: ReportData) -> str:
         "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(data.plots),
         _rows(data) if data.data is None else data_section(data.data),
         "<h2>Training</h2>" + _beside(history),
-        search_section(data.trials, data.search_stopped),
+        search_section(data.trials, data.search_stopped, data.second_objective),
         _cost(data.spent),
         f"<h2>Spec</h2><pre>{spec}</pre>",
     ]

@@ -274,6 +274,38 @@ def test_a_page_is_as_wide_as_the_screen(browser: Browser, tmp_path: Path) -> No
     assert browser.run(cut) == []
 
 
+def test_a_heat_map_says_what_goes_together() -> None:
+    matrix = Matrix(
+        rows=("a", "b", "<c>"),
+        columns=("a", "b", "<c>"),
+        values=((1.0, 0.2, -0.9), (0.2, 1.0, None), (-0.9, None, 1.0)),
+    )
+    assert (
+        f"Strongest: <bdi>a</bdi> and <bdi>{escape('<c>')}</bdi> -0.90; <bdi>a</bdi> and <bdi>b</bdi> 0.20.<"
+        in heat_map(matrix, "t", 24)
+    )
+    across = Matrix(rows=("a",), columns=("b",), values=((0.01,),))
+    assert "Strongest" not in heat_map(across, "t", 24)
+
+
+def test_both_shares_of_a_category_are_written() -> None:
+    columns = _COLUMNS.validate_python({"x": "category"})
+    before, after = (profile(pa.table({"x": values}), columns, 4) for values in (list("aaab"), list("aacc")))
+    page = write_data_report("x", DataReport(after, before))
+    for shown in ("75% → 50%", "0% → 50%"):
+        assert f'<span class="n">{shown}</span>' in page, shown
+
+
+def test_a_share_that_is_not_known_is_not_drawn_as_none() -> None:
+    """Of many values the most frequent are listed; that another is not among them says nothing."""
+    columns = _COLUMNS.validate_python({"x": "category"})
+    many = [f"v{index:04}" for index in range(2000)] * 2 + ["rare"]
+    before, after = (profile(pa.table({"x": values}), columns, len(values)) for values in (many, ["rare"] * 3))
+    page = write_data_report("x", DataReport(after, before))
+    assert '<span class="n">100%</span>' in page
+    assert "0% → 100%" not in page
+
+
 def test_a_heat_map_marks_what_is_not_defined() -> None:
     matrix = Matrix(rows=("a", "b"), columns=("a", "b"), values=((1.0, None), (-0.734, 1.0)))
     chart = heat_map(matrix, "title", most=10)

@@ -85,7 +85,11 @@ def test_the_trial_that_the_training_takes_stands_first_with_its_marks() -> None
         {**_trial(0.5, lr=0.1), "cost": 9.0, "on_front": True},
         {**_trial(0.6, lr=0.2), "cost": 4.0, "on_front": True, "taken": True},
     ]
-    page = search_section(trials, "")
+    trials = [{**trial, "cost": trial["cost"] * 100_000} for trial in trials]
+    page = search_section(trials, "", "parameters")
+    assert ">parameters<" in page
+    assert "<bdi>400,000</bdi>" in page
+    assert ">900,000</text>" in page
     assert "taken, beaten by none in both" in page
     table = page[page.index("<table") :]
     assert table.index(">0.2<") < table.index("taken, beaten") < table.index(">0.1<")
