@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lepton_ray.evaluate.metrics import Calibration
@@ -161,6 +162,7 @@ def plot_error_by_step(error_C: NDArray[np.float64], unit: str) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel(f"mean absolute error of {_shorten(unit)}", parse_math=False)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return _draw(paint, f"Mean absolute error of {unit} by step ahead: {_say(enumerate(error_C, 1))}")
 
@@ -209,7 +211,9 @@ def plot_history(history: Sequence[Mapping[str, float]], best_epoch: int, what: 
 
     def paint(axes: Any) -> None:
         for split, color in (("train", _GREY), ("val", _BLUE)):
-            axes.plot(epochs, [metrics[f"{split}_{what}"] for metrics in history], color=color, label=split)
+            values = [metrics[f"{split}_{what}"] for metrics in history]
+            axes.plot(epochs, values, color=color, label=split, marker="." if len(epochs) <= _MAX_SAID else "")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.axvline(best_epoch, color=_GREY, linestyle=":", linewidth=1, label="epoch that is kept")
         axes.set(title=what.replace("_", " ").capitalize(), xlabel="epoch")
         _explain(axes)

@@ -42,6 +42,8 @@ class ReportData:
     """The data section; without it the ledger and the classes are shown alone."""
     search_stopped: str = ""
     """Why the search ended before all its trials had run."""
+    compression: str = ""
+    """How the package is compressed, if it is; what is measured is the compressed one."""
     second_objective: str = ""
     """What the search minimises beside the loss, in words, if anything is."""
     spent: Mapping[str, Spent] = field(default_factory=dict)
@@ -84,9 +86,10 @@ def _summary(data: ReportData) -> str:
         if data.num_gates
         else "no gates set"
     )
+    compressed = f", compressed to {escape(data.compression)}" if data.compression else ""
     misses = "".join(f'<li class="bad">{escape(text)}</li>' for text in data.gates.values())
     return (
-        f'<h1>{isolate(data.name)}</h1><p class="soft">Model package {escape(data.package[:12])} &middot; {state}</p>'
+        f'<h1>{isolate(data.name)}</h1><p class="soft">Model package {escape(data.package[:12])}{compressed} &middot; {state}</p>'
         + (f"<ul>{misses}</ul>" if misses else "")
         + f"<p>{escape(_verdict(data))}</p>"
     )

@@ -21,6 +21,7 @@ _MAX_VALUE_LABELS = 6  # of an axis of numbers: of more the ends and the middle
 _LOG_RATIO = 20.0  # of the greatest to the least value of an axis that is logarithmic
 _BEST, _WORST, _RED = (36, 99, 165), (214, 221, 228), "#b3261e"
 _WHOLE, _LONG = 1e3, 1e10  # numbers between them have no point and no power of ten
+_LABEL_HEIGHT = 0.06  # of an axis
 _TICKS = (0.0, 0.5, 1.0)
 _LOSS = "validation loss"
 
@@ -132,9 +133,16 @@ def _axis(name: str, values: Sequence[Any]) -> _Axis:
     places = [None if v is None else ((math.log(v) if is_log else v) - start) / span for v in values]
     own = sorted({place for place in places if place is not None})
     marks = own if len(own) <= _MAX_VALUE_LABELS else _TICKS
+    marks = [mark for index, mark in enumerate(marks) if _has_room(mark, marks, index)]
     shown = (start + mark * span for mark in marks)
     labels = [_mark(math.exp(value) if is_log else value) for value in shown]
     return _Axis(name, places, list(zip(marks, labels, strict=True)))
+
+
+def _has_room(mark: float, marks: Sequence[float], index: int) -> bool:
+    """Whether a label overlaps neither the one below it nor the last, which stands in any case."""
+    is_last = index == len(marks) - 1
+    return is_last or (marks[-1] - mark >= _LABEL_HEIGHT and (index == 0 or mark - marks[index - 1] >= _LABEL_HEIGHT))
 
 
 def _mark(value: float) -> str:

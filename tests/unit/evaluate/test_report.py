@@ -17,7 +17,14 @@ from lepton_ray.evaluate.by_class import class_table
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.evaluate.judge import JUDGES
 from lepton_ray.evaluate.metrics import calibrate, missed_gates
-from lepton_ray.evaluate.plots import plot_calibration, plot_confusion, plot_errors, plot_labels, plot_scores
+from lepton_ray.evaluate.plots import (
+    plot_calibration,
+    plot_confusion,
+    plot_errors,
+    plot_history,
+    plot_labels,
+    plot_scores,
+)
 from lepton_ray.evaluate.report import ReportData, write_report
 from lepton_ray.spec.data import Column
 from lepton_ray.spec.release import METRICS, EvaluateSpec, Gate
@@ -199,3 +206,19 @@ def test_every_class_of_many_is_named_beside_its_number() -> None:
     for part in ("<bdi>29</bdi></td><td><bdi>class 29</bdi>", "class 3 (1)", "<bdi>–</bdi>"):
         assert part in page, part
     assert "2 more classes are left out" in class_table(np.eye(302, dtype=int), [str(n) for n in range(302)])
+
+
+@pytest.mark.parametrize("num_epochs", [1, 4, 30])
+def test_epochs_are_whole_and_every_point_of_few_is_seen(num_epochs: int) -> None:
+    """A line of one point would be nothing."""
+    history = [{"train_loss": 1.0 / n, "val_loss": 1.1 / n} for n in range(1, num_epochs + 1)]
+    picture = plot_history(history, 1, "loss")
+    ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", picture[: picture.index(">epoch<")])
+    assert ticks
+    assert all(tick.isdigit() for tick in ticks)
+    assert picture.count("<use ") > 2 * num_epochs
+
+
+def test_a_compressed_package_is_said_to_be_one() -> None:
+    assert "compressed" not in _report()
+    assert "0123456789ab, compressed to int8 " in _report(compression="int8")

@@ -102,6 +102,12 @@ def test_a_schedule_is_shown_epoch_by_epoch() -> None:
     assert re.search(r"from epoch.*>1<.*>0\.25<.*>4<.*>0\.125<", page)
 
 
+def test_labels_of_near_values_do_not_overlap() -> None:
+    trials = [_trial(float(index), lr=value) for index, value in enumerate([0.1, 0.101, 0.5, 0.898, 0.9])]
+    axis = re.findall(r'<text x="65" y="([\d.]+)"[^>]*>([^<]*)<', search_section(trials, ""))
+    assert [text for _, text in axis] == ["0.1", "0.5", "0.9"]
+
+
 def test_small_rates_are_not_rounded_to_nothing() -> None:
     assert ">1.5e-05<" in search_section([_trial(0.5, lr=1.5e-5)], "")
 
