@@ -236,6 +236,8 @@ class Trials(Artifact):
     best_loss: float
     num_trials: int
     num_stopped_early: int
+    second_objective: str = ""
+    """What was minimised beside the loss, in words."""
     stopped: str = ""
     """Why the search ended before all its trials had run."""
 
