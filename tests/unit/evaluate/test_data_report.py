@@ -251,6 +251,7 @@ def test_lengths_of_time(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_a_page_is_as_wide_as_the_screen(browser: Browser, tmp_path: Path) -> None:
     """Exact times beside each other, long names in findings, tables and heat maps."""
     rows, long = 200, "of_a_name_that_goes_on_and_on_" * 4

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from lepton_ray.artifacts.reference import Drift
 from lepton_ray.evaluate.drift_page import ColumnPicture, write_drift_page
 from tests.browser import Browser
@@ -23,6 +25,7 @@ def test_a_column_in_red_says_why() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_words_are_not_broken_on_a_narrow_screen(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(_page(), encoding="utf-8")

@@ -171,6 +171,7 @@ def test_long_names_that_begin_alike_stay_apart() -> None:
         assert len(shown) == 15
 
 
+@pytest.mark.slow
 def test_counts_have_room_in_their_cells(browser: Any, tmp_path: Any) -> None:
     names = [f"class {index}" for index in range(20)]
     page = tmp_path / "page.html"
@@ -183,6 +184,7 @@ def test_counts_have_room_in_their_cells(browser: Any, tmp_path: Any) -> None:
     assert browser.run(overlaps) == [400, 0]
 
 
+@pytest.mark.slow
 def test_a_legend_hides_no_bar(browser: Any, tmp_path: Any) -> None:
     page = tmp_path / "page.html"
     odd = np.arange(50) >= 25

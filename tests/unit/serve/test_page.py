@@ -16,6 +16,8 @@ from lepton_ray.serve.tokens import create_token, read_tokens
 from tests.browser import Browser
 from tests.unit.serve.conftest import Running
 
+pytestmark = pytest.mark.slow
+
 _ANSWERED = """return (async () => {
   const byId = id => document.getElementById(id);
   for (const [name, value] of Object.entries(arguments[0])) document.querySelector(`[name="${name}"]`).value = value;
