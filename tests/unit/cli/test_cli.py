@@ -58,6 +58,7 @@ _SURFACE = {
     "data show": {"snapshot", "--storage", "--json"},
     "data diff": {"before", "after", "--storage", "--json"},
     "data profile": {"what", "--output", "-o", "--storage", "--json"},
+    "data prune": {"name", "--idle-days", "--yes", "--storage", "--json"},
     "quarantine list": {"run", "--storage", "--json"},
     "quarantine show": {"run", "--reason", "--file", "--limit", "--output", "-o", "--storage", "--json"},
     "quarantine replay": {"run", "mended", "--storage", "--json"},
