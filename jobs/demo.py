@@ -8,12 +8,13 @@ import json
 import signal
 import threading
 import time
+import urllib.request
 
 from lepton_ray.cli.output import RichProgress
 from lepton_ray.engine.session import close
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import load_spec
-from lepton_ray.stages.deploy import load_metrics, post_json
+from lepton_ray.stages.deploy import post_json
 
 _METRICS_WAIT_S = 30.0
 _SHOWN = ("ray_lepton_requests_total", "ray_lepton_rows_total", "ray_lepton_request_latency_ms_count")
@@ -59,7 +60,8 @@ def _show_metrics(url: str) -> None:
     lines: list[str] = []
     while time.monotonic() < deadline and not any(_SHOWN[0] in line for line in lines):
         time.sleep(0.5)
-        lines = load_metrics(url)
+        with urllib.request.urlopen(url, timeout=_METRICS_WAIT_S) as response:  # noqa: S310  an http URL of our own
+            lines = response.read().decode().splitlines()
     print(f"\nGET {url}")
     for line in lines:
         if line.startswith(_SHOWN):

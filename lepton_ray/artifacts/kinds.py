@@ -5,23 +5,21 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import Field, Strict
 
 from lepton_ray.artifacts.ledger import Ledger
+from lepton_ray.core.frozen import Frozen, Ints, Texts
 from lepton_ray.spec.data import Task
 
 History = Annotated[tuple[dict[str, float], ...], Strict(False)]
-Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 PART_FOLDERS = ("rows", "quarantine", "train", "val", "test")
 """Folders of parts: what an interrupted stage has written of them is kept for when it goes on."""
 
 
-class PartFile(BaseModel):
+class PartFile(Frozen):
     """A file of an artifact that lies where it was written, also on another filesystem: some of a dataset's rows."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     name: str
     """Path in the artifact's folder."""
@@ -33,10 +31,8 @@ class PartFile(BaseModel):
 Parts = Annotated[tuple[PartFile, ...], Strict(False)]
 
 
-class Artifact(BaseModel):
+class Artifact(Frozen):
     """Facts about files in ``folder``; a subclass for each kind. Only the store makes and reads manifests of them."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """Local folder that holds the files; set by the store."""
@@ -64,7 +60,7 @@ class RawDataset(Artifact):
     rows: Parts
     quarantine: Parts
     ledger: Ledger
-    ignored_columns: Names = ()
+    ignored_columns: Texts = ()
 
     def part_files(self) -> list[PartFile]:
         """Rows and quarantine."""
@@ -84,10 +80,10 @@ class Dataset(Artifact):
     ledger: Ledger
     columns: dict[str, str]
     """Arrow type of each column, in order."""
-    classes: Names
+    classes: Texts
     class_rows: dict[str, dict[str, int]]
     """Rows by split and class; empty without classes. A row counts for each of its tags."""
-    left_out: dict[str, int] = {}
+    left_out: dict[str, int] = Field(default_factory=dict)
     """Rows of the tags that are too rare to be classes."""
 
     @property
@@ -110,19 +106,17 @@ _KINDS: dict[int, Literal["table", "image", "steps"]] = {1: "table", 2: "steps",
 """Of values, by the dimensions of a row."""
 
 
-class ModelInput(BaseModel):
+class ModelInput(Frozen):
     """One tensor that the features give and a model takes: rows first, float32 values or int64 ids."""
 
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
-
     name: str
-    shape: Annotated[tuple[int, ...], Strict(False)]
+    shape: Ints
     """Of one row: (columns,), (channels, height, width), (length, series), or for token ids (length,)."""
     num_ids: int | None = None
     """Ids are less than it; None for values."""
-    columns: Names = ()
+    columns: Texts = ()
     """Of ids of categories: the columns of the records, in the order of ``shape``."""
-    column_ids: Annotated[tuple[int, ...], Strict(False)] = ()
+    column_ids: Ints = ()
     """How many ids each of them has: the first column's come first, and the last of each stands for what training has not seen."""
     padding_id: int = 0
     """Token id of what only fills a row up."""
@@ -148,7 +142,7 @@ class ModelInput(BaseModel):
         return f"{self.name} {'x'.join(map(str, self.shape))} {'float32' if self.num_ids is None else 'int64'}"
 
 
-class Target(BaseModel):
+class Target(Frozen):
     """What a model is for: what it gives for a row, and what a package answers.
 
     | task | a model gives | a package answers |
@@ -160,10 +154,8 @@ class Target(BaseModel):
     | anomaly_detection | how odd a row is (N, 1) | ``is_anomaly`` (N,), ``score`` (N,) |
     """
 
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
-
     task: Task
-    classes: Names = ()
+    classes: Texts = ()
     """In the order of a model's outputs; of anomaly detection: those of the label, which a model does not see."""
     num_values: int | None = None
     """Of a series; None for a number."""
@@ -213,7 +205,7 @@ class FeatureSet(Artifact):
     """What a model takes, in the order in which it takes them."""
     fitted_rows: int
     """Training rows that the statistics were taken from."""
-    findings: Names = ()
+    findings: Texts = ()
     """What the checks on the training rows found, a sentence each."""
 
     @property
@@ -244,6 +236,8 @@ class Trials(Artifact):
     best_loss: float
     num_trials: int
     num_stopped_early: int
+    second_objective: str = ""
+    """What was minimised beside the loss, in words."""
     stopped: str = ""
     """Why the search ended before all its trials had run."""
 

@@ -3,40 +3,15 @@
 from collections.abc import Mapping
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from lepton_ray.core.errors import DataError
-
-REASONS = {
-    "wrong_header": "the file's header lacks columns or repeats one",
-    "ragged_row": "another number of cells than the header",
-    "malformed_quotes": "a quote that is never closed",
-    "invalid_utf8": "bytes that are not UTF-8",
-    "invalid_json": "a line that is no JSON object",
-    "unreadable_image": "a file that is no image, or one of another size",
-    "type_error": "a value of the wrong type",
-    "out_of_range": "a number outside min and max",
-    "not_allowed": "a category that is not allowed",
-    "pattern_mismatch": "a text of another form than the pattern",
-    "wrong_length": "a text or a series that is too short or too long",
-    "missing_required": "a required value is missing",
-    "missing_label": "the label is missing",
-    "too_many_missing": "too many missing values",
-    "rule_broken": "a rule across columns",
-    "foreign_key": "a key that is not in the reference",
-    "not_unique": "another row has the same key",
-    "duplicate": "the same as an earlier row",
-    "near_duplicate": "a text nearly the same as another row's",
-    "too_short": "too few rows before it for its window",
-    "outlier": "far outside the other training rows",
-}
-"""Why a row can be removed."""
+from lepton_ray.core.frozen import Frozen
+from lepton_ray.spec.clean import REASONS
 
 
-class Ledger(BaseModel):
+class Ledger(Frozen):
     """Counts of rows."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     rows_in: int
     rows_kept: int

@@ -9,11 +9,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import Field, Strict
 
-Names = Annotated[tuple[str, ...], Strict(False)]
-Floats = Annotated[tuple[float, ...], Strict(False)]
-Ints = Annotated[tuple[int, ...], Strict(False)]
+from lepton_ray.core.frozen import Floats, Frozen, Ints, Texts
 
 QUANTILES = {
     "0%": 0.0,
@@ -29,13 +27,7 @@ QUANTILES = {
 """Levels of the quantiles of numbers, interpolated linearly."""
 
 
-class Facts(BaseModel):
-    """Base of all parts of a profile."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
-
-
-class Distribution(Facts):
+class Distribution(Frozen):
     """Numbers of rows up to certain values: all distinct values while they are few, else values at equal steps of rank.
 
     At these values the counts are exact; between two neighbours lie few rows, which are taken as evenly spread.
@@ -77,7 +69,7 @@ class Distribution(Facts):
         return result
 
 
-class Histogram(Facts):
+class Histogram(Frozen):
     """Equal bins over the bulk of the values, and how many lie outside."""
 
     edges: Floats
@@ -89,7 +81,7 @@ class Histogram(Facts):
     """Values greater than the last edge."""
 
 
-class NumberSummary(Facts):
+class NumberSummary(Frozen):
     """Shape of some numbers, at least one."""
 
     mean: float
@@ -101,7 +93,7 @@ class NumberSummary(Facts):
     distribution: Distribution
 
 
-class ValueCount(Facts):
+class ValueCount(Frozen):
     """A value and the number of rows that have it."""
 
     value: str
@@ -112,7 +104,7 @@ class ValueCount(Facts):
 Counts = Annotated[tuple[ValueCount, ...], Strict(False)]
 
 
-class _ColumnFacts(Facts):
+class _ColumnFacts(Frozen):
     count: int
     """Rows with a value."""
     missing: int
@@ -233,15 +225,15 @@ ColumnProfile = Annotated[
 ]
 
 
-class Matrix(Facts):
+class Matrix(Frozen):
     """A number for each pair of columns; None where it is not defined."""
 
-    rows: Names
-    columns: Names
+    rows: Texts
+    columns: Texts
     values: Annotated[tuple[Annotated[tuple[float | None, ...], Strict(False)], ...], Strict(False)]
 
 
-class Profile(Facts):
+class Profile(Frozen):
     """Facts about a table; the same for any order of its rows."""
 
     version: Literal[1] = 1

@@ -17,15 +17,15 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import Strict
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.records import RecordReader
+from lepton_ray.core.frozen import Frozen, Ints, Texts
 from lepton_ray.spec.data import Column, DataSpec, ImageColumn, SeriesColumn
 
 Datatype = Literal["FP64", "FP32", "INT64", "BYTES", "UINT8", "BOOL"]
 Feeds = dict[str, NDArray[Any]]
-Shape = Annotated[tuple[int, ...], Strict(False)]
 
 _TENSORS: dict[str, tuple[str, Datatype]] = {
     "number": ("numbers", "FP64"),
@@ -36,30 +36,26 @@ _TENSORS: dict[str, tuple[str, Datatype]] = {
 """Kinds whose columns share a tensor, in the order of the tensors."""
 
 
-class TensorSpec(BaseModel):
+class TensorSpec(Frozen):
     """Name, Open Inference Protocol datatype and shape (-1: any number of rows) of a tensor."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     name: str
     datatype: Datatype
-    shape: Shape
-    columns: Annotated[tuple[str, ...], Strict(False)] = ()
+    shape: Ints
+    columns: Texts = ()
     """What stands at each index of the last axis; of a series and an image the one column, of ``probabilities`` the classes."""
 
 
-class Signature(BaseModel):
+class Signature(Frozen):
     """What goes in and what comes out."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     columns: dict[str, Column]
     """Features with their rules, in the model's order."""
-    missing_words: Annotated[tuple[str, ...], Strict(False)]
+    missing_words: Texts
     """Texts that mean 'missing', as in the training data."""
-    unused: Annotated[tuple[str, ...], Strict(False)]
+    unused: Texts
     """Columns of the training data that a record may carry and the model does not read, such as the label."""
-    classes: Annotated[tuple[str, ...], Strict(False)]
+    classes: Texts
     """In the order of ``probabilities``; empty where there are none, and while there is no model."""
     inputs: Annotated[tuple[TensorSpec, ...], Strict(False)]
     outputs: Annotated[tuple[TensorSpec, ...], Strict(False)]

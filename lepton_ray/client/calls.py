@@ -71,6 +71,8 @@ class AsyncClient:
             ValueError: If an address is none of http or https, or the token no header can carry.
         """
         self._sender = Sender(urls, token, ca_file, options, fallback)
+        self.deleting: set[asyncio.Task[None]] = set()
+        """Jobs that nobody waits for any more, each for at most ``try_s``."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._sender.urls)})"
@@ -84,7 +86,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls under way, and those made later, end with ``ValueError``."""
+        """Have jobs deleted that nobody waits for, and close the connections; other calls under way, and later ones, end with ``ValueError``."""
+        await asyncio.gather(*self.deleting)
         await self._sender.close()
 
     async def predict(self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None) -> list[Any]:
@@ -201,7 +204,8 @@ class AsyncClient:
     async def predict_as_job(self, records: Sequence[Mapping[str, Any]], deadline_s: float) -> list[Any]:
         """Return what ``predict`` does, by a job: sent, waited for, fetched and deleted, also if the deadline passes before.
 
-        A job that is lost on the way is sent again.
+        A job that is lost on the way is sent again. Where its deletion would take longer than the deadline it goes on in the event loop;
+        ``close`` waits for it.
 
         Raises:
             AnswerError, UnavailableError, DeadlineError: As ``predict``.
@@ -228,8 +232,14 @@ class AsyncClient:
             raise DeadlineError(f"the job must be done within {deadline_s:g} s, {told}", None, key) from None
         finally:
             if job is not None:
-                with contextlib.suppress(CallError):
-                    await self.cancel_job(job.id, self._sender.options.try_s)
+                deleting = asyncio.create_task(self._delete_job(job.id))
+                self.deleting.add(deleting)
+                deleting.add_done_callback(self.deleting.discard)
+                await asyncio.wait({deleting}, timeout=max(0.0, end - time.monotonic()))
+
+    async def _delete_job(self, id: str) -> None:
+        with contextlib.suppress(CallError, ValueError):  # else it is forgotten in time
+            await self.cancel_job(id, self._sender.options.try_s)
 
 
 def _body_of(records: Sequence[Mapping[str, Any]]) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,10 @@ _FORKED = "the client must be made in this process, and was before a fork. Make 
 
 
 class Client:
-    """Asks the endpoint at one or several addresses. Thread-safe: its threads share connections; made anew after a fork."""
+    """Asks the endpoint at one or several addresses. Thread-safe: its threads share connections; made anew after a fork.
+
+    Nobody has to close it: with the last reference to it its thread and its connections end too, soon after.
+    """
 
     def __init__(
         self,
@@ -34,11 +38,12 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._lock = threading.RLock()  # garbage collection may end parts while it is held
         """A call is either given to the loop before it is told to end, and ended with it, or refused."""
-        self._is_closed = False
         self._process = os.getpid()
         """A fork has no thread that would answer."""
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="lepton-ray-client")
+        self._thread = threading.Thread(target=_run, args=(self._loop,), daemon=True, name="lepton-ray-client")
         self._thread.start()
+        self._unclosed = weakref.finalize(self, _end_soon, self._client, self._loop, self._process)
+        self._unclosed.atexit = False
 
     def __repr__(self) -> str:
         return repr(self._client).removeprefix("Async")
@@ -56,25 +61,18 @@ class Client:
         if self._is_forked():
             return
         with self._lock:
-            if self._is_closed:
+            if self._unclosed.detach() is None:
                 return
-            self._is_closed = True
-            ended = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+            ended = asyncio.run_coroutine_threadsafe(_end(self._client), self._loop)
         try:
             ended.result()
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.close()
 
-    async def _end(self) -> None:
-        """Leave nothing that a thread could wait for when the loop stops."""
-        calls = asyncio.all_tasks() - {asyncio.current_task()}
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()  # parts that are half taken
-        await self._client.close()
+    @property
+    def _is_closed(self) -> bool:
+        return not self._unclosed.alive
 
     def predict(self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None) -> list[Any]:
         """Return a prediction for each raw record; see ``AsyncClient.predict``."""
@@ -150,6 +148,29 @@ class Client:
             raise ValueError(CLOSED) from None
         finally:
             future.cancel()  # Ctrl-C ends the call too; an answer is not changed by it
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _end_soon(client: AsyncClient, loop: asyncio.AbstractEventLoop, process: int) -> None:
+    """End what a ``Client`` that nobody has any more left behind, and wait for nothing: this may run in any thread, the loop's own too."""
+    if process == os.getpid():
+        asyncio.run_coroutine_threadsafe(_end(client), loop).add_done_callback(lambda _: loop.stop())
+
+
+async def _end(client: AsyncClient) -> None:
+    """Leave nothing that a thread could wait for when the loop stops."""
+    calls = asyncio.all_tasks() - {asyncio.current_task()} - client.deleting
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()  # parts that are half taken
+    await client.close()
 
 
 async def _next(parts: AsyncIterator[list[Any]]) -> list[Any] | None:

@@ -5,9 +5,9 @@ they came from and their original text.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ FATE_SCHEMA = pa.schema(
 """What quarantine says of each removed record: its place, why it was removed, its original text, its raw cells as JSON."""
 
 Positions = NDArray[np.int64]
-
+T = TypeVar("T")
 
 NO_TEXT = ("invalid_utf8", "the record must be text in UTF-8, or in the encoding that data.source.encoding says")
 """Reason and detail of a record of a text file whose bytes are none."""
@@ -40,7 +40,7 @@ class BadRecord(NamedTuple):
     line: int
     text: str
     reason: str
-    """A word of ``artifacts.ledger.REASONS``."""
+    """A word of ``spec.clean.REASONS``."""
     detail: str
     """The rule and the value, for people."""
 
@@ -108,3 +108,17 @@ def value_of(value: pa.Scalar) -> Any:
 def to_json(value: object) -> str:
     """Return a cell or a row as JSON for people; what JSON does not know is written as Python writes it."""
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def in_batches(items: Iterable[T], size_of: Callable[[T], int], most_bytes: int, most: int) -> Iterator[list[T]]:
+    """Yield items in runs that end where one has ``most_bytes`` bytes or ``most`` items."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= most_bytes or len(batch) >= most:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -5,7 +5,7 @@ sees: numbers float64, categories and sets of tags dictionary-encoded text, text
 value is missing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ TIME_TYPE = pa.timestamp("us", "UTC")
 
 
 Mask = NDArray[np.bool_]
+Found = tuple[rules.Breach, Any]
+"""Rows that break a rule, and the values to show of them."""
 Fate = tuple[str, int, str, str, str | None, str | None]
 """A row of quarantine: source, line, reason, detail, text, cells."""
 
@@ -111,7 +113,9 @@ def check_block(block: RawBlock, data: DataSpec) -> tuple[pa.Table, pa.Table]:
     typed: dict[str, pa.Array] = {}
     for name, column in data.columns.items():
         cells = _cells(block.cells, name, rows)
-        typed[name] = _type_column(name, column, cells, data, verdict)
+        typed[name], found = _type_cells(column, cells, data)
+        for breach, values in found:
+            verdict.remove(name, breach, _value_in(values))
         if name == data.label:
             missing = rules.Breach("missing_label", "is the label and must be given", _lacks_value(typed[name]))
             verdict.remove(name, missing, lambda row: None)
@@ -192,31 +196,39 @@ def _is_null(array: pa.Array) -> Mask:
     return mask
 
 
-def _type_column(name: str, column: Column, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
-    """Return a column's typed values; rows whose cell breaks a rule are removed in ``verdict``."""
-    if isinstance(column, NumberColumn):
-        return _type_numbers(name, column, cells, data, verdict)
-    if isinstance(column, CategoryColumn):
-        return _type_categories(name, column, cells, data, verdict)
-    if isinstance(column, TextColumn):
-        return _type_texts(name, column, cells, data, verdict)
-    if isinstance(column, TimeColumn):
-        return _type_times(name, column, cells, data, verdict)
-    if isinstance(column, SeriesColumn):
-        return _type_series(name, column, cells, data, verdict)
-    if isinstance(column, TagsColumn):
-        return _type_tags(name, column, cells, data, verdict)
-    if isinstance(column, ImageColumn):
-        return cells.cast(pa.binary())
-    return _as_they_are(cells)
+def _type_cells(column: Column, cells: pa.Array, data: DataSpec) -> tuple[pa.Array, Iterable[Found]]:
+    """Return a column's typed values, and which rows' cells break one of its rules."""
+    match column:
+        case NumberColumn():
+            return _type_numbers(column, cells, data)
+        case CategoryColumn():
+            return _type_categories(column, cells, data)
+        case TextColumn():
+            return _type_texts(column, cells, data)
+        case TimeColumn():
+            return _type_times(column, cells, data)
+        case SeriesColumn():
+            given = cells if pa.types.is_nested(cells.type) else _given_texts(cells, data)
+            series, breaches = rules.parse_series(column, given)
+            return series, _found(breaches, cells)
+        case TagsColumn():
+            given = cells if pa.types.is_nested(cells.type) else _encoded(to_text(cells))
+            sets, breaches = parse_tags(column, given, data.missing_words)
+            return sets, _found(breaches, cells)
+        case ImageColumn():
+            return cells.cast(pa.binary()), ()
+        case _:
+            return _as_they_are(cells), ()
 
 
-def _type_numbers(name: str, column: NumberColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+def _found(breaches: Iterable[rules.Breach], values: Any) -> list[Found]:
+    return [(breach, values) for breach in breaches]
+
+
+def _type_numbers(column: NumberColumn, cells: pa.Array, data: DataSpec) -> tuple[pa.Array, list[Found]]:
     values, is_wrong = _read_numbers(column, cells, data)
-    verdict.remove(name, rules.Breach("type_error", rules.type_rule(column), is_wrong), _value_in(cells))
-    for breach in rules.number_breaches(column, values):
-        verdict.remove(name, breach, _value_in(values))
-    return to_numbers(values)
+    no_number = rules.Breach("type_error", rules.type_rule(column), is_wrong)
+    return to_numbers(values), [(no_number, cells), *_found(rules.number_breaches(column, values), values)]
 
 
 def _read_numbers(column: NumberColumn, cells: pa.Array, data: DataSpec) -> tuple[NDArray[np.float64], Mask]:
@@ -243,32 +255,28 @@ def to_numbers(values: NDArray[np.float64]) -> pa.Array:
     )
 
 
-def _type_categories(name: str, column: CategoryColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+def _type_categories(column: CategoryColumn, cells: pa.Array, data: DataSpec) -> tuple[pa.Array, list[Found]]:
     """Done for each distinct text once."""
-    cells = _single_values(name, column, cells, verdict)
-    encoded = _encoded(to_text(cells))
+    single, nested = _single_values(column, cells)
+    encoded = _encoded(to_text(single))
     values = _formed(column, encoded.dictionary, data).dictionary_encode()
     codes = values.indices.cast(pa.int32()).take(encoded.indices)
     array = pa.DictionaryArray.from_arrays(codes, values.dictionary)
-    for breach in rules.category_breaches(column, array):
-        verdict.remove(name, breach, _value_in(cells))
-    return array
+    return array, [*nested, *_found(rules.category_breaches(column, array), single)]
 
 
-def _type_texts(name: str, column: TextColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
-    cells = _single_values(name, column, cells, verdict)
-    texts = _formed(column, _plain(to_text(cells)), data)
-    for breach in rules.text_breaches(column, texts):
-        verdict.remove(name, breach, _value_in(cells))
-    return texts
+def _type_texts(column: TextColumn, cells: pa.Array, data: DataSpec) -> tuple[pa.Array, list[Found]]:
+    single, nested = _single_values(column, cells)
+    texts = _formed(column, _plain(to_text(single)), data)
+    return texts, [*nested, *_found(rules.text_breaches(column, texts), single)]
 
 
-def _single_values(name: str, column: Column, cells: pa.Array, verdict: Verdict) -> pa.Array:
+def _single_values(column: Column, cells: pa.Array) -> tuple[pa.Array, list[Found]]:
     """Return cells without lists and structures: where a text is asked for, these are none."""
     if not pa.types.is_nested(cells.type):
-        return cells
-    verdict.remove(name, rules.Breach("type_error", rules.type_rule(column), ~_is_null(cells)), _value_in(cells))
-    return pa.nulls(len(cells), pa.string())
+        return cells, []
+    breach = rules.Breach("type_error", rules.type_rule(column), ~_is_null(cells))
+    return pa.nulls(len(cells), pa.string()), [(breach, cells)]
 
 
 def _formed(column: CategoryColumn | TextColumn, texts: pa.Array, data: DataSpec) -> pa.Array:
@@ -283,30 +291,11 @@ def _without_missing(texts: pa.Array, data: DataSpec) -> pa.Array:
     return pc.if_else(is_missing, pa.scalar(None, pa.string()), stripped)
 
 
-def _type_times(name: str, column: TimeColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
+def _type_times(column: TimeColumn, cells: pa.Array, data: DataSpec) -> tuple[pa.Array, list[Found]]:
     given = cells if _is_numeric(cells.type) or pa.types.is_temporal(cells.type) else _given_texts(cells, data)
     array, is_wrong = rules.parse_times(column, given, data.missing_words)
-    verdict.remove(name, rules.Breach("type_error", rules.type_rule(column), is_wrong), _value_in(cells))
-    for breach in rules.time_breaches(column, array):
-        verdict.remove(name, breach, _value_in(cells))
-    return array
-
-
-def _type_series(name: str, column: SeriesColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
-    values, breaches = rules.parse_series(
-        column, cells if pa.types.is_nested(cells.type) else _given_texts(cells, data)
-    )
-    for breach in breaches:
-        verdict.remove(name, breach, _value_in(cells))
-    return values
-
-
-def _type_tags(name: str, column: TagsColumn, cells: pa.Array, data: DataSpec, verdict: Verdict) -> pa.Array:
-    given = cells if pa.types.is_nested(cells.type) else _encoded(to_text(cells))
-    sets, breaches = parse_tags(column, given, data.missing_words)
-    for breach in breaches:
-        verdict.remove(name, breach, _value_in(cells))
-    return sets
+    no_time = rules.Breach("type_error", rules.type_rule(column), is_wrong)
+    return array, _found([no_time, *rules.time_breaches(column, array)], cells)
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

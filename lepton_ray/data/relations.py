@@ -56,7 +56,7 @@ def relate(table: pa.Table, numbers: Mapping[str, NumberProfile], categories: Ma
     """
     numbers = dict([(name, facts) for name, facts in numbers.items() if facts.distinct > 1][:MAX_NUMBERS])
     categories = dict([(n, c) for n, c in categories.items() if 1 < c.size <= MAX_GROUPS][:MAX_CATEGORIES])
-    sums = _Sums(table.num_rows, len(numbers), [column.size for column in categories.values()])
+    sums = _Sums(len(numbers), [column.size for column in categories.values()])
     for start in range(0, table.num_rows, _CHUNK_ROWS):
         columns = [
             _standardise(to_floats(table.column(name).slice(start, _CHUNK_ROWS)), facts, table.num_rows)
@@ -92,7 +92,7 @@ def _standardise(values: Numbers, facts: NumberProfile, num_rows: int) -> Number
 class _Sums:
     """Sums over the rows seen so far, for each pair of columns."""
 
-    def __init__(self, num_rows: int, num_numbers: int, sizes: Sequence[int]) -> None:
+    def __init__(self, num_numbers: int, sizes: Sequence[int]) -> None:
         self.pairs = np.zeros((4, num_numbers, num_numbers))
         """Over the rows where both are there: of 1, x, x^2, and xy."""
         self.tables = {(i, j): np.zeros((sizes[i], sizes[j]), np.int64) for i in range(len(sizes)) for j in range(i)}

@@ -105,9 +105,9 @@ def row_breaches(
 
 
 def _breach_of(rule: Rule, place: str, table: pa.Table, broken: Mask) -> RowBreach:
-    details = describe(rule.words, table.filter(pa.array(broken)), rule.columns_read)
+    details = describe(rule.sentence, table.filter(pa.array(broken)), rule.columns_read)
     reason = "foreign_key" if isinstance(rule, ForeignKeyRule) else "rule_broken"
-    return RowBreach(place, reason, rule.words, broken, details, rule.on_fail == "stop")
+    return RowBreach(place, reason, rule.sentence, broken, details, rule.on_fail == "stop")
 
 
 def load_rule_functions(clean: CleanSpec) -> None:

@@ -3,6 +3,7 @@
 Before is grey, after is blue. Each chart says in words what it shows, for those who do not see it.
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ _TAIL_WIDTH, _GAP = 9, 4
 _ALONE = 0.92  # share of a bin that its bar fills
 _BEHIND, _IN_FRONT = (0.96, "#c3ccd5"), (0.5, "#2463a5")  # the same, and its colour
 _CELL, _FONT = 26, 11.5  # of a heat map
-_LABEL_CHARACTERS, _TITLE_CHARACTERS, _CHARACTER_WIDTH = 18, 40, 6.6
+_LABEL_CHARACTERS, _TITLE_CHARACTERS, _CHARACTER_WIDTH = 18, 40, 7.6
 _SHOWN = 0.05  # a smaller correlation leaves its cell without a number
 _MAX_CELL_TEXTS = 12  # columns beside each other whose cells have room for a number
+_MAX_PAIRS = 5  # that are said in words
 _DARK = 0.6
 _RED, _BLUE = (179, 38, 30), (36, 99, 165)
 
@@ -145,7 +147,12 @@ def heat_map(matrix: Matrix, title: str, most: int) -> str:
     size = f'width="{_CELL * len(columns)}" height="{_CELL * len(rows)}"'
     grid = f'<rect x="{left - 1}" y="{top - 1}" {size} fill="#e6ebef"/>'
     left_out = max(len(matrix.rows), len(matrix.columns)) - most
-    note = f'<figcaption class="soft">{left_out} more columns are left out.</figcaption>' if left_out > 0 else ""
+    strongest = _strongest(matrix)
+    notes = [
+        *([f"Strongest: {strongest}."] if strongest else []),
+        *([f"{left_out} more columns are left out."] if left_out > 0 else []),
+    ]
+    note = f'<figcaption class="soft">{" ".join(notes)}</figcaption>' if notes else ""
     return (
         f'<figure style="margin:0"><h4 style="margin:1rem 0 .4rem">{escape(title)}</h4><div class="scroll">'
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" style="max-width:none" role="img" '
@@ -153,8 +160,29 @@ def heat_map(matrix: Matrix, title: str, most: int) -> str:
     )
 
 
+def _strongest(matrix: Matrix) -> str:
+    """Return the pairs with the greatest values, as HTML; of a matrix with the same rows and columns each once."""
+    is_square = matrix.rows == matrix.columns
+    pairs = [
+        (value, row, column)
+        for i, row in enumerate(matrix.rows)
+        for j, column in enumerate(matrix.columns)
+        if (value := matrix.values[i][j]) is not None and abs(value) >= _SHOWN and not (is_square and j <= i)
+    ]
+    greatest = sorted(pairs, key=lambda pair: -abs(pair[0]))[:_MAX_PAIRS]
+    return "; ".join(
+        f"{isolate(_cut(row, _TITLE_CHARACTERS))} and {isolate(_cut(column, _TITLE_CHARACTERS))} {value:.2f}"
+        for value, row, column in greatest
+    )
+
+
 def _label_width(names: Sequence[str]) -> int:
-    return round(8 + _CHARACTER_WIDTH * max(min(len(name), _LABEL_CHARACTERS) for name in names))
+    return round(8 + _CHARACTER_WIDTH * max(sum(map(_columns_of, _cut(name, _LABEL_CHARACTERS))) for name in names))
+
+
+def _columns_of(character: str) -> int:
+    """Chinese, Japanese and Korean characters are as wide as two others."""
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
 def _label(name: str) -> str:

@@ -13,11 +13,10 @@ from lepton_ray.artifacts.profile import (
     TagsProfile,
     TextProfile,
     TimeProfile,
-    ValueCount,
     summary_of,
 )
 from lepton_ray.evaluate.charts import Bar, bars, histogram
-from lepton_ray.evaluate.page import escape, isolate, number, percent
+from lepton_ray.evaluate.page import change, escape, isolate, number, percent
 
 _MAX_BARS = 8
 _MAX_WORDS = 12
@@ -71,10 +70,7 @@ def _category_bars(before: _Counted | None, after: _Counted | None) -> str:
     first = after or before
     if first is None or not first.top:
         return '<p class="soft">No values.</p>'
-    shares = [
-        None if side is None else {item.value: item.count / side.count for item in side.top} for side in (before, after)
-    ]
-    rows = [_category_bar(item, shares[0], shares[1], first.count) for item in first.top[:_MAX_BARS]]
+    rows = [_category_bar(item.value, before, after) for item in first.top[:_MAX_BARS]]
     others = first.distinct - len(rows)
     if others > 0:
         rest = first.count - sum(item.count for item in first.top[:_MAX_BARS])
@@ -83,10 +79,18 @@ def _category_bars(before: _Counted | None, after: _Counted | None) -> str:
     return bars(rows)
 
 
-def _category_bar(item: ValueCount, before: dict[str, float] | None, after: dict[str, float] | None, total: int) -> Bar:
-    value = item.value if len(item.value) <= _MAX_VALUE_CHARACTERS else item.value[: _MAX_VALUE_CHARACTERS - 1] + "…"
-    shares = [None if side is None else side.get(item.value, 0.0) for side in (before, after)]
-    return Bar(value or "(empty)", shares[0], shares[1], percent(item.count / total))
+def _category_bar(value: str, before: _Counted | None, after: _Counted | None) -> Bar:
+    name = value if len(value) <= _MAX_VALUE_CHARACTERS else value[: _MAX_VALUE_CHARACTERS - 1] + "…"
+    was, now = (None if side is None else _share_of(value, side) for side in (before, after))
+    return Bar(name or "(empty)", was, now, change([was, now]))
+
+
+def _share_of(value: str, side: _Counted) -> float | None:
+    """None where it is not known: the value may be one of those that are not listed."""
+    counts = {item.value: item.count for item in side.top}
+    if value not in counts and side.distinct > len(counts):
+        return None
+    return counts.get(value, 0) / max(side.count, 1)
 
 
 def _facts(sides: Sequence[ColumnProfile]) -> str:

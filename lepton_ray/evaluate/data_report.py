@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lepton_ray.artifacts.ledger import REASONS, Ledger
+from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.artifacts.profile import ColumnProfile, Matrix, Profile
 from lepton_ray.evaluate.charts import Bar, bars, heat_map
 from lepton_ray.evaluate.columns import card
 from lepton_ray.evaluate.page import change, escape, isolate, number, percent, table, tiles, write_page
+from lepton_ray.spec.clean import REASONS
 
 _MAX_CARDS = 40
 _MAX_LISTED = 300  # further columns, a line each

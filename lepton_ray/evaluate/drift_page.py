@@ -1,6 +1,6 @@
 """The page on drift: each column's shares beside those of the package's reference, the worst first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ from lepton_ray.evaluate.charts import Bar, bars
 from lepton_ray.evaluate.page import change, escape, isolate, number, percent, table, tiles, write_page
 
 _MAX_CARDS = 60
+_NAMES = {"excess_psi": "PSI", "excess_unseen": "unseen", "excess_missing": "missing"}
+_SHOW: dict[str, Callable[[float], str]] = {"excess_psi": number, "excess_unseen": percent, "excess_missing": percent}
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ def write_drift_page(
         validation: The package's metrics on its validation rows.
     """
     cards = "".join(_card(*pair) for pair in list(zip(columns, pictures, strict=True))[:_MAX_CARDS])
-    bounds = ", ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in ALARMS.items())
+    bounds = ", ".join(f"{_NAMES[name]} {_SHOW[name](bound)}" for name, bound in ALARMS.items())
     key = (
-        '<p class="soft"><span class="key" style="background:var(--before)"></span>reference'
+        '<p class="soft"><span class="key" style="background:var(--before);margin-left:0"></span>reference'
         '<span class="key" style="background:var(--after)"></span>these records. What is in excess is beyond what chance explains; '
-        f"drift is more than: {bounds}.</p>"
+        f"drift is an excess above: {bounds}.</p>"
     )
     sections = [
         f'<h1>{isolate(title)}</h1><p class="soft">Drift report</p>{tiles(facts)}',
@@ -65,14 +67,18 @@ def _quality(metrics: Mapping[str, float], validation: Mapping[str, float]) -> s
 
 
 def _table(columns: Sequence[Drift]) -> str:
-    head = ["column", "", "drift", "PSI", "in excess", "Jensen-Shannon", "unseen", "missing"]
+    head = ["column", "side", "drift", "PSI", "PSI in excess", "Jensen-Shannon", "unseen", "missing"]
     rows = [
-        [one.name, one.side, ", ".join(name.removeprefix("excess_") for name in one.alarms)]
+        [one.name, one.side, _named(one.alarms)]
         + [number(value) for value in (one.psi, one.excess_psi, one.js_distance)]
         + [percent(one.unseen), percent(one.missing)]
         for one in columns
     ]
     return table(head, rows, num_text_columns=3)
+
+
+def _named(alarms: Sequence[str]) -> str:
+    return ", ".join(_NAMES[name] for name in alarms)
 
 
 def _card(drift: Drift, picture: ColumnPicture) -> str:
@@ -81,5 +87,5 @@ def _card(drift: Drift, picture: ColumnPicture) -> str:
     mark = "bad" if drift.alarms else "soft"
     return (
         f'<div class="card"><h4>{isolate(drift.name)}<span class="chip">{escape(drift.side)}</span></h4>'
-        f'<p class="{mark}">PSI {escape(number(drift.psi))}</p>{bars(drawn)}</div>'
+        f'<p class="{mark}">{f"Drift: {_named(drift.alarms)}. " if drift.alarms else ""}PSI {escape(number(drift.psi))}</p>{bars(drawn)}</div>'
     )

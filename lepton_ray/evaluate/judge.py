@@ -12,6 +12,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.evaluate import metrics, plots
+from lepton_ray.evaluate.by_class import class_table
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.release import EvaluateSpec
 
@@ -25,7 +26,7 @@ class Judge(NamedTuple):
     measure: Callable[[Array, Feeds, Target, EvaluateSpec], dict[str, float]]
     """From what is true of N rows and what was answered to ``spec.release.METRICS`` of the task."""
     draw: Callable[[Array, Feeds, Target, EvaluateSpec, str], list[str]]
-    """To SVG; the last is the label's name."""
+    """To SVG and tables; the last is the label's name."""
     baseline_name: str
     fit_baseline: Callable[[Any, Array, Target], "Answer"]
     """From the matrix and the labels of training rows to scikit-learn's model of them."""
@@ -42,9 +43,11 @@ def _measure_classes(y_N: Array, answers: Feeds, _: Target, spec: EvaluateSpec) 
 def _draw_classes(y_N: Array, answers: Feeds, target: Target, spec: EvaluateSpec, _: str) -> list[str]:
     p_NC = answers["probabilities"]
     calibration = metrics.calibrate(y_N, p_NC, spec.calibration_bins)
+    confusion = metrics.confusion(y_N, p_NC)
     return [
-        plots.plot_confusion(metrics.confusion(y_N, p_NC), target.classes),
+        plots.plot_confusion(confusion, target.classes),
         plots.plot_calibration(calibration),
+        class_table(confusion, target.classes),
     ]
 
 

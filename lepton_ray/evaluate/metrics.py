@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn import metrics as sk
 
 from lepton_ray.artifacts.kinds import ModelInput
+from lepton_ray.evaluate.page import plain
 from lepton_ray.spec.release import Gate
 
 
@@ -185,7 +186,13 @@ def missed_gates(metrics: Mapping[str, float], gates: Mapping[str, Gate]) -> dic
     for name, gate in gates.items():
         value = metrics[name]
         if gate.min is not None and not value >= gate.min:
-            missed[name] = f"evaluate.gates.{name} must be at least {gate.min:g}, got {value:.4f}"
+            missed[name] = f"evaluate.gates.{name} must be at least {gate.min:g}, got {_beside(value, gate.min)}"
         elif gate.max is not None and not value <= gate.max:
-            missed[name] = f"evaluate.gates.{name} must be at most {gate.max:g}, got {value:.4f}"
+            missed[name] = f"evaluate.gates.{name} must be at most {gate.max:g}, got {_beside(value, gate.max)}"
     return missed
+
+
+def _beside(value: float, bound: float) -> str:
+    """Return the value so that it does not read as the bound that it misses."""
+    shown = plain(value)
+    return repr(value) if shown == plain(bound) else shown

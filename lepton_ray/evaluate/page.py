@@ -17,8 +17,10 @@ h3 { font-size: 1rem; margin: 1.8rem 0 .5rem; }
 p.soft, td.soft, .soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; min-width: 3rem; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums;
-  white-space: nowrap; } svg { max-width: 100%; height: auto; overflow: visible; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+td { overflow-wrap: anywhere; min-width: 3rem; } td:first-child { min-width: 6rem; } td + td { overflow-wrap: break-word; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+  td.n { white-space: nowrap; } .card td { min-width: 0; } .card td.n { white-space: normal; overflow-wrap: normal; }
+  li, p { overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; overflow: visible; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plots > * { max-width: 100%; }
 pre { background: var(--pale); padding: .8rem; overflow-x: auto; font-size: 12.5px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .tile { background: var(--pale); border-radius: .5rem; padding: .6rem .8rem; } .tile b { display: block; font-size: 1.3rem;
@@ -40,6 +42,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--blue); } ul
 @media (max-width: 32rem) { body { margin: 1rem auto; } th, td { padding-right: .6rem; } }
 """
 _LARGE, _SMALL = 1e9, 1e-3  # between them numbers are written out
+_WIDE = 1e5  # from it on a metric needs no digits after the point
 _DIGITS = 4
 
 
@@ -82,7 +85,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], num_text_columns: 
 
 def plain(value: Any) -> str:
     """Return a metric or another value of a table as text."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    is_usual = value == 0 or not math.isfinite(value) or _SMALL <= abs(value) < _WIDE
+    return f"{value:.4f}" if is_usual else number(value)
 
 
 def number(value: float | None) -> str:
@@ -92,6 +98,8 @@ def number(value: float | None) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) >= _LARGE or abs(value) < _SMALL:
+        return f"{value:.{_DIGITS}g}"
+    if abs(value) < 1:
         return f"{value:.{_DIGITS}g}"
     whole = len(str(int(abs(value))))
     return f"{value:,.{0 if value == int(value) else max(0, _DIGITS - whole)}f}"

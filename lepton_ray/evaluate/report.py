@@ -1,15 +1,22 @@
 """``report.html``: one self-contained page on a run, readable without a network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lepton_ray.artifacts.ledger import REASONS, Ledger
+from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.core.spent import Spent, together
 from lepton_ray.evaluate.data_report import DataReport, data_section
 from lepton_ray.evaluate.page import escape, isolate, table, write_page
 from lepton_ray.evaluate.plots import plot_history
 from lepton_ray.evaluate.search_report import search_section
+from lepton_ray.spec.clean import REASONS
+
+_LESS_IS_BETTER = frozenset(
+    ("log_loss", "expected_calibration_error", "rmse", "mae", "median_absolute_error"),
+)
+_NEITHER_IS_BETTER = frozenset(("flagged_fraction",))
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,9 @@ class ReportData:
     gates: Mapping[str, str]
     num_gates: int
     plots: Sequence[str]
-    """SVG of what the package answered on the held-out split."""
+    """SVG and tables of what the package answered on the held-out split."""
     baseline_name: str
+    held_out_rows: int
     history: Sequence[Mapping[str, float]]
     best_epoch: int
     trials: Sequence[Mapping[str, Any]]
@@ -35,6 +43,10 @@ class ReportData:
     """The data section; without it the ledger and the classes are shown alone."""
     search_stopped: str = ""
     """Why the search ended before all its trials had run."""
+    compression: str = ""
+    """How the package is compressed, if it is; what is measured is the compressed one."""
+    second_objective: str = ""
+    """What the search minimises beside the loss, in words, if anything is."""
     spent: Mapping[str, Spent] = field(default_factory=dict)
     """What each stage has taken until the page was written; empty where nobody counted."""
 
@@ -48,7 +60,7 @@ def write_report(data: ReportData) -> str:
         "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(data.plots),
         _rows(data) if data.data is None else data_section(data.data),
         "<h2>Training</h2>" + _beside(history),
-        search_section(data.trials, data.search_stopped),
+        search_section(data.trials, data.search_stopped, data.second_objective),
         _cost(data.spent),
         f"<h2>Spec</h2><pre>{spec}</pre>",
     ]
@@ -75,22 +87,61 @@ def _summary(data: ReportData) -> str:
         if data.num_gates
         else "no gates set"
     )
+    compressed = f", compressed to {escape(data.compression)}" if data.compression else ""
     misses = "".join(f'<li class="bad">{escape(text)}</li>' for text in data.gates.values())
     return (
-        f'<h1>{isolate(data.name)}</h1><p class="soft">Model package {escape(data.package[:12])} &middot; {state}</p>'
+        f'<h1>{isolate(data.name)}</h1><p class="soft">Model package {escape(data.package[:12])}{compressed} &middot; {state}</p>'
         + (f"<ul>{misses}</ul>" if misses else "")
+        + f"<p>{escape(_verdict(data))}</p>"
     )
 
 
+def _verdict(data: ReportData) -> str:
+    """Return whether the model is any good, compared with what."""
+    rows = f"the {data.held_out_rows:,} held-out rows"
+    judged = {name: side for name in data.metrics if (side := _ahead(name, data)) is not None}
+    if not judged:
+        return f"Measured on {rows}; there is no baseline to compare with."
+    better, even = (list(judged.values()).count(side) for side in (_MODEL, _EVEN))
+    alike = f", as good in {even}" if even else ""
+    return f"The model is better than the baseline ({data.baseline_name}) in {better} of {len(judged)} metrics{alike}, on {rows}."
+
+
+_MODEL, _BASELINE, _EVEN = "model", "baseline", "even"
+
+
+def _ahead(name: str, data: ReportData) -> str | None:
+    """Return which of the two is better by a metric; None where that is not known."""
+    if name not in data.baseline or name in _NEITHER_IS_BETTER:
+        return None
+    gain = data.metrics[name] - data.baseline[name]
+    if math.isnan(gain):
+        return None
+    if gain == 0:
+        return _EVEN
+    return _MODEL if (gain < 0) == (name in _LESS_IS_BETTER) else _BASELINE
+
+
+def _direction(name: str) -> str:
+    if name in _NEITHER_IS_BETTER:
+        return ""
+    return " ↓" if name in _LESS_IS_BETTER else " ↑"
+
+
 def _metrics_table(data: ReportData) -> str:
-    head = ["metric", "model", *([data.baseline_name] if data.baseline else [])]
+    head = ["metric", "model", *([data.baseline_name, "ahead"] if data.baseline else [])]
     rows = [
-        [name.replace("_", " "), value, *([data.baseline[name]] if data.baseline else [])]
+        [
+            name.replace("_", " ") + _direction(name),
+            value,
+            *([data.baseline[name], _ahead(name, data) or ""] if data.baseline else []),
+        ]
         for name, value in data.metrics.items()
         if name in data.baseline or not data.baseline
     ]
-    means = '<p class="soft">Precision, recall, F1 and ROC AUC are averages over the classes.</p>'
-    return table(head, rows) + (means if "f1" in data.metrics else "")
+    is_mean = "f1" in data.metrics and "flagged_fraction" not in data.metrics  # of anomalies they are of one class
+    means = " Precision, recall, F1 and ROC AUC are averages over the classes." if is_mean else ""
+    return table(head, rows) + f'<p class="soft">↑ higher is better, ↓ lower is better.{means}</p>'
 
 
 def _cost(spent: Mapping[str, Spent]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lepton_ray.evaluate.charts import Bar, bars
 from lepton_ray.evaluate.importance import importance
-from lepton_ray.evaluate.page import escape, percent, table
+from lepton_ray.evaluate.page import escape, number, percent, table
 
 _MAX_TRIALS_SHOWN = 50
 _MAX_LINES = 200
@@ -20,8 +20,10 @@ _DIGITS = 12
 _MAX_VALUE_LABELS = 6  # of an axis of numbers: of more the ends and the middle
 _LOG_RATIO = 20.0  # of the greatest to the least value of an axis that is logarithmic
 _BEST, _WORST, _RED = (36, 99, 165), (214, 221, 228), "#b3261e"
+_WHOLE, _LONG = 1e3, 1e10  # numbers between them have no point and no power of ten
+_LABEL_HEIGHT = 0.06  # of an axis
 _TICKS = (0.0, 0.5, 1.0)
-_LOSS, _COST = "validation loss", "second objective"
+_LOSS = "validation loss"
 
 _MARKS = {"taken": "taken", "on_front": "beaten by none in both", "stopped_early": "stopped early"}
 
@@ -29,23 +31,25 @@ Trial = Mapping[str, Any]
 """A line of ``trials.jsonl``."""
 
 
-def search_section(trials: Sequence[Trial], stopped: str) -> str:
+def search_section(trials: Sequence[Trial], stopped: str, cost: str = "") -> str:
     """Return the section; empty without trials.
 
     Args:
         trials: In the order in which they ended.
         stopped: Why there are fewer than were asked for.
+        cost: What is minimised beside the loss, in words, if anything is.
     """
     if not trials:
         return ""
+    cost = "" if trials[0].get("cost") is None else cost or "second objective"
     ranked = sorted(trials, key=lambda trial: (not trial.get("taken"), _rank(trial)))
     note = f"{len(trials)} trials; the search was ended: {stopped}." if stopped else f"{len(trials)} trials."
     return "".join(
         [
             f'<h2>Search</h2><p class="soft">{escape(note)}</p>',
-            _parallel(ranked) if len(ranked) > 1 else "",
+            _parallel(ranked, cost) if len(ranked) > 1 else "",
             _importance(trials),
-            _table(ranked),
+            _table(ranked, cost),
             _schedule(ranked[0].get("schedule") or []),
         ]
     )
@@ -53,10 +57,6 @@ def search_section(trials: Sequence[Trial], stopped: str) -> str:
 
 def _rank(trial: Trial) -> float:
     return math.inf if trial["loss"] is None else float(trial["loss"])
-
-
-def _has_cost(trials: Sequence[Trial]) -> bool:
-    return trials[0].get("cost") is not None
 
 
 def _importance(trials: Sequence[Trial]) -> str:
@@ -68,17 +68,22 @@ def _importance(trials: Sequence[Trial]) -> str:
         "<h3>Importance of the settings</h3>"
         + bars(rows, greatest=1.0, is_wide=True)
         + '<p class="soft">Share of the variance of the losses that a setting explains (fANOVA; losses far worse than the median are cut off). '
-        f"An estimate from {len(trials)} trials, some of which were stopped early.</p>"
+        f"An estimate from {len(trials)} trials{_stopped_early(trials)}.</p>"
     )
 
 
-def _table(ranked: Sequence[Trial]) -> str:
+def _stopped_early(trials: Sequence[Trial]) -> str:
+    count = sum(bool(trial.get("stopped_early")) for trial in trials)
+    return f", {count} of which were stopped early" if count else ""
+
+
+def _table(ranked: Sequence[Trial], cost: str) -> str:
     paths = list(ranked[0]["values"])
     rows = [
         [
             *(_show(trial["values"][path]) for path in paths),
             "not a number" if trial["loss"] is None else float(trial["loss"]),
-            *([_show(trial["cost"])] if _has_cost(ranked) else []),
+            *([number(trial["cost"])] if cost else []),
             trial["epochs"],
             ", ".join(text for key, text in _MARKS.items() if trial.get(key)),
         ]
@@ -88,7 +93,7 @@ def _table(ranked: Sequence[Trial]) -> str:
     more = f'<p class="soft">{left_out} worse trials are left out.</p>' if left_out else ""
     return (
         "<h3>Trials</h3>"
-        + table([*paths, _LOSS, *([_COST] if _has_cost(ranked) else []), "epochs", ""], rows, num_text_columns=0)
+        + table([*paths, _LOSS, *([cost] if cost else []), "epochs", ""], rows, num_text_columns=0)
         + more
     )
 
@@ -128,9 +133,21 @@ def _axis(name: str, values: Sequence[Any]) -> _Axis:
     places = [None if v is None else ((math.log(v) if is_log else v) - start) / span for v in values]
     own = sorted({place for place in places if place is not None})
     marks = own if len(own) <= _MAX_VALUE_LABELS else _TICKS
+    marks = [mark for index, mark in enumerate(marks) if _has_room(mark, marks, index)]
     shown = (start + mark * span for mark in marks)
-    labels = [f"{math.exp(value) if is_log else value:.3g}" for value in shown]
+    labels = [_mark(math.exp(value) if is_log else value) for value in shown]
     return _Axis(name, places, list(zip(marks, labels, strict=True)))
+
+
+def _has_room(mark: float, marks: Sequence[float], index: int) -> bool:
+    """Whether a label overlaps neither the one below it nor the last, which stands in any case."""
+    is_last = index == len(marks) - 1
+    return is_last or (marks[-1] - mark >= _LABEL_HEIGHT and (index == 0 or mark - marks[index - 1] >= _LABEL_HEIGHT))
+
+
+def _mark(value: float) -> str:
+    """Return three digits, without a power of ten where there is room for the number itself."""
+    return f"{float(f'{value:.3g}'):,.0f}" if _WHOLE <= abs(value) < _LONG else f"{value:.3g}"
 
 
 def _level_axis(name: str, values: Sequence[Any]) -> _Axis:
@@ -144,12 +161,12 @@ def _level_axis(name: str, values: Sequence[Any]) -> _Axis:
     return _Axis(name, [place[text] for text in texts], [(place[text], text) for text in levels[::step]])
 
 
-def _parallel(ranked: Sequence[Trial]) -> str:
+def _parallel(ranked: Sequence[Trial], cost: str) -> str:
     """Each trial is a line through its values; the best is drawn last."""
     drawn = ranked[:_MAX_LINES]
     axes = [
         *(_axis(path, [trial["values"][path] for trial in drawn]) for path in drawn[0]["values"]),
-        *([_axis(_COST, [trial["cost"] for trial in drawn])] if _has_cost(drawn) else []),
+        *([_axis(cost, [trial["cost"] for trial in drawn])] if cost else []),
         _axis(_LOSS, [trial["loss"] for trial in drawn]),
     ]
     width, height = 2 * _LEFT + _STEP * (len(axes) - 1), _TOP + _HEIGHT + _BOTTOM

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from pydantic import Field, Strict
 
+from lepton_ray.core.frozen import Floats, Frozen, Texts
 from lepton_ray.features.columns import Codes
-from lepton_ray.features.frozen import Floats, Frozen, Texts
 from lepton_ray.features.graph_builder import CONTRIB, Graph
 from lepton_ray.spec.features_category import (
     CategoryFeatures,

@@ -12,9 +12,9 @@ from pydantic import Strict
 
 from lepton_ray.artifacts.statistics import Values
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.categories import add_hashed
 from lepton_ray.features.columns import Codes, combine_codes
-from lepton_ray.features.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.graph_builder import FAR, ML, Graph
 from lepton_ray.features.numbers import Numbers, add_scaled
 from lepton_ray.spec.features import CrossFeatures, PcaFeatures, PolynomialFeatures

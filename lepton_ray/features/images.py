@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lepton_ray.features.frozen import Floats, Frozen, Ints
+from lepton_ray.core.frozen import Floats, Frozen, Ints
 from lepton_ray.features.graph_builder import Graph
 from lepton_ray.spec.data import ImageColumn
 from lepton_ray.spec.features_content import ChannelNormalisation, ImageFeatures

@@ -12,9 +12,9 @@ from onnx import TensorProto
 from lepton_ray.artifacts import statistics
 from lepton_ray.artifacts.statistics import Values
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.frozen import Floats, Frozen, Texts
 from lepton_ray.features.columns import Codes
 from lepton_ray.features.execution import run_steps
-from lepton_ray.features.frozen import Floats, Frozen, Texts
 from lepton_ray.features.graph_builder import Graph, finite
 from lepton_ray.spec.features_number import (
     Clip,

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
+from lepton_ray.core.frozen import Frozen, Ints, Texts
 from lepton_ray.features.categories import AnyCategoryState
 from lepton_ray.features.combine import AnyCrossState, PcaState, PolynomialState
-from lepton_ray.features.frozen import Frozen, Ints, Texts
 from lepton_ray.features.images import ImageState
 from lepton_ray.features.numbers import NumberState
 from lepton_ray.features.series import AnySeriesState

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto, helper
 
-from lepton_ray.features.frozen import Frozen, Ints, Texts
+from lepton_ray.core.frozen import Frozen, Ints, Texts
 from lepton_ray.features.graph_builder import CONTRIB, REST, Graph
 from lepton_ray.spec.tokenizer_file import TokenizerFile
 

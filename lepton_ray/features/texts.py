@@ -13,8 +13,8 @@ from pydantic import Field, Strict
 
 from lepton_ray.artifacts.predictor import open_session
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.categories import add_bucket, add_sign
-from lepton_ray.features.frozen import Floats, Frozen, Ints, Texts
 from lepton_ray.features.graph_builder import REST, Graph, tensor_info
 from lepton_ray.features.subwords import SubwordState, add_matches, state_of
 from lepton_ray.spec.features_content import IdsEncoding, SubwordTokens, TextFeatures, TextHashEncoding, TfIdfEncoding

@@ -12,8 +12,8 @@ from onnx import TensorProto
 
 from lepton_ray.artifacts import statistics
 from lepton_ray.artifacts.statistics import Values
+from lepton_ray.core.frozen import Floats, Frozen, Texts
 from lepton_ray.features.execution import run_steps
-from lepton_ray.features.frozen import Floats, Frozen, Texts
 from lepton_ray.features.graph_builder import Graph
 from lepton_ray.spec.features_content import TimeFeatures
 

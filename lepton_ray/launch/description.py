@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from lepton_ray.spec.base import Name, PositiveFloat, PositiveInt, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import Name, PositiveFloat, PositiveInt, Section
 from lepton_ray.spec.load import parse_model, read_text
 
 _COUNTED_IN_CHIPS = ("v5litepod", "v6e")
@@ -93,7 +94,7 @@ class LocalCluster(Section):
     software: VenvSoftware | ImageSoftware | InstalledSoftware = Field(discriminator="kind")
     head: str
     """IP address; so are ``workers``."""
-    workers: StrTuple
+    workers: Texts
     user: str
     private_key: FilePath = "~/.ssh/id_ed25519"
 
@@ -243,9 +244,9 @@ class Description(Section):
     name: Name = "lepton"
     image: str = Field(default="rayproject/ray:2.60.0-py311", pattern=r"^\S+:\S+$")
     """Container image of the places that use one; its Ray and Python are those of the tested versions."""
-    extras: StrTuple = ("all",)
+    extras: Texts = ("all",)
     """Extras of the package that every machine gets."""
-    exclude: StrTuple = ("/.git", ".*env", ".*_token", "/runs", "/data", "__pycache__", ".*_cache")
+    exclude: Texts = ("/.git", ".*env", ".*_token", "/runs", "/data", "__pycache__", ".*_cache")
     """What is not copied to the machines, as rsync's ``--exclude``; a slash first means the project's own folder."""
     token_file: FilePath = "~/.ray/auth_token"  # noqa: S105  where it is, not what
     """Ray's token on the launching machine, copied to every machine; ``ray get-auth-token --generate`` makes one."""

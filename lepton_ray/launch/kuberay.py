@@ -88,13 +88,14 @@ def _serve_config(path: Path) -> dict[str, Any]:
         (application,) = config["applications"]
         serve = dict(application["args"].get("serve") or {})
         listener, tls = {"port": port + 1, **(serve.get("listener") or {})}, dict(serve.get("tls") or {})
-        if not isinstance(listener["port"], int):
-            raise TypeError(f"the listener's port {listener['port']!r}")
+        ports = [listener["port"]] if listener.get("grpc_port") is None else [listener["port"], listener["grpc_port"]]
+        if wrong := [port for port in ports if not isinstance(port, int) or port < 1]:
+            raise TypeError(f"the listener's port {wrong[0]!r}")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(
             [
-                "serving.config must be a file of serve deploy with one application that has args, and ports that are whole numbers, "
+                "serving.config must be a file of serve deploy with one application that has args, and ports that are whole numbers from 1, "
                 f"got {str(path)!r} ({type(error).__name__}: {reason}). Mend it"
             ]
         ) from error
@@ -104,9 +105,11 @@ def _serve_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _listener_port(serve: Mapping[str, Any]) -> int:
-    port: int = serve["applications"][0]["args"]["serve"]["listener"]["port"]
-    return port
+def _listener_ports(serve: Mapping[str, Any]) -> dict[str, int]:
+    """Return the ports of the replicas' own sockets by their names in manifests: HTTP first, and gRPC where it is asked for."""
+    listener = serve["applications"][0]["args"]["serve"]["listener"]
+    ports = {"listener": listener["port"], "listener-grpc": listener.get("grpc_port")}
+    return {name: port for name, port in ports.items() if port is not None}
 
 
 def _metadata(description: Description, name: str, component: str | None = None) -> Manifest:
@@ -330,9 +333,9 @@ def _ray_job(description: Description) -> Manifest:
 
 def _ray_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
     serving = description.serving
-    listener = _listener_port(serve)
-    ports = _ports(metrics=METRICS_PORT, serve=serve["http_options"]["port"], listener=listener)
-    ready = _ready(serve, listener)
+    listener = _listener_ports(serve)
+    ports = _ports(metrics=METRICS_PORT, serve=serve["http_options"]["port"], **listener)
+    ready = _ready(serve, listener["listener"])
     selector = {"matchLabels": {_PART_OF: description.name, _COMPONENT: _SERVING}}
     apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     pod = {"topologySpreadConstraints": [{**apart, "labelSelector": selector}]}
@@ -370,14 +373,15 @@ def _ready(serve: Mapping[str, Any], listener: int) -> Manifest:
 
 def _listener_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
     """The replicas' own listeners; KubeRay makes the Service of Ray Serve's HTTP, and keeps no other port of it."""
-    port = _listener_port(serve)
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(description, f"{description.name}-listener", _SERVING),
         "spec": {
             "selector": {_PART_OF: description.name, _COMPONENT: _SERVING, _NODE_TYPE: "worker"},
-            "ports": [{"name": "listener", "port": port, "targetPort": "listener"}],
+            "ports": [
+                {"name": name, "port": port, "targetPort": name} for name, port in _listener_ports(serve).items()
+            ],
         },
     }
 
@@ -422,21 +426,25 @@ def _network_policy(description: Description, serve: Mapping[str, Any]) -> Manif
                 rule(
                     namespace(description.monitoring_namespace), METRICS_PORT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS
                 ),
-                rule({**namespace(description.namespace), **client}, http, _listener_port(serve)),
+                rule({**namespace(description.namespace), **client}, http, *_listener_ports(serve).values()),
             ],
         },
     }
 
 
 def _disruption_budget(description: Description) -> Manifest:
-    """Kubernetes takes only ``minAvailable``, as a number, for pods of a controller that it does not know."""
+    """Kubernetes takes only ``minAvailable``, as a number, for pods of a controller that it does not know.
+
+    Of a single pod 1 would be all of them: no node with it could ever be drained. 0 lets it go, and undoes a budget that was applied
+    for more pods.
+    """
     labels = {_PART_OF: description.name, _COMPONENT: _SERVING, _NODE_TYPE: "worker"}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(description, f"{description.name}-serving", _SERVING),
         "spec": {
-            "minAvailable": max(1, description.serving.workers.min - 1),
+            "minAvailable": max(0, description.serving.workers.min - 1),
             "selector": {"matchLabels": labels},
         },
     }

@@ -1,7 +1,7 @@
 """Run the stages of a spec: skip what is done, go on with what was interrupted, stop at a gate that is not met."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lepton_ray.artifacts.kinds import Artifact, Dataset, RawDataset
@@ -90,95 +90,89 @@ def run(
     preflight(spec, stages)
     store = Store.open(spec.storage, spec.name)
     results: dict[str, StageResult] = {}
-    artifacts: dict[str, Artifact] = {}
     with store.lock(), spending.counted(store) as meter:
+        under_way = _Run(spec, store, progress, meter)
         is_fresh = force
         for stage in stages:
             is_fresh = is_fresh or stage.name == from_stage
-            result = _run_stage(stage, spec, store, artifacts, is_fresh, progress, meter)
-            results[stage.name] = result
-            artifacts[stage.produces] = result.artifact
-            if isinstance(result.artifact, RawDataset | Dataset):
-                quarantine_metrics.tell(result.artifact.ledger)
-            if failed := result.artifact.failed_gates():
+            results[stage.name] = under_way.take(stage, is_fresh)
+            artifact = results[stage.name].artifact
+            if isinstance(artifact, RawDataset | Dataset):
+                quarantine_metrics.tell(artifact.ledger)
+            if failed := artifact.failed_gates():
                 raise QualityGateError(
                     f"{stage.name}: {len(failed)} gate(s) not met, nothing was promoted and what is serving stays:\n  "
                     + "\n  ".join(failed)
-                    + f"\n  See {result.artifact.location}/report.html"
+                    + f"\n  See {artifact.location}/report.html"
                 )
     return RunResult(spec.name, results, meter.by_stage() if spec.cost is not None else {})
 
 
-def _run_stage(
-    stage: Stage,
-    spec: RunSpec,
-    store: Store,
-    artifacts: dict[str, Artifact],
-    is_fresh: bool,
-    progress: Progress,
-    meter: Meter,
-) -> StageResult:
-    progress.started(stage.name)
-    meter.enter(stage.name)
-    start = time.monotonic()
-    try:
-        depends = depends_of(stage, spec, artifacts)
-        step = to_step(stage, depends)
-        found = None if is_fresh or stage.is_live else store.load(step, stage.kind)
-        if found is None and (over := meter.over_budget()):
-            raise BudgetError(over)
-        artifact = found or _do(stage, depends, spec, store, artifacts, is_fresh, progress, meter)
-        store.point_latest(step)
-    except BaseException as error:
-        error.add_note(
-            f"The run stopped in the stage {stage.name}. Run it again to go on there: finished stages are kept."
+@dataclass(frozen=True)
+class _Run:
+    """A run under way."""
+
+    spec: RunSpec
+    store: Store
+    progress: Progress
+    meter: Meter
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    """Those made so far, by the names under which stages ask for them."""
+
+    def take(self, stage: Stage, is_fresh: bool) -> StageResult:
+        """Take a stage's artifact from the store, or do the stage; ``is_fresh`` does it, from scratch."""
+        self.progress.started(stage.name)
+        self.meter.enter(stage.name)
+        start = time.monotonic()
+        try:
+            depends = depends_of(stage, self.spec, self.artifacts)
+            step = to_step(stage, depends)
+            found = None if is_fresh or stage.is_live else self.store.load(step, stage.kind)
+            if found is None and (over := self.meter.over_budget()):
+                raise BudgetError(over)
+            artifact = found or self._do(stage, depends, is_fresh)
+            self.store.point_latest(step)
+        except BaseException as error:
+            error.add_note(
+                f"The run stopped in the stage {stage.name}. Run it again to go on there: finished stages are kept."
+            )
+            raise
+        self.artifacts[stage.produces] = artifact
+        seconds = time.monotonic() - start
+        self.progress.finished(stage.name, artifact.account(), seconds, skipped=found is not None)
+        return StageResult(stage.name, artifact, seconds, found is not None)
+
+    def _do(self, stage: Stage, depends: dict[str, Any], is_fresh: bool) -> Artifact:
+        start, step = time.monotonic(), to_step(stage, depends)
+        is_resumed = not is_fresh and self.store.is_interrupted(step)
+        context = RunContext(
+            name=self.spec.name,
+            seed=self.spec.seed,
+            storage=self.spec.storage,
+            folder=self.store.begin(step, fresh=is_fresh),
+            location=self.store.path(step),
+            filesystem=self.store.filesystem,
+            work_path=self.store.work_path(step),
+            is_local=self.store.is_local,
+            update=self.progress.update,
+            over_budget=self.meter.over_budget,
+            spent=self.meter.by_stage,
         )
-        raise
-    seconds = time.monotonic() - start
-    progress.finished(stage.name, artifact.account(), seconds, skipped=found is not None)
-    return StageResult(stage.name, artifact, seconds, found is not None)
-
-
-def _do(
-    stage: Stage,
-    depends: dict[str, Any],
-    spec: RunSpec,
-    store: Store,
-    artifacts: dict[str, Artifact],
-    is_fresh: bool,
-    progress: Progress,
-    meter: Meter,
-) -> Artifact:
-    start, step = time.monotonic(), to_step(stage, depends)
-    is_resumed = not is_fresh and store.is_interrupted(step)
-    context = RunContext(
-        name=spec.name,
-        seed=spec.seed,
-        storage=spec.storage,
-        folder=store.begin(step, fresh=is_fresh),
-        location=store.path(step),
-        filesystem=store.filesystem,
-        work_path=store.work_path(step),
-        is_local=store.is_local,
-        update=progress.update,
-        over_budget=meter.over_budget,
-        spent=meter.by_stage,
-    )
-    arguments = arguments_of(stage, spec, artifacts)
-    try:
-        artifact: Artifact = getattr(stage.module, stage.name)(**arguments, ctx=context)
-    except LeptonError:
-        store.keep(step)
-        raise
-    facts = {
-        "stage": stage.name,
-        "key": step.key,
-        "version": stage.module.VERSION,
-        "inputs": {name: value.digest for name, value in arguments.items() if isinstance(value, Artifact)},
-        "depends": noted(depends),
-        "work": context.work,
-        "is_resumed": is_resumed,
-        "seconds": round(time.monotonic() - start, 3),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    return store.commit(step, artifact, facts)
+        arguments = arguments_of(stage, self.spec, self.artifacts)
+        try:
+            artifact: Artifact = getattr(stage.module, stage.name)(**arguments, ctx=context)
+        except LeptonError:
+            self.store.keep(step)
+            raise
+        facts = {
+            "stage": stage.name,
+            "key": step.key,
+            "version": stage.module.VERSION,
+            "inputs": {name: value.digest for name, value in arguments.items() if isinstance(value, Artifact)},
+            "depends": noted(depends),
+            "work": context.work,
+            "is_resumed": is_resumed,
+            "seconds": round(time.monotonic() - start, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        return self.store.commit(step, artifact, facts)

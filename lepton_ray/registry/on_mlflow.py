@@ -1,5 +1,6 @@
 """The registry on MLflow: one MLflow run and one version for each package, however often the stage is run."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +105,17 @@ def _find_run(client: MlflowClient, experiment_id: str, digest: str) -> str | No
 def _log_run(client: MlflowClient, experiment_id: str, candidate: Candidate) -> str:
     run = client.create_run(experiment_id, run_name=candidate.model_name, tags={_PACKAGE_TAG: candidate.digest})
     run_id: str = run.info.run_id
-    start = run.info.start_time
+    try:
+        _log(client, run_id, run.info.start_time, candidate)
+        client.set_terminated(run_id, "FINISHED")
+    except BaseException:  # Ctrl-C too: a run that nobody ends is under way for ever
+        with contextlib.suppress(MlflowException, OSError):
+            client.set_terminated(run_id, "FAILED")
+        raise
+    return run_id
+
+
+def _log(client: MlflowClient, run_id: str, start: int, candidate: Candidate) -> None:
     values = [Metric(key, value, start, 0) for key, value in candidate.metrics.items()]
     for step, epoch in enumerate(candidate.history, start=1):
         values += [Metric(key, value, start, step) for key, value in epoch.items()]
@@ -116,8 +127,6 @@ def _log_run(client: MlflowClient, experiment_id: str, candidate: Candidate) -> 
     client.log_artifacts(run_id, str(candidate.package), _PACKAGE_FOLDER)
     for file in candidate.files:
         client.log_artifact(run_id, str(file))
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
 
 
 def _find_version(client: MlflowClient, name: str, run_id: str) -> str | None:

@@ -45,6 +45,7 @@ _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
 _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
 _KNOWN_HEADS, _MAX_KNOWN_HEAD_BYTES = 8, 1 << 10  # that a connection keeps, and of each
+_TAKEN_BYTES = 1 << 20  # of a larger answer must be taken in the time that a smaller one has
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
 _HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 417, 431, 501, 505
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -108,6 +109,8 @@ class Connection(asyncio.Protocol):
         """Set while a request is being received."""
         self._send_by: float | None = None
         """Set while the client is slow to take answers."""
+        self._untaken_bytes = 0
+        """What was left when that clock was last set."""
         self._linger_until: float | None = None
         """Set once the last answer is sent."""
         self._cut_at: float | None = None
@@ -238,6 +241,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing() or self._linger_until is not None:
             self._wait_for_end(now)
         elif self._send_by is not None:
+            self._send_by = self._again(self._send_by, now)
             if now >= self._send_by:
                 self._transport.abort()
         elif self._receive_by is not None and not self._is_paused:
@@ -251,13 +255,21 @@ class Connection(asyncio.Protocol):
     def _wait_for_end(self, now: float) -> None:
         """Close when the last answer has had its time, and cut off a client that does not take what is left."""
         if self._transport.is_closing():
-            self._cut_at = self._cut_at or now + self._owner.limits.receive_s
+            self._cut_at = self._again(self._cut_at or now + self._owner.limits.receive_s, now)
             if now >= self._cut_at:
                 self._transport.abort()
         elif self._linger_until is not None:
+            self._linger_until = self._again(self._linger_until, now)
             is_sending = self._transport.get_write_buffer_size() > 0  # of TLS not all that is
             if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
                 self._transport.close()
+
+    def _again(self, clock: float, now: float) -> float:
+        """Return a clock of the client's taking, set anew where it has taken a good part more: a large answer takes a slow one its time."""
+        left = self._transport.get_write_buffer_size()
+        has_taken = left <= self._untaken_bytes - _TAKEN_BYTES
+        self._untaken_bytes = left if has_taken else max(left, self._untaken_bytes)
+        return now + self._owner.limits.receive_s if has_taken else clock
 
     def _idle_s(self) -> float:
         return min(IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s

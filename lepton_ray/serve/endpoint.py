@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import orjson
@@ -31,6 +31,7 @@ from lepton_ray.serve.openapi import describe
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.page import read_page
 from lepton_ray.serve.statistics import RunTimes, Statistics
+from lepton_ray.spec.release import ListenerSpec, ServeSpec
 
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -103,6 +104,12 @@ class Limits:
     """A body must have come this long after its head, at Ray Serve's HTTP; a listener has a clock of its own."""
     max_job_bytes: int = 0
     """Of the body of a job; 0 takes no jobs."""
+
+    @classmethod
+    def of(cls, spec: ServeSpec) -> Self:
+        """Return those that a spec asks for."""
+        receive_s = (spec.listener or ListenerSpec()).receive_timeout_s
+        return cls(spec.max_request_bytes, spec.max_rows_per_request, receive_s, spec.max_job_bytes)
 
 
 @dataclass(frozen=True, slots=True)

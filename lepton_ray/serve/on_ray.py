@@ -2,10 +2,11 @@
 
 import errno
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import ray
+from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
@@ -107,19 +108,18 @@ def _autoscaling(spec: ServeSpec) -> AutoscalingConfig:
 
 
 def _version_of(served: Served) -> str:
-    serving = served.serving
-    what = serving.open_model
-    facts = {**vars(serving), "open_model": f"{what.__module__}.{what.__qualname__}", "limits": asdict(serving.limits)}
-    listening = served.listening and asdict(served.listening)
-    sections = [
-        one and one.model_dump(mode="json")
-        for one in (served.auth, served.rate_limit, served.tls, served.monitor, served.jobs)
-    ]
-    rest = {"sections": sections, "access_log": served.access_log, "has_latency": served.has_latency}
-    if (shelving := served.shelving) is not None:
-        rest["models"] = {name: ref.model_dump(mode="json") for name, ref in shelving.packages.items()}
-        rest["memory_limit_mb"] = shelving.memory_limit_mb
-    return sha256_json({"code": __version__, "serving": facts, "listening": listening, **rest})
+    return sha256_json({"code": __version__, "served": _facts(served)})
+
+
+def _facts(value: Any) -> Any:
+    """Return settings as JSON, each of them, also those that come to be."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value):
+        return {field.name: _facts(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {name: _facts(one) for name, one in value.items()}
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
 
 
 def run(application: Any, name: str, spec: ServeSpec) -> Addresses:

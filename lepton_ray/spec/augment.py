@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, Fraction, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import FiniteFloat, Fraction, Section
 
 _COLOUR_CHANNELS = 3  # red, green, blue: saturation needs them
 
@@ -48,7 +49,7 @@ class TableAugment(Section):
     """Standard deviation of Gaussian noise, in standard deviations of the column over the training split."""
     noise_fraction: Fraction = 1.0
     """Share of values that noise is added to, drawn for each row and column."""
-    columns: Annotated[StrTuple, Field(min_length=1)] | None = None
+    columns: Annotated[Texts, Field(min_length=1)] | None = None
     """Number columns that noise is added to; None takes all."""
 
     @model_validator(mode="after")
@@ -87,11 +88,8 @@ class AugmentSpec(Section):
 
 def check_augment(
     spec: AugmentSpec,
-    has_image: bool,
-    has_tokens: bool,
-    has_table: bool,
+    kinds: Collection[str],
     *,
-    has_ids: bool = False,
     has_classes: bool = True,
     image_shape: tuple[int, int, int] | None = None,
     number_columns: Collection[str] | None = None,
@@ -100,36 +98,32 @@ def check_augment(
 
     Args:
         spec: The section.
-        has_image: Whether the model's input has an image.
-        has_tokens: Whether it has token ids.
-        has_table: Whether it has columns of numbers.
-        has_ids: Whether it has ids of categories.
+        kinds: Of the model's inputs: ``image``, ``tokens``, ``table`` (columns of numbers), ``ids`` (of categories).
         has_classes: Whether the label is a category: each row of one class.
         image_shape: Channels, height and width of the image as the model sees it, where they are known.
         number_columns: Names of the columns that are numbers for the model, where they are known.
     """
     problems = [
         f"train.augment.{name} must be left out for data without {what}, got {_settings(section)}. Remove it"
-        for name, section, has, what in (
-            ("image", spec.image, has_image, "an image column"),
-            ("text", spec.text, has_tokens, "token ids"),
-            ("table", spec.table, has_table, "number columns"),
+        for name, section, kind, what in (
+            ("image", spec.image, "image", "an image column"),
+            ("text", spec.text, "tokens", "token ids"),
+            ("table", spec.table, "table", "number columns"),
         )
-        if section != type(section)() and not has
+        if section != type(section)() and kind not in kinds
     ]
     if spec.balance is not None and not has_classes:
         problems.append(
             f"train.augment.balance must be left out for a label that is a number or tags, got {spec.balance!r}. Remove it"
         )
-    if spec.mixup_alpha and (has_tokens or has_ids):
+    if spec.mixup_alpha and ("tokens" in kinds or "ids" in kinds):
         problems.append(
-            f"train.augment.mixup_alpha must be 0 for data with {'token ids' if has_tokens else 'ids of categories'}, which "
-            f"have no middle, got {spec.mixup_alpha}. "
-            "Remove it"
+            f"train.augment.mixup_alpha must be 0 for data with {'token ids' if 'tokens' in kinds else 'ids of categories'}, "
+            f"which have no middle, got {spec.mixup_alpha}. Remove it"
         )
-    if has_image and image_shape is not None:
+    if "image" in kinds and image_shape is not None:
         problems += _check_image(spec.image, image_shape)
-    if has_table and number_columns is not None:
+    if "table" in kinds and number_columns is not None:
         problems += _check_columns(spec.table, number_columns)
     return problems
 

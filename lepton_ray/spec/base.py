@@ -3,16 +3,17 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, model_validator
+from pydantic import Field, GetJsonSchemaHandler, Strict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from lepton_ray.core import settings
+from lepton_ray.core.frozen import Frozen
 
 
 class EnvReferences:
@@ -36,7 +37,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 IntTuple = Annotated[tuple[PositiveInt, ...], Strict(False)]
-StrTuple = Annotated[tuple[str, ...], Strict(False)]
 
 
 def short_form(value: Any) -> Any:
@@ -44,10 +44,8 @@ def short_form(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-class Section(BaseModel):
+class Section(Frozen):
     """A frozen part of a spec that refuses unknown keys and does not turn text into numbers."""
-
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
 
     @model_validator(mode="after")
     def _check_env_references(self) -> Self:
@@ -94,6 +92,16 @@ def _may_refer(field: FieldInfo) -> bool:
     members = get_args(field.annotation)  # of ``Uri | None`` the member carries the mark
     marks = [*field.metadata, *(mark for member in members for mark in getattr(member, "__metadata__", ()))]
     return any(isinstance(mark, EnvReferences) for mark in marks)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Refuse a section for reasons that name the paths of their settings themselves.
+
+    Raises:
+        PydanticCustomError: If there are any; ``load`` takes it apart again.
+    """
+    if problems:
+        raise PydanticCustomError("problems", "{problems}", {"problems": problems})
 
 
 def replace(section: Section, values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -8,18 +8,44 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import Fraction, PositiveFloat, PositiveInt, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import Fraction, PositiveFloat, PositiveInt, Section
 from lepton_ray.spec.row_rules import Columns, Preference, Rule, as_tuple, one_or_many
 
 _DEFAULT_DISTANCE = 10.0
 _MAX_SERIES_LENGTH = 100_000
 _MIN_RECALL = 0.995  # of pairs with exactly the similarity asked for; of more alike ones more are found
 
+REASONS = {
+    "wrong_header": "the file's header lacks columns or repeats one",
+    "ragged_row": "another number of cells than the header",
+    "malformed_quotes": "a quote that is never closed",
+    "invalid_utf8": "bytes that are not UTF-8",
+    "invalid_json": "a line that is no JSON object",
+    "unreadable_image": "a file that is no image, or one of another size",
+    "type_error": "a value of the wrong type",
+    "out_of_range": "a number outside min and max",
+    "not_allowed": "a category that is not allowed",
+    "pattern_mismatch": "a text of another form than the pattern",
+    "wrong_length": "a text or a series that is too short or too long",
+    "missing_required": "a required value is missing",
+    "missing_label": "the label is missing",
+    "too_many_missing": "too many missing values",
+    "rule_broken": "a rule across columns",
+    "foreign_key": "a key that is not in the reference",
+    "not_unique": "another row has the same key",
+    "duplicate": "the same as an earlier row",
+    "near_duplicate": "a text nearly the same as another row's",
+    "too_short": "too few rows before it for its window",
+    "outlier": "far outside the other training rows",
+}
+"""Why a row can be removed, for people, by the ledger's words: ``max_removed`` may name them."""
+
 
 class DuplicatesSpec(Preference):
     """Of rows with one key, one stays; a missing value is a value like any other here."""
 
-    columns: StrTuple = ()
+    columns: Texts = ()
     """The key; every column of ``data.columns`` by default."""
 
     @model_validator(mode="after")
@@ -85,7 +111,7 @@ class NearDuplicatesSpec(Section):
 class OutlierSpec(Section):
     """Training rows far outside the rest are quarantined; validation and test rows stay, as live traffic does."""
 
-    columns: StrTuple = ()
+    columns: Texts = ()
     """Number columns; every number among the features by default."""
     method: Literal["iqr", "z_score", "mad", "quantile"] = "iqr"
     """How bounds are fitted on the training rows: from quartiles, mean and standard deviation, median and median absolute
@@ -166,7 +192,7 @@ class WindowSpec(Section):
     """Number column whose values a window holds."""
     time: str
     """Time or number column that orders the rows of an entity; a row where it is missing has no window and is in none."""
-    entity: StrTuple = ()
+    entity: Texts = ()
     """Columns whose values name an entity, such as a shop and a product; without any all rows are one series."""
     length: Annotated[int, Field(ge=1, le=_MAX_SERIES_LENGTH)]
     """Number of values in a window."""

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lepton_ray.spec.clean import CleanSpec, WindowSpec
+from lepton_ray.spec.clean import REASONS, CleanSpec, WindowSpec
 from lepton_ray.spec.data import CategoryColumn, DataSpec, parse_iso
 from lepton_ray.spec.ranges import Range, narrow, range_of, range_words
 from lepton_ray.spec.row_rules import (
@@ -18,31 +18,6 @@ from lepton_ray.spec.row_rules import (
     TotalRule,
     UniqueRule,
 )
-
-REMOVAL_REASONS = (
-    "wrong_header",
-    "ragged_row",
-    "malformed_quotes",
-    "invalid_utf8",
-    "invalid_json",
-    "unreadable_image",
-    "type_error",
-    "out_of_range",
-    "not_allowed",
-    "pattern_mismatch",
-    "wrong_length",
-    "missing_required",
-    "missing_label",
-    "too_many_missing",
-    "rule_broken",
-    "foreign_key",
-    "not_unique",
-    "duplicate",
-    "near_duplicate",
-    "too_short",
-    "outlier",
-)
-"""What ``max_removed`` may name: the ledger's words."""
 
 _TEXTUAL = ("category", "text", "ignored")
 _ORDERED = ("number", "time")
@@ -123,8 +98,8 @@ def _check_outliers(clean: CleanSpec, data: DataSpec) -> Iterator[str]:
 
 def _check_label_settings(clean: CleanSpec, data: DataSpec) -> Iterator[str]:
     for reason in clean.max_removed:
-        if reason not in REMOVAL_REASONS:
-            yield f"clean.max_removed must name reasons out of {', '.join(REMOVAL_REASONS)}, got {reason!r}. Change it."
+        if reason not in REASONS:
+            yield f"clean.max_removed must name reasons out of {', '.join(REASONS)}, got {reason!r}. Change it."
     normal = data.anomalies.normal_class if data.anomalies else None
     if data.label is not None:
         if normal is not None and (found := why_never(data.label, normal, data)):
@@ -212,7 +187,7 @@ def _check_rule(rule: Rule, place: str, data: DataSpec) -> Iterator[str]:
         required = [name for name in rule.columns if getattr(data.columns[name], "required", False)]
         found = f"{', '.join(required)} is required" if len(required) > rule.bounds[1] else None
     if found:
-        yield f"{place} must be able to hold, got {rule.words} ({found}). {_NO_VALUE}: change the rule or the column."
+        yield f"{place} must be able to hold, got {rule.sentence} ({found}). {_NO_VALUE}: change the rule or the column."
 
 
 def _find_impossible_total(rule: TotalRule, data: DataSpec) -> str | None:
@@ -320,7 +295,7 @@ class _Together:
         else:
             return
         if not can_hold:
-            yield f"{place} must be able to hold together with the rules before it, got {rule.words}. Change one of them."
+            yield f"{place} must be able to hold together with the rules before it, got {rule.sentence}. Change one of them."
 
     def _add_pair(self, left: str, operator: str, right: str) -> bool:
         if left > right:

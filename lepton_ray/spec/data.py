@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, StrTuple, short_form
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, short_form
 from lepton_ray.spec.clean import WindowSpec
 from lepton_ray.spec.sources import Cifar10Source, ImageFolderSource, Source
 
@@ -26,7 +27,7 @@ def _trimmed(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts)
 
 
-Words = Annotated[StrTuple, AfterValidator(_trimmed)]
+Words = Annotated[Texts, AfterValidator(_trimmed)]
 """Texts that cells are held against, which are trimmed too."""
 
 
@@ -46,7 +47,7 @@ class NumberColumn(Section):
     """Decimal sign of numbers that come as text."""
     thousands: Literal["", ",", ".", " ", "'"] = ""
     """Sign that groups the digits of numbers that come as text: ``1,234.5``."""
-    units: StrTuple = ()
+    units: Texts = ()
     """Texts that may stand before or after a number that comes as text, such as ``$`` or ``kg``; they are left out."""
 
     @model_validator(mode="after")
@@ -119,7 +120,7 @@ class TagsColumn(_ChoiceColumn):
     """What stands between the tags of a text; no tag may hold it."""
     required: bool = False
     """Whether a row to which no tag belongs is bad."""
-    none_words: StrTuple = ()
+    none_words: Texts = ()
     """Texts that are no tags but say that none belongs to the row, such as ``(no genres listed)``. With an empty text among
     them a cell that is empty or null says so too; else it is missing. An empty list always says so."""
     rare: Literal["stop", "leave_out"] = "stop"

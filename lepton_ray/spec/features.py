@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from lepton_ray.spec.base import PositiveInt, Section, StrTuple, short_form
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import PositiveInt, Section, short_form
 from lepton_ray.spec.features_category import CategoryFeatures, HashEncoding, OneHotEncoding
 from lepton_ray.spec.features_choice import require_unique
 from lepton_ray.spec.features_content import ImageFeatures, SeriesFeatures, TextFeatures, TimeFeatures
@@ -73,7 +74,7 @@ CrossEncoding = Annotated[
 class CrossFeatures(Section):
     """The combination of categories as a category of its own; missing values count as a category."""
 
-    columns: Annotated[StrTuple, Field(min_length=2, max_length=4)]
+    columns: Annotated[Texts, Field(min_length=2, max_length=4)]
     """Category columns."""
     encode: CrossEncoding = OneHotEncoding(kind="one_hot")
     max_categories: Annotated[int, Field(ge=1, le=100_000)] = 256
@@ -90,7 +91,7 @@ class CrossFeatures(Section):
 class PolynomialFeatures(Section):
     """Products of scaled numbers, besides the numbers themselves."""
 
-    columns: StrTuple | None = None
+    columns: Texts | None = None
     """Number columns; None takes all that are not binned."""
     degree: Annotated[int, Field(ge=2, le=3)] = 2
     """Greatest number of factors."""
@@ -101,7 +102,7 @@ class PolynomialFeatures(Section):
 class PcaFeatures(Section):
     """Principal components of scaled numbers."""
 
-    columns: StrTuple | None = None
+    columns: Texts | None = None
     """Number columns; None takes all that are not binned."""
     num_components: PositiveInt | None = None
     """None takes as many as explain ``variance_fraction``."""

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lepton_ray.spec.base import PositiveFloat, PositiveInt, Section, StrTuple, short_form
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import PositiveFloat, PositiveInt, Section, short_form
 from lepton_ray.spec.features_choice import require_unique
 
 _FEW_CATEGORIES, _MANY_CATEGORIES = 64, 10_000  # where a category is a column; where it is a value
@@ -22,7 +23,7 @@ class OrdinalEncoding(Section):
     """The rank of the category, from 0; unseen ones are -1."""
 
     kind: Literal["ordinal"]
-    order: StrTuple | None = None
+    order: Texts | None = None
     """Categories from least to greatest; None sorts those of the training rows as text."""
 
     @model_validator(mode="after")

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
+from lepton_ray.core.frozen import Texts
 from lepton_ray.spec.augment import AugmentSpec
-from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section, StrTuple
+from lepton_ray.spec.base import FiniteFloat, ImportPath, IntTuple, PositiveFloat, PositiveInt, Section
 from lepton_ray.spec.tpu import TpuTopology, TpuType, chips_per_host, num_chips
 
 Framework = Literal["torch", "keras", "jax"]
@@ -122,9 +123,9 @@ class TwoTowersModel(Section):
     """
 
     kind: Literal["two_towers"]
-    user: Annotated[StrTuple, Field(min_length=1)]
+    user: Annotated[Texts, Field(min_length=1)]
     """Columns, of those with ``encode: ids``, that say who it is."""
-    item: Annotated[StrTuple, Field(min_length=1)]
+    item: Annotated[Texts, Field(min_length=1)]
     """Columns that say what is scored; each column belongs to one side."""
     embedding_width: PositiveInt = 16
     """Of the vector of an id; those of a side's columns stand side by side."""
@@ -148,7 +149,7 @@ class LoraSpec(Section):
     """Width of the two matrices."""
     alpha: PositiveFloat = 16.0
     """Their product counts ``alpha / factor_rank``."""
-    target_modules: Annotated[StrTuple, Field(min_length=1)] = ("query", "value")
+    target_modules: Annotated[Texts, Field(min_length=1)] = ("query", "value")
     """Last part of the names of the backbone's linear layers that get one."""
 
 

@@ -50,15 +50,8 @@ _WORDS = {
 def inputs_of(features: FeaturesSpec, data: DataSpec) -> dict[str, InputKind]:
     """Return what a model gets: the kind of each input by its name, in their order."""
     made = {_made_of(column, features.of(name, column.kind)) for name, column in data.features.items()}
-    inputs: dict[str, InputKind] = {}
-    if "table" in made:
-        inputs["features"] = "table"
-    if "ids" in made:
-        inputs["ids"] = "ids"
-    if "tokens" in made:
-        inputs["tokens"] = "tokens"
-    if "steps" in made:
-        inputs["steps"] = "steps"
+    in_order: tuple[InputKind, ...] = ("table", "ids", "tokens", "steps")
+    inputs = {"features" if kind == "table" else kind: kind for kind in in_order if kind in made}
     if "image" in made:
         inputs["pixels" if inputs else "features"] = "image"
     return inputs

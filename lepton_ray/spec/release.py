@@ -131,8 +131,8 @@ class ListenerSpec(Section):
     max_connections: PositiveInt = 1024
     """Connections that one replica has open; more wait in the kernel's queue."""
     receive_timeout_s: PositiveFloat = 30.0
-    """A request must have arrived this long after its first byte, and its answer must be taken; else 408. Bodies at Ray Serve's
-    own HTTP have this time too."""
+    """A request must have arrived this long after its first byte, else 408. In each such time its answer must be taken, or a MiB of a
+    larger one; else the connection is cut. Bodies at Ray Serve's own HTTP have this time too."""
     idle_timeout_s: PositiveFloat = 75.0
     """A connection without a request is closed after this."""
     connection_age_s: PositiveFloat = 60.0

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import FiniteFloat, ImportPath, Section, StrTuple
+from lepton_ray.core.frozen import Texts
+from lepton_ray.spec.base import FiniteFloat, ImportPath, Section
 from lepton_ray.spec.sources import Source
 
 
@@ -56,7 +57,7 @@ def _check_distinct(value: tuple[str, ...]) -> tuple[str, ...]:
 
 Constant = Annotated[float | str, PlainValidator(_check_constant, json_schema_input_type=float | str)]
 Columns = Annotated[
-    StrTuple,
+    Texts,
     BeforeValidator(_to_list, json_schema_input_type=str | list[str]),
     Field(min_length=1),
     AfterValidator(_check_distinct),
@@ -137,22 +138,33 @@ class _Rule(Section):
     """``remove`` puts rows that break the rule into quarantine, ``stop`` ends the run."""
 
     @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
-        return ()
-
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
-        raise NotImplementedError
-
-    @property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every comparison in the rule."""
+        return self.conditions
+
+    @property
+    def conditions(self) -> tuple[Comparison, ...]:
+        """Comparisons that hold in the rows that are looked at."""
         return ()
 
-    def _named(self, words: str) -> str:
-        return words if self.name is None else f"{self.name}: {words}"
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that are looked at, each once."""
+        more = (name for condition in self.conditions for name in condition.columns)
+        return tuple(dict.fromkeys([*self._own_columns(), *more]))
+
+    @property
+    def sentence(self) -> str:
+        """What must hold, in words, after the rule's name."""
+        name = "" if self.name is None else f"{self.name}: "
+        conditions = " and ".join(condition.words for condition in self.conditions)
+        return f"{name}{self._must()} when {conditions}" if conditions else f"{name}{self._must()}"
+
+    def _own_columns(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def _must(self) -> str:
+        raise NotImplementedError
 
 
 class _ConditionalRule(_Rule):
@@ -164,19 +176,6 @@ class _ConditionalRule(_Rule):
     def conditions(self) -> tuple[Comparison, ...]:
         """``when`` as a tuple."""
         return as_tuple(self.when)
-
-    @property
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """Every comparison in the rule."""
-        return self.conditions
-
-    def _with_conditions(self, words: str) -> str:
-        conditions = " and ".join(condition.words for condition in self.conditions)
-        return self._named(f"{words} when {conditions}" if conditions else words)
-
-    def _with_condition_columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
-        more = (name for condition in self.conditions for name in condition.columns)
-        return tuple(dict.fromkeys([*columns, *more]))
 
 
 class CompareRule(Comparison, _ConditionalRule):
@@ -193,15 +192,11 @@ class CompareRule(Comparison, _ConditionalRule):
         """Every comparison in the rule."""
         return (self, *self.conditions)
 
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
-        return self._with_condition_columns(self.columns)
+    def _own_columns(self) -> tuple[str, ...]:
+        return self.columns
 
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
-        return self._with_conditions(super().words.replace(self.left, f"{self.left} must be", 1))
+    def _must(self) -> str:
+        return self.words.replace(self.left, f"{self.left} must be", 1)
 
 
 class GivenRule(_ConditionalRule):
@@ -234,21 +229,17 @@ class GivenRule(_ConditionalRule):
         low = (everything if self.at_most is None else 0) if self.at_least is None else self.at_least
         return low, everything if self.at_most is None else min(self.at_most, everything)
 
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
-        return self._with_condition_columns(self.columns)
+    def _own_columns(self) -> tuple[str, ...]:
+        return self.columns
 
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
+    def _must(self) -> str:
         low, high = self.bounds
         names = ", ".join(self.columns)
         if low == high:
             count = "all" if low == len(self.columns) else ("none" if low == 0 else f"exactly {low}")
         else:
             count = f"at least {low}" if high == len(self.columns) else f"{low} to {high}"
-        return self._with_conditions(f"{count} of {names} must be given")
+        return f"{count} of {names} must be given"
 
 
 class TotalRule(_ConditionalRule):
@@ -262,15 +253,11 @@ class TotalRule(_ConditionalRule):
     tolerance: Annotated[FiniteFloat, Field(ge=0)] = 1e-6
     """Greatest allowed distance, in the unit of the columns."""
 
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
-        return self._with_condition_columns((*self.columns, self.total))
+    def _own_columns(self) -> tuple[str, ...]:
+        return *self.columns, self.total
 
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
-        return self._with_conditions(f"{' + '.join(self.columns)} must be {self.total} within {self.tolerance:g}")
+    def _must(self) -> str:
+        return f"{' + '.join(self.columns)} must be {self.total} within {self.tolerance:g}"
 
 
 class FunctionRule(_Rule):
@@ -285,15 +272,11 @@ class FunctionRule(_Rule):
     """``package.module:function``."""
     columns: Columns
 
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
+    def _own_columns(self) -> tuple[str, ...]:
         return self.columns
 
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
-        return self._named(f"{self.function} must find {', '.join(self.columns)} fine")
+    def _must(self) -> str:
+        return f"{self.function} must find {', '.join(self.columns)} fine"
 
 
 class Preference(Section):
@@ -319,15 +302,11 @@ class UniqueRule(Preference, _Rule):
     kind: Literal["unique"]
     columns: Columns
 
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
-        return tuple(dict.fromkeys([*self.columns, *([self.by] if self.by else [])]))
+    def _own_columns(self) -> tuple[str, ...]:
+        return self.columns if self.by is None else (*self.columns, self.by)
 
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
-        return self._named(f"{', '.join(self.columns)} must be unique")
+    def _must(self) -> str:
+        return f"{', '.join(self.columns)} must be unique"
 
 
 class ForeignKeyRule(_Rule):
@@ -358,19 +337,13 @@ class ForeignKeyRule(_Rule):
         """The key's columns in the reference."""
         return self.columns if self.reference_columns is None else self.reference_columns
 
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that are looked at, each once."""
+    def _own_columns(self) -> tuple[str, ...]:
         return self.columns
 
-    @property
-    def words(self) -> str:
-        """What must hold, in words, after the rule's name."""
-        return self._named(f"{', '.join(self.columns)} must stand in {', '.join(self.referred)} of the reference")
+    def _must(self) -> str:
+        return f"{', '.join(self.columns)} must stand in {', '.join(self.referred)} of the reference"
 
 
 Rule = Annotated[
     CompareRule | GivenRule | TotalRule | FunctionRule | UniqueRule | ForeignKeyRule, Field(discriminator="kind")
 ]
-RowRule = CompareRule | GivenRule | TotalRule | FunctionRule
-"""Rules that look at one row at a time."""

@@ -1,15 +1,14 @@
 """``RunSpec``, the root: one frozen object that says everything a run is asked to do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from lepton_ray.core import settings
 from lepton_ray.spec.augment import check_augment
 from lepton_ray.spec.backbone import check_local_backbones
-from lepton_ray.spec.base import Name, Section, Uri, replace
+from lepton_ray.spec.base import Name, Section, Uri, raise_problems, replace
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.cost import CostSpec
@@ -55,110 +54,102 @@ class RunSpec(Section):
     """Prices and budgets. No result depends on them."""
 
     @model_validator(mode="after")
-    def _check_model_fits_data(self) -> Self:
-        if self.model is None and (needing := [name for name in _OF_MODEL if getattr(self, name) is not None]):
-            sections = ", ".join(name.removesuffix("_") for name in needing)
-            raise ValueError(f"model must be given for {sections}. Add model, or remove {sections}")
-        if self.model is not None and self.data.task is None:
-            raise ValueError("data.label must be given for a model. Name the column to predict")
-        if self.model is not None and (problem := check_task(self.model, self.data.task)):
-            raise ValueError(problem)
-        if self.model is not None and not (self.data.split.val and self.data.split.test):
-            raise ValueError("data.split.val and data.split.test must be more than 0 for a model. Give each a share")
+    def _check_together(self) -> Self:
+        """Tell all that does not fit together at once; what builds on something is looked at when that is sound."""
+        problems = list(self._problems_of_model())
+        if not problems:
+            problems += [*self._problems_of_inputs(), *check_framework(self.model, self.train, self.export)]
+        problems += [*self._problems_of_columns(), *self._problems_of_gates(), *self._problems_of_release()]
+        raise_problems(problems or list(self._problems_of_search()))
         return self
 
-    @model_validator(mode="after")
-    def _check_model_input(self) -> Self:
+    def _problems_of_model(self) -> Iterator[str]:
+        if self.model is None:
+            if sections := ", ".join(name.removesuffix("_") for name in _OF_MODEL if getattr(self, name) is not None):
+                yield f"model must be given for {sections}. Add model, or remove {sections}"
+            return
+        if self.data.task is None:
+            yield "data.label must be given for a model. Name the column to predict"
+        elif problem := check_task(self.model, self.data.task):
+            yield problem
+        if not (self.data.split.val and self.data.split.test):
+            yield "data.split.val and data.split.test must be more than 0 for a model. Give each a share"
+
+    def _problems_of_inputs(self) -> Iterator[str]:
         """See what the features make of the columns."""
         inputs = inputs_of(self.features, self.data)
-        kinds, shape = set(inputs.values()), image_shape(self.features, self.data)
-        problems = (
+        shape = image_shape(self.features, self.data)
+        found = (
             check_model(self.model, inputs, shape, id_columns(self.features, self.data))
             if self.model is not None
             else []
         )
-        problems = problems or check_local_backbones(self.model, self.train.framework, self.features, self.data)
+        yield from found or check_local_backbones(self.model, self.train.framework, self.features, self.data)
         if self.train.augment is not None:
-            has = ["image" in kinds, "tokens" in kinds, "table" in kinds]
-            problems += check_augment(
+            yield from check_augment(
                 self.train.augment,
-                *has,
-                has_ids="ids" in kinds,
+                set(inputs.values()),
                 has_classes=self.data.task == "classification",
                 image_shape=shape,
                 number_columns=numbers_kept(self.features, self.data),
             )
-        if problems:
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
-        return self
 
-    @model_validator(mode="after")
-    def _check_framework(self) -> Self:
-        if problems := check_framework(self.model, self.train, self.export):
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
-        return self
+    def _problems_of_columns(self) -> Iterator[str]:
+        yield from check_windows(self.data.windows, self.data)
+        yield from check_clean(self.clean, self.data)
+        yield from check_features(self.features, self.data)
+        if self.evaluate.ranking:
+            yield from check_ranking(self.evaluate.ranking, self.data)
+        if self.model and self.data.ranking:
+            yield from check_pairs(self.train, self.evaluate)
 
-    @model_validator(mode="after")
-    def _check_columns(self) -> Self:
-        problems = [
-            *check_windows(self.data.windows, self.data),
-            *check_clean(self.clean, self.data),
-            *check_features(self.features, self.data),
-            *(check_ranking(self.evaluate.ranking, self.data) if self.evaluate.ranking else ()),
-            *(check_pairs(self.train, self.evaluate) if self.model and self.data.ranking else ()),
-        ]
-        if problems:
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
-        return self
-
-    @model_validator(mode="after")
-    def _check_gates(self) -> Self:
-        task = self.data.task
-        known = metrics_of(task, self.evaluate) if task else ()
+    def _problems_of_gates(self) -> Iterator[str]:
+        task, gates = self.data.task, self.evaluate.gates
+        if task is None or not gates:
+            return
+        known = metrics_of(task, self.evaluate)
         if task == "anomaly_detection" and self.data.label is None:
             known = ("flagged_fraction",)
-        if task and self.evaluate.gates and not known:
-            raise ValueError(
+        if not known:
+            yield (
                 f"evaluate.ranking must be given for evaluate.gates with data.ranking, got None and the gates "
-                f"{', '.join(self.evaluate.gates)}. Say what is relevant: evaluate.ranking: {{relevant: 1}}"
+                f"{', '.join(gates)}. Say what is relevant: evaluate.ranking: {{relevant: 1}}"
             )
-        if task and (wrong := [name for name in self.evaluate.gates if name.removeprefix(BASELINE) not in known]):
-            raise ValueError(
+        elif wrong := [name for name in gates if name.removeprefix(BASELINE) not in known]:
+            yield (
                 f"evaluate.gates must name metrics of the {task} of {self.data.label or 'rows'} ({', '.join(known)}), or of its baseline "
                 f"({BASELINE}{known[0]} and so on), got {wrong[0]!r}. Name one of them"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_release(self) -> Self:
+    def _problems_of_release(self) -> Iterator[str]:
         if self.register_ and self.register_.tracking_uri is None and settings.local_path(self.storage) is None:
-            raise ValueError(
+            yield (
                 f"register.tracking_uri must be given when storage is not local, got storage {self.storage!r}. "
                 "Name an MLflow server"
             )
         if self.serve and self.serve.max_rows_per_request < self.export.golden_rows:
-            raise ValueError(
+            yield (
                 f"serve.max_rows_per_request must be at least export.golden_rows ({self.export.golden_rows}), which the "
                 f"endpoint is asked, got {self.serve.max_rows_per_request}. Lower export.golden_rows"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_search_space(self) -> Self:
+    def _problems_of_search(self) -> Iterator[str]:
         if self.tune is None:
-            return self
+            return
         if self.train.use_tpu and self.tune.workers_per_trial == 1:
-            raise ValueError(
+            yield (
                 "tune.workers_per_trial must be at least 2 for train.use_tpu, as a trial of one process is on CPUs, got 1. "
                 "Raise it, or search without train.use_tpu"
             )
+            return
         trial = self
         if self.tune.workers_per_trial > 1:
             try:
                 workers = {"train.min_workers": None, "train.num_workers": self.tune.workers_per_trial}
                 trial = self.with_values(workers)
             except ValidationError as error:
-                raise ValueError(f"tune.workers_per_trial must fit train ({_reason(error)})") from error
+                yield f"tune.workers_per_trial must fit train ({_reason(error)})"
+                return
         specs = [self] if trial is self else [self, trial]
 
         def refusal(values: Mapping[str, Any]) -> str | None:
@@ -169,9 +160,7 @@ class RunSpec(Section):
                 return _reason(error)
             return None
 
-        if problems := list(find_problems(self.tune.space, refusal)):
-            raise ValueError("; ".join(problems))
-        return self
+        yield from find_problems(self.tune.space, refusal)
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """Return this spec with other values by their paths (``train.lr``) and no search, validated again.
@@ -198,6 +187,9 @@ class RunSpec(Section):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"]
-    return str(error.args[0])
+    if not isinstance(error, ValidationError):
+        return str(error.args[0])
+    details = error.errors()[0]
+    return str(
+        details["ctx"]["problems"][0] if details["type"] == "problems" else details["msg"].removeprefix("Value error, ")
+    )

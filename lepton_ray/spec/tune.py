@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, replace, short_form
+from lepton_ray.spec.base import FiniteFloat, PositiveFloat, PositiveInt, Section, raise_problems, replace, short_form
 from lepton_ray.spec.model import Model, TrainSpec
 
 Scalar = int | float | str | bool
@@ -150,7 +150,7 @@ class SecondObjective(Section):
     """
 
     what: Literal["num_parameters", "epoch_s"]
-    """Weights of the model, or mean seconds of an epoch, measured while other trials run."""
+    """Weights of the model, frozen ones too, or mean seconds of an epoch, measured while other trials run."""
     max_loss_excess_fraction: Annotated[FiniteFloat, Field(ge=0)] = 0.05
     """How far above the least loss the loss may be, as a share of it."""
 
@@ -297,14 +297,13 @@ class TuneSpec(Section):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        problems = [*self._grid_problems(), *self._pbt_problems(), *self._worker_problems()]
+        problems = [*self._grid_problems(), *self._pbt_problems(), *self._worker_problems(), *self._idle_problems()]
         if self.second_objective and not isinstance(self.scheduler, NoScheduler):
             problems.append(
                 f"tune.scheduler must be none for tune.searcher.also_minimise, got {self.scheduler.kind!r}, which compares "
                 "trials by their loss alone. Set tune.scheduler to none"
             )
-        if problems:
-            raise PydanticCustomError("problems", "{problems}", {"problems": problems})
+        raise_problems(problems)
         return self
 
     def _grid_problems(self) -> Iterator[str]:
@@ -366,6 +365,32 @@ class TuneSpec(Section):
             yield (
                 "tune.searcher.also_minimise.what must be num_parameters for trials of several workers, whose epochs are not "
                 f"told one by one, got 'epoch_s'. Change it, {way_out}"
+            )
+
+    def _idle_problems(self) -> Iterator[str]:
+        """What was asked for and could never act; defaults give way to a short search."""
+        given = {name: getattr(self.scheduler, name) for name in self.scheduler.model_fields_set}
+        searcher, trials = self.searcher, self.total_trials
+        if (grace := given.get("grace_epochs", 0)) >= self.epochs:
+            yield (
+                f"tune.scheduler.grace_epochs must be less than tune.epochs ({self.epochs}), got {grace}. "
+                "Lower it, or raise tune.epochs: no trial would be stopped early"
+            )
+        if (others := given.get("min_trials", 0)) >= trials:
+            yield (
+                f"tune.scheduler.min_trials must be less than the number of trials ({trials}), got {others}. "
+                "Lower it, or raise tune.num_trials: no trial would be stopped early"
+            )
+        if isinstance(searcher, OptunaSearcher | HyperoptSearcher) and (searcher.startup_trials or 0) >= trials:
+            yield (
+                f"tune.searcher.startup_trials must be less than the number of trials ({trials}), got {searcher.startup_trials}. "
+                "Lower it, raise tune.num_trials, or use tune.searcher random: nothing would be learned from"
+            )
+        patience = self.stop_after_trials_without_improvement
+        if patience is not None and patience >= trials:
+            yield (
+                f"tune.stop_after_trials_without_improvement must be less than the number of trials ({trials}), got {patience}. "
+                "Lower it, or raise tune.num_trials: the search would never end by it"
             )
 
 

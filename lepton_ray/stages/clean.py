@@ -120,9 +120,9 @@ def _judge_rules(
 def _remove_repeats(verdicts: Verdicts, clean: CleanSpec) -> None:
     for index, rule in enumerate(clean.rules):
         if isinstance(rule, UniqueRule):
-            found = verdicts.remove_repeats(Removal("not_unique", rule.words), rule.columns, rule, skip_missing=True)
+            found = verdicts.remove_repeats(Removal("not_unique", rule.sentence), rule.columns, rule, skip_missing=True)
             if found and rule.on_fail == "stop":
-                raise stop_error(f"clean.rules.{index}", found, rule.words)
+                raise stop_error(f"clean.rules.{index}", found, rule.sentence)
     if clean.duplicates is not None:
         key = ", ".join(clean.duplicates.columns) or "every column of data.columns"
         stays = {"first": "an earlier", "last": "a later"}.get(clean.duplicates.keep, "another")

@@ -21,7 +21,7 @@ from lepton_ray.core.files import read_json
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
-from lepton_ray.spec.release import AuthSpec, ExportSpec, ListenerSpec, ModelName, ModelsSpec, ServeSpec
+from lepton_ray.spec.release import AuthSpec, ExportSpec, ModelName, ModelsSpec, ServeSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from lepton_ray.stages.context import RunContext
 
@@ -60,7 +60,7 @@ def build_app(args: dict[str, Any]) -> Any:
         rule = "must not be given: the deploy file says it in http_options, route_prefix and name"
         raise SpecError([f"args.serve.{field} {rule}" for field in sorted(ignored)], "the application")
     ref, package = locate_model(parsed.model, parsed.tracking_uri)
-    return _application(ref, parsed.name or package.name, parsed.serve)
+    return make_application(ref, parsed.name or package.name, parsed.serve)
 
 
 def locate_model(model: str, tracking_uri: str | None) -> tuple[ModelRef, ModelPackage]:
@@ -114,7 +114,8 @@ def open_model(ref: ModelRef) -> ModelPackage:
     return open_package(fetch_folder(filesystem, ref.path or root))
 
 
-def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
+def make_application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
+    """Return the Serve application of a package as the model ``name``, not yet deployed."""
     require("ray.serve", "serving")
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is optional
     from lepton_ray.serve.endpoint import Limits  # noqa: PLC0415
@@ -125,12 +126,7 @@ def _application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         open_model=open_model,
         name=name,
         num_threads=max(1, int(spec.cpus_per_replica)),
-        limits=Limits(
-            spec.max_request_bytes,
-            spec.max_rows_per_request,
-            (spec.listener or ListenerSpec()).receive_timeout_s,
-            spec.max_job_bytes,
-        ),
+        limits=Limits.of(spec),
         max_waiting=spec.max_queued_requests,
     )
     auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
@@ -176,16 +172,16 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
     opened = open_package(package.path)
     ref = ModelRef(uri=ctx.storage, path=f"{package.location}/package", digest=opened.digest)
     name = serve.application or ctx.name
-    session = connect()
+    connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     is_update = on_ray.is_running(name)
-    at = on_ray.run(_application(ref, opened.name, serve), name, serve)
+    url, through, metrics_url = start_application(ref, opened, serve, name)
     ctx.update("application ready")
     try:
         records = (opened.path / "golden_records.json").read_bytes()
         is_open = serve.auth is None and serve.rate_limit is None and serve.tls is None
-        answer = post_json(f"{at.url}/predict", records) if is_open else on_ray.ask(name, "/predict", records)
+        answer = post_json(f"{url}/predict", records) if is_open else on_ray.ask(name, "/predict", records)
         got = read_answer(answer, opened.signature.classes)
         expected = read_json(opened.path / "golden_outputs.json")
         difference = check_parity("the endpoint", got, expected, export.parity_tolerance)
@@ -194,12 +190,12 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
             on_ray.stop(name)
         raise
     return Deployment(
-        url=at.url,
-        through=at.through,
+        url=url,
+        through=through,
         model=opened.name,
         version=opened.version,
         parity=difference,
-        metrics_url=session.metrics_url,
+        metrics_url=metrics_url,
         request_file=f"{package.location}/package/golden_records.json" if ctx.is_local else "",
         needs_token=serve.auth is not None,
         answer=json.dumps(json.loads(answer)["predictions"][0]),
@@ -211,7 +207,7 @@ def start_application(ref: ModelRef, package: ModelPackage, spec: ServeSpec, nam
     session = connect()
     from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
 
-    at = on_ray.run(_application(ref, package.name, spec), spec.application or name, spec)
+    at = on_ray.run(make_application(ref, package.name, spec), spec.application or name, spec)
     return at.url, at.through, session.metrics_url
 
 
@@ -231,10 +227,3 @@ def post_json(url: str, body: bytes) -> bytes:
         ) from error
     except (urllib.error.URLError, TimeoutError) as error:
         raise EngineError(f"{url} must answer the golden rows, got: {error}", retryable=True) from error
-
-
-def load_metrics(url: str) -> list[str]:
-    """Return this project's lines of a node's Prometheus text."""
-    with urllib.request.urlopen(url, timeout=_REQUEST_TIMEOUT_S) as response:  # noqa: S310  an http URL of our own
-        text = response.read().decode()
-    return [line for line in text.splitlines() if line.startswith("ray_lepton_")]

@@ -32,7 +32,7 @@ from lepton_ray.stages.train_data import target_of
 if TYPE_CHECKING:
     from lepton_ray.evaluate.judge import Judge
 
-VERSION = 6
+VERSION = 7
 
 
 def preflight() -> None:
@@ -86,10 +86,13 @@ def evaluate(
             num_gates=len(evaluate.gates),
             plots=figures,
             baseline_name=baseline_name,
+            held_out_rows=dataset.split_rows["test"],
             history=checkpoint.history,
             best_epoch=checkpoint.best_epoch,
             trials=_read_trials(trials),
             search_stopped=trials.stopped if trials else "",
+            compression=opened.lineage.get("compression", {}).get("kind", ""),
+            second_objective=trials.second_objective if trials else "",
             spec_text=yaml.safe_dump(opened.lineage["spec"], sort_keys=False),
             data=_describe_data(data, dataset, feature_set),
             spent=ctx.spent(),

@@ -152,8 +152,7 @@ def _find_threshold(exporter: Any, model: Any, target: Target, feature_set: Feat
 
 def _ask(predictor: Predictor, serve: ServeSpec, body: bytes) -> dict[str, Any]:
     """Ask the endpoint in this process, under the limits it will have: what serves is touched only after that."""
-    limits = Limits(serve.max_request_bytes, serve.max_rows_per_request)
-    response = Endpoint(predictor, predictor.package.name, limits, NoMeter()).ask("POST", "/predict", body)
+    response = Endpoint(predictor, predictor.package.name, Limits.of(serve), NoMeter()).ask("POST", "/predict", body)
     if response.code != HTTP_OK:
         raise QualityGateError(
             f"the application must answer the golden rows, got status {response.code}: {response.body.decode()[:300]}"

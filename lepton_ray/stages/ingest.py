@@ -39,7 +39,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     removed = sum((Counter(fact["removed"]) for fact in facts), Counter())
     ledger = Ledger.of(sum(part.rows for part in rows) + removed.total(), removed)
     if ledger.rows_kept == 0:
-        raise _no_rows(ledger, data, quarantine, ctx)
+        raise _no_rows(ledger, quarantine, ctx)
     ctx.work.update(rows=ledger.rows_in, bytes=size_bytes or 0)
     known = connector.columns() or {}
     ignored = tuple(name for name in known if name and name not in data.columns)
@@ -98,7 +98,7 @@ def _part_files(facts: list[dict[str, Any]], name: str) -> tuple[PartFile, ...]:
     return tuple(PartFile.model_validate(file) for fact in facts for file in fact[name])
 
 
-def _no_rows(ledger: Ledger, data: DataSpec, quarantine: tuple[PartFile, ...], ctx: RunContext) -> DataError:
+def _no_rows(ledger: Ledger, quarantine: tuple[PartFile, ...], ctx: RunContext) -> DataError:
     reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.removed.items()) or "the source is empty"
     message = f"data.source must hold rows, got {ledger.rows_in} records and no usable one ({reasons})"
     if not quarantine:

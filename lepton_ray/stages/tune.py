@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lepton_ray.train.rows import Source
     from lepton_ray.tune.on_ray import Epoch
 
-VERSION = 6
+VERSION = 7
+_SAID = {"num_parameters": "model parameters", "epoch_s": "seconds an epoch"}
 
 
 def preflight(tune: TuneSpec) -> None:
@@ -70,6 +71,7 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
         best_loss=found.best.rank,
         num_trials=len(found.trials),
         num_stopped_early=sum(trial.stopped_early for trial in found.trials),
+        second_objective=_SAID[tune.second_objective.what] if tune.second_objective else "",
         stopped=found.stopped,
     )
 

@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lepton_ray.artifacts.ledger import REASONS
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE, TEXT, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import check_source, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
+from lepton_ray.spec.clean import REASONS
 from lepton_ray.spec.data import DataSpec
 
 _MAX_BLOCK_BYTES = 64 << 20

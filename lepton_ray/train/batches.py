@@ -186,33 +186,27 @@ def _key(seed: int, epoch: int, purpose: _Purpose) -> int:
     return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
 
 
-_IMAGE, _TOKENS, _TABLE, _IDS = "image", "tokens", "table", "ids"
-
-
-def _kind_of(name: str, data: TrainData) -> str | None:
+def _kind_of(name: str, data: TrainData) -> str:
     if name in data.category_ids:
-        return _IDS
+        return "ids"
     x = data.x_train[name]
     if x.dtype == np.int64:
-        return _TOKENS
-    return {_IMAGE_DIMENSIONS: _IMAGE, _TABLE_DIMENSIONS: _TABLE}.get(x.ndim)
+        return "tokens"
+    return {_IMAGE_DIMENSIONS: "image", _TABLE_DIMENSIONS: "table"}.get(x.ndim, "steps")
 
 
-def _name_by_kind(data: TrainData) -> dict[str | None, str]:
+def _name_by_kind(data: TrainData) -> dict[str, str]:
     """Return the input of each kind; features make one of a kind at most."""
     return {_kind_of(name, data): name for name in data.x_train}
 
 
 def _check(spec: AugmentSpec, data: TrainData) -> None:
     names = _name_by_kind(data)
-    image_shape = data.x_train[names[_IMAGE]].shape[1:] if _IMAGE in names else None
+    image_shape = data.x_train[names["image"]].shape[1:] if "image" in names else None
     is_unknown = not data.number_columns and spec.table.columns is None
     problems = check_augment(
         spec,
-        has_image=_IMAGE in names,
-        has_tokens=_TOKENS in names,
-        has_table=_TABLE in names,
-        has_ids=_IDS in names,
+        names,
         has_classes=data.task == "classification",
         image_shape=(image_shape[0], image_shape[1], image_shape[2]) if image_shape else None,
         number_columns=None if is_unknown else [name for name in data.number_columns if name is not None],
@@ -227,12 +221,12 @@ def _variations(spec: AugmentSpec, data: Source) -> list[tuple[str, Vary]]:
     names = _name_by_kind(head)
     variations: list[tuple[str, Vary]] = []
     if spec.image != ImageAugment():
-        name = names[_IMAGE]
+        name = names["image"]
         variations.append((name, _ImageVariation(spec.image, functools.partial(data.colour_bounds, name))))
     if spec.text != TextAugment():
-        variations.append((names[_TOKENS], _TextVariation(spec.text, head.unknown_id, head.padding_id)))
+        variations.append((names["tokens"], _TextVariation(spec.text, head.unknown_id, head.padding_id)))
     if spec.table != TableAugment():
-        name = names[_TABLE]
+        name = names["table"]
         variations.append((name, _TableVariation(spec.table, data.spread_rows(name), head.number_columns)))
     return variations
 

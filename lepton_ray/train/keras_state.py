@@ -72,8 +72,11 @@ def _twin(model: Any, build_model: Callable[[], Any]) -> Any:
 
 
 def num_parameters(model: Any) -> int:
-    """Return how many numbers are learned."""
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    """Return how many numbers its weights have, frozen ones too; statistics of a normalisation are none, as in torch."""
+    weights = {
+        id(weight): weight for layer in layers_of(model) for weight in layer._trainable_variables
+    }  # frozen or not
+    return sum(int(np.prod(weight.shape)) for weight in weights.values())
 
 
 def _is_decayed(variable: Any) -> bool:

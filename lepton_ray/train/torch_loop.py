@@ -60,7 +60,7 @@ class TrainState(Progress):
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return how many numbers are learned."""
+    """Return how many numbers its weights have, frozen ones too."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

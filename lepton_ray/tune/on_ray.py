@@ -3,6 +3,7 @@
 Finished trials are written down as they end (``journal.py``); a killed search is told of them and goes on.
 """
 
+import contextlib
 import gc
 import json
 import logging
@@ -33,6 +34,7 @@ from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_
 _NOTHING = {"memory": 1.0}  # a byte: Tune refuses a trial that asks for nothing
 _CLOCK_S = 1.0  # between two notes of the seconds spent
 _STEP_S = 1.0  # a result takes Tune some milliseconds: as much as an epoch of a small model
+_STATES_PER_LOOK = 2
 _MAX_RETRIES = 1  # of a trial: its process may have been lost
 
 
@@ -134,7 +136,7 @@ def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_con
             tune_config=tune.TuneConfig(
                 num_samples=spec.total_trials - len(watcher.done),
                 search_alg=found["search_alg"],
-                scheduler=build_scheduler(spec),
+                scheduler=build_scheduler(spec, seed + len(watcher.done)),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -261,6 +263,8 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         self._start = time.monotonic() - journal.read_seconds()
         self._noted = -math.inf
         self._running: dict[str, dict[str, Any]] = {}
+        self._saved: dict[str, list[Any]] = {}
+        """By trial: its states that are there, in the order in which they were saved."""
         self._trials = counter(catalogue.TRIALS)
         self._best_loss, self._clock = gauge(catalogue.TRIAL_BEST_LOSS), gauge(catalogue.SEARCH_SECONDS)
 
@@ -307,6 +311,20 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
             self._noted = self.seconds
             self.journal.write_seconds(self.seconds)
             self._clock.set(self.seconds)
+
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        """Delete the states of ``pbt`` that no trial can go on from any more.
+
+        At a look at it a trial saves for others, and then for itself if it pauses: its last two may be asked for. What another has
+        taken over stays as long as that goes on from it: it may still have to start, or start again.
+        """
+        self._saved.setdefault(trial.trial_id, []).append(checkpoint)
+        taken = {one.checkpoint.path for one in trials if one.checkpoint}
+        for saved in self._saved.values():
+            for old in [state for state in saved[:-_STATES_PER_LOOK] if state.path not in taken]:
+                saved.remove(old)
+                with contextlib.suppress(OSError):  # it goes with the folder, when the search ends
+                    old.filesystem.delete_dir(old.path)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Write a trial down."""

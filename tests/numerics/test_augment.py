@@ -300,8 +300,10 @@ def test_all_problems_with_the_data_are_told_at_once() -> None:
             "mixup_alpha": 0.2,
         }
     )
-    assert len(check_augment(spec, False, False, False)) == 3
-    problems = check_augment(spec, True, True, True, image_shape=(1, 8, 9), number_columns=["age", "height"])
+    assert len(check_augment(spec, [])) == 3
+    problems = check_augment(
+        spec, ["image", "tokens", "table"], image_shape=(1, 8, 9), number_columns=["age", "height"]
+    )
     assert [problem.split(" ")[0] for problem in problems] == [
         "train.augment.mixup_alpha",
         "train.augment.image.crop_padding_pixels",
@@ -312,12 +314,12 @@ def test_all_problems_with_the_data_are_told_at_once() -> None:
     assert problems[-1] == (
         "train.augment.table.columns must name number columns (age, height), got 'city'. Correct or remove it"
     )
-    assert check_augment(spec, True, False, True, image_shape=(3, 32, 32), number_columns=["age", "city"]) == [
+    assert check_augment(spec, ["image", "table"], image_shape=(3, 32, 32), number_columns=["age", "city"]) == [
         "train.augment.text must be left out for data without token ids, got swap_fraction 0.1. Remove it"
     ]
     noise = AugmentSpec.model_validate({"table": {"noise_std": 0.1}})
-    assert "data without number columns" in check_augment(noise, False, False, True, number_columns=[])[0]
-    assert check_augment(AugmentSpec(mixup_alpha=0.2, balance="weights"), True, False, False) == []
+    assert "data without number columns" in check_augment(noise, ["table"], number_columns=[])[0]
+    assert check_augment(AugmentSpec(mixup_alpha=0.2, balance="weights"), ["image"]) == []
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,7 +10,7 @@ from lepton_ray.cost.meter import Meter
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
 from lepton_ray.train import in_process
-from tests.numerics.test_training import _SEED, _assert_equal, _build, _data, _spec, _train
+from tests.numerics.training_case import SEED, assert_equal, build_of, make_data, make_spec, train_alone
 
 SPEC = """
 name: budget
@@ -33,13 +33,13 @@ def test_the_loop_stops_after_a_checkpoint(tmp_path: Path) -> None:
         asked.append(1)
         return "enough" if len(asked) == 2 else ""
 
-    data, spec, folder = _data(), _spec(), tmp_path / "work"
+    data, spec, folder = make_data(), make_spec(), tmp_path / "work"
     with pytest.raises(BudgetError, match="enough"):
-        in_process.fit(_build(), data, spec, _SEED, folder, lambda text: None, spent_after_two)
+        in_process.fit(build_of(), data, spec, SEED, folder, lambda text: None, spent_after_two)
     heard: list[str] = []
-    resumed = in_process.fit(_build(), data, spec, _SEED, folder, heard.append)
+    resumed = in_process.fit(build_of(), data, spec, SEED, folder, heard.append)
     assert len(heard) == spec.epochs - 2
-    _assert_equal(resumed, _train(spec, data))
+    assert_equal(resumed, train_alone(spec, data))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from lepton_ray.spec.model import CustomModel, TrainSpec
 from lepton_ray.spec.run import RunSpec
 from lepton_ray.train import keras_checkpoint, torch_loop
 from lepton_ray.train.keras_loop import Group, start_state, train_epochs
-from lepton_ray.train.keras_state import TrainState
+from lepton_ray.train.keras_state import TrainState, num_parameters
 from lepton_ray.train.rows import TrainData
 
 from .families import DROPOUT, FAMILIES, FEATURES, KERAS_CUSTOM, KERAS_FAMILIES, NUM_CLASSES, STEPS, TOKENS, Family
@@ -108,6 +108,7 @@ def test_equal_weights_give_equal_logits_and_gradients(name: str) -> None:
         got = call(model, list(rows.values()), training=True)
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, got))
     assert np.abs(got.numpy() - logits.detach().numpy()).max() < 1e-5
+    assert num_parameters(model) == torch_loop.num_parameters(torch_model)
     wanted = to_keras([value.grad.numpy() for value in torch_model.parameters()], family.spec, family.inputs)
     variables = model.trainable_variables
     assert {variable.path for variable in variables} == wanted.keys()

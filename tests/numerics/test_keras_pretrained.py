@@ -32,7 +32,7 @@ from lepton_ray.spec.model import FusionModel, Model, PretrainedModel, TrainSpec
 from lepton_ray.stages.train import fingerprint, with_backbones
 from lepton_ray.train import keras_checkpoint
 from lepton_ray.train.keras_loop import Group, start_state, train_epochs
-from lepton_ray.train.keras_state import TrainState, weights_of
+from lepton_ray.train.keras_state import TrainState, num_parameters, weights_of
 from lepton_ray.train.rows import TrainData
 
 _SEED, _CLASSES, _SIDE = 5, 3, 32
@@ -155,6 +155,18 @@ def test_the_groups_of_layers_are_those_of_the_names(folders: dict[str, Path]) -
                 for v in layer.weights
                 if _group_of(v.path) != place
             } == set()
+
+
+@pytest.mark.parametrize("freeze", ["none", _TOP, "all"])
+def test_frozen_weights_are_counted_and_statistics_are_not(folders: dict[str, Path], freeze: int | str) -> None:
+    """As torch counts them: with a count of what learns, the search took more frozen layers for a smaller model."""
+    backbone = [
+        v for v in _applications(pooling="avg").weights if not v.path.endswith(("moving_mean", "moving_variance"))
+    ]
+    width = backbone[-1].shape[0]  # of its last normalisation
+    wanted = sum(int(np.prod(variable.shape)) for variable in backbone) + (width + 1) * _CLASSES
+    model = start_state(_build(_spec(folders["safetensors"], freeze=freeze)), _train_spec(), _SEED).model
+    assert num_parameters(model) == wanted
 
 
 @pytest.mark.slow

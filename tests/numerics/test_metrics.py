@@ -185,6 +185,7 @@ def _data(name: str, classes: Sequence[str], matrix: NDArray[np.int64]) -> Repor
         num_gates=2,
         plots=[plot_confusion(matrix, classes), plot_calibration(Calibration([0.6, 0.9], [0.5, 1.0], [4, 4], 0.1))],
         baseline_name="logistic regression",
+        held_out_rows=8,
         history=[{"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 0.9, "val_accuracy": 0.6}] * 3,
         best_epoch=2,
         trials=[{"values": {"train.lr": 0.01, "model.hidden": name}, "loss": 0.5, "epochs": 3}],

@@ -20,7 +20,7 @@ from lepton_ray.train.batches import Batches
 from lepton_ray.train.pairs import draw_pairs
 from lepton_ray.train.rows import TrainData
 
-from .test_training import _Threads
+from .training_case import Threads
 
 _SEED = 5
 
@@ -151,7 +151,7 @@ def test_many_workers_train_as_a_single_one_does(world_size: int, rows: int, opt
     single = torch_loop.start_state(_build(), spec, _SEED)
     for _ in torch_loop.train_epochs(single, data, spec, _SEED):
         pass
-    states = _Threads(world_size).train(spec, data, _build())
+    states = Threads(world_size).train(spec, data, _build())
     for mine, theirs in zip(single.evaluated.parameters(), states[-1].evaluated.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=2e-5)
     for one, other in zip(single.history, states[-1].history, strict=True):

@@ -27,7 +27,7 @@ from lepton_ray.train.batches import Batches
 from lepton_ray.train.rows import TrainData
 from lepton_ray.train.torch_loop import TrainState, start_state, train_epochs
 
-from .test_training import _SEED, _Threads
+from .training_case import SEED, Threads
 
 _DATA = DataSpec.model_validate(
     {
@@ -54,8 +54,8 @@ def _build(model: Any) -> Any:
 
 
 def _train(model: Any, spec: TrainSpec, data: TrainData) -> TrainState:
-    state = start_state(_build(model), spec, _SEED)
-    for _ in train_epochs(state, data, spec, _SEED):
+    state = start_state(_build(model), spec, SEED)
+    for _ in train_epochs(state, data, spec, SEED):
         pass
     return state
 
@@ -85,7 +85,7 @@ def test_many_workers_train_as_one_does(options: dict[str, Any]) -> None:
     data, spec = _numbers(36), _spec(**options)
     model = MlpModel(kind="mlp", hidden=(6,))
     single = _train(model, spec, data)
-    threads = _Threads(3)
+    threads = Threads(3)
     states = threads.train(spec, data, _build(model))
     for mine, theirs in zip(single.model.parameters(), states[2].model.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=2e-5)
@@ -97,7 +97,7 @@ def test_mixed_rows_have_the_mixed_number() -> None:
     y = np.arange(20, dtype=np.float32)
     data = TrainData({"x": y[:, None].copy()}, y, {"x": y[:, None]}, y, "regression")
     spec = TrainSpec.model_validate({"augment": {"mixup_alpha": 0.5}}).augment
-    for share in Batches(data, spec, 8, _SEED).shares(0, 0, 1):
+    for share in Batches(data, spec, 8, SEED).shares(0, 0, 1):
         targets = share.targets(1)
         np.testing.assert_allclose(targets, share.x["x"][:, 0], rtol=1e-6)
         assert targets.dtype == np.float32
@@ -108,7 +108,7 @@ def test_mixed_rows_have_the_mixed_number() -> None:
 def test_numbers_have_no_classes_to_balance(balance: str) -> None:
     spec = TrainSpec.model_validate({"augment": {"balance": balance}}).augment
     with pytest.raises(SpecError, match="balance must be left out for a label that is a number"):
-        Batches(_numbers(), spec, 8, _SEED)
+        Batches(_numbers(), spec, 8, SEED)
 
 
 def test_resumed_after_an_epoch_is_equal_to_the_bit(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_resumed_after_an_epoch_is_equal_to_the_bit(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        in_process.fit(_build(model), data, spec, _SEED, tmp_path / "work", stop)
-    resumed = in_process.fit(_build(model), data, spec, _SEED, tmp_path / "work", lambda text: None)
+        in_process.fit(_build(model), data, spec, SEED, tmp_path / "work", stop)
+    resumed = in_process.fit(_build(model), data, spec, SEED, tmp_path / "work", lambda text: None)
     assert resumed.history == undisturbed.history
 
 

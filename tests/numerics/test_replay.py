@@ -20,7 +20,7 @@ from lepton_ray.train.frameworks import load_training
 from lepton_ray.train.replay import Part, train_parts
 from lepton_ray.train.rows import TrainData
 
-from .test_training import _Threads
+from .training_case import Threads
 
 _SEED = 5
 _MODEL = MlpModel(kind="mlp", hidden=(6,), dropout=0.1)
@@ -132,7 +132,7 @@ def test_many_workers_replay_as_one_does(tmp_path: Path) -> None:
     parts = [
         Part(p.from_epoch, partial(_build, "torch", MlpModel(kind="mlp", hidden=(6,))), p.spec) for p in _parts(_spec())
     ]
-    training, workers = load_training("torch"), _Threads(2)
+    training, workers = load_training("torch"), Threads(2)
     single = in_process.fit(
         parts[0].build_model, _data(), parts[0].spec, _SEED, tmp_path, lambda text: None, later=parts[1:]
     )

@@ -17,7 +17,18 @@ from lepton_ray.train.pace import Pace
 from lepton_ray.train.schedule import learning_rate
 from lepton_ray.train.torch_loop import Group, start_state, train_epochs
 
-from .test_training import _AUGMENT, _DROPOUT, _SEED, _assert_equal, _build, _data, _spec, _Threads, _train, _weights
+from .training_case import (
+    AUGMENT,
+    DROPOUT,
+    SEED,
+    Threads,
+    assert_equal,
+    build_of,
+    make_data,
+    make_spec,
+    train_alone,
+    weights_of,
+)
 
 ALL = {
     "max_rows_per_pass": 5,
@@ -29,24 +40,24 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("augment", [None, _AUGMENT])
+@pytest.mark.parametrize("augment", [None, AUGMENT])
 @pytest.mark.parametrize("max_rows", [1, 5, 11, 12, 100])
 def test_passes_of_any_size_take_the_step_of_the_whole_batch(max_rows: int, augment: Any) -> None:
-    data = _data(33)
-    whole = _train(_spec(augment=augment, clip_norm=0.7), data)
-    state = _train(_spec(augment=augment, clip_norm=0.7, max_rows_per_pass=max_rows), data)
-    for name, value in _weights(whole).items():
-        assert torch.allclose(_weights(state)[name], value, atol=2e-5), name
+    data = make_data(33)
+    whole = train_alone(make_spec(augment=augment, clip_norm=0.7), data)
+    state = train_alone(make_spec(augment=augment, clip_norm=0.7, max_rows_per_pass=max_rows), data)
+    for name, value in weights_of(whole).items():
+        assert torch.allclose(weights_of(state)[name], value, atol=2e-5), name
     for mine, theirs in zip(whole.history, state.history, strict=True):
         assert theirs == pytest.approx(mine, abs=2e-5)
 
 
 def test_no_more_rows_go_through_the_model_at_once_than_is_allowed() -> None:
     seen: list[int] = []
-    spec = _spec(epochs=1, max_rows_per_pass=5)
-    state = start_state(_build(), spec, _SEED)
+    spec = make_spec(epochs=1, max_rows_per_pass=5)
+    state = start_state(build_of(), spec, SEED)
     hook = state.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    for _ in train_epochs(state, _data(30, val_rows=3), spec, _SEED):
+    for _ in train_epochs(state, make_data(30, val_rows=3), spec, SEED):
         hook.remove()
     assert seen == [5, 5, 2, 5, 5, 2, 5, 1, 3]  # batches of 12, 12, 6, the rows of the validation
 
@@ -54,10 +65,10 @@ def test_no_more_rows_go_through_the_model_at_once_than_is_allowed() -> None:
 @pytest.mark.parametrize("options", [{"clip_norm": 0.4}, {"average_decay": 0.9}, {"schedule": "linear"}, ALL])
 def test_many_workers_still_train_as_one_does(options: dict[str, Any]) -> None:
     """Passes of 6 rows: the shares of both workers have as many of them."""
-    data = _data(36)
-    spec = _spec(**{**options, "max_rows_per_pass": 6, "precision": "float32"})
-    single = _train(spec, data)
-    states = _Threads(2).train(spec, data)
+    data = make_data(36)
+    spec = make_spec(**{**options, "max_rows_per_pass": 6, "precision": "float32"})
+    single = train_alone(spec, data)
+    states = Threads(2).train(spec, data)
     for mine, theirs in zip(single.evaluated.parameters(), states[1].evaluated.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=2e-5)
     assert states[1].history[-1] == pytest.approx(single.history[-1], abs=2e-5)
@@ -66,13 +77,13 @@ def test_many_workers_still_train_as_one_does(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("clip", [1e-3, 0.2, 1e9])
 def test_a_clipped_step_has_the_direction_of_the_gradient_and_at_most_the_norm(clip: float) -> None:
     """With plain gradient descent at a rate of 1, the step is the gradient."""
-    data = _data(9)
+    data = make_data(9)
     steps = []
     for norm in (None, clip):
-        spec = _spec(epochs=1, optimizer="sgd", lr=1.0, global_batch_size=9, clip_norm=norm)
-        start = start_state(_build(), spec, _SEED)
-        before = np.concatenate([value.numpy().ravel() for value in _weights(start).values()])
-        after = np.concatenate([value.numpy().ravel() for value in _weights(_train(spec, data)).values()])
+        spec = make_spec(epochs=1, optimizer="sgd", lr=1.0, global_batch_size=9, clip_norm=norm)
+        start = start_state(build_of(), spec, SEED)
+        before = np.concatenate([value.numpy().ravel() for value in weights_of(start).values()])
+        after = np.concatenate([value.numpy().ravel() for value in weights_of(train_alone(spec, data)).values()])
         steps.append((before - after).astype(np.float64))
     gradient, clipped = steps
     assert np.abs(clipped - gradient * min(1, clip / np.linalg.norm(gradient))).max() < 1e-6
@@ -96,7 +107,7 @@ def test_schedules_are_those_of_torch(num_steps: int) -> None:
         "cosine": of_torch(lambda o: schedulers.CosineAnnealingLR(o, num_steps)),
     }
     for name, rates in wanted.items():
-        spec = _spec(lr=0.3, schedule=name)
+        spec = make_spec(lr=0.3, schedule=name)
         assert [learning_rate(spec, step, num_steps) for step in range(num_steps)] == pytest.approx(rates, abs=1e-9)
 
 
@@ -105,7 +116,7 @@ def test_schedules_are_those_of_torch(num_steps: int) -> None:
 def test_the_rate_rises_evenly_to_its_height_and_then_does_not_rise(
     schedule: str, fraction: float, num_steps: int
 ) -> None:
-    spec = _spec(lr=2.0, schedule=schedule, warmup_fraction=fraction)
+    spec = make_spec(lr=2.0, schedule=schedule, warmup_fraction=fraction)
     rates = [learning_rate(spec, step, num_steps) for step in range(num_steps)]
     rising = [rate for step, rate in enumerate(rates) if step + 1 < fraction * num_steps]
     assert rising == pytest.approx([2.0 * (step + 1) / (fraction * num_steps) for step in range(len(rising))])
@@ -116,10 +127,10 @@ def test_the_rate_rises_evenly_to_its_height_and_then_does_not_rise(
 
 def test_each_step_is_taken_at_its_rate() -> None:
     """Gradient descent without momentum's past: 3 steps of an epoch of one batch each, the gradient by hand."""
-    data, spec = _data(9), _spec(epochs=3, optimizer="sgd", schedule="linear", lr=0.5, global_batch_size=9)
+    data, spec = make_data(9), make_spec(epochs=3, optimizer="sgd", schedule="linear", lr=0.5, global_batch_size=9)
     rates = []
-    state = start_state(_build(), spec, _SEED)
-    for state_now in train_epochs(state, data, spec, _SEED):
+    state = start_state(build_of(), spec, SEED)
+    for state_now in train_epochs(state, data, spec, SEED):
         rates.append({group["lr"] for group in state_now.optimizer.param_groups})
     assert [sorted(rate) for rate in rates] == [[0.5], [pytest.approx(1 / 3)], [pytest.approx(1 / 6)]]
 
@@ -127,29 +138,31 @@ def test_each_step_is_taken_at_its_rate() -> None:
 @pytest.mark.parametrize("balance", [None, "weights", "oversample", "undersample"])
 @pytest.mark.parametrize("size", [1, 7, 12, 1000])
 def test_the_number_of_steps_is_that_of_the_batches(balance: str | None, size: int) -> None:
-    data = _data(41)
+    data = make_data(41)
     augment = TrainSpec.model_validate({"augment": {"balance": balance}}).augment
-    batches = Batches(data, augment, size, _SEED)
+    batches = Batches(data, augment, size, SEED)
     for epoch in range(2):
         assert batches.num_steps == len(list(batches.shares(epoch, 0, 1)))
 
 
 def test_the_kept_weights_are_the_moving_average_of_those_after_each_step() -> None:
     """A batch an epoch, so that the weights after each step are seen; by NumPy in float64."""
-    data = _data(12)
-    plain = start_state(_build(), _spec(epochs=9), _SEED)
-    mean = {name: value.double().numpy() for name, value in _weights(plain).items()}
+    data = make_data(12)
+    plain = start_state(build_of(), make_spec(epochs=9), SEED)
+    mean = {name: value.double().numpy() for name, value in weights_of(plain).items()}
     after: list[dict[str, Any]] = []
-    for state in train_epochs(plain, data, _spec(epochs=9), _SEED):
-        after.append({name: value.double().numpy() for name, value in _weights(state).items()})
-    averaging = _train(_spec(epochs=9, average_decay=0.3), data)
+    for state in train_epochs(plain, data, make_spec(epochs=9), SEED):
+        after.append({name: value.double().numpy() for name, value in weights_of(state).items()})
+    averaging = train_alone(make_spec(epochs=9, average_decay=0.3), data)
     for step, weights in enumerate(after):
         decay = min(0.3, (1 + step) / (10 + step))
         mean = {name: decay * mean[name] + (1 - decay) * value for name, value in weights.items()}
     assert averaging.averaged is not None
     for name, value in averaging.averaged.state_dict().items():
         np.testing.assert_allclose(value.numpy(), mean[name], atol=1e-6)
-        assert torch.equal(_weights(averaging)[name], _weights(plain)[name])  # averaging does not change the training
+        assert torch.equal(
+            weights_of(averaging)[name], weights_of(plain)[name]
+        )  # averaging does not change the training
     losses = [metrics["val_loss"] for metrics in averaging.history]
     assert losses != [metrics["val_loss"] for metrics in plain.history]
     assert averaging.best_epoch == losses.index(min(losses)) + 1
@@ -158,37 +171,37 @@ def test_the_kept_weights_are_the_moving_average_of_those_after_each_step() -> N
 
 
 def test_products_are_made_in_bfloat16_and_weights_stay_float32() -> None:
-    data, seen = _data(200, 40), set()
-    spec = _spec(epochs=12, precision="bfloat16")
-    state = start_state(_build(), spec, _SEED)
+    data, seen = make_data(200, 40), set()
+    spec = make_spec(epochs=12, precision="bfloat16")
+    state = start_state(build_of(), spec, SEED)
     layers = [module for module in state.model.modules() if isinstance(module, torch.nn.Linear)]
     for layer in layers:
         layer.register_forward_hook(lambda m, i, output: seen.add((m.training, output.dtype)))
-    for _ in train_epochs(state, data, spec, _SEED):
+    for _ in train_epochs(state, data, spec, SEED):
         pass
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
-    assert {value.dtype for value in _weights(state).values()} == {torch.float32}
+    assert {value.dtype for value in weights_of(state).values()} == {torch.float32}
     slots = [value for slot in state.optimizer.state.values() for name, value in slot.items() if name != "step"]
     assert {value.dtype for value in slots} == {torch.float32}
-    exact = _train(_spec(epochs=12), data)
+    exact = train_alone(make_spec(epochs=12), data)
     assert state.history != exact.history
     assert state.history[-1]["val_loss"] == pytest.approx(exact.history[-1]["val_loss"], rel=0.05)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_with_all_of_it_is_equal_to_the_bit(tmp_path: Path, stop: int) -> None:
-    data, spec = _data(), _spec(augment=_AUGMENT, **ALL)
-    undisturbed = _train(spec, data, _DROPOUT)
-    state = start_state(_build(_DROPOUT), spec, _SEED)
-    for state_now in train_epochs(state, data, spec, _SEED):
+    data, spec = make_data(), make_spec(augment=AUGMENT, **ALL)
+    undisturbed = train_alone(spec, data, DROPOUT)
+    state = start_state(build_of(DROPOUT), spec, SEED)
+    for state_now in train_epochs(state, data, spec, SEED):
         if state_now.epoch == stop:
             break
     checkpoint.save(state, tmp_path)
-    resumed = start_state(_build(_DROPOUT), spec, _SEED)
+    resumed = start_state(build_of(DROPOUT), spec, SEED)
     checkpoint.restore(resumed, tmp_path)
-    for _ in train_epochs(resumed, data, spec, _SEED):
+    for _ in train_epochs(resumed, data, spec, SEED):
         pass
-    _assert_equal(resumed, undisturbed)
+    assert_equal(resumed, undisturbed)
     assert resumed.averaged is not None
     assert undisturbed.averaged is not None
     for mine, theirs in zip(resumed.averaged.parameters(), undisturbed.averaged.parameters(), strict=True):
@@ -221,10 +234,10 @@ class _Reducing(torch.nn.Module):
 
 def test_workers_wait_for_each_other_once_a_step() -> None:
     log: list[str] = []
-    spec = _spec(epochs=1, max_rows_per_pass=5)
-    state = start_state(_build(), spec, _SEED)
+    spec = make_spec(epochs=1, max_rows_per_pass=5)
+    state = start_state(build_of(), spec, SEED)
     group = Group(wrap=lambda model: _Reducing(model, log))
-    next(train_epochs(state, _data(18), spec, _SEED, group))
+    next(train_epochs(state, make_data(18), spec, SEED, group))
     assert log == ["goes on", "goes on", "waits", "goes on", "waits"]
 
 

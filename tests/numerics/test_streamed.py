@@ -30,7 +30,7 @@ from lepton_ray.train.streamed.reading import Pass
 from .augment_case import data_of, spec_of
 from .keras_case import FRAMEWORKS, NUM_CLASSES, inputs_of
 from .streamed_case import row_numbers, store, streamed
-from .test_training import _Threads
+from .training_case import Threads
 
 _SEED = 5
 _AUGMENT = {"table": {"noise_std": 0.3, "noise_fraction": 0.8}, "mixup_alpha": 0.4, "balance": "weights"}
@@ -303,7 +303,7 @@ def test_many_workers_train_as_a_single_one_does(
     spec = _spec(augment=augment, global_batch_size=6)
     build = _build("torch", dropout=0.0)
     single = _train(spec, data, build)
-    states = _Threads(world_size).train(spec, data, build)
+    states = Threads(world_size).train(spec, data, build)
     for name, value in _weights(single).items():
         for state in states:
             np.testing.assert_allclose(_weights(state)[name], value, atol=2e-5)

@@ -253,7 +253,7 @@ def test_baselines_answer_in_the_package_s_form_and_are_drawn(name: str) -> None
     answers = judge.fit_baseline(x, y, target)(x[:7])
     assert answers[target.output].shape == ((7, 3) if target.output in ("probabilities", "values") else (7,))
     assert set(judge.measure(y[:7], answers, target, EvaluateSpec())) <= set(METRICS[target.task])
-    assert all(svg.startswith("<svg") for svg in judge.draw(y[:7], answers, target, EvaluateSpec(), "y"))
+    assert all(svg.startswith(("<svg", "<details")) for svg in judge.draw(y[:7], answers, target, EvaluateSpec(), "y"))
 
 
 def test_a_label_that_all_or_no_rows_have_is_answered_with_its_share() -> None:

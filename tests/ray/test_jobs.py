@@ -16,7 +16,7 @@ from lepton_ray.spec.autoscaling import AutoscalingSpec
 from lepton_ray.spec.release import JobsSpec, ListenerSpec
 
 from .conftest import wait_until
-from .test_rollout import _train
+from .test_rollout import train_package
 from .test_serve import Application, Load, ask
 
 _ROWS = 200_000
@@ -30,8 +30,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "one").mkdir()
     (folder / "turned").mkdir()
     return {
-        "one": _train(folder / "one", "sizes", 1),
-        "turned": _train(folder / "turned", "sizes", 2, is_turned=True),
+        "one": train_package(folder / "one", "sizes", 1),
+        "turned": train_package(folder / "turned", "sizes", 2, is_turned=True),
     }
 
 

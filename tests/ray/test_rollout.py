@@ -51,7 +51,7 @@ class Packages:
         return open_package(Path(getattr(self, name))).version
 
 
-def _train(
+def train_package(
     folder: Path, name: str, seed: int, is_turned: bool = False, columns: str = "size: number, kind: category"
 ) -> str:
     rng = random.Random(1)
@@ -99,13 +99,13 @@ def _break(package: str, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     folder = tmp_path_factory.mktemp("packages")
-    first = _train(folder, "first", 1)
+    first = train_package(folder, "first", 1)
     return Packages(
         first,
-        _train(folder, "second", 2),
-        _train(folder, "turned", 1, is_turned=True),
+        train_package(folder, "second", 2),
+        train_package(folder, "turned", 1, is_turned=True),
         _break(first, folder / "failing"),
-        _train(folder, "other", 1, columns="size: number, kind: ignored"),
+        train_package(folder, "other", 1, columns="size: number, kind: ignored"),
     )
 
 

@@ -19,7 +19,7 @@ from lepton_ray.spec.autoscaling import AutoscalingSpec
 from lepton_ray.spec.release import ListenerSpec, ModelsSpec
 
 from .conftest import wait_until
-from .test_rollout import _train
+from .test_rollout import train_package
 from .test_serve import Application, Load, ask
 from .two_nodes import TwoNodes, run_on_two_nodes
 
@@ -32,7 +32,7 @@ _MANY = json.dumps(_RECORDS * 1000).encode()
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _train(tmp_path_factory.mktemp("package"), "sizes", 1)
+    return train_package(tmp_path_factory.mktemp("package"), "sizes", 1)
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_killed_node_fails_no_call_of_the_client(package: str) -> None:
 
 def test_further_models_answer_at_both_ways_in(application: Application, tmp_path: Path) -> None:
     """Of the same replica, whose packages the others are; the index says which of them is in memory."""
-    other = _train(tmp_path, "other", 2, is_turned=True)
+    other = train_package(tmp_path, "other", 2, is_turned=True)
     packages = {"again": application.package, "turned": other}
     at = application.deploy(models=ModelsSpec(packages=packages, memory_limit_mb=500))
     body = json.dumps(_RECORDS).encode()

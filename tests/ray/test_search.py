@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,17 @@ def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path)
             assert ratio == pytest.approx(0.8) or ratio == pytest.approx(1.2) or after["values"]["train.lr"] == 0.3
 
 
+def test_pbt_keeps_no_states_that_nobody_goes_on_from(cluster: None, tmp_path: Path) -> None:
+    """With a look after every epoch each trial saves up to twice an epoch; every exchange still finds what it takes over."""
+    space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}
+    scheduler = {"kind": "pbt", "perturb_epochs": 1, "quantile_fraction": 0.5}
+    asked = {"num_trials": 4, "epochs": 12, "searcher": "random", "space": space, "cpus_per_trial": 2.0}
+    trials = run_search(tmp_path, shrink, scheduler=scheduler, **asked).trials
+    assert [trial.epochs for trial in trials] == [12] * 4
+    assert sum(len(trial.schedule) > 2 for trial in trials), "exchanges"
+    assert 4 <= len(list((tmp_path / "trials").rglob("weight.json"))) <= 4 * 3
+
+
 @pytest.mark.slow
 def test_a_replayed_schedule_comes_to_the_loss_of_its_trial(cluster: None, tmp_path: Path) -> None:
     """To the bit: what Tune did with a trial, pauses and weights of others included, is what its schedule says."""
@@ -362,12 +374,45 @@ def test_brackets_of_hyperband_begin_further_and_further_out() -> None:
     from lepton_ray.tune.strategies.on_ray import build_scheduler
 
     section = {"kind": "hyperband", "grace_epochs": 2, "reduction_factor": 3, "brackets": 3}
-    scheduler = build_scheduler(TuneSpec.model_validate({"epochs": 20, "scheduler": section, "space": LR}))
+    scheduler = build_scheduler(TuneSpec.model_validate({"epochs": 20, "scheduler": section, "space": LR}), seed=0)
     assert [sorted(rung for rung, _ in bracket._rungs) for bracket in scheduler._brackets] == [
         [2, 6, 18],
         [6, 18],
         [18],
     ]
+
+
+def test_brackets_of_hyperband_follow_from_the_seed_alone() -> None:
+    """Whatever else draws from NumPy's global generator, which the trials' numbers do not disturb in turn."""
+    from lepton_ray.tune.strategies.on_ray import build_scheduler
+
+    spec = TuneSpec.model_validate({"epochs": 20, "scheduler": "hyperband", "space": LR})
+
+    def brackets(seed: int) -> list[int]:
+        scheduler = build_scheduler(spec, seed)
+        for number in range(50):
+            np.random.random(number % 3)  # noqa: NPY002  others draw from it too
+            scheduler.on_trial_add(None, SimpleNamespace(trial_id=number))
+        return [scheduler._brackets.index(scheduler._trial_info[number]) for number in range(50)]
+
+    np.random.seed(8)  # noqa: NPY002
+    drawn = brackets(3)
+    after = np.random.random()  # noqa: NPY002
+    np.random.seed(8)  # noqa: NPY002
+    np.random.random(sum(number % 3 for number in range(50)))  # noqa: NPY002
+    assert np.random.random() == after  # noqa: NPY002
+    assert brackets(3) == drawn != brackets(4)
+    assert set(drawn) == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_a_population_of_one_process_is_the_same_for_the_same_seed(cluster: None, tmp_path: Path) -> None:
+    """One trial at a time, so that results come in the same order."""
+    space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}
+    asked = {"num_trials": 4, "epochs": 8, "searcher": "random", "scheduler": "pbt", "space": space, **ONE}
+    first, again = (run_search(tmp_path / name, shrink, **asked).trials for name in ("first", "again"))
+    assert [trial.schedule for trial in first] == [trial.schedule for trial in again]
+    assert any(len(trial.schedule) > 1 for trial in first), "some were the worst"
 
 
 @pytest.mark.parametrize("kind", ["optuna", "hyperopt"])

@@ -69,11 +69,11 @@ class Application:
         from lepton_ray.artifacts.package import open_package
         from lepton_ray.serve import on_ray
         from lepton_ray.spec.rollout import ModelRef
-        from lepton_ray.stages.deploy import _application
+        from lepton_ray.stages.deploy import make_application
 
         served = ServeSpec(**{"port": 0, "cpus_per_replica": 0.5, **spec})
         ref = ModelRef(uri=self.package, digest=open_package(Path(self.package)).digest)
-        return on_ray.run(_application(ref, "sizes", served), self.name, served)
+        return on_ray.run(make_application(ref, "sizes", served), self.name, served)
 
 
 @pytest.fixture
@@ -226,8 +226,10 @@ def test_every_setting_that_changes_makes_new_replicas() -> None:
     from lepton_ray.artifacts.package import open_package
     from lepton_ray.serve import on_ray
     from lepton_ray.serve.endpoint import Limits
-    from lepton_ray.serve.replica.on_ray import Served
+    from lepton_ray.serve.exchange import ConnectionLimits
+    from lepton_ray.serve.replica.on_ray import Listening, Served, Shelving
     from lepton_ray.serve.rollout.holding import Serving
+    from lepton_ray.spec.rollout import ModelRef
 
     serving = Serving(open_package, "sizes", 1, Limits(), 10)  # type: ignore[arg-type]  # never called
     served = Served(serving, None, None, None, None, access_log=True)
@@ -238,6 +240,10 @@ def test_every_setting_that_changes_makes_new_replicas() -> None:
         replace(served, rate_limit=RateLimitSpec(requests_per_second=5)),
         replace(served, tls=TlsSpec(certificate_file="a.pem", key_file="a.key")),
         replace(served, access_log=False),
+        replace(served, shelving=Shelving({}, 100)),
+        replace(served, shelving=Shelving({"b": ModelRef(uri="b")}, 100)),
+        replace(served, listening=Listening("127.0.0.1", 1, ConnectionLimits())),
+        replace(served, listening=Listening("127.0.0.1", 1, ConnectionLimits(age_s=1.0))),
         replace(served, serving=replace(serving, limits=Limits(receive_s=1.0))),
     ]
     assert len({on_ray._version_of(one) for one in changed}) == len(changed)

@@ -159,25 +159,28 @@ def test_two_workers_take_the_steps_of_one_while_layers_begin_to_learn(
     assert two.history[-1]["val_loss"] == pytest.approx(one.history[-1]["val_loss"], abs=1e-4)
 
 
-@pytest.mark.slow  # two workers that compile
-def test_two_workers_on_jax_give_a_package_that_answers_as_the_training_code(cluster: None, tmp_path: Path) -> None:
-    """Through the stages, from the features to the package; the graph is held against Keras on TensorFlow."""
+def _run_of_two_numbers(folder: Path, rows: int, sections: dict[str, Any]) -> Any:
+    """Run all stages on rows whose class is the sign of a sum."""
     from lepton_ray.pipeline.runner import run
     from lepton_ray.spec.run import RunSpec
 
-    numbers = np.random.default_rng(0).normal(size=(400, 2))
+    numbers = np.random.default_rng(0).normal(size=(rows, 2))
     lines = [f"{a:.6f},{b:.6f},{'yes' if a + b > 0 else 'no'}" for a, b in numbers]
-    (tmp_path / "rows.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    (folder / "rows.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
     columns = {"a": "number", "b": "number", "y": "category"}
-    spec = {
-        "name": "on-jax",
-        "storage": str(tmp_path / "runs"),
-        "data": {"source": {"kind": "csv", "uri": str(tmp_path / "rows.csv")}, "label": "y", "columns": columns},
+    data = {"source": {"kind": "csv", "uri": str(folder / "rows.csv")}, "label": "y", "columns": columns}
+    return run(RunSpec.model_validate({"name": "on-jax", "storage": str(folder / "runs"), "data": data, **sections}))
+
+
+@pytest.mark.slow  # two workers that compile
+def test_two_workers_on_jax_give_a_package_that_answers_as_the_training_code(cluster: None, tmp_path: Path) -> None:
+    """Through the stages, from the features to the package; the graph is held against Keras on TensorFlow."""
+    sections = {
         "model": {"kind": "mlp", "hidden": [8]},
         "train": {"framework": "jax", "num_workers": 2, "epochs": 5, "lr": 0.02, "global_batch_size": 32},
         "evaluate": {"gates": {"accuracy": {"min": 0.9}}},
     }
-    result = run(RunSpec.model_validate(spec))
+    result = _run_of_two_numbers(tmp_path, 400, sections)
     assert result["train"].num_workers == 2
     assert len(result["train"].history) == 5
     assert result["export"].parity["package"] < 1e-5
@@ -187,17 +190,7 @@ def test_two_workers_on_jax_give_a_package_that_answers_as_the_training_code(clu
 @pytest.mark.slow  # JAX compiles in three processes
 def test_a_search_on_jax_of_one_process_a_trial_and_one_worker_after_it(cluster: None, tmp_path: Path) -> None:
     """The training with the best values is the best trial again: first weights, batches and steps are the same."""
-    from lepton_ray.pipeline.runner import run
-    from lepton_ray.spec.run import RunSpec
-
-    numbers = np.random.default_rng(0).normal(size=(300, 2))
-    lines = [f"{a:.6f},{b:.6f},{'yes' if a + b > 0 else 'no'}" for a, b in numbers]
-    (tmp_path / "rows.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
-    columns = {"a": "number", "b": "number", "y": "category"}
-    spec = {
-        "name": "search-on-jax",
-        "storage": str(tmp_path / "runs"),
-        "data": {"source": {"kind": "csv", "uri": str(tmp_path / "rows.csv")}, "label": "y", "columns": columns},
+    sections = {
         "model": {"kind": "mlp", "hidden": [8], "dropout": 0.1},
         "train": {"framework": "jax", "epochs": 3, "global_batch_size": 32},
         "tune": {
@@ -207,7 +200,7 @@ def test_a_search_on_jax_of_one_process_a_trial_and_one_worker_after_it(cluster:
             "space": {"train.lr": {"kind": "log_uniform", "low": 1e-3, "high": 1e-1}},
         },
     }
-    result = run(RunSpec.model_validate(spec))
+    result = _run_of_two_numbers(tmp_path, 300, sections)
     assert result["tune"].num_trials == 3
     losses = [metrics["val_loss"] for metrics in result["train"].history]
     assert min(losses) == pytest.approx(result["tune"].best_loss, abs=1e-5)

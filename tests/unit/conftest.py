@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lepton_ray.features.images import ImageState
 from lepton_ray.features.numbers import NumberState
 from lepton_ray.features.state import FEATURES, FeatureState
 from lepton_ray.spec.data import DataSpec
+from tests.browser import Browser, open_browser
 
 _MIXED = {
     "source": {"kind": "csv", "uri": "a.csv"},
@@ -134,6 +135,13 @@ def expected_probabilities(records: Sequence[dict[str, Any]]) -> NDArray[np.floa
         row += [colour == "red", colour == "blue", colour is None]
         rows.append([*row, size == "M", size == "S", size == "L"])
     return _softmax(np.array(rows, float) @ WEIGHTS.astype(float))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests: each loads its own page."""
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

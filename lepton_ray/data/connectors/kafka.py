@@ -8,7 +8,7 @@ from typing import Any
 from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
-from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.faults import describe, expand_all, texts_in
@@ -163,16 +163,8 @@ class _Reader:
     def messages(self, partition: int, start: int, end: int) -> Iterator[list[Any]]:
         """Yield messages, in order, some at a time."""
         self._consumer.assign([self._at(partition, start)])
-        batch: list[Any] = []
-        size = 0
-        for message in self._from(partition, start, end):
-            batch.append(message)
-            size += len(message.value() or b"")
-            if len(batch) >= _BLOCK_MESSAGES or size >= _BLOCK_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+        found = self._from(partition, start, end)
+        yield from in_batches(found, lambda message: len(message.value() or b""), _BLOCK_BYTES, _BLOCK_MESSAGES)
 
     def _from(self, partition: int, start: int, end: int) -> Iterator[Any]:
         """Yield messages one by one, without those that a topic has dropped in between."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
-from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Piece, Span
 from lepton_ray.data.connectors.filesystems import SourceFile
@@ -28,7 +28,6 @@ _MASK_DELTA = 0xA282EAD8
 _BLOCK_BYTES = 8 << 20  # of records; and at most _BLOCK_ROWS of them
 _BLOCK_ROWS = 1 << 16
 _MAX_RECORD_BYTES = 256 << 20
-_MANY = "several values"
 _PURPOSE = "reading TFRecord files"
 
 
@@ -45,10 +44,6 @@ class TfRecordConnector(FileConnector):
     suffixes = (".tfrecord", ".tfrecords")
     is_text = True
 
-    def columns_of(self, path: str) -> None:
-        """Not known: each record names its features."""
-        return
-
     def cut(self, file: SourceFile, target_bytes: int) -> Iterator[Piece]:
         """Cut between records, whose lengths lead from one to the next."""
         start = end = 0
@@ -64,15 +59,7 @@ class TfRecordConnector(FileConnector):
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
         """Yield blocks of records."""
-        batch: list[_Record] = []
-        size = 0
-        for record in self._records(span):
-            batch.append(record)
-            size += len(record.content)
-            if size >= _BLOCK_BYTES or len(batch) >= _BLOCK_ROWS:
-                yield _to_block(batch, span.path, self.data.columns)
-                batch, size = [], 0
-        if batch:
+        for batch in in_batches(self._records(span), lambda record: len(record.content), _BLOCK_BYTES, _BLOCK_ROWS):
             yield _to_block(batch, span.path, self.data.columns)
 
     def _records(self, span: Span) -> Iterator[_Record]:

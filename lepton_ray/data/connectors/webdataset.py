@@ -12,7 +12,7 @@ import pyarrow as pa
 from lepton_ray.artifacts.pixels import SUFFIXES
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.text import show
-from lepton_ray.data.block import BadRecord, RawBlock
+from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.data.connectors.records import Fault, cell_text, fault_of
@@ -58,10 +58,6 @@ class WebDatasetConnector(FileConnector):
     suffixes = (".tar", ".tgz")
     is_text = True
 
-    def columns_of(self, path: str) -> None:
-        """Not known: each sample has its own members."""
-        return
-
     def stream(self, path: str) -> Any:
         """Open a tar file; ``.tgz`` is gzip."""
         stream = super().stream(path)
@@ -69,15 +65,8 @@ class WebDatasetConnector(FileConnector):
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
         """Yield blocks of samples."""
-        batch: list[tuple[int, _Sample]] = []
-        size = 0
-        for numbered in enumerate(self._samples(span.path), 1):
-            batch.append(numbered)
-            size += numbered[1].num_bytes
-            if size >= _BLOCK_BYTES or len(batch) >= _BLOCK_ROWS:
-                yield _to_block(batch, span.path, self.data.columns)
-                batch, size = [], 0
-        if batch:
+        numbered = enumerate(self._samples(span.path), 1)
+        for batch in in_batches(numbered, lambda item: item[1].num_bytes, _BLOCK_BYTES, _BLOCK_ROWS):
             yield _to_block(batch, span.path, self.data.columns)
 
     def _samples(self, path: str) -> Iterator[_Sample]:

@@ -40,12 +40,10 @@ class KeeperActor:
         self._bytes = gauge(catalogue.JOBS_BYTES)
         self._keeper = Keeper(self._answer_part, self._count)
         self._handle: Any = None
-        self._ticking: asyncio.Task[None] | None = None
+        self._ticking = asyncio.create_task(self._tick())  # one that Ray starts again may never be asked
 
     async def ask(self, call: Call, terms: Terms | None) -> Response:
         """Answer a request about jobs."""
-        if self._ticking is None:
-            self._ticking = asyncio.create_task(self._tick())
         return self._keeper.ask(call, terms)
 
     async def _answer_part(self, records: list[Any], version: str) -> Part:

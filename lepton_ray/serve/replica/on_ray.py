@@ -158,22 +158,26 @@ class ModelReplica:
             return {"problem": str(error)}
         return prepared.model_dump()
 
-    async def _tick_for_ever(self) -> None:
-        """Export metrics, and report to the rollout's keeper while there is one."""
-        reporter = Reporter(serve.get_replica_context())
+    async def _tell_for_ever(self) -> None:
+        """Export metrics."""
         while True:
             await asyncio.sleep(_FLUSH_S)
             self._meters.flush()
             if self._access_log is not None:
                 self._meters.tell_unlogged(self._access_log.dropped)
-            plan = self._holding.plan
-            if plan is not None and plan.challenger is not None:
-                tallies = self._holding.tallies()
-                self._meters.tell_differences(tallies)
-                await reporter.report(plan, tallies, self._holding.problem)
+            if (plan := self._holding.plan) is not None and plan.challenger is not None:
+                self._meters.tell_differences(self._holding.tallies())
+
+    async def _report_for_ever(self) -> None:
+        """Report to the rollout's keeper while there is one: apart from the metrics, which must not wait for one that is slow."""
+        reporter = Reporter(serve.get_replica_context())
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            if (plan := self._holding.plan) is not None and plan.challenger is not None:
+                await reporter.report(plan, self._holding.tallies(), self._holding.problem)
 
     async def _start_tasks(self) -> None:
-        followed = [self._tick_for_ever(), self._drift.follow()]
+        followed = [self._tell_for_ever(), self._report_for_ever(), self._drift.follow()]
         if self._access_log is not None:
             followed.append(self._access_log.follow())
         if self._tokens is not None:

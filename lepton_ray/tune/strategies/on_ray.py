@@ -4,9 +4,11 @@ Searchers see the least loss of a trial so far, which is what decides; scheduler
 is no number is ``DIVERGED`` for both: quantiles and Parzen estimators have no place for NaN or infinity.
 """
 
+import contextlib
 import itertools
 import logging
 import math
+import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -211,13 +213,59 @@ def _to_tune(domain: Domain) -> Any:
     return (tune.loguniform if isinstance(domain, LogUniform) else tune.uniform)(domain.low, domain.high)
 
 
-def build_scheduler(spec: TuneSpec) -> TrialScheduler:
-    """Return what stops trials."""
+class _Seeded(TrialScheduler):  # type: ignore[misc]  # Ray has no types
+    """Mixed into a scheduler that draws from Python's and NumPy's global generators, as Ray's do: they stand at the seed while it draws.
+
+    Given results in the same order, as with trials one at a time, it decides the same.
+    """
+
+    def __init__(self, seed: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._states = random.Random(seed).getstate(), np.random.RandomState(seed).get_state()  # noqa: S311
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Choose the bracket of a trial."""
+        with self._own_draws():
+            super().on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        """Choose whose weights a trial takes over, and what changes."""
+        with self._own_draws():
+            return super().on_trial_result(tune_controller, trial, result)
+
+    @contextlib.contextmanager
+    def _own_draws(self) -> Iterator[None]:
+        others = _swap_states(*self._states)
+        try:
+            yield
+        finally:
+            self._states = _swap_states(*others)
+
+
+def _swap_states(of_python: Any, of_numpy: Any) -> tuple[Any, Any]:
+    """Set the global generators; returns where they stood."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002  Ray draws from these
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)  # noqa: NPY002
+    return before
+
+
+class _HyperBand(_Seeded, AsyncHyperBandScheduler):  # type: ignore[misc]
+    """HyperBand whose brackets follow from the seed."""
+
+
+class _Population(_Seeded, PopulationBasedTraining):  # type: ignore[misc]
+    """PBT whose exchanges follow from the seed."""
+
+
+def build_scheduler(spec: TuneSpec, seed: int) -> TrialScheduler:
+    """Return what stops trials; ``seed`` is that of its draws."""
     scheduler = spec.scheduler
     common = {"time_attr": _EPOCHS, "metric": LOSS, "mode": "min"}
     match scheduler:
         case AshaScheduler() | HyperbandScheduler():
-            return AsyncHyperBandScheduler(
+            return _HyperBand(
+                seed,
                 **common,
                 max_t=spec.epochs,
                 grace_period=min(scheduler.grace_epochs, spec.epochs),
@@ -232,7 +280,8 @@ def build_scheduler(spec: TuneSpec) -> TrialScheduler:
                 min_time_slice=math.inf,  # with another value trials are paused, and their weights are lost
             )
         case PbtScheduler():
-            return PopulationBasedTraining(
+            return _Population(
+                seed,
                 **common,
                 perturbation_interval=scheduler.perturb_epochs,
                 hyperparam_mutations={path: _mutation(domain) for path, domain in spec.space.items()},

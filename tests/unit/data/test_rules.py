@@ -236,7 +236,7 @@ def test_details_name_rule_condition_and_values():
     ],
 )
 def test_counts_in_words(rule, words):
-    assert clean_of({"kind": "given", "columns": ["a", "b", "c"], **rule}).rules[0].words == words
+    assert clean_of({"kind": "given", "columns": ["a", "b", "c"], **rule}).rules[0].sentence == words
 
 
 def test_images_and_series_are_not_shown():

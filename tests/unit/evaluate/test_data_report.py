@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from lepton_ray.evaluate.columns import duration
 from lepton_ray.evaluate.data_report import DataReport, write_data_report, write_profile_page
 from lepton_ray.evaluate.page import change, escape, number, percent
 from lepton_ray.spec.data import Column
+from tests.browser import Browser
 
 _COLUMNS: TypeAdapter[dict[str, Column]] = TypeAdapter(dict[str, Column])
 _HOSTILE = "\"'><script>alert(1)</script>&amp;<svg onload=x>\x00\x1b[31m\u202e"
@@ -222,7 +224,7 @@ def test_pages_need_no_plotting_library() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.0, "0"), (1234567.0, "1,234,567"), (12.345, "12.35"), (1234.56, "1,235"), (0.0001234, "0.0001234"), (1.5e12, "1.5e+12"), (-3.0, "-3"), (float("inf"), "inf"), (1.7e308, "1.7e+308")],
+    [(None, "–"), (0.0, "0"), (1234567.0, "1,234,567"), (12.345, "12.35"), (1234.56, "1,235"), (0.0001234, "0.0001234"), (0.0014999, "0.0015"), (0.49994, "0.4999"), (1.5e12, "1.5e+12"), (-3.0, "-3"), (float("inf"), "inf"), (1.7e308, "1.7e+308")],
 )  # fmt: skip
 def test_numbers_as_people_read_them(value: float | None, text: str) -> None:
     assert number(value) == text
@@ -243,10 +245,65 @@ def test_a_change_that_reads_the_same_is_said_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.5, "0.500 s"), (90, "1.500 min"), (86400 * 9, "9 d"), (5400, "1.500 h")]
+    ("seconds", "text"), [(0.5, "0.5 s"), (90, "1.500 min"), (86400 * 9, "9 d"), (5400, "1.500 h")]
 )
 def test_lengths_of_time(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_page_is_as_wide_as_the_screen(browser: Browser, tmp_path: Path) -> None:
+    """Exact times beside each other, long names in findings, tables and heat maps."""
+    rows, long = 200, "of_a_name_that_goes_on_and_on_" * 4
+    rng = np.random.default_rng(0)
+    times = pa.array(np.sort(rng.integers(0, 10**15, rows)), pa.timestamp("us", "UTC"))
+    numbers = {f"{name}{long}": rng.normal(size=rows) for name in "ABCDEFGHIJKLMNOP"}
+    columns = _COLUMNS.validate_python({"when": "time", **dict.fromkeys(numbers, "number")})
+    seen = profile(pa.table({"when": times, **numbers}), columns, rows)
+    report = DataReport(seen, seen, findings=[long * 3], transforms={long: [long]}, label=f"A{long}")
+    page = tmp_path / "page.html"
+    page.write_text(write_data_report(long, report), encoding="utf-8")
+    for width in (1280, 390):
+        browser.show(page.as_uri(), width)
+        assert browser.run("return document.documentElement.scrollWidth") == width
+        outside = """return [...document.querySelectorAll(".card")].filter(card => [...card.querySelectorAll("td, th, p")].some(
+            part => part.getBoundingClientRect().right > card.getBoundingClientRect().right)).length"""
+        assert browser.run(outside) == 0
+    cut = """return [...document.querySelectorAll(".scroll svg")].flatMap(image => [...image.querySelectorAll("text")].filter(label => {
+        const [inner, outer] = [label.getBoundingClientRect(), image.getBoundingClientRect()];
+        return inner.left < outer.left || inner.top < outer.top; }).map(label => label.textContent))"""
+    assert browser.run(cut) == []
+
+
+def test_a_heat_map_says_what_goes_together() -> None:
+    matrix = Matrix(
+        rows=("a", "b", "<c>"),
+        columns=("a", "b", "<c>"),
+        values=((1.0, 0.2, -0.9), (0.2, 1.0, None), (-0.9, None, 1.0)),
+    )
+    assert (
+        f"Strongest: <bdi>a</bdi> and <bdi>{escape('<c>')}</bdi> -0.90; <bdi>a</bdi> and <bdi>b</bdi> 0.20.<"
+        in heat_map(matrix, "t", 24)
+    )
+    across = Matrix(rows=("a",), columns=("b",), values=((0.01,),))
+    assert "Strongest" not in heat_map(across, "t", 24)
+
+
+def test_both_shares_of_a_category_are_written() -> None:
+    columns = _COLUMNS.validate_python({"x": "category"})
+    before, after = (profile(pa.table({"x": values}), columns, 4) for values in (list("aaab"), list("aacc")))
+    page = write_data_report("x", DataReport(after, before))
+    for shown in ("75% → 50%", "0% → 50%"):
+        assert f'<span class="n">{shown}</span>' in page, shown
+
+
+def test_a_share_that_is_not_known_is_not_drawn_as_none() -> None:
+    """Of many values the most frequent are listed; that another is not among them says nothing."""
+    columns = _COLUMNS.validate_python({"x": "category"})
+    many = [f"v{index:04}" for index in range(2000)] * 2 + ["rare"]
+    before, after = (profile(pa.table({"x": values}), columns, len(values)) for values in (many, ["rare"] * 3))
+    page = write_data_report("x", DataReport(after, before))
+    assert '<span class="n">100%</span>' in page
+    assert "0% → 100%" not in page
 
 
 def test_a_heat_map_marks_what_is_not_defined() -> None:

@@ -85,7 +85,11 @@ def test_the_trial_that_the_training_takes_stands_first_with_its_marks() -> None
         {**_trial(0.5, lr=0.1), "cost": 9.0, "on_front": True},
         {**_trial(0.6, lr=0.2), "cost": 4.0, "on_front": True, "taken": True},
     ]
-    page = search_section(trials, "")
+    trials = [{**trial, "cost": trial["cost"] * 100_000} for trial in trials]
+    page = search_section(trials, "", "parameters")
+    assert ">parameters<" in page
+    assert "<bdi>400,000</bdi>" in page
+    assert ">900,000</text>" in page
     assert "taken, beaten by none in both" in page
     table = page[page.index("<table") :]
     assert table.index(">0.2<") < table.index("taken, beaten") < table.index(">0.1<")
@@ -96,6 +100,12 @@ def test_a_schedule_is_shown_epoch_by_epoch() -> None:
     schedule = [{"from_epoch": 1, "values": {"train.lr": 0.25}}, {"from_epoch": 4, "values": {"train.lr": 0.125}}]
     page = search_section([{**_trial(0.5, lr=0.125), "schedule": schedule}, _trial(0.6, lr=0.3)], "")
     assert re.search(r"from epoch.*>1<.*>0\.25<.*>4<.*>0\.125<", page)
+
+
+def test_labels_of_near_values_do_not_overlap() -> None:
+    trials = [_trial(float(index), lr=value) for index, value in enumerate([0.1, 0.101, 0.5, 0.898, 0.9])]
+    axis = re.findall(r'<text x="65" y="([\d.]+)"[^>]*>([^<]*)<', search_section(trials, ""))
+    assert [text for _, text in axis] == ["0.1", "0.5", "0.9"]
 
 
 def test_small_rates_are_not_rounded_to_nothing() -> None:
@@ -126,6 +136,13 @@ def test_the_setting_that_decides_has_the_importance(loss: Any, path: str) -> No
     assert sum(shares.values()) == pytest.approx(1)
     assert next(iter(shares)) == path
     assert shares[path] > 0.7
+
+
+def test_trials_that_were_stopped_early_are_counted() -> None:
+    trials = _random_trials(20, lambda lr, hidden, flag, rate: lr)
+    assert "from 20 trials.<" in search_section(trials, "")
+    trials[3]["stopped_early"] = True
+    assert "from 20 trials, 1 of which were stopped early.<" in search_section(trials, "")
 
 
 def test_two_settings_that_decide_alike_share_it() -> None:

@@ -414,6 +414,9 @@ _ARGS = "args: {package: /a}"
         f"applications: [{{{_ARGS}}}, {{{_ARGS}}}]",
         "applications: [{args: {serve: 3}}]",
         "applications: [{args: {serve: {listener: {port: high}}}}]",
+        "applications: [{args: {serve: {listener: {port: 0}}}}]",
+        "applications: [{args: {serve: {listener: {grpc_port: 0}}}}]",
+        "applications: [{args: {serve: {listener: {grpc_port: high}}}}]",
         "applications: [{args: {serve: {tls: true}}}]",
     ],
 )
@@ -450,6 +453,33 @@ def test_what_an_application_file_says_of_http_is_kept(tmp_path: Path) -> None:
     service = _service_of(f"http_options: {options}\napplications: [{{{_ARGS}}}]", tmp_path)
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     assert config["http_options"] == {"host": "0.0.0.0", "port": 8100, "request_timeout_s": 7}
+
+
+def test_grpc_has_its_port_wherever_the_listener_has_one(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(
+        f"applications: [{{{_ARGS[:-1]}, serve: {{listener: {{grpc_port: 9000}}}}}}}}]"
+    )
+    data = yaml.safe_load(DESCRIPTION.read_text())
+    data["serving"]["config"] = str(tmp_path / "serve.yaml")
+    documents = render(Description.model_validate(data))
+    application, service = documents["rayservice.yaml"]
+    named = {port["name"]: port["containerPort"] for port in _at(application, _SERVE_WORKER)["ports"]}
+    assert all(len(name) <= 15 for name in named)
+    reached = {named[port["targetPort"]]: port["port"] for port in service["spec"]["ports"]}
+    assert reached == {8001: 8001, 9000: 9000}
+    assert _problem(service) is None
+    clients = documents["networkpolicy.yaml"][0]["spec"]["ingress"][-1]
+    assert {port["port"] for port in clients["ports"]} == {8000, 8001, 9000}
+
+
+@pytest.mark.parametrize(("pods", "may_go"), [(0, 0), (1, 1), (2, 1), (5, 1)])
+def test_a_drain_may_take_one_serving_pod_at_a_time(pods: int, may_go: int) -> None:
+    """That of a single one too: a budget of all pods holds a node for ever."""
+    data = yaml.safe_load(DESCRIPTION.read_text())
+    data["serving"]["workers"]["min"] = pods
+    (budget,) = render(Description.model_validate(data))["poddisruptionbudget.yaml"]
+    assert pods - budget["spec"]["minAvailable"] == may_go
+    assert _problem(budget) is None
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 import uvloop
 
-from lepton_ray.artifacts.package import open_package
+from lepton_ray.artifacts.package import ModelPackage, open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.connection import Connection
-from lepton_ray.serve.endpoint import Endpoint, Limits
+from lepton_ray.serve.endpoint import Endpoint, Limits, Meter
 from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.listener import Listener
+from lepton_ray.serve.shelf import Shelf, take
 
+RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
+"""One of the mixed package."""
 SHORT, LONG = Cost(0.0, 0.0), Cost(1.0, 1.0)
 """With these all parsed calls run on the event loop, or all in the thread."""
 
@@ -134,6 +137,18 @@ class Running:
 
     def call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def shelve(self, name: str, package: ModelPackage, meter: Meter) -> Shelf:
+        """Have a further model."""
+        shelf = self.front.shelf = Shelf(
+            {name: package}, Limits(), lambda *_: meter, 1000, 100, lambda one: take(one, 1)
+        )
+
+        async def switch() -> None:
+            self.front.switch(Variant(self.endpoint, self.batcher), None)
+
+        self.call(switch())
+        return shelf
 
     def sweep(self, after_s: float) -> None:
         """See to the clocks as in so many seconds."""

@@ -23,10 +23,9 @@ from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.tokens import create_token
 from lepton_ray.spec.release import AuthSpec
 
-from .conftest import LONG, SHORT
-from .test_listener import _Gate, get, post
+from .conftest import LONG, RECORD, SHORT
+from .test_listener import Gate, get, post
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 _KEYS = ["time", "id", "method", "path", "status", "ms", "request_bytes", "answer_bytes", "rows", "version", "token"]
 
 
@@ -108,8 +107,8 @@ def test_the_listener_notes_every_request(listen: Any, tmp_path: Path, log: Acce
     running = listen(access_log=log, guard=guard, limits=Limits(max_request_bytes=1000))
     client = running.connect()
     bearer, secret = b"Authorization: Bearer " + token.encode(), b"X-Secret: sesame"
-    good, bad = post([_RECORD] * 2, bearer, b"X-Request-Id: job-7", secret), post([{"age": -1}], bearer, secret)
-    answers = [client.ask(good), client.ask(bad), client.ask(post([_RECORD], b"X-Request-Id: 1"))]
+    good, bad = post([RECORD] * 2, bearer, b"X-Request-Id: job-7", secret), post([{"age": -1}], bearer, secret)
+    answers = [client.ask(good), client.ask(bad), client.ask(post([RECORD], b"X-Request-Id: 1"))]
     answers.append(client.ask(get(b"/v2/models/d%65mo?token=" + token.encode(), bearer)))
     client.send(b"HEAD /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     answers.append(client.read("HEAD"))
@@ -120,11 +119,11 @@ def test_the_listener_notes_every_request(listen: Any, tmp_path: Path, log: Acce
     assert [line["answer_bytes"] for line in lines] == [len(answer.body) for answer in answers]
     assert [line["version"] for line in lines] == [running.endpoint.version] + [None] * 6
     ids = [answer.headers["x-request-id"] for answer in answers]
-    size = len(json.dumps([_RECORD] * 2))
+    size = len(json.dumps([RECORD] * 2))
     assert [_facts(line) for line in lines] == [
         ("job-7", "POST", "/predict", 200, size, 2, "mobile-app"),
         (ids[1], "POST", "/predict", 422, len(b'[{"age": -1}]'), 1, "mobile-app"),
-        ("1", "POST", "/predict", 401, len(json.dumps([_RECORD])), 0, None),
+        ("1", "POST", "/predict", 401, len(json.dumps([RECORD])), 0, None),
         (ids[3], "GET", "/v2/models/demo", 200, 0, 0, "mobile-app"),
         (ids[4], "HEAD", "/v2/health/live", 200, 0, 0, None),
         (ids[5], "GET", ("/\r\n{\ufffd" + "a" * 500)[:256], 404, 0, 0, "mobile-app"),
@@ -140,13 +139,13 @@ def test_requests_that_get_no_answer_are_noted_too(
     listen: Any, tmp_path: Path, log: AccessLog, monkeypatch: Any
 ) -> None:
     running = listen(access_log=log, cost=LONG)
-    gate = _Gate(monkeypatch)
+    gate = Gate(monkeypatch)
     gone, half, malformed = (running.connect() for _ in range(3))
-    gone.send(post([_RECORD]))
+    gone.send(post([RECORD]))
     assert gate.entered.wait(20)
     gone.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets, not only ends
     gone.close()
-    half.send(post([_RECORD])[:-5])
+    half.send(post([RECORD])[:-5])
     half.close()
     assert malformed.ask(b"NO WAY\r\n\r\n").code == 400
     while len(log._entries) < 3:
@@ -167,8 +166,8 @@ def test_ray_serves_http_notes_the_same(
     client = call_app(asgi_app(Front.of(Variant(endpoint, Batcher(endpoint, SHORT, 10)), guard), log))
     headers = {"authorization": f"Bearer {token}", "x-request-id": "job-7"}
     answers = [
-        client.post("/predict", json=[_RECORD] * 2, headers=headers),
-        client.post("/predict", json=[_RECORD]),
+        client.post("/predict", json=[RECORD] * 2, headers=headers),
+        client.post("/predict", json=[RECORD]),
         client.request("HEAD", "/v2/health/live?a=b"),
         client.post("/predict", content=b" " * 1001, headers=headers),
     ]

@@ -22,7 +22,8 @@ from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.tokens import create_token, read_tokens, revoke_token
 from lepton_ray.spec.release import AuthSpec, RateLimitSpec
 
-from .test_listener import _RECORD, get, post
+from .conftest import RECORD
+from .test_listener import get, post
 
 
 @pytest.fixture
@@ -106,19 +107,19 @@ def test_wrong_credentials_are_refused_at_the_listener(listen: Any, file: Path, 
     running = listen(guard=guard)
     client = running.connect()
     for value in wrong_values(all_scopes):
-        answer = client.ask(post([_RECORD], b"Authorization: " + value))
+        answer = client.ask(post([RECORD], b"Authorization: " + value))
         assert answer.code == 401, value
         assert answer.headers["www-authenticate"] == 'Bearer realm="lepton_ray", error="invalid_token"'
         assert list(json.loads(answer.body)) == ["error"]
         assert all_scopes.encode() not in answer.body
         assert str(file).encode() not in answer.body
-    twice = client.ask(post([_RECORD], bearer(all_scopes), bearer(all_scopes)))
-    thrice = client.ask(post([_RECORD], bearer("x"), bearer("x"), bearer(all_scopes)))
-    none = client.ask(post([_RECORD]))
+    twice = client.ask(post([RECORD], bearer(all_scopes), bearer(all_scopes)))
+    thrice = client.ask(post([RECORD], bearer("x"), bearer("x"), bearer(all_scopes)))
+    none = client.ask(post([RECORD]))
     assert (twice.code, thrice.code, none.code) == (401, 401, 401)
     assert none.headers["www-authenticate"] == 'Bearer realm="lepton_ray"'
     assert {call for call in running.meter.calls} == {("records", 401)}
-    assert client.ask(post([_RECORD], b"AUTHORIZATION: bEARER " + all_scopes.encode())).code == 200
+    assert client.ask(post([RECORD], b"AUTHORIZATION: bEARER " + all_scopes.encode())).code == 200
     assert all_scopes not in caplog.text
 
 
@@ -152,8 +153,8 @@ def test_a_strangers_body_is_neither_kept_nor_asked_for(listen: Any, file: Path,
 def test_each_pipelined_request_needs_its_own_token(listen: Any, file: Path, all_scopes: str) -> None:
     guard, _ = guard_of(file)
     client = listen(guard=guard).connect()
-    good, bad = post([_RECORD], bearer(all_scopes)), post([_RECORD])
-    client.send(good + bad + good + get(b"/v2") + post([_RECORD], b"X: y", bearer("lr_x")) + good)
+    good, bad = post([RECORD], bearer(all_scopes)), post([RECORD])
+    client.send(good + bad + good + get(b"/v2") + post([RECORD], b"X: y", bearer("lr_x")) + good)
     assert [client.read().code for _ in range(6)] == [200, 401, 200, 401, 401, 200]
 
 
@@ -164,23 +165,23 @@ def test_scopes_and_expiry(listen: Any, file: Path) -> None:
     old = create_token(file, "c", ("predict",), yesterday, None)
     guard, _ = guard_of(file)
     client = listen(guard=guard).connect()
-    assert client.ask(post([_RECORD], bearer(predict))).code == 200
-    refused = client.ask(post([_RECORD], bearer(metadata)))
+    assert client.ask(post([RECORD], bearer(predict))).code == 200
+    refused = client.ask(post([RECORD], bearer(metadata)))
     assert refused.code == 403
     assert 'error="insufficient_scope", scope="predict"' in refused.headers["www-authenticate"]
     assert client.ask(get(b"/v2", bearer(metadata))).code == 200
     assert client.ask(get(b"/v2", bearer(predict))).code == 403
     assert client.ask(get(b"/nothing", bearer(predict))).code == 404
-    assert client.ask(post([_RECORD], bearer(old))).code == 401
+    assert client.ask(post([RECORD], bearer(old))).code == 401
 
 
 def test_both_ways_in_refuse_alike(call_app: Any, mixed_package: Path, file: Path, all_scopes: str) -> None:
     guard, _ = guard_of(file)
     client = call_app(build_http_app(Predictor(open_package(mixed_package)), "demo", Limits(), NoMeter(), guard))
     good = {"authorization": f"Bearer {all_scopes}"}
-    assert client.post("/predict", json=[_RECORD], headers=good).status_code == 200
-    assert client.post("/predict", json=[_RECORD]).status_code == 401
-    assert client.post("/predict", json=[_RECORD], headers=[*good.items(), *good.items()]).status_code == 401
+    assert client.post("/predict", json=[RECORD], headers=good).status_code == 200
+    assert client.post("/predict", json=[RECORD]).status_code == 401
+    assert client.post("/predict", json=[RECORD], headers=[*good.items(), *good.items()]).status_code == 401
     assert client.get("/v2").status_code == 401
     assert client.get("/v2/health/live").status_code == 200
 
@@ -222,11 +223,11 @@ def test_beyond_a_limit_callers_are_told_when_to_come_again(listen: Any, file: P
     running = listen(guard=guard)
     guard.purses["limited"].units = 1
     client = running.connect()
-    assert client.ask(post([_RECORD], bearer(limited))).code == 200
-    refused = client.ask(post([_RECORD], bearer(limited)))
+    assert client.ask(post([RECORD], bearer(limited))).code == 200
+    refused = client.ask(post([RECORD], bearer(limited)))
     assert (refused.code, refused.headers["retry-after"]) == (429, "2")
     assert guard.is_short
-    assert client.ask(post([_RECORD], bearer(free))).code == 200
+    assert client.ask(post([RECORD], bearer(free))).code == 200
 
 
 def test_what_all_callers_may_not_costs_none_of_ones_own(file: Path) -> None:

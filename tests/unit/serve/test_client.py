@@ -669,3 +669,56 @@ def test_parts_that_garbage_collection_ends_hold_nobody(fake: Callable[..., Fake
     finally:
         gc.enable()
     client.close()
+
+
+def test_a_client_that_nobody_has_any_more_ends_its_thread_and_connections(fake: Callable[..., Fake]) -> None:
+    server = fake()
+    client = Client(server.url, options=_QUICK)
+    thread = client._thread
+    assert client.predict(_RECORDS) == [1]
+    del client
+    thread.join(20)
+    assert not thread.is_alive()
+    unused = Client(server.url)
+    thread = unused._thread
+    del unused
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("place", ["here", "loop"])
+def test_a_client_that_is_collected_with_parts_that_are_half_taken_ends(fake: Callable[..., Fake], place: str) -> None:
+    """Both in one cycle, found in this thread or in that of another client's loop, which must not wait for an end that never comes."""
+    server, other = fake(_events(_part(0, 1, 2)), _FINE), Client(fake().url, options=_QUICK)
+    gc.disable()
+    try:
+        client = Client(server.url, options=_QUICK)
+        thread, parts = client._thread, client.predict_in_parts([{}] * 9)
+        assert next(parts) == [1, 2]
+        client.kept = parts  # type: ignore[attr-defined]
+        del client, parts
+        if place == "here":
+            gc.collect()
+        else:
+            other._loop.call_soon_threadsafe(gc.collect)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert other.predict(_RECORDS) == [1]
+    finally:
+        gc.enable()
+    other.close()
+
+
+def test_a_client_is_there_as_long_as_a_thread_asks_it(fake: Callable[..., Fake]) -> None:
+    server = fake(_said("503 Busy", b"{}", "Retry-After: 0"), _FINE)
+    client = Client(server.url, options=_QUICK)
+    thread, answers = client._thread, []
+    ask = client.predict
+    asking = threading.Thread(target=lambda ask: answers.append(ask(_RECORDS)), args=(ask,), daemon=True)
+    asking.start()
+    del client, ask
+    asking.join(20)
+    del asking
+    assert answers == [[1]]
+    thread.join(20)
+    assert not thread.is_alive()

@@ -17,10 +17,8 @@ from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import HTTP_OK, Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.exchange import ConnectionLimits
-from lepton_ray.serve.front import Variant
 from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.rollout.holding import Holding, Serving
-from lepton_ray.serve.shelf import Shelf, take
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 from .conftest import LONG, Client, Running
@@ -239,14 +237,7 @@ def test_ray_serves_http_gives_them_too(call_app: Any, mixed_package: Path) -> N
 def further(listen: Any, mixed_package: Path, rival_package: Path) -> Running:
     """A listener with the rival as the further model ``other``."""
     running: Running = listen(mixed_package)
-    package = open_package(rival_package)
-    shelf = Shelf({"other": package}, Limits(), lambda *_: NoMeter(), 1000, 100, lambda one: take(one, 1))
-    running.front.shelf = shelf
-
-    async def switch() -> None:
-        running.front.switch(Variant(running.endpoint, running.batcher), None)
-
-    running.call(switch())
+    running.shelve("other", open_package(rival_package), NoMeter())
     return running
 
 

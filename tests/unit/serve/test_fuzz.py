@@ -21,10 +21,9 @@ import uvloop
 from lepton_ray.serve.batching import Cost
 from lepton_ray.serve.endpoint import Limits
 
-from .conftest import SHORT, Running
+from .conftest import RECORD, SHORT, Running
 from .test_listener import get, post
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 _LIMITS = Limits(max_request_bytes=32 << 10, max_rows=64)
 _INFER = b"/v2/models/demo/infer"
 _CODES = {200, 400, 404, 405, 408, 413, 417, 422, 431, 501, 505}
@@ -100,7 +99,7 @@ def _spoil_json(rng: random.Random, body: Any) -> bytes:
 
 
 def _spoilt_records(rng: random.Random) -> bytes:
-    records: Any = [_RECORD] * rng.choice([1, 2, 65])
+    records: Any = [RECORD] * rng.choice([1, 2, 65])
     return post(_spoil_json(rng, {"records": records} if rng.random() < 0.5 else records))
 
 
@@ -136,8 +135,8 @@ def _spoilt_bytes(rng: random.Random) -> bytes:
 def _good(rng: random.Random) -> bytes:
     return rng.choice(
         [
-            post([_RECORD]),
-            post([_RECORD] * 3),
+            post([RECORD]),
+            post([RECORD] * 3),
             post({"age": 1}),
             get(b"/v2/models/demo"),
             get(b"/v2/health/live"),

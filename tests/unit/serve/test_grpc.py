@@ -34,18 +34,16 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter, error_response
 from lepton_ray.serve.exchange import ConnectionLimits
-from lepton_ray.serve.front import Variant
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE, peek_model
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.rollout.shadow import HTTP_LATE
-from lepton_ray.serve.shelf import HTTP_NO_ROOM, Shelf, take
+from lepton_ray.serve.shelf import HTTP_NO_ROOM
 from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.release import RateLimitSpec
 
-from .conftest import LONG, Running
+from .conftest import LONG, RECORD, Running
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 _TIMEOUT_S = 60
 _HEADERS = [
     (":method", "POST"),
@@ -119,19 +117,14 @@ def tensors(rows: int = 1, raw: bool = True, **more: Any) -> dict[str, Any]:
 
 
 def predictions_of(running: Running, rows: int = 1) -> list[dict[str, Any]]:
-    answer = running.endpoint.ask("POST", "/predict", json.dumps([_RECORD] * rows).encode())
+    answer = running.endpoint.ask("POST", "/predict", json.dumps([RECORD] * rows).encode())
     return list(json.loads(answer.body)["predictions"])
 
 
 def test_a_further_model_answers_itself(serve: Any, call: Any, rival_package: Path) -> None:
     running = serve()
     rival = open_package(rival_package)
-    running.front.shelf = Shelf({"other": rival}, Limits(), lambda *_: NoMeter(), 1000, 100, lambda one: take(one, 1))
-
-    async def switch() -> None:
-        running.front.switch(Variant(running.endpoint, running.batcher), None)
-
-    running.call(switch())
+    running.shelve("other", rival, NoMeter())
     caller = call(running.port)
     for model, told in (("other", rival.version), ("demo", running.endpoint.version)):
         for version in ("", told):

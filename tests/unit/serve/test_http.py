@@ -19,9 +19,10 @@ from lepton_ray.serve.endpoint import Limits, NoMeter, answer_golden_records
 from lepton_ray.serve.front import Front
 from lepton_ray.serve.http import build_http_app
 
+from .conftest import RECORD
+
 _MODEL = "/v2/models/demo"
 _INFER = f"{_MODEL}/infer"
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 
 
 class _Counts:
@@ -206,10 +207,10 @@ def test_what_breaks_the_protocol_is_refused_with_400(client: Any, body: Any, ru
 def test_values_outside_their_rules_are_refused_with_422_by_both(
     client: Any, change: dict[str, Any], message: str
 ) -> None:
-    record = {**_RECORD, **change}
+    record = {**RECORD, **change}
     numbers = [[30, 10], [record["age"], record["income"]]]
     body = _tensors(numbers, [["red", "S"], [record["colour"], record["size"]]])
-    for response in (client.post("/predict", json=[_RECORD, record]), client.post(_INFER, json=body)):
+    for response in (client.post("/predict", json=[RECORD, record]), client.post(_INFER, json=body)):
         assert (response.status_code, response.json()) == (422, {"error": message})
 
 
@@ -259,7 +260,7 @@ def test_a_wrong_body_of_predict_is_told_what_would_be_right(
 
 
 def test_jobs_that_are_off_say_so(client: Any) -> None:
-    response = client.post("/jobs", json=[_RECORD])
+    response = client.post("/jobs", json=[RECORD])
     assert (response.status_code, response.json()["error"][:17]) == (404, "jobs are off here")
 
 
@@ -281,7 +282,7 @@ async def _chunks() -> AsyncIterator[bytes]:
 
 def test_limits_hold(serve: Any, mixed_package: Path) -> None:
     client = serve(mixed_package, max_request_bytes=1000, max_rows=2)
-    assert client.post("/predict", json=[_RECORD] * 2).status_code == 200
+    assert client.post("/predict", json=[RECORD] * 2).status_code == 200
     response = client.post("/predict", content=b"[" + b" " * 1000)
     assert (response.status_code, response.json()["error"][:35]) == (413, "the body must be at most 1000 bytes")
     assert client.post("/predict", content=_chunks()).status_code == 413
@@ -478,7 +479,7 @@ def test_a_wrong_length_of_the_json_is_refused(client: Any, length: str) -> None
 def test_the_meter_is_told_of_every_request(serve: Any, mixed_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = _Counts()
     client = serve(mixed_package, meter)
-    label = client.post("/predict", json=[_RECORD]).json()["predictions"][0]["label"]
+    label = client.post("/predict", json=[RECORD]).json()["predictions"][0]["label"]
     client.post(_INFER, content=b"x")
     client.post("/predict", json=[{"age": "x"}])
 
@@ -486,7 +487,7 @@ def test_the_meter_is_told_of_every_request(serve: Any, mixed_package: Path, mon
         raise RuntimeError(f"inside {mixed_package}")
 
     monkeypatch.setattr(Predictor, "run", fail)
-    response = client.post("/predict", json=[_RECORD])
+    response = client.post("/predict", json=[RECORD])
     assert (response.status_code, response.json()) == (500, {"error": "the server failed; its log has the reason"})
     assert meter.calls == [
         ("records", 200, [label]),
@@ -574,7 +575,7 @@ def test_the_time_of_the_model_is_none_of_the_body(mixed_package: Path, monkeypa
     """A call that waits for its answer is not cut off."""
     app = build_http_app(Predictor(open_package(mixed_package)), "demo", Limits(receive_s=0.05), NoMeter())
     codes: list[int] = []
-    parts = iter([{"type": "http.request", "body": json.dumps([_RECORD]).encode()}])
+    parts = iter([{"type": "http.request", "body": json.dumps([RECORD]).encode()}])
     answer = Front.answer
 
     async def answer_late(front: Front, call: Any) -> Any:

@@ -13,7 +13,8 @@ from lepton_ray.serve.endpoint import Call, Endpoint, Limits, NoMeter
 from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.statistics import RunTimes, Statistics
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
+from .conftest import RECORD
+
 _PARTS = ("compute_input", "compute_infer", "compute_output")
 
 
@@ -60,7 +61,7 @@ def test_statistics_count_what_was_answered_and_what_was_not(client: Any, mixed_
     before = _stats(client)
     assert (before["inference_count"], before["execution_count"], before["batch_stats"]) == (0, 0, [])
     for rows in (1, 3, 4):
-        assert client.post("/predict", json=[_RECORD] * rows).status_code == 200
+        assert client.post("/predict", json=[RECORD] * rows).status_code == 200
     assert client.post("/predict", json=[{"age": "x"}]).status_code == 422
     assert client.post("/v2/models/demo/infer", content=b"x").status_code == 400
     stats = _stats(client)

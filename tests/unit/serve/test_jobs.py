@@ -549,6 +549,36 @@ def test_a_job_that_is_not_done_in_time_is_ended(
     office = open_office(Gate())
     with pytest.raises(DeadlineError, match=r"within 1 s"):
         client_of(office).predict_as_job(records(20), deadline_s=1.0)
+    deadline = time.monotonic() + _TIMEOUT_S
+    while office.ends != ["cancelled"]:
+        assert time.monotonic() < deadline
+
+
+def test_a_deadline_holds_where_the_deletion_of_the_job_takes_longer(open_office: Callable[..., Office]) -> None:
+    """Closing the client waits for the deletion, so that no job runs on for nobody."""
+    office = open_office(Gate())
+    desk = office.running.front.desk
+    assert isinstance(desk, Desk)
+    reach, may_delete = desk._reach, asyncio.Event()
+
+    async def reach_late(call: Call, terms: Terms | None) -> Response:
+        assert call.job is not None
+        if call.job.verb == "cancel":
+            await may_delete.wait()
+        return await reach(call, terms)
+
+    async def let_delete() -> None:
+        may_delete.set()
+
+    desk._reach = reach_late
+    slow = Options(deadline_s=20, try_s=_TIMEOUT_S, first_wait_s=0.001, longest_wait_s=0.04)
+    begun = time.monotonic()
+    with Client(f"http://127.0.0.1:{office.running.port}", options=slow) as client:
+        with pytest.raises(DeadlineError, match=r"within 1 s"):
+            client.predict_as_job(records(20), deadline_s=1.0)
+        assert time.monotonic() - begun < _TIMEOUT_S / 2
+        assert office.ends == []
+        office.running.call(let_delete())
     assert office.ends == ["cancelled"]
 
 

@@ -18,9 +18,8 @@ from lepton_ray.serve.batching import Cost
 from lepton_ray.serve.endpoint import Limits
 from lepton_ray.serve.exchange import ConnectionLimits
 
-from .conftest import LONG, SHORT, Client, Running
+from .conftest import LONG, RECORD, SHORT, Client, Running
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 _SMUGGLED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]"
 _CHUNKED = b"Host: x\r\nTransfer-Encoding: chunked\r\n"
 
@@ -44,7 +43,7 @@ def test_answers_are_those_of_the_endpoint(listen: Any) -> None:
             {"name": "categories", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "S"]},
         ]
     }
-    for path, body in ((b"/predict", [_RECORD]), (b"/v2/models/demo/infer", tensors), (b"/predict", {"x": 1})):
+    for path, body in ((b"/predict", [RECORD]), (b"/v2/models/demo/infer", tensors), (b"/predict", {"x": 1})):
         expected = running.endpoint.ask("POST", path.decode(), json.dumps(body).encode())
         answer = client.ask(post(body, path=path))
         assert (answer.code, answer.body) == (expected.code, expected.body)
@@ -180,7 +179,7 @@ def test_the_refusal_of_a_head_request_has_no_body(listen: Any, rest: bytes) -> 
 def test_nothing_is_taken_after_connection_close(listen: Any) -> None:
     running = listen()
     client = running.connect()
-    answer = client.ask(post([_RECORD], b"Connection: close") + _SMUGGLED)
+    answer = client.ask(post([RECORD], b"Connection: close") + _SMUGGLED)
     assert (answer.code, answer.headers["connection"]) == (200, "close")
     assert client.is_closed()
     assert running.meter.calls == [("records", 200)]
@@ -196,7 +195,7 @@ def test_old_clients_are_answered(listen: Any) -> None:
 
 def test_chunks_extensions_and_trailers_make_no_difference(listen: Any) -> None:
     running = listen()
-    body = json.dumps([_RECORD]).encode()
+    body = json.dumps([RECORD]).encode()
     chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
     raw = b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n" + chunks + b"0\r\nHost: y\r\nX: y\r\n\r\n"
     client = running.connect()
@@ -205,12 +204,12 @@ def test_chunks_extensions_and_trailers_make_no_difference(listen: Any) -> None:
 
 
 _PIPELINE = [
-    (post([_RECORD]), 200),
+    (post([RECORD]), 200),
     (get(b"/v2/models/demo"), 200),
     (post([{"age": -1, "size": "S"}]), 422),
     (b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\r\n[]\r\n0\r\n\r\n", 400),
     (get(b"/nothing"), 404),
-    (post([_RECORD] * 3), 200),
+    (post([RECORD] * 3), 200),
 ]
 
 
@@ -298,7 +297,7 @@ def test_bodies_of_all_connections_together_are_bounded(listen: Any) -> None:
         client.send(b" ")
         assert client.read().code == 400
     assert running.listener.buffered_bytes == 0
-    assert running.ask(post([_RECORD])).code == 200
+    assert running.ask(post([RECORD])).code == 200
 
 
 def test_a_body_is_asked_for_only_when_it_is_wanted(listen: Any) -> None:
@@ -334,11 +333,11 @@ def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
     assert running.listener.buffered_bytes == 0
 
 
-def _begin_one_behind_many(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[Client, "_Gate", bytes]:
+def _begin_one_behind_many(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[Client, "Gate", bytes]:
     """Hold 40 requests that a 41st has come behind, but for its end; return its client, what holds them, and that end."""
-    gate = _Gate(monkeypatch)
+    gate = Gate(monkeypatch)
     client = running.connect()
-    raw = post([_RECORD])
+    raw = post([RECORD])
     client.send(raw * 40 + raw[:-5])
     assert gate.entered.wait(20)
     return client, gate, raw[-5:]
@@ -390,7 +389,7 @@ def test_a_client_that_does_not_take_the_last_of_its_answers_is_cut_off(listen: 
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", running.port))
-        client.sendall(post([_RECORD] * 500))
+        client.sendall(post([RECORD] * 500))
         if is_half_closed:
             client.shutdown(socket.SHUT_WR)
         while not running.meter.calls:
@@ -408,10 +407,40 @@ def test_a_client_that_does_not_take_the_last_of_its_answers_is_cut_off(listen: 
         assert not running.listener._connections
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_slow_client_that_goes_on_taking_a_large_answer_has_time(listen: Any, is_last: bool) -> None:
+    """It is cut off once it takes no more, however much it has taken before; the answer's size does not count."""
+    running = listen(cost=LONG, limits=Limits(max_rows=1 << 17))
+    running.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", running.port))
+        client.sendall(post([RECORD] * 120_000, *([b"Connection: close"] if is_last else [])))
+        while not running.meter.calls:
+            running.call(asyncio.sleep(0.01))
+        (connection,) = running.listener._connections
+        left = connection._transport.get_write_buffer_size
+        while not left():
+            running.call(asyncio.sleep(0.01))
+        assert left() > 8 << 20
+        running.sweep(0)
+        for after_s in (25, 50, 75, 100, 125):
+            wanted = left() - (1 << 20)
+            while left() > wanted:
+                assert client.recv(1 << 16)
+            running.sweep(after_s)
+            running.call(asyncio.sleep(0))
+            assert running.listener._connections
+        for after_s in (200, 240, 280):
+            running.sweep(after_s)
+            running.call(asyncio.sleep(0.01))
+        assert not running.listener._connections
+
+
 def test_a_client_that_has_said_all_is_still_answered(listen: Any) -> None:
     running = listen(cost=LONG)
     client = running.connect()
-    client.send(post([_RECORD]))
+    client.send(post([RECORD]))
     client.socket.shutdown(socket.SHUT_WR)
     assert client.read().code == 200
     assert client.is_closed()
@@ -420,7 +449,7 @@ def test_a_client_that_has_said_all_is_still_answered(listen: Any) -> None:
 def test_a_client_that_goes_away_in_its_body_is_counted_and_forgotten(listen: Any) -> None:
     running = listen()
     client = running.connect()
-    client.send(post([_RECORD])[:-5])
+    client.send(post([RECORD])[:-5])
     client.close()
     while not running.meter.calls:
         running.call(asyncio.sleep(0))
@@ -448,7 +477,7 @@ def test_old_connections_close_with_an_answer(listen: Any) -> None:
     assert client.is_closed()
 
 
-class _Gate:
+class Gate:
     """Holds the runs in the thread until it is opened; ``entered`` tells that one has begun."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,13 +497,13 @@ class _Gate:
 
 def test_what_arrives_during_a_run_is_the_next_batch(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen(cost=LONG)
-    gate = _Gate(monkeypatch)
+    gate = Gate(monkeypatch)
     clients = [running.connect() for _ in range(6)]
-    clients[0].send(post([_RECORD]))
+    clients[0].send(post([RECORD]))
     assert gate.entered.wait(20)
     monkeypatch.setattr(running.batcher, "_cost", Cost(2e-3, 0.0))  # now all fit into one batch
     for client in clients[1:]:
-        client.send(post([_RECORD]))
+        client.send(post([RECORD]))
     assert running.ask(get(b"/v2/health/live")).code == 200  # the loop is free
     while len(running.batcher._long) < 5:
         running.call(asyncio.sleep(0))
@@ -485,15 +514,15 @@ def test_what_arrives_during_a_run_is_the_next_batch(listen: Any, monkeypatch: p
 
 def test_more_than_may_wait_are_refused(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen(cost=LONG, max_waiting=2)
-    gate = _Gate(monkeypatch)
+    gate = Gate(monkeypatch)
     clients = [running.connect() for _ in range(3)]
-    clients[0].send(post([_RECORD]))
+    clients[0].send(post([RECORD]))
     assert gate.entered.wait(20)
     for client in clients[1:]:
-        client.send(post([_RECORD]))
+        client.send(post([RECORD]))
     while len(running.batcher._long) < 2:
         running.call(asyncio.sleep(0))
-    refused = running.ask(post([_RECORD]))
+    refused = running.ask(post([RECORD]))
     assert (refused.code, refused.headers["retry-after"]) == (503, "1")
     assert running.listener.mean_under_way() > 0
     gate.opened.set()
@@ -503,11 +532,11 @@ def test_more_than_may_wait_are_refused(listen: Any, monkeypatch: pytest.MonkeyP
 
 def test_a_long_call_keeps_no_short_one_waiting(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen()
-    gate = _Gate(monkeypatch)
+    gate = Gate(monkeypatch)
     large = running.connect()
-    large.send(post(json.dumps([_RECORD]).encode() + b" " * (65 << 10)))  # too much to parse on the loop
+    large.send(post(json.dumps([RECORD]).encode() + b" " * (65 << 10)))  # too much to parse on the loop
     assert gate.entered.wait(20)
-    assert running.ask(post([_RECORD])).code == 200
+    assert running.ask(post([RECORD])).code == 200
     gate.opened.set()
     assert large.read().code == 200
 
@@ -516,7 +545,7 @@ def test_a_long_call_keeps_no_short_one_waiting(listen: Any, monkeypatch: pytest
 def test_a_parser_that_fails_stops_no_queue(listen: Any, monkeypatch: pytest.MonkeyPatch, filler: bytes) -> None:
     running = listen()
     client = running.connect()
-    raw = post(json.dumps([_RECORD]).encode() + filler)
+    raw = post(json.dumps([RECORD]).encode() + filler)
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "split_body", lambda body, json_bytes: 1 / 0)
         answers = [client.ask(raw), client.ask(raw)]
@@ -528,17 +557,17 @@ def test_a_parser_that_fails_stops_no_queue(listen: Any, monkeypatch: pytest.Mon
 
 def test_draining_loses_nothing(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     running = listen(cost=LONG)
-    gate = _Gate(monkeypatch)
+    gate = Gate(monkeypatch)
     busy, half, idle, late = (running.connect() for _ in range(4))
-    busy.send(post([_RECORD]))
-    half.send(post([_RECORD])[:-5])
+    busy.send(post([RECORD]))
+    half.send(post([RECORD])[:-5])
     assert idle.ask(get(b"/v2")).code == late.ask(get(b"/v2")).code == 200
     assert gate.entered.wait(20)
     draining = asyncio.run_coroutine_threadsafe(running.listener.drain(20), running.loop)
     while not running.listener.is_draining:
         running.call(asyncio.sleep(0))
-    late.send(post([_RECORD]))
-    half.send(post([_RECORD])[-5:])
+    late.send(post([RECORD]))
+    half.send(post([RECORD])[-5:])
     gate.opened.set()
     for client in (busy, half, late):
         answer = client.read()
@@ -553,7 +582,7 @@ def test_draining_answers_whom_the_kernel_has_let_in(listen: Any) -> None:
     running = listen(connections=ConnectionLimits(max_connections=1))
     first, waiting = running.connect(), running.connect()
     assert first.ask(get(b"/v2")).code == 200
-    waiting.send(post([_RECORD]))
+    waiting.send(post([RECORD]))
     draining = asyncio.run_coroutine_threadsafe(running.listener.drain(20), running.loop)
     answer = waiting.read()
     assert (answer.code, answer.headers["connection"]) == (200, "close")
@@ -567,7 +596,7 @@ def test_the_socket_may_be_closed_once_a_listener_has_left_it(listen: Any) -> No
     running = listen(connections=ConnectionLimits(max_connections=1))
     first, waiting = running.connect(), running.connect()
     assert first.ask(get(b"/v2")).code == 200
-    waiting.send(post([_RECORD]))
+    waiting.send(post([RECORD]))
 
     async def leave() -> None:
         running.listener.leave()
@@ -577,7 +606,7 @@ def test_the_socket_may_be_closed_once_a_listener_has_left_it(listen: Any) -> No
     with pytest.raises(ConnectionRefusedError):
         running.connect()
     draining = asyncio.run_coroutine_threadsafe(running.listener.drain(20), running.loop)
-    first.send(post([_RECORD]))
+    first.send(post([RECORD]))
     for client in (first, waiting):
         answer = client.read()
         assert (answer.code, answer.headers["connection"]) == (200, "close")
@@ -600,14 +629,14 @@ def test_requests_under_way_are_told_as_an_average(listen: Any) -> None:
     assert running.listener.mean_under_way() == 0
     client = running.connect()
     for _ in range(20):
-        client.ask(post([_RECORD]))
+        client.ask(post([RECORD]))
     assert 0 < running.listener.mean_under_way() < 1
     assert running.listener.mean_under_way() == 0
 
 
 def test_any_bytes_are_survived(both_lanes: list[Running]) -> None:
     rng = np.random.default_rng(5)
-    base = post([_RECORD])
+    base = post([RECORD])
     for _ in range(300):
         raw = bytearray(base)
         for _ in range(rng.integers(1, 6)):

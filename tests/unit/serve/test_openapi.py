@@ -22,7 +22,8 @@ from lepton_ray.serve.openapi import describe, describe_column
 from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.data import DataSpec, ImageColumn
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
+from .conftest import RECORD
+
 _COLUMNS = {
     "number": {"kind": "number", "min": 0, "required": True},
     "whole": {"kind": "number", "whole": True, "max": 5},
@@ -73,23 +74,23 @@ def test_answers_and_records_are_of_their_schemas(serve: Callable[..., Any], mix
     client = serve(mixed_package)
     document = client.get("/openapi.json").json()
     validate(document)
-    for record in (_RECORD, {"age": 1, "size": "M"}, {"age": 1.5, "size": "M", "income": None, "outcome": "any"}):
+    for record in (RECORD, {"age": 1, "size": "M"}, {"age": 1.5, "size": "M", "income": None, "outcome": "any"}):
         _check(document, "Record", record)
         assert client.post("/predict", json=[record]).status_code == 200
     for record in (
         {},
-        {**_RECORD, "age": -1},
-        {**_RECORD, "age": None},
-        {**_RECORD, "size": "XL"},
-        {**_RECORD, "x": 1},
+        {**RECORD, "age": -1},
+        {**RECORD, "age": None},
+        {**RECORD, "size": "XL"},
+        {**RECORD, "x": 1},
     ):
         with pytest.raises(jsonschema.ValidationError):
             _check(document, "Record", record)
         assert client.post("/predict", json=[record]).status_code == 422
-    _check(document, "Predictions", client.post("/predict", json=[_RECORD] * 3).json())
+    _check(document, "Predictions", client.post("/predict", json=[RECORD] * 3).json())
     _check(document, "Error", client.post("/predict", json=[]).json())
     with pytest.raises(jsonschema.ValidationError):
-        _check(document, "Records", [_RECORD] * 4)
+        _check(document, "Records", [RECORD] * 4)
 
 
 def test_every_path_of_the_document_is_there(serve: Callable[..., Any], mixed_package: Path) -> None:

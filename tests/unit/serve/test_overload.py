@@ -15,10 +15,9 @@ import pytest
 
 from lepton_ray.artifacts.predictor import Predictor
 
-from .conftest import LONG, Answer, Client, Running
+from .conftest import LONG, RECORD, Answer, Client, Running
 from .test_listener import get, post
 
-_RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 _MAX_WAITING = 6
 _TIMES = 5
 
@@ -58,7 +57,7 @@ def _send_to_full(running: Running, count: int, places: int) -> tuple[list[Clien
     """Send requests at once where only some find a place; returns the clients that wait and the answers of the others."""
     clients = [running.connect() for _ in range(count)]
     for client in clients:
-        client.send(post([_RECORD]))
+        client.send(post([RECORD]))
     waiting, refused = list(clients), []
     while len(refused) < count - places:
         ready, _, _ = select.select([client.socket for client in waiting], [], [], 20)
@@ -75,7 +74,7 @@ def test_under_five_times_the_load_waiting_is_bounded_and_refusals_are_immediate
     running = listen(cost=LONG, max_waiting=_MAX_WAITING)
     model = _Turnstile(monkeypatch)
     first = running.connect()
-    first.send(post([_RECORD]))
+    first.send(post([RECORD]))
     assert model.begun.acquire(timeout=20)
     waiting, refused = _send_to_full(running, _TIMES * _MAX_WAITING, _MAX_WAITING)
     accepted = deque([(first, 1), *((client, model.runs) for client in waiting)])
@@ -104,7 +103,7 @@ def test_under_five_times_the_load_waiting_is_bounded_and_refusals_are_immediate
     assert answers[200] + len(refused) == sent == len(running.meter.calls)
     again = [running.connect() for _ in range(_MAX_WAITING)]
     for client in again:
-        client.send(post([_RECORD]))
+        client.send(post([RECORD]))
     assert [client.read().code for client in again] == [200] * _MAX_WAITING
     assert (running.listener.buffered_bytes, running.listener._under_way) == (0, 0)
 
@@ -113,7 +112,7 @@ def _ask_on(running: Running, expected: bytes, times: int) -> Counter[int]:
     """Ask on one connection; a refusal keeps it open."""
     client, codes = Client(running.port), Counter[int]()
     for _ in range(times):
-        answer = client.ask(post([_RECORD]))
+        answer = client.ask(post([RECORD]))
         codes[answer.code] += 1
         assert answer.body == expected if answer.code == 200 else answer.headers["retry-after"] == "1"
         assert "connection" not in answer.headers
@@ -124,7 +123,7 @@ def _ask_on(running: Running, expected: bytes, times: int) -> Counter[int]:
 @pytest.mark.slow
 def test_clients_that_never_pause_get_an_answer_each(listen: Any) -> None:
     running = listen(cost=LONG, max_waiting=_MAX_WAITING)
-    expected = running.endpoint.ask("POST", "/predict", json.dumps([_RECORD]).encode()).body
+    expected = running.endpoint.ask("POST", "/predict", json.dumps([RECORD]).encode()).body
     clients, times = _TIMES * _MAX_WAITING, 200
     running.meter.calls.clear()
     with ThreadPoolExecutor(clients) as threads:

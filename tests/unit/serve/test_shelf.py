@@ -293,14 +293,7 @@ def test_what_is_refused_at_the_door_counts_for_the_model_that_is_asked_for(
     guard = Guard()
     running = listen(limits=Limits(max_request_bytes=1024), guard=guard)
     meter = CountingMeter()
-    packages = {"other": open_package(mixed_package)}
-    shelf = Shelf(packages, Limits(), lambda *_: meter, 1000, 100, lambda package: take(package, 1))
-    running.front.shelf = shelf
-
-    async def switch() -> None:
-        running.front.switch(Variant(running.endpoint, running.batcher), None)
-
-    running.call(switch())
+    shelf = running.shelve("other", open_package(mixed_package), meter)
     path = b"/v2/models/other/predict"
     assert running.ask(post([{"size": "M" * 2000}], path=path)).code == 413
     guard.use(read_tokens(tmp_path / "tokens.json"))

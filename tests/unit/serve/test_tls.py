@@ -21,8 +21,8 @@ from lepton_ray.serve.grpc_messages import SERVICE
 from lepton_ray.serve.tls import watch_certificate
 from lepton_ray.spec.release import ServeSpec, TlsSpec
 
-from .conftest import Client, Running
-from .test_listener import _RECORD, get, post
+from .conftest import RECORD, Client, Running
+from .test_listener import get, post
 
 
 def make_certificate(folder: Path, name: str, signed_by: str | None = None) -> None:
@@ -84,8 +84,8 @@ def connect(running: Any, context: ssl.SSLContext) -> Client:
 def test_requests_are_answered_over_tls(listen: Any, folder: Path) -> None:
     running = listen(tls=context_of(folder), limits=Limits(max_request_bytes=100_000))
     client = connect(running, trusting(folder))
-    assert client.ask(post([_RECORD])).code == 200
-    assert client.ask(post([_RECORD] * 300)).code == 200
+    assert client.ask(post([RECORD])).code == 200
+    assert client.ask(post([RECORD] * 300)).code == 200
     assert client.ask(get(b"/v2", b"Connection: close")).code == 200
     assert client.socket.recv(1) == b""
     refused = connect(running, trusting(folder))
@@ -104,7 +104,7 @@ def untaken(listen: Any, folder: Path) -> Iterator[tuple[Running, Client]]:
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect(("127.0.0.1", running.port))
     client.socket = trusting(folder).wrap_socket(raw, server_hostname="localhost")
-    client.send(post([_RECORD] * 500, b"Connection: close"))
+    client.send(post([RECORD] * 500, b"Connection: close"))
     while not running.meter.calls or running.listener._under_way:
         running.call(asyncio.sleep(0.01))
     yield running, client
@@ -151,10 +151,10 @@ def test_handshakes_that_fail_end_cleanly(listen: Any, folder: Path, caplog: Any
 
 def test_callers_show_a_certificate_where_that_is_asked_for(listen: Any, folder: Path) -> None:
     running = listen(tls=context_of(folder, client_ca=True))
-    assert connect(running, trusting(folder, name="client")).ask(post([_RECORD])).code == 200
+    assert connect(running, trusting(folder, name="client")).ask(post([RECORD])).code == 200
     for name in (None, "stranger"):
         with pytest.raises((ssl.SSLError, OSError)):  # TLS 1.3 tells the client with the first answer
-            connect(running, trusting(folder, name=name)).ask(post([_RECORD]))
+            connect(running, trusting(folder, name=name)).ask(post([RECORD]))
 
 
 def test_a_changed_certificate_is_used_and_a_broken_one_is_not(folder: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_wrong_files_and_addresses_are_refused(folder: Path) -> None:
 def test_a_client_that_ends_tls_early_is_forgotten(listen: Any, folder: Path) -> None:
     running = listen(tls=context_of(folder))
     client = connect(running, trusting(folder))
-    client.send(post([_RECORD])[:-3])
+    client.send(post([RECORD])[:-3])
     client.socket.shutdown(socket.SHUT_WR)
     assert connect(running, trusting(folder)).ask(get(b"/v2")).code == 200
 

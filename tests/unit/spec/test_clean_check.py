@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lepton_ray.artifacts.ledger import REASONS
 from lepton_ray.spec import yaml_text
 from lepton_ray.spec.clean import CleanSpec, NearDuplicatesSpec, WindowSpec
-from lepton_ray.spec.clean_check import REMOVAL_REASONS, check_clean, check_windows
+from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.data import DataSpec
 
 PROPERTY = settings(max_examples=300, deadline=None)
@@ -387,10 +386,6 @@ def test_a_section_survives_writing_and_reading(text):
     clean = CleanSpec.model_validate(yaml.safe_load(text) or {})
     assert CleanSpec.model_validate(clean.model_dump(mode="json")) == clean
     assert CleanSpec.model_validate_json(clean.model_dump_json()) == clean
-
-
-def test_reasons_are_those_of_the_ledger():
-    assert tuple(REASONS) == REMOVAL_REASONS
 
 
 def test_windows():

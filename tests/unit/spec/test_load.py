@@ -91,6 +91,26 @@ def test_all_errors_come_at_once_with_their_lines() -> None:
     assert places == ["line 12: seed", "line 1: name", "line 6: data.columns.age.min", "line 13: x"]
 
 
+def test_what_does_not_fit_together_comes_at_once_too() -> None:
+    text = _TABLE.replace("kind: mlp", "kind: cnn").replace("name: table", "name: table\nstorage: s3://bucket/runs") + (
+        "clean: {duplicates: {columns: [nothing]}}\n"
+        "features: {columns: {other: {kind: number}}}\n"
+        "train: {augment: {image: {cutout_pixels: 2}}}\n"
+        "evaluate: {gates: {acuracy: {min: 0.9}}}\n"
+        "register: {}\n"
+        "serve: {max_rows_per_request: 2}\n"
+    )
+    assert [problem.split(" must ")[0] for problem in _problems(text)] == [
+        "line 11: model.kind",
+        "line 14: train.augment.image",
+        "line 12: clean.duplicates.columns",
+        "line 13: features.columns.other",
+        "line 15: evaluate.gates",
+        "line 16: register.tracking_uri",
+        "line 17: serve.max_rows_per_request",
+    ]
+
+
 def test_a_column_may_have_the_name_of_a_kind() -> None:
     text = _TABLE.replace("colour: category", "number: {kind: number, mn: 1}")
     assert _one_problem(text) == "line 7: data.columns.number.mn must be a known key. Did you mean 'min'?"

@@ -100,6 +100,34 @@ def _problems(text: str) -> list[str]:
         ),
         (f"max_seconds: 0, space: {{{_LR}}}", "tune.max_seconds must be greater than 0"),
         (
+            f"epochs: 5, scheduler: {{kind: asha, grace_epochs: 5}}, space: {{{_LR}}}",
+            "tune.scheduler.grace_epochs must be less than tune.epochs (5), got 5. Lower it",
+        ),
+        (
+            f"epochs: 5, scheduler: {{kind: hyperband, grace_epochs: 6}}, space: {{{_LR}}}",
+            "tune.scheduler.grace_epochs must be less than tune.epochs (5), got 6. Lower it",
+        ),
+        (
+            f"scheduler: {{kind: median, grace_epochs: 10}}, space: {{{_LR}}}",
+            "tune.scheduler.grace_epochs must be less than tune.epochs (10), got 10. Lower it",
+        ),
+        (
+            f"num_trials: 4, scheduler: {{kind: median, min_trials: 4}}, space: {{{_LR}}}",
+            "tune.scheduler.min_trials must be less than the number of trials (4), got 4. Lower it",
+        ),
+        (
+            f"searcher: {{kind: optuna, startup_trials: 8}}, space: {{{_LR}}}",
+            "tune.searcher.startup_trials must be less than the number of trials (8), got 8. Lower it",
+        ),
+        (
+            f"searcher: {{kind: hyperopt, startup_trials: 3}}, space: {{{_HIDDEN}}}",
+            "tune.searcher.startup_trials must be less than the number of trials (2), got 3. Lower it",
+        ),
+        (
+            f"num_trials: 5, stop_after_trials_without_improvement: 5, space: {{{_LR}}}",
+            "tune.stop_after_trials_without_improvement must be less than the number of trials (5), got 5. Lower it",
+        ),
+        (
             "space: {train.lr: {kind: uniform, low: 0.1, high: 1.0, step: 0.2}}",
             "tune.space.train.lr.step must divide high - low (0.9), got 0.2.",
         ),
@@ -130,6 +158,20 @@ def test_what_does_not_go_together_is_refused_with_the_next_action(text: str, ex
 
 def test_all_that_pbt_refuses_comes_at_once() -> None:
     assert len(_problems(f"scheduler: pbt, epochs: 1, max_concurrent_trials: 1, space: {{{_HIDDEN}, {_LR}}}")) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"epochs: 1, num_trials: 1, space: {{{_LR}}}",
+        f"epochs: 1, num_trials: 1, scheduler: median, space: {{{_LR}}}",
+        f"epochs: 6, scheduler: {{kind: asha, grace_epochs: 5}}, space: {{{_LR}}}",
+        f"num_trials: 5, scheduler: {{kind: median, min_trials: 4}}, space: {{{_LR}}}",
+        f"num_trials: 5, searcher: {{kind: optuna, startup_trials: 4}}, space: {{{_LR}}}",
+    ],
+)
+def test_a_short_search_is_taken_with_the_defaults_and_with_what_can_act(text: str) -> None:
+    _tune(text)
 
 
 @pytest.mark.parametrize(

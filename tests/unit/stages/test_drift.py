@@ -150,6 +150,7 @@ def test_the_command_writes_a_page_and_says_by_its_status_what_is_wrong(package:
     assert done.exit_code == 0, done.output
     page = (tmp_path / "page.html").read_text()
     assert "size" in page
+    assert "drift is an excess above: PSI 0.25, unseen 5%, missing 10%" in page
     assert 'class="bar b"' in page
     assert "accuracy" in page
     failed = report(package, moved, "--check", "--json")

@@ -1,4 +1,4 @@
-"""The base of fitted states: frozen, plain JSON, no pickle."""
+"""The base of facts that are written as JSON and read again: frozen, without unknown keys, text is no number."""
 
 from typing import Annotated
 
@@ -10,6 +10,6 @@ Texts = Annotated[tuple[str, ...], Strict(False)]
 
 
 class Frozen(BaseModel):
-    """What fitting learnt, or a part of it."""
+    """What fitting learnt, what an artifact is, a section of a spec, or a part of one."""
 
     model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", strict=True)
