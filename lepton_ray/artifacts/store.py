@@ -217,7 +217,13 @@ class Store:
         return artifact, files, digest
 
     def remove(self, step: StepId) -> None:
-        """Throw a step's folder away; killed in between, what is left of it is nothing to use or to go on from."""
+        """Throw a step's folder away; killed in between, what is left of it is nothing to use or to go on from.
+
+        Raises:
+            ArtifactError: If another run has taken the folder over.
+        """
+        if self.lost_lease:
+            raise _in_use(self.root, "")
         mark = self._removal_mark(step)
         if self._is_there(self.path(step)):
             with self.filesystem.open_output_stream(mark):

@@ -110,9 +110,12 @@ def open_output(path: Path, mode: Literal["w", "x"]) -> Iterator[TextIO]:
     try:
         if mode == "x" and os.path.lexists(path):
             raise FileExistsError
-        is_device = path.exists() and not path.is_file()  # or a pipe: what is written there is gone
         target = path.resolve()  # a link stays one
-        written = path if is_device else target.with_name(f".lepton-ray-{os.getpid()}.tmp")
+        if target.exists() and not os.access(target, os.W_OK):  # its folder may let it be replaced all the same
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        is_device = path.exists() and not path.is_file()  # or a pipe: what is written there is gone
+        in_place = is_device or not os.access(target.parent, os.W_OK)
+        written = path if in_place else target.with_name(f".lepton-ray-{os.getpid()}.tmp")
         stream = written.open("w", encoding="utf-8")
     except FileExistsError as error:
         raise LeptonError(
@@ -122,7 +125,7 @@ def open_output(path: Path, mode: Literal["w", "x"]) -> Iterator[TextIO]:
         raise LeptonError(
             f"--output must be a file that can be written, got {str(path)!r} ({error.strerror}). Choose another"
         ) from error
-    if is_device:
+    if in_place:
         with stream:
             yield stream
         return
@@ -204,6 +207,8 @@ class Commands(typer.core.TyperGroup):
             with contextlib.suppress(OSError):
                 _print_error(error, f"{error.format_message().rstrip('.')}. See {command} --help", error.exit_code)
             status = error.exit_code
+        except typer.Abort:  # Ctrl-C before or after what explains it
+            raise KeyboardInterrupt from None
         sys.exit(status)
 
 

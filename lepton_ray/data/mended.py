@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,13 +122,15 @@ def fingerprint(mended: Mapping[Place, MendedRecord]) -> str | None:
 
 @dataclass(frozen=True)
 class Mender:
-    """Puts mended records in the place of what a source gives; pickled to wherever parts are read."""
+    """Checks what a source gives, with mended records in its place; pickled to wherever parts are read."""
 
     records: Mapping[Place, MendedRecord]
     data: DataSpec
 
-    def __call__(self, blocks: Iterable[RawBlock], replaced: list[Place] | None = None) -> Iterator[RawBlock]:
-        """Yield blocks without the records that are mended, and these where they were: ``first`` and ``last`` ask for the order.
+    def __call__(
+        self, blocks: Iterable[RawBlock], replaced: list[Place] | None = None
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield what ``check_block`` makes of each block with its mended records where they were: ``first`` and ``last`` ask for it.
 
         Args:
             blocks: Of one part.
@@ -138,34 +139,36 @@ class Mender:
         for block in blocks:
             rows, bad = self._find(block)
             if not (rows or bad):
-                yield block
+                yield check_block(block, self.data)
                 continue
             if replaced is not None:
                 replaced += [record.place for record in [*rows.values(), *bad.values()]]
-            yield from self._in_place(block, rows, bad)
+            yield self._check_in_place(block, rows, bad)
 
-    def _in_place(
+    def _check_in_place(
         self, block: RawBlock, rows: Mapping[int, MendedRecord], bad: Mapping[int, MendedRecord]
-    ) -> Iterator[RawBlock]:
-        """Yield the pieces of a block, and the mended records between them."""
-        mended = [(index, True, record) for index, record in rows.items()]
-        for (
-            record
-        ) in bad.values():  # lines rise in a source, and a record that was no row has no place among rows but its line
-            is_one_source = isinstance(block.source, str)
-            index = int(np.searchsorted(block.lines, record.line)) if is_one_source else len(block.lines)
-            mended.append((index, False, record))
-        start, run = 0, list[MendedRecord]()
-        for index, was_row, record in sorted(mended, key=lambda place: place[:2]):
-            if index > start:
-                yield from self._to_blocks(run)
-                yield _take(block, range(start, index), [])
-                run = []
-            run.append(record)
-            start = index + was_row
-        yield from self._to_blocks(run)
-        left = [index for index in range(len(block.bad)) if index not in bad]
-        yield _take(block, range(start, len(block.lines)), left)
+    ) -> tuple[pa.Table, pa.Table]:
+        """Check the rows that stay at once, and mended ones by type; then bring all in the order of the source."""
+        is_one_source = isinstance(block.source, str)
+        left = np.delete(np.arange(len(block.lines)), list(rows))
+        mended = [(index + 0.5, record) for index, record in rows.items()]
+        for record in bad.values():  # lines rise in a source, and what was no row has no place among rows but its line
+            before = np.searchsorted(block.lines, record.line) if is_one_source else len(block.lines)
+            mended.append((float(before), record))
+        mended.sort(key=lambda pair: pair[0])
+        places = np.concatenate([left + 0.5, [place for place, _ in mended]])
+        lines = np.concatenate([block.lines[left], np.array([record.line for _, record in mended], np.int64)])
+        order = np.argsort(places, kind="stable")
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))  # stand for the lines until all are sorted by them
+        pieces = [(_take(block, left.tolist(), []), ranks[: len(left)])]
+        pieces += [
+            (piece, ranks[len(left) :][chosen]) for piece, chosen in self._to_blocks([record for _, record in mended])
+        ]
+        checked = [check_block(replace(piece, lines=its_ranks), self.data) for piece, its_ranks in pieces]
+        kept, removed = (_in_order(list(tables), lines[order]) for tables in zip(*checked, strict=True))
+        unusable = [index for index in range(len(block.bad)) if index not in bad]
+        return kept, pa.concat_tables([removed, check_block(_take(block, [], unusable), self.data)[1]])
 
     def _find(self, block: RawBlock) -> tuple[dict[int, MendedRecord], dict[int, MendedRecord]]:
         """Mended records by position: of the block's rows, and of its bad records."""
@@ -204,19 +207,28 @@ class Mender:
     def _lines(self) -> NDArray[np.int64]:
         return np.array(sorted({line for _, line in self.records}), np.int64)
 
-    def _to_blocks(self, records: Iterable[MendedRecord]) -> Iterator[RawBlock]:
-        """A block for neighbours of one source and set of types: cells of one column may have different ones."""
-        tables: list[tuple[MendedRecord, pa.Table]] = []
-        for record in records:
+    def _to_blocks(self, records: Sequence[MendedRecord]) -> Iterator[tuple[RawBlock, list[int]]]:
+        """A block for each source and set of types, as cells of one column may have different ones, and which records are in it."""
+        groups: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
+        for number, record in enumerate(records):
             cells = {
                 name: _to_array(record.values[name], column)
                 for name, column in self.data.columns.items()
                 if record.values.get(name) is not None and not isinstance(column, ImageColumn)
             }
             table = pa.table(cells or {next(iter(self.data.columns)): pa.nulls(1, pa.string())})
-            tables.append((record, table))
-        for (source, _), group in groupby(tables, key=lambda pair: (pair[0].source, str(pair[1].schema))):
-            yield _to_block(source, list(group))
+            groups.setdefault((record.source, str(table.schema)), []).append((number, table))
+        for (source, _), group in groups.items():
+            yield _to_block(source, [(records[number], table) for number, table in group]), [n for n, _ in group]
+
+
+def _in_order(tables: Sequence[pa.Table], lines: NDArray[np.int64]) -> pa.Table:
+    """Return rows sorted by their ranks, which stand in the place of their lines, with these lines."""
+    table = pa.concat_tables(tables).unify_dictionaries()
+    ranks = table.column(LINE).to_numpy()
+    order = np.argsort(ranks)
+    place = table.schema.get_field_index(LINE)
+    return table.take(pa.array(order)).set_column(place, table.field(LINE), pa.array(lines[ranks[order]]))
 
 
 def _to_block(source: str, group: list[tuple[MendedRecord, pa.Table]]) -> RawBlock:

@@ -170,7 +170,10 @@ def _fit_edges(filled: Values, spec: NumberFeatures, power: float) -> tuple[tupl
     if len(filled) == 0:
         return (), spec.scale.one_hot
     fractions = [step / spec.scale.num_bins for step in range(spec.scale.num_bins + 1)]
-    edges = sorted(set(statistics.quantiles(filled, fractions)))
+    edges: list[float] = []
+    for edge in sorted(statistics.quantiles(filled, fractions)):
+        if not edges or edge - _rounding(edge, spec.transform, power) > edges[-1]:  # else it is the same value
+            edges.append(edge)
     return tuple(edge - _rounding(edge, spec.transform, power) for edge in edges[1:-1]), spec.scale.one_hot
 
 

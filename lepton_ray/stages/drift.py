@@ -220,7 +220,7 @@ def _measure(
     unknown = _count_unknown(column, data, opened.signature.classes)
     if not is_known.any():
         raise DataError(
-            f"{data.label} must hold labels that the package knows ({', '.join(opened.signature.classes)}), got none in "
+            f"{data.label} must hold labels that the package knows ({_first(opened.signature.classes)}), got none in "
             f"{len(column)} rows: {show_unknown(unknown)}. Give records with such labels"
         )
     known = {name: values[is_known] for name, values in outputs.items()}
@@ -236,8 +236,12 @@ def _count_unknown(column: pa.ChunkedArray, data: DataSpec, classes: Sequence[st
 
 def show_unknown(unknown: Mapping[str, int]) -> str:
     """Return the labels that a package does not know with their rows, the first of many."""
-    shown = ", ".join(f"{show(name)} {count:,}" for name, count in list(unknown.items())[:_SHOWN_LABELS])
-    return shown + (f" and {more:,} more" if (more := len(unknown) - _SHOWN_LABELS) > 0 else "")
+    return _first([f"{show(name)} {count:,}" for name, count in unknown.items()])
+
+
+def _first(texts: Sequence[str]) -> str:
+    shown = ", ".join(texts[:_SHOWN_LABELS])
+    return shown + (f" and {more:,} more" if (more := len(texts) - _SHOWN_LABELS) > 0 else "")
 
 
 def _labels(opened: ModelPackage, column: pa.ChunkedArray, data: DataSpec) -> tuple[NDArray[Any], Target]:

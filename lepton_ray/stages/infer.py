@@ -89,8 +89,8 @@ class Guess:
     """Different values among the first rows; 0 where they are not told apart."""
     comment: str
     """What was seen, for people; may be empty."""
-    as_label: Column | None = None
-    """The column where it is the label; None if that is ``column`` too."""
+    as_number: Column | None = None
+    """The column where it is the label, or nothing else is a feature; None if that is ``column`` too."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from lepton_ray.artifacts.rules import find_pattern_problem
 from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
-from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
 from lepton_ray.data.mended import Mender, mended_by_place, read_mended
@@ -33,7 +32,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     connector = open_connector(data)
     parts = _plan(connector, ctx)
     mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data)
-    read = partial(read_part, data, connector, mender, Folder(ctx.filesystem, ctx.location))
+    read = partial(read_part, connector, mender, Folder(ctx.filesystem, ctx.location))
     size_bytes = connector.size_bytes()
     facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
     rows, quarantine = (_part_files(facts, name) for name in ("rows", "quarantine"))
@@ -81,14 +80,11 @@ def _plan(connector: Connector, ctx: RunContext) -> list[Part]:
     return parts
 
 
-def read_part(
-    data: DataSpec, connector: Connector, mender: Mender, folder: Folder, index: int, part: Part
-) -> dict[str, Any]:
+def read_part(connector: Connector, mender: Mender, folder: Folder, index: int, part: Part) -> dict[str, Any]:
     """Read, mend, type and write one part; returns facts about its files, of which a part that cannot be cut has several."""
     removed: Counter[str] = Counter()
     files: dict[str, list[dict[str, Any]]] = {"rows": [], "quarantine": []}
-    checked = (check_block(block, data) for block in mender(connector.read(part)))
-    for number, (rows, bad) in enumerate(in_groups(checked)):
+    for number, (rows, bad) in enumerate(in_groups(mender(connector.read(part)))):
         name = f"{index:05d}" + (f"-{number:05d}" if number else "")
         removed.update(bad.column(REASON).to_pylist())
         if rows.num_rows:

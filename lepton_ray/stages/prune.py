@@ -5,8 +5,11 @@ and whatever has changed lately. Packages, reports and mended records always sta
 are small.
 """
 
+import contextlib
+import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from lepton_ray.stages.snapshots import open_runs
 _PRUNED = ("ingest", "clean", "featurize", "tune", "train")
 _ROOTS = (*_PRUNED, "export", "evaluate", "register", "deploy")
 _DAY_S = 86_400.0
+_KEY = re.compile(r"[0-9a-f]{16}")
+_AT_ONCE = 16  # requests, to storages that take long to answer each
 
 
 @dataclass(frozen=True)
@@ -57,44 +62,48 @@ def prune(storage: str, run: str | None, min_idle_days: float, is_dry: bool) -> 
         is_dry: Only find it.
 
     Returns:
-        What was found, and which runs were left out and why: those that somebody runs now.
+        What was found, and which runs were left out and why: those that somebody runs now, or that cannot be read.
 
     Raises:
         ArtifactError: If there is no such storage or run.
     """
     root, found, problems = open_runs(storage, run), list[Unused](), list[str]()
-    for name in dict.fromkeys(folder.path.split("/")[-3] for folder in list_folders(root, run, _PRUNED)):
-        if is_dry:
-            found += _find(root, name, min_idle_days)
-            continue
+    for name in dict.fromkeys(folder.path.split("/")[-3] for folder in _steps(root, run, _PRUNED)):
         store = Store.look_at(storage, name)
         try:
-            with store.lock():
+            with contextlib.nullcontext() if is_dry else store.lock():
                 for unused in _find(root, name, min_idle_days):
-                    store.remove(unused.step)
+                    if not is_dry:
+                        store.remove(unused.step)
                     found.append(unused)
         except (ArtifactError, OSError) as error:
             problems.append(f"{name}: {error}")
     return found, problems
 
 
+def _steps(root: Folder, run: str | None, stages: tuple[str, ...]) -> Iterator[Folder]:
+    """Yield the folders of steps: what is not called as one, such as the classes of images below ``train``, is not ours."""
+    return (folder for folder in list_folders(root, run, stages) if _KEY.fullmatch(folder.path.rpartition("/")[2]))
+
+
 def _find(root: Folder, run: str, min_idle_days: float) -> list[Unused]:
     used = set(_used(root, run))
-    steps = ((folder, _step(folder)) for folder in list_folders(root, run, _PRUNED))
-    unused = [_look(folder, run, step) for folder, step in steps if step not in used]
+    folders = [folder for folder in _steps(root, run, _PRUNED) if _step(folder) not in used]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        unused = list(pool.map(_look, folders))
     return [one for one in unused if one.idle_days >= min_idle_days]
 
 
 def _used(root: Folder, run: str) -> Iterator[StepId]:
     """Yield the steps that ``latest`` leads to, or the last of a stage that it does not lead to, and those that they were made from."""
-    manifests: dict[StepId, dict[str, Any]] = {}
+    folders = list(_steps(root, run, _ROOTS))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        read = zip(folders, pool.map(_read, folders), strict=True)
+        manifests = {_step(folder): manifest for folder, manifest in read if manifest is not None}
     last: dict[str, StepId] = {}
-    for folder in list_folders(root, run, _ROOTS):
-        if folder.has(MANIFEST):
-            step = _step(folder)
-            manifests[step] = _read(folder)
-            best = last.setdefault(step.stage, step)
-            last[step.stage] = max(best, step, key=lambda one: str(manifests[one].get("finished", "")))
+    for step in manifests:
+        best = last.setdefault(step.stage, step)
+        last[step.stage] = max(best, step, key=lambda one: str(manifests[one].get("finished", "")))
     by_digest: dict[str, list[StepId]] = {}
     for step, manifest in manifests.items():
         by_digest.setdefault(str(manifest.get("digest")), []).append(step)
@@ -108,13 +117,15 @@ def _used(root: Folder, run: str) -> Iterator[StepId]:
     yield from found
 
 
-def _read(folder: Folder) -> dict[str, Any]:
-    """Return a manifest; empty if it is damaged: no run takes that step."""
+def _read(folder: Folder) -> dict[str, Any] | None:
+    """Return what is asked of a manifest, None without one; empty if it is damaged: no run takes that step."""
+    if not folder.has(MANIFEST):
+        return None
     try:
         content = folder.read_json(MANIFEST)
-    except ValueError:
+        return {"digest": content["digest"], "finished": content["finished"], "inputs": dict(content["inputs"])}
+    except (ValueError, KeyError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _linked(root: Folder, run: str) -> dict[str, StepId]:
@@ -130,12 +141,12 @@ def _step(folder: Folder) -> StepId:
     return StepId(stage, key)
 
 
-def _look(folder: Folder, run: str, step: StepId) -> Unused:
+def _look(folder: Folder) -> Unused:
     infos = folder.filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True))
     changed_s = max((info.mtime_ns or 0 for info in infos), default=0) / 1e9
     return Unused(
-        run=run,
-        step=step,
+        run=folder.path.split("/")[-3],
+        step=_step(folder),
         size_bytes=sum(info.size or 0 for info in infos if info.type == pafs.FileType.File),
         idle_days=(time.time() - changed_s) / _DAY_S,
         is_finished=folder.has(MANIFEST),

@@ -10,7 +10,7 @@ import yaml
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.spec import parse_spec, yaml_text
-from lepton_ray.spec.data import CategoryColumn, Column, ImageColumn, NumberColumn
+from lepton_ray.spec.data import CategoryColumn, Column, IgnoredColumn, ImageColumn, NumberColumn
 from lepton_ray.stages.infer import Guess, Inferred, infer_data
 
 _MIN_COLUMNS = 2  # a feature and the label
@@ -65,7 +65,14 @@ def _can_be_label(guess: Guess) -> bool:
 
 
 def _write_spec(inferred: Inferred, label: str, name: str) -> str:
-    lines = [_column_line(column, guess, label) for column, guess in inferred.columns.items()]
+    others = [guess.column for column, guess in inferred.columns.items() if column != label]
+    is_needed = all(
+        isinstance(column, IgnoredColumn) for column in others
+    )  # what seems an identifier may be the feature
+    lines = [
+        _column_line(column, guess, column == label, guess.as_number if column == label or is_needed else None)
+        for column, guess in inferred.columns.items()
+    ]
     return _TEMPLATE.format(
         seen=f"# What is said of columns was seen in the first {inferred.num_rows:,} rows.\n"
         if inferred.num_rows
@@ -80,9 +87,8 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
     )
 
 
-def _column_line(name: str, guess: Guess, label: str) -> str:
-    is_label = name == label
-    column = guess.as_label if is_label and guess.as_label else guess.column
+def _column_line(name: str, guess: Guess, is_label: bool, number: Column | None) -> str:
+    column = number or guess.column
     has_classes = is_label and not (isinstance(column, NumberColumn) and guess.num_values > _MAX_CLASSES)
     kind = "category" if has_classes else _column_text(column)
     comment = f"{'the label, ' if is_label else ''}{guess.comment}"

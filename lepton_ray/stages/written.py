@@ -185,25 +185,34 @@ def _units_of(texts: Sequence[str]) -> tuple[str, ...] | None:
         return None
     before = Counter(match["before"] for match in matches if match["before"])
     after = Counter(match["after"].strip() for match in matches if match["after"].strip())
-    units = before + after
-    num_others = units.total() - max(units.values(), default=0)
+    money = _count_money(matches)
     num_not_zero = sum(any(digit in "123456789" for digit in match[0]) for match in matches)
     is_unit = [len(unit) <= _MAX_UNIT and _is_unit(unit, times, num_not_zero) for unit, times in after.items()]
     if any(not _is_money(unit) for unit in before) or len(after) > 1 or not all(is_unit):
         return None
-    if num_others > (1 - LOOKS_LIKE) * len(texts):
+    if _num_others(money) > (1 - LOOKS_LIKE) * len(texts):
         return None
-    return tuple(unit for unit, _ in units.most_common(1))
+    words = [unit for unit in after if not _is_money(unit)]
+    return tuple(sorted([*words, *(unit for unit, _ in money.most_common(1))]))
 
 
 def mixed_money(texts: pa.Array) -> tuple[str, ...]:
     """Return the signs of money of a column's amounts if they are of several and none is nearly all's; else nothing."""
     sample = texts[:_SAMPLE].to_pylist()
-    units = [match["before"] or match["after"].strip() for match in _affixed(sample)]
-    counts = Counter(unit for unit in units if unit and _is_money(unit))
-    is_mixed = counts.total() - max(counts.values(), default=0) > (1 - LOOKS_LIKE) * len(sample)
+    counts = _count_money(_affixed(sample))
+    is_mixed = _num_others(counts) > (1 - LOOKS_LIKE) * len(sample)
     is_money = counts.total() >= LOOKS_LIKE * len(sample)
     return tuple(sorted(counts)) if is_mixed and is_money else ()
+
+
+def _count_money(matches: Iterable[re.Match[str]]) -> Counter[str]:
+    """Return how many texts have each sign of money, one of each: ``$5 USD`` is an amount in ``$``."""
+    signs = (match["before"] or match["after"].strip() for match in matches)
+    return Counter(sign for sign in signs if sign and _is_money(sign))
+
+
+def _num_others(counts: Counter[str]) -> int:
+    return counts.total() - max(counts.values(), default=0)
 
 
 def _affixed(texts: Iterable[str]) -> list[re.Match[str]]:

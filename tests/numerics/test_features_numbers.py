@@ -159,6 +159,16 @@ def test_the_bin_of_a_frequent_value_does_not_depend_on_the_rows_beside_it(trans
     assert np.searchsorted(state.edges, just_below, side="right").tolist() == [0]
 
 
+def test_the_order_of_rows_does_not_change_how_many_bins_there_are():
+    """A frequent value is several quantiles, whose last digits depend on the places of its rows."""
+    rng = np.random.default_rng(0)
+    section = NumberFeatures.model_validate({"transform": "log1p", "scale": {"kind": "quantile_bins", "num_bins": 8}})
+    for _ in range(300):
+        values = np.concatenate([np.repeat(rng.uniform(0.1, 100), 61), rng.uniform(0.01, 200, 40)])
+        edges, mixed = (fit_number("x", x, section, None).edges for x in (values, rng.permutation(values)))
+        np.testing.assert_allclose(mixed, edges, rtol=1e-11)
+
+
 def test_given_edges():
     section = {"scale": {"kind": "edge_bins", "edges": [0, 10]}}
     test = {"x": [-1e308, -1e-9, 0.0, 9.99, 10.0, 1e308, NAN]}

@@ -1,6 +1,7 @@
 """The command line: its surface, exit statuses, JSON for programs, and errors that people can read."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -57,6 +58,7 @@ _SURFACE = {
     "data show": {"snapshot", "--storage", "--json"},
     "data diff": {"before", "after", "--storage", "--json"},
     "data profile": {"what", "--output", "-o", "--storage", "--json"},
+    "data prune": {"name", "--idle-days", "--yes", "--storage", "--json"},
     "quarantine list": {"run", "--storage", "--json"},
     "quarantine show": {"run", "--reason", "--file", "--limit", "--output", "-o", "--storage", "--json"},
     "quarantine replay": {"run", "mended", "--storage", "--json"},
@@ -227,6 +229,24 @@ def test_ctrl_c_while_the_command_is_loaded_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_ctrl_c_before_the_command_begins_is_one_line(arguments: list[str]) -> None:
+    code = (
+        "import contextlib, sys\n"
+        "from lepton_ray.__main__ import main\n"
+        "from lepton_ray.cli import app\n"
+        "@contextlib.contextmanager\n"
+        "def interrupt(*_):\n"
+        "    raise KeyboardInterrupt\n"
+        "    yield\n"
+        "app.errors_explained = interrupt\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "validate", "x", *arguments], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (130, "")
+
+
 def test_the_script_is_the_one_that_ends_well_on_ctrl_c() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     assert project["project"]["scripts"] == {"lepton-ray": "lepton_ray.__main__:main"}
@@ -331,6 +351,26 @@ def test_an_error_is_explained_where_nothing_can_be_written(spec: Path, monkeypa
         "error: there must be room for what is written, got: No space left on device. Make room, or write elsewhere\n"
         "The details could not be written (No space left on device)\n"
     )
+
+
+@pytest.mark.parametrize("kept_from", ["out.jsonl", "here"])
+def test_an_output_is_written_where_it_may_be(
+    mixed_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_from: str
+) -> None:
+    """A file that nobody may write stays, though its folder would let it be replaced; one in such a folder is written."""
+    records, out = tmp_path / "records.jsonl", tmp_path / "here" / "out.jsonl"
+    records.write_text('{"age": 30, "size": "S"}\n')
+    out.parent.mkdir()
+    out.write_text("old")
+    number = out.stat().st_ino
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != kept_from)  # root may write anywhere
+    result = _run("predict", mixed_package, records, "-o", out)
+    if kept_from == "here":
+        assert (result.exit_code, out.stat().st_ino) == (0, number)
+        assert json.loads(out.read_text())["line"] == 1
+    else:
+        assert "--output must be a file that can be written" in _error(result, 1)
+        assert out.read_text() == "old"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")

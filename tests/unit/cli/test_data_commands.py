@@ -605,7 +605,8 @@ def test_replay_waits_for_a_run_that_is_at_work(runs: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("app", "names"), [(data.app, {"list", "show", "diff", "profile"}), (quarantine.app, {"list", "show", "replay"})]
+    ("app", "names"),
+    [(data.app, {"list", "show", "diff", "profile", "prune"}), (quarantine.app, {"list", "show", "replay"})],
 )
 def test_the_commands_are_pinned_and_have_help(app: typer.Typer, names: set[str]) -> None:
     import typer.main

@@ -53,8 +53,10 @@ def _record(line: int, text: str | None = None, source: str = "a.csv", **values:
     return MendedRecord.model_validate({"source": source, "line": line, "values": values, "text": text})
 
 
-def _check(blocks: Iterable[RawBlock]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    checked = [check_block(block, _DATA) for block in blocks]
+def _unfold(
+    pairs: Iterable[tuple[pa.Table, pa.Table]],
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    checked = list(pairs)
     rows = [row for table, _ in checked for row in table.to_pylist()]
     removed = [row for _, table in checked for row in table.to_pylist()]
     return rows, removed
@@ -65,7 +67,7 @@ def _mend(
 ) -> tuple[list[dict[str, object]], list[dict[str, object]], list[tuple[str, int]]]:
     replaced: list[tuple[str, int]] = []
     mender = pickle.loads(pickle.dumps(Mender(mended_by_place([]) | {r.place: r for r in records}, _DATA)))
-    rows, removed = _check(mender([block or _block()], replaced))
+    rows, removed = _unfold(mender([block or _block()], replaced))
     return rows, removed, replaced
 
 
@@ -114,6 +116,21 @@ def test_mended_records_stand_where_they_were() -> None:
     assert [row["_line"] for row in removed] == [1]
 
 
+def test_many_mended_records_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one by one: that takes a hundred times as long."""
+    checked: list[int] = []
+
+    def check(block: RawBlock, data: DataSpec) -> tuple[pa.Table, pa.Table]:
+        checked.append(len(block.lines))
+        return check_block(block, data)
+
+    monkeypatch.setattr("lepton_ray.data.mended.check_block", check)
+    block = RawBlock("a.csv", pa.table({"age": ["1"] * 100}), np.arange(1, 101), None, ())
+    rows, _, _ = _mend(*(_record(line, age=str(line)) for line in range(1, 101, 2)), block=block)
+    assert [row["age"] for row in rows] == [line if line % 2 else 1 for line in range(1, 101)]
+    assert sorted(checked) == [0, 50, 50]
+
+
 def test_what_is_mended_badly_is_removed_again_with_its_new_values() -> None:
     rows, removed, _ = _mend(_record(3, "x,Bonn,02.02.2024", age="y", city="Bonn"))
     assert [row["_line"] for row in rows] == [2]
@@ -134,7 +151,7 @@ def test_another_record_is_never_replaced(record: MendedRecord) -> None:
 @pytest.mark.parametrize("with_texts", [True, False])
 def test_the_text_in_quarantine_is_the_text_that_is_compared(with_texts: bool) -> None:
     block = _block(with_texts=with_texts)
-    _, removed = _check([block])
+    _, removed = _unfold([check_block(block, _DATA)])
     for row in removed:
         record = _record(int(str(row["_line"])), str(row["_text"]), age=1)
         _, _, replaced = _mend(record, block=block)
@@ -168,7 +185,7 @@ def test_rows_in_stay_as_many_wherever_blocks_are_cut(lines: set[int], sizes: li
         texts = pc.cast(pa.array(numbers), pa.string())
         blocks.append(RawBlock("a", pa.table({"age": texts}), numbers))
         start += size
-    rows, removed = _check(mender(blocks))
+    rows, removed = _unfold(mender(blocks))
     assert removed == []
     expected = {line: -1.0 if line in lines else float(line) for line in range(1, total + 1)}
     assert [(row["_line"], row["age"]) for row in rows] == list(expected.items())  # in the order of the source

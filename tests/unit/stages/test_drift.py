@@ -16,7 +16,7 @@ from lepton_ray.cli.app import app
 from lepton_ray.core.errors import DataError, RecordError, SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages.drift import measure_drift, read_gates
+from lepton_ray.stages.drift import measure_drift, read_gates, show_unknown
 
 _RULES = Path(__file__).parent.parent.parent.parent / "cluster/observability/rules/alerts.yml"
 
@@ -163,6 +163,13 @@ def test_the_command_writes_a_page_and_says_by_its_status_what_is_wrong(package:
     assert missed.exit_code == 3
     assert "not met: accuracy must be at least 1.1" in missed.output
     assert "not met: log_loss must be at most 0" in missed.output
+
+
+def test_of_many_labels_the_first_are_told() -> None:
+    assert show_unknown({f"c{number}": 1000 for number in range(9)}) == (
+        "'c0' 1,000, 'c1' 1,000, 'c2' 1,000, 'c3' 1,000, 'c4' 1,000 and 4 more"
+    )
+    assert show_unknown({"c": 1}) == "'c' 1"
 
 
 def test_labels_that_the_package_does_not_know_are_told(package: str, tmp_path: Path) -> None:

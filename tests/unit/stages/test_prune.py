@@ -19,6 +19,7 @@ from lepton_ray.cli.app import app
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import parse_spec
+from lepton_ray.stages import prune as prune_module
 from lepton_ray.stages.prune import prune
 
 _STAGES = ("ingest", "clean", "featurize", "train", "export", "evaluate")
@@ -155,6 +156,43 @@ def test_killed_while_it_removes_it_leaves_nothing_that_a_run_would_take(
     assert store.load(step, Dataset) is None
     store.remove(step)
     assert not list((storage / "sizes" / "featurize").glob(f"{old}*"))
+
+
+def test_what_is_no_step_is_left_alone(tmp_path: Path) -> None:
+    """A folder of images looks like a storage: ``cifar/train/cat``."""
+    image = tmp_path / "cifar" / "train" / "cat" / "1.png"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    assert prune(str(tmp_path), None, 0, is_dry=False) == ([], [])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [image]
+
+
+def test_what_goes_while_one_looks_is_a_problem_of_its_run(
+    made: tuple[Path, dict[str, set[str]]], storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old, *_) = made[1]["featurize"]
+
+    def gone(folder: Any) -> Any:
+        if folder.path.endswith(old):
+            raise FileNotFoundError(folder.path)
+        return look(folder)
+
+    look = prune_module._look
+    monkeypatch.setattr(prune_module, "_look", gone)
+    found, (problem,) = prune(str(storage), None, 0, is_dry=True)
+    assert found == []
+    assert problem.startswith("sizes: ")
+
+
+def test_a_run_that_has_taken_the_folder_over_is_not_disturbed(
+    made: tuple[Path, dict[str, set[str]]], storage: Path
+) -> None:
+    store = Store.look_at(str(storage), "sizes")
+    store.lost_lease = True
+    before = _steps(storage)
+    with pytest.raises(ArtifactError, match="one run at a time"):
+        store.remove(StepId("featurize", next(iter(made[1]["featurize"]))))
+    assert _steps(storage) == before
 
 
 @pytest.mark.parametrize("name", ["other", "..", "sizes/clean", "/"])

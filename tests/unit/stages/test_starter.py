@@ -237,6 +237,13 @@ def test_a_number_that_would_name_the_rows_is_a_number_where_it_is_the_label(tmp
         assert kinds(starter(path, label))[label] == "number"
 
 
+@pytest.mark.parametrize("start", [0, 1000])
+def test_a_number_that_would_name_the_rows_is_a_number_where_nothing_else_is_a_feature(tmp_path, start):
+    rows = [{"note": f"n{i}", "n": start + i * 7 % 99, "y": "ab"[i % 2]} for i in range(99)]
+    path = write(tmp_path, "d.csv", rows)
+    assert kinds(starter(path)) == {"note": "ignored", "n": "number", "y": "category"}
+
+
 def test_an_identifier_is_no_label_unless_it_is_named(tmp_path):
     path = write(tmp_path, "d.csv", [{"x": i * 0.5, "y": i % 2, "id": i} for i in range(9)])
     assert starter(path).data.label == "y"

@@ -114,6 +114,8 @@ def test_a_header_that_the_head_cuts_has_a_delimiter_all_the_same() -> None:
         (["36 months", "60 months"], ",", {"units": ("months",)}, [36, 60]),
         (["5 €", "1.234,5 €"], ";", {"decimal": ",", "thousands": ".", "units": ("€",)}, [5, 1234.5]),
         (["€5", "7 €"], ",", {"units": ("€",)}, [5, 7]),
+        (["$5 USD", "$6.50 USD"], ",", {"units": ("$", "USD")}, [5, 6.5]),
+        (["€5/month", "€7/month"], ",", {"units": ("/month", "€")}, [5, 7]),
     ],
 )
 def test_numbers_as_they_are_written(
