@@ -112,6 +112,7 @@ def test_two_processes_with_parts_take_the_steps_of_one(folder: Path, kind: str)
                 torch.testing.assert_close(parts[file][key], value, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_momentum_and_second_moments_are_split_and_joined(folder: Path) -> None:
     """The slots of an optimizer have the shapes of whole weights in the checkpoint."""
     slots = load_file(folder / "mlp-3" / "optimizer.safetensors")

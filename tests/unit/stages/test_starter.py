@@ -284,7 +284,6 @@ def test_a_spreadsheets_file_has_a_spec_that_reads_it(tmp_path):
         ("d.csv", b"a,b\n1\n2,3,4\n"),
         ("d.csv", "a,b\n1,2\n".encode("utf-16")),
         ("d.csv", b"a,b\n" + b"".join(b"x%d,y%d\n" % (i, i) for i in range(60))),
-        ("d.csv", b"id,y\n" + b"".join(b"%d,%d\n" % (i, i % 2) for i in range(60))),
         ("d.jsonl", b"[1]\n"),
         ("d.jsonl", b'{"a": 1}\n'),
         ("d.parquet", b"not parquet"),
