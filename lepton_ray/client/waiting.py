@@ -160,7 +160,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 def _end_soon(client: AsyncClient, loop: asyncio.AbstractEventLoop, process: int) -> None:
     """End what a ``Client`` that nobody has any more left behind, and wait for nothing: this may run in any thread, the loop's own too."""
     if process == os.getpid():
-        asyncio.run_coroutine_threadsafe(_end(client), loop).add_done_callback(lambda _: loop.stop())
+        ended = asyncio.run_coroutine_threadsafe(_end(client), loop)
+        ended.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))  # here, if it has ended already
 
 
 async def _end(client: AsyncClient) -> None:

@@ -1,10 +1,14 @@
 """Ray Serve's own address where Ray was started for throughput, with HAProxy before the replicas."""
 
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,16 @@ HEAD_ENVIRONMENT = {
     **{f"RAY_SERVE_HAPROXY_{name}": str(Path(_FOLDER.name, place)) for name, place in _PLACES.items()},
 }
 """HAProxy keeps away from those of other clusters."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ended() -> Iterator[None]:
+    """HAProxy is in nobody's group of processes, and goes on without Ray: it is ended after the head."""
+    yield
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if _FOLDER.name in path.read_text():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _train(folder: Path, epochs: int) -> str:

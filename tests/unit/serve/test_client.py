@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -682,6 +682,23 @@ def test_a_client_that_nobody_has_any_more_ends_its_thread_and_connections(fake:
     unused = Client(server.url)
     thread = unused._thread
     del unused
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_client_that_has_ended_before_its_end_is_waited_for_ends_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stall of this thread: the loop, which waits for its sockets again, must be woken to stop."""
+
+    def run_and_stall(call: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+        future = run(call, loop)
+        future.result(20)
+        run(asyncio.sleep(0.05), loop).result(20)
+        return future
+
+    client = Client("http://127.0.0.1:1")
+    thread, run = client._thread, asyncio.run_coroutine_threadsafe
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", run_and_stall)
+    del client
     thread.join(20)
     assert not thread.is_alive()
 
