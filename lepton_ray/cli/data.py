@@ -213,11 +213,16 @@ def prune(
             steps = [unused.to_json() for unused in found]
             print_json({"removed": yes, "size_bytes": size, "steps": steps, "problems": problems})
             return
-        states = {True: "", False: "interrupted or failed"}
-        rows = [
-            [one.name, states[one.is_finished], f"{one.idle_days:.1f}", show_bytes(one.size_bytes)] for one in found
-        ]
         if found:
+            rows = [
+                [
+                    one.name,
+                    "" if one.is_finished else "interrupted or failed",
+                    f"{one.idle_days:.1f}",
+                    show_bytes(one.size_bytes),
+                ]
+                for one in found
+            ]
             print_table(["step", "", "idle days", "size"], rows, num_text_columns=2)
         done = "removed" if yes else "to remove; do it with --yes"
         typer.echo(f"{len(found)} steps, {show_bytes(size)}: {done}" if found else "nothing to remove")

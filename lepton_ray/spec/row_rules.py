@@ -7,6 +7,7 @@ comparisons hold.
 
 import re
 import sys
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -160,11 +161,13 @@ class _Rule(Section):
         conditions = " and ".join(condition.words for condition in self.conditions)
         return f"{name}{self._must()} when {conditions}" if conditions else f"{name}{self._must()}"
 
+    @abstractmethod
     def _own_columns(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """Return the columns that are looked at, besides those of conditions."""
 
+    @abstractmethod
     def _must(self) -> str:
-        raise NotImplementedError
+        """Return what must hold, in words, where the conditions do."""
 
 
 class _ConditionalRule(_Rule):

@@ -66,11 +66,13 @@ def _can_be_label(guess: Guess) -> bool:
 
 def _write_spec(inferred: Inferred, label: str, name: str) -> str:
     others = [guess.column for column, guess in inferred.columns.items() if column != label]
-    is_needed = all(
+    is_alone = all(
         isinstance(column, IgnoredColumn) for column in others
     )  # what seems an identifier may be the feature
     lines = [
-        _column_line(column, guess, column == label, guess.as_number if column == label or is_needed else None)
+        _column_line(
+            column, guess, column == label, ((column == label or is_alone) and guess.as_number) or guess.column
+        )
         for column, guess in inferred.columns.items()
     ]
     return _TEMPLATE.format(
@@ -87,8 +89,7 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
     )
 
 
-def _column_line(name: str, guess: Guess, is_label: bool, number: Column | None) -> str:
-    column = number or guess.column
+def _column_line(name: str, guess: Guess, is_label: bool, column: Column) -> str:
     has_classes = is_label and not (isinstance(column, NumberColumn) and guess.num_values > _MAX_CLASSES)
     kind = "category" if has_classes else _column_text(column)
     comment = f"{'the label, ' if is_label else ''}{guess.comment}"
