@@ -65,14 +65,18 @@ def _can_be_label(guess: Guess) -> bool:
 
 
 def _write_spec(inferred: Inferred, label: str, name: str) -> str:
-    others = [guess.column for column, guess in inferred.columns.items() if column != label]
-    is_alone = all(
-        isinstance(column, IgnoredColumn) for column in others
-    )  # what seems an identifier may be the feature
+    has_features = any(
+        not isinstance(guess.column, IgnoredColumn) for column, guess in inferred.columns.items() if column != label
+    )
+
+    def kind_of(column: str, guess: Guess) -> Column:
+        """What seems an identifier may be the label, and is the feature where nothing else is."""
+        if guess.as_number is not None and (column == label or not has_features):
+            return guess.as_number
+        return guess.column
+
     lines = [
-        _column_line(
-            column, guess, column == label, ((column == label or is_alone) and guess.as_number) or guess.column
-        )
+        _column_line(column, guess, column == label, kind_of(column, guess))
         for column, guess in inferred.columns.items()
     ]
     return _TEMPLATE.format(
