@@ -30,6 +30,7 @@ from lepton_ray.serve.bodies import Read, accepted_form, flatten
 from lepton_ray.serve.openapi import describe
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.page import read_page
+from lepton_ray.serve.pixel_lists import read_pixel_lists
 from lepton_ray.serve.statistics import RunTimes, Statistics
 from lepton_ray.spec.release import ListenerSpec, ServeSpec
 
@@ -436,8 +437,8 @@ def parse_records(call: Call, signature: Signature, max_rows: int) -> list[Any]:
         ProtocolError: If there are none, or too many, or it is no such body.
     """
     if call.read is None:
-        body = _parse_json(protocol.split_body(call.body, call.json_bytes)[0], _OTHER_KINDS)
-        records = body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
+        text = protocol.split_body(call.body, call.json_bytes)[0]
+        records = read_pixel_lists(text, signature) or _records_of(_parse_json(text, _OTHER_KINDS))
     else:
         records = call.read(call.body, signature, max_rows)
     if not isinstance(records, list):
@@ -446,6 +447,10 @@ def parse_records(call: Call, signature: Signature, max_rows: int) -> list[Any]:
     if not 1 <= len(records) <= max_rows:
         raise protocol.refuse_rows(max_rows, str(len(records)))
     return records
+
+
+def _records_of(body: Any) -> Any:
+    return body.get("records") if isinstance(body, dict) and body.keys() == {"records"} else body
 
 
 def parse_length(value: bytes) -> int:
