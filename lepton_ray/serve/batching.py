@@ -3,7 +3,8 @@
 There are two lanes. Short calls run on the event loop itself, in the first moment after all sockets that had something were
 read: a thread would cost more than they do. Long ones run in a worker thread, one batch after the other, so that the
 loop goes on reading and answering; what arrives during a run is the next batch, which the thread takes without asking the loop. Which lane is a matter of the time that the
-rows take, measured when the replica warms up.
+rows take, measured when the replica warms up. Short calls that are long together go to the thread too, if it is idle: the
+loop answers some while others run.
 """
 
 import asyncio
@@ -82,14 +83,14 @@ class Batcher:
             message = f"at most {self._max_waiting} requests may wait. Send it again later"
             done(self._endpoint.refuse(call, HTTP_UNAVAILABLE, message))
         elif len(call.body) > PARSED_SHORT_BYTES or call.read is not None:  # of which little can be much
-            self._queue_long(call, done)
+            self._queue_long((call, done))
         elif not call.rows and (refusal := self._endpoint.parse(call)) is not None:
             done(refusal)
         elif self._cost.of(call.rows) <= _SHORT_S:
             self._short.append((call, done))
             self._ask_for_tick()
         else:
-            self._queue_long(call, done)
+            self._queue_long((call, done))
 
     def close(self) -> None:
         """Let the worker thread end."""
@@ -103,13 +104,17 @@ class Batcher:
     def _tick(self) -> None:
         self._is_tick_due = False
         batch = self._take(self._short, _SHORT_S)
+        if self._short and not self._is_long_running:
+            self._queue_long(*batch, *self._short)
+            self._short.clear()
+            return
         if self._short:
             self._ask_for_tick()
         _deliver(batch, self._predict(batch))
 
-    def _queue_long(self, call: Call, done: Done) -> None:
+    def _queue_long(self, *waiting: tuple[Call, Done]) -> None:
         with self._lock:
-            self._long.append((call, done))
+            self._long += waiting
             self._loop = asyncio.get_running_loop()
             must_start, self._is_long_running = not self._is_long_running, True
         if must_start:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,37 @@ def test_a_caller_who_fails_costs_the_others_of_the_batch_nothing(endpoint: Endp
 
     asyncio.run(ask())
     assert [answer.code for answer in answers] == [200]
+
+
+def test_short_calls_that_are_long_together_leave_the_loop_free(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run as one batch in the thread; what comes meanwhile, and is short, waits for nobody."""
+    rows: list[tuple[int, bool]] = []
+    may_run = threading.Event()
+    run = Predictor.run
+
+    def run_when_allowed(self: Predictor, feeds: Any) -> Any:
+        is_in_loop = threading.current_thread() is threading.main_thread()
+        assert is_in_loop or may_run.wait(30)
+        rows.append((len(feeds["numbers"]), is_in_loop))
+        return run(self, feeds)
+
+    monkeypatch.setattr(Predictor, "run", run_when_allowed)
+    batcher = Batcher(endpoint, Cost(0, 4e-4), 10)  # two fit into a millisecond
+    front = Front.of(Variant(endpoint, batcher))
+
+    def ask() -> asyncio.Future[Response]:
+        return asyncio.ensure_future(front.answer(_call("records", [{"age": 3, "size": "S"}])))
+
+    async def ask_all() -> list[Response]:
+        first = [ask() for _ in range(3)]
+        await asyncio.sleep(0)  # they are queued
+        await asyncio.sleep(0)  # they are with the thread
+        second = await asyncio.gather(*(ask() for _ in range(3)))
+        may_run.set()
+        return [*await asyncio.gather(*first), *second]
+
+    assert [answer.code for answer in asyncio.run(ask_all())] == [200] * 6
+    assert rows == [(2, True), (1, True), (3, False)]
+    batcher.close()
