@@ -1,8 +1,11 @@
 """The catalogue's metrics of requests, exported through Ray by the replica that answers them."""
 
 import threading
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, get_args
 
 from ray.serve import metrics as serve_metrics
@@ -14,11 +17,15 @@ from lepton_ray.serve.latency import RecentLatency
 from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.spec.rollout import TrafficPlan
 
+_TOLD_AGAIN_FLUSHES = 10
+
 
 class RequestMeters:
     """Exports the catalogue's metrics through Ray, of all versions that a replica has.
 
-    One update of a Ray counter takes as long as a fifth of a request, so counts are kept until they are flushed.
+    One update of a Ray metric takes as long as a fifth of a request, so counts are kept until they are flushed. Those of the
+    latency go out as a gauge for each bucket, under the names that Prometheus has for a histogram: Ray's own takes
+    nothing but single values.
     """
 
     def __init__(self, name: str, recent: RecentLatency | None) -> None:
@@ -31,13 +38,14 @@ class RequestMeters:
         self._failures = _counter(catalogue.RELOAD_FAILURES)
         self._unlogged = _counter(catalogue.ACCESS_LOG_DROPPED)
         self._told_unlogged = 0
-        share, latency = catalogue.ROLLOUT_SHARE, catalogue.LATENCY
+        share = catalogue.ROLLOUT_SHARE
         self.share = serve_metrics.Gauge(share.name, share.description, share.labels)
-        self.latency = serve_metrics.Histogram(latency.name, latency.description, list(latency.buckets), latency.labels)
+        self.latency = {part: _part_of_latency(part) for part in ("bucket", "sum", "count")}
         self._by_version: dict[tuple[str, str], _VersionMeter] = {}
         self._differing_rows: Counter[str] = Counter()
         self._shares: dict[str, tuple[float, dict[str, str]]] = {}
         """Told again and again: Ray 2.60 drops a gauge that is not set for 20 s."""
+        self._flushes = 0
 
     def of(self, version: str) -> "_VersionMeter":
         """Return the meter of one version."""
@@ -59,8 +67,9 @@ class RequestMeters:
 
     def flush(self) -> None:
         """Hand the counts to Ray."""
-        for meter in list(self._by_version.values()):
-            meter.flush()
+        self._flushes += 1
+        for number, meter in enumerate(list(self._by_version.values())):
+            meter.flush(tells_again=(self._flushes + number) % _TOLD_AGAIN_FLUSHES == 0)
         for fraction, labels in self._shares.values():
             self.share.set(fraction, labels)
 
@@ -88,12 +97,14 @@ class _VersionMeter:
         self._tags = {protocol: {**self._model, "protocol": protocol} for protocol in get_args(ProtocolName)}
         self._lock = threading.Lock()
         self._counts = _Counts()
+        self._latencies: defaultdict[str, _Latency] = defaultdict(_Latency)
+        """By protocol, since the start."""
 
     def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
         """Count a request."""
-        self._to.latency.observe(seconds * 1000, self._tags[protocol_name])
         labels = outputs["label"].tolist() if outputs is not None and "label" in outputs else ()
         with self._lock:
+            self._latencies[protocol_name].add(seconds * 1000)
             self._counts.requests[protocol_name, code] += 1
             for label in labels:  # most often one
                 self._counts.labels[label] += 1
@@ -103,10 +114,20 @@ class _VersionMeter:
             ):  # as large as they may take, whatever the load
                 self._to.recent.add(seconds)
 
-    def flush(self) -> None:
-        """Hand the counts to Ray."""
+    def flush(self, tells_again: bool) -> None:
+        """Hand the counts to Ray; those of latency only if there are new ones, or they must be told again."""
         with self._lock:
             counts, self._counts = self._counts, _Counts()
+            changed = {protocol_name for protocol_name, _ in counts.requests}
+            told = [
+                (self._tags[protocol_name], part, list(latency.tell(part)))
+                for protocol_name, latency in self._latencies.items()
+                if tells_again or protocol_name in changed
+                for part in self._to.latency
+            ]
+        for tags, part, values in told:
+            for value, more in values:
+                self._to.latency[part].set(value, {**tags, **more})
         for (protocol_name, code), count in counts.requests.items():
             self._to.requests.inc(count, {**self._tags[protocol_name], "code": str(code)})
         for label, count in counts.labels.items():
@@ -120,6 +141,35 @@ class _Counts:
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+
+
+class _Latency:
+    """A histogram in Prometheus' form."""
+
+    __slots__ = ("_counts", "_sum_ms")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(catalogue.LATENCY.buckets) + 1)
+        self._sum_ms = 0.0
+
+    def add(self, ms: float) -> None:
+        """Count a request."""
+        self._counts[bisect_left(catalogue.LATENCY.buckets, ms)] += 1
+        self._sum_ms += ms
+
+    def tell(self, part: str) -> Iterator[tuple[float, dict[str, str]]]:
+        """Yield the values of a part, and the labels that tell them apart."""
+        if part == "bucket":
+            bounds = [*(str(float(bound)) for bound in catalogue.LATENCY.buckets), "+Inf"]
+            yield from zip(accumulate(self._counts), ({"le": bound} for bound in bounds), strict=True)
+        else:
+            yield (self._sum_ms if part == "sum" else sum(self._counts)), {}
+
+
+def _part_of_latency(part: str) -> Any:
+    metric = catalogue.LATENCY
+    labels = (*metric.labels, "le") if part == "bucket" else metric.labels
+    return serve_metrics.Gauge(f"{metric.name}_{part}", metric.description, labels)
 
 
 def _counter(metric: Metric) -> Any:
