@@ -1,6 +1,6 @@
 """The catalogue of metrics that this project exports, in Prometheus terms.
 
-Ray adds the prefix ``ray_`` and, to counters, the suffix ``_total``.
+Ray adds the prefix ``ray_`` and, to counters, the suffix ``_total``; a histogram is exported as gauges with the suffixes of its parts.
 """
 
 from dataclasses import dataclass
