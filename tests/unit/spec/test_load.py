@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -434,3 +436,8 @@ def test_no_pattern_counts_letters_of_any_language() -> None:
     assert not [
         p for p in patterns if re.search(r"\\[wd]\S*\]\{\d*,?\d\d", p)
     ]  # each takes 30 ms or more of every start
+
+
+def test_what_serves_needs_no_whole_spec() -> None:
+    code = "import sys, lepton_ray.serve.front; sys.exit('lepton_ray.spec.run' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
