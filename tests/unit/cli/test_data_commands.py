@@ -453,6 +453,14 @@ def test_mended_csv_keeps_what_was_left_with_its_type(runs: Path, tmp_path: Path
     assert lines[1]["values"] == {"age": 41.0, "city": None, "note": 'a, "b"\nc', "when": "1970-01-02T00:00:00Z"}
 
 
+@pytest.mark.parametrize("cell", ["41", "41.00", " 41.0"])
+def test_a_number_that_a_spreadsheet_wrote_anew_is_not_mended(runs: Path, tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(f"_source,_line,age\nd/b.csv,2,{cell}\n")
+    answer = _json(quarantine.app, "replay", "shop", path, "--storage", runs)
+    assert (answer["file"], answer["mended"], answer["unchanged"]) == (None, 0, 1)
+
+
 @pytest.mark.parametrize(("cell", "value"), [("41.125", 41.125), ("-7", -7.0), ("41,5", "41,5"), ("inf", "inf")])
 def test_a_number_in_mended_csv_is_written_as_it_is_shown(runs: Path, tmp_path: Path, cell: str, value: object) -> None:
     """41.125 is not 41125, though the source may group digits by points."""
