@@ -188,10 +188,13 @@ def _infer_images(source: Mapping[str, Any]) -> Inferred:
     files = list_files(filesystem, root, SUFFIXES)
     if not files:
         raise DataError(f"the folder must hold image files ({', '.join(SUFFIXES)}), got none in {source['uri']!r}")
-    columns = {"image": Guess(_image_column(filesystem, files[0].path), 0, "")}
-    if not any("/" in file.path.removeprefix(root).strip("/") for file in files):
+    names = [file.path.removeprefix(root).strip("/") for file in files]
+    columns = {"image": Guess(_image_column(filesystem, files[0].path), 0, f"as the first is, {names[0]!r}")}
+    classes = sorted({name.rpartition("/")[0] for name in names} - {""})
+    if not classes:
         return Inferred(dict(source), columns)
-    columns["class"] = Guess(CategoryColumn(kind="category"), 0, "the name of the file's folder")
+    seen = f"the path of the file's folder, {len(classes)} values: {_listed(classes)}"
+    columns["class"] = Guess(CategoryColumn(kind="category"), len(classes), seen)
     return Inferred(dict(source), columns, label="class")
 
 

@@ -129,6 +129,20 @@ def test_an_image_folder(tmp_path):
     assert (spec.data.label, spec.model.kind, spec.name) == ("class", "cnn", "pets")
 
 
+def test_an_image_folder_tells_its_classes_and_whose_size_it_takes(tmp_path):
+    """Folders named train and test, or within a class, are classes of their own: that is seen before a run."""
+    for name in ("cat/1.png", "cat/old/1.png", "dog #2/2.png", "3.png"):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((6, 9), np.uint8)).save(path)
+    starter(tmp_path / "pets")
+    lines = write_starter(str(tmp_path / "pets"), None).splitlines()
+    assert [line.partition(" # ")[2] for line in lines if line.startswith(("    image:", "    class:"))] == [
+        "as the first is, '3.png'",
+        "the label, the path of the file's folder, 3 values: 'cat', 'cat/old', 'dog #2'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("pixels", "channels"),
     [(np.zeros((4, 4), np.uint16), 1), (np.zeros((4, 4, 2), np.uint8), 1), (np.zeros((4, 4, 4), np.uint8), 3)],
