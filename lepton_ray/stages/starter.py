@@ -166,7 +166,7 @@ evaluate:
 
 # register: {{}} # MLflow, by default the file runs/mlflow.db
 
-# serve:
+# serve: # an endpoint; without RAY_ADDRESS it ends with the run, unless  lepton-ray run FILE --serve
 #   port: 8000
 #   autoscaling: {{min_replicas: 1, max_replicas: 4}}
 """

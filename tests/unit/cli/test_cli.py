@@ -408,6 +408,21 @@ def test_json_of_a_run_is_json_for_any_program(spec: Path, monkeypatch: pytest.M
     assert answer == {"name": "süß", "stages": {"evaluate": {"metrics": {"roc_auc": None}, "folder": "/x"}}}
 
 
+@pytest.mark.parametrize(("variable", "serve", "ends"), [("", "{}", True), ("RAY_ADDRESS", "{}", False), ("", "null", False)])
+def test_run_says_that_its_endpoint_ends_with_it(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, variable: str, serve: str, ends: bool
+) -> None:
+    """Of a cluster that it joined it does not."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "127.0.0.1:6379")
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: _Result())
+    result = _run("run", spec, "--json", "--set", f"serve={serve}")
+    assert result.exit_code == 0
+    assert ("The endpoint ends now" in result.stderr) is ends
+    assert ("--serve keeps it up" in result.stderr) is ends
+
+
 def test_run_names_a_stage_that_is_not_there(spec: Path, tmp_path: Path) -> None:
     message = _error(_run("run", spec, "--from", "deploy", "--set", f"storage={tmp_path}"), 2)
     assert "--from must name a stage of this spec (ingest, clean, featurize, train, export, evaluate)" in message
