@@ -169,9 +169,7 @@ def infer_data(path: str) -> Inferred:
     guesses = {
         name: _guess(name, head.column(name), column, types[name], delimiter) for name, column in columns.items()
     }
-    return Inferred(
-        source, guesses, left_out, num_rows=len(head), num_refused=num_refused, first_fault=first_fault
-    )
+    return Inferred(source, guesses, left_out, num_rows=len(head), num_refused=num_refused, first_fault=first_fault)
 
 
 def _why(source: Mapping[str, Any]) -> str:

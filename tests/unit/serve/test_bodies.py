@@ -108,7 +108,10 @@ def test_the_index_that_pandas_writes_is_no_field(client: Any, content_type: str
     assert table.column_names[-1] == "__index_level_0__"
     pq.write_table(table, sink)
     answer = _post(client, _arrow(table) if content_type == _ARROW else sink.getvalue(), content_type)
-    assert (answer.status_code, answer.json()) == (200, client.post("/predict", json=[_RECORDS[i] for i in order]).json())
+    assert (answer.status_code, answer.json()) == (
+        200,
+        client.post("/predict", json=[_RECORDS[i] for i in order]).json(),
+    )
     named = pa.Table.from_pandas(frame.rename_axis("who"))
     assert "records[0].who must be a known field" in _post(client, _arrow(named), _ARROW).json()["error"]
 
