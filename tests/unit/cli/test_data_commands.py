@@ -236,7 +236,18 @@ def test_a_snapshot_by_its_folder(runs: Path) -> None:
         assert (found["run"], found["rows"]) == ("shop", 29)
 
 
-@pytest.mark.parametrize("reference", ["nothing", "shop/ffff", "none@latest", "shop/tune@latest", "../x", "ff"])
+def test_a_stage_without_rows_is_told(runs: Path) -> None:
+    """Its manifest, which is none of rows, is not damaged: to run the spec again would not help."""
+    step = runs / "shop" / "train" / "abcd000011112222"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text('{"artifact": {}}')
+    _link(runs / "shop", "train", step.name)
+    message = _error(_run(data.app, "show", "shop/train@latest", "--storage", runs))
+    assert "must name a stage that writes rows (ingest, clean, featurize), got 'train'" in message
+    assert "Run its spec again" not in message
+
+
+@pytest.mark.parametrize("reference", ["nothing", "shop/ffff", "none@latest", "../x", "ff"])
 def test_a_name_that_fits_nothing(runs: Path, reference: str) -> None:
     message = _error(_run(data.app, "show", reference, "--storage", runs))
     assert "lepton-ray data list" in message
