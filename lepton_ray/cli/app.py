@@ -44,6 +44,10 @@ app.add_typer(rollout.app, name="rollout")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(kube.app, name="kube")
 
+_ENDS_WITH_THE_RUN = (
+    "The endpoint ends now, with this run's own cluster: --serve keeps it up until Ctrl-C, "
+    "RAY_ADDRESS names a cluster that goes on with it."
+)
 _OF_TABLES = (".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".orc", ".xlsx")
 """Ends of files that ``predict`` does not write."""
 PackageArgument = Annotated[str, typer.Argument(help="Folder of a model package.", show_default=False)]
@@ -142,6 +146,7 @@ def run(
     """Run a spec: finished stages are skipped, an interrupted one goes on."""
     progress = None if as_json else RichProgress()
     with errors_explained(as_json, progress):
+        from lepton_ray.core import settings
         from lepton_ray.core.errors import SpecError
         from lepton_ray.core.spent import together
         from lepton_ray.pipeline import run as run_pipeline
@@ -157,8 +162,10 @@ def run(
                 print_json(result.to_json())
             elif result.spent:
                 typer.echo(f"spent: {plan.show_spent(together(result.spent.values()))}", err=True)
-            if serve and "deploy" in result.results:
+            if serve:
                 wait_for_interrupt(result["deploy"].url)
+            elif loaded.serve is not None and not settings.has_cluster():
+                typer.echo(_ENDS_WITH_THE_RUN, err=True)
 
 
 @app.command()

@@ -132,7 +132,8 @@ def _print(status: dict[str, Any], as_json: bool) -> None:
         rows.append([name, facts["version"], f"{share * _PERCENT:g} %", *counts, facts["differing_rows"] or None])
     head = ["variant", "version", "share", "requests", "errors", "p50 ms", "p95 ms", "psi", "differing rows"]
     print_table(head, rows, num_text_columns=2)
-    typer.echo(f"verdict: {status['verdict']}, {status['verdict_reason']}")
+    if status["phase"] == "running":
+        typer.echo(f"verdict: {status['verdict']}, {status['verdict_reason']}")
     if test := status["test"]:
         winner = f"{test['winner']} wins" if test["winner"] else "no winner yet"
         outcomes = " and ".join(f"{count:,}" for count in test["outcomes"])

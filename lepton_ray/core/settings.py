@@ -81,6 +81,11 @@ def in_ray_job() -> bool:
     return "RAY_JOB_ID" in os.environ or "RAY_JOB_SUBMISSION_ID" in os.environ
 
 
+def has_cluster() -> bool:
+    """Whether the environment names a cluster; else a local one is started that ends with the process."""
+    return ray_address() is not None or in_ray_job()
+
+
 def serve_uses_haproxy() -> bool:
     """Whether Ray Serve is told to put HAProxy in the place of its proxy; Ray's processes read it when they start."""
     return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"

@@ -49,7 +49,7 @@ def connect() -> Session:
     settings.prepare_ray()
     ray = require("ray", "this stage")
     address = settings.ray_address()
-    is_local = address is None and not settings.in_ray_job()
+    is_local = not settings.has_cluster()
     if not ray.is_initialized():
         try:
             with _signals_kept():

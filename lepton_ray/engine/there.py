@@ -30,7 +30,7 @@ def look() -> There:
     Raises:
         EngineError: If that cluster cannot be reached.
     """
-    if settings.ray_address() is None and not settings.in_ray_job() and not is_connected():
+    if not settings.has_cluster() and not is_connected():
         return There("this machine", False, (_this_machine(),))
     session = connect()
     import ray  # noqa: PLC0415  imported by connect
@@ -41,7 +41,7 @@ def look() -> There:
 
 def count_others() -> int | None:
     """Return how many machines a joined cluster has beside its head; None while this process has joined none."""
-    if not is_connected() or (settings.ray_address() is None and not settings.in_ray_job()):
+    if not is_connected() or not settings.has_cluster():
         return None
     import ray  # noqa: PLC0415  imported by connect
 

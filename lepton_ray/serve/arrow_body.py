@@ -4,6 +4,7 @@ What could make much of little is refused before anything is decoded: compressed
 whose values may share bytes (views, runs, nested dictionaries). What is left is checked in full before a value is read.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,9 @@ MAX_TEXT_BYTES = 64 << 20
 """Of words that stand in rows, which each row has for its own in the model; batches have no more words together either."""
 _HEADER, _RECORD_BATCH, _DICTIONARY = 2, "record batch", "dictionary"  # fields and kinds of a message
 _DICTIONARY_DATA, _LENGTH, _COMPRESSION = 1, 0, 3
+_INDEX = re.compile(
+    r"__index_level_\d+__"
+)  # pandas writes the nameless index of a table, such as a filtered one, as a column
 _NO_TIME = "a time outside the years 1 to 9999"
 
 UNREADABLE = (pa.ArrowException, struct.error, OSError, OverflowError, MemoryError)
@@ -48,7 +52,7 @@ def read_arrow(body: bytes | bytearray, signature: Signature, max_rows: int) -> 
         check_words(table, is_valid=False)
         table.validate(full=True)
         check_words(table, is_valid=True)
-        columns = {name: to_values(table.column(name), name in signature.columns) for name in table.column_names}
+        columns = {name: to_values(table.column(name), name in signature.columns) for name in names_of(table.schema)}
     except ProtocolError:
         raise
     except (*UNREADABLE, ValueError) as error:
@@ -115,6 +119,11 @@ class _Flat:
 
     def _uint32(self, place: int) -> int:
         return int(struct.unpack_from("<I", self.data, place)[0])
+
+
+def names_of(schema: pa.Schema) -> list[str]:
+    """Return the columns that are fields of records."""
+    return [name for name in schema.names if not _INDEX.fullmatch(name)]
 
 
 def check_schema(schema: pa.Schema, signature: Signature) -> None:

@@ -63,7 +63,9 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
             if len(records) == max_rows:
                 raise refuse_rows(max_rows, "more")
             if len(cells) != len(names):
-                raise ProtocolError(f"records[{len(records)}] must have {len(names)} cells, got {len(cells)}")
+                raise ProtocolError(
+                    f"records[{len(records)}] must have {len(names)} cells between commas, got {len(cells)}"
+                )
             records.append(dict(zip(names, cells, strict=True)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ProtocolError(f"the body must be CSV in UTF-8: {str(error)[:200]}") from error

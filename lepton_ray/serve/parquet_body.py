@@ -16,7 +16,7 @@ import pyarrow.types as types
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve.arrow_body import MAX_VALUES, UNREADABLE, check_schema, check_words, to_values
+from lepton_ray.serve.arrow_body import MAX_VALUES, UNREADABLE, check_schema, check_words, names_of, to_values
 from lepton_ray.serve.protocol import ProtocolError, refuse_rows
 
 MEDIA_TYPE = b"application/vnd.apache.parquet"
@@ -67,8 +67,8 @@ def read_parquet(body: bytes | bytearray, signature: Signature, max_rows: int) -
     except (*UNREADABLE, ValueError, LookupError, AttributeError, TypeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ProtocolError(f"the body must be a Parquet file: {reason}") from error
-    missing = [None] * table.num_rows
-    return [{name: columns.get(name, missing)[row] for name in schema.names} for row in range(table.num_rows)]
+    missing, names = [None] * table.num_rows, names_of(schema)
+    return [{name: columns.get(name, missing)[row] for name in names} for row in range(table.num_rows)]
 
 
 def write_parquet(columns: dict[str, NDArray[Any]]) -> bytes:

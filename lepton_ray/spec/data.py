@@ -300,7 +300,7 @@ class DataSpec(Section):
     """Makes the task ranking, by the numbers that the label holds; a package answers with a score that puts rows in order."""
     missing_words: Words = MISSING_WORDS
     """Texts that mean 'missing', in the data and in requests, besides null and the empty text; compared after stripping
-    spaces. One that is a number, such as -999, means so however it is written."""
+    spaces. One that is a number, such as -999, means so however it is written. What is given takes the place of the default."""
     split: SplitSpec = SplitSpec()
     profile: bool = True
     """Whether the columns are described, before and after cleaning, for the report."""

@@ -21,7 +21,8 @@ from lepton_ray.artifacts.times import read_times, spell_times
 from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
-from lepton_ray.data.block import DETAIL, RawBlock
+from lepton_ray.core.text import show
+from lepton_ray.data.block import DETAIL, LINE, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
 from lepton_ray.data.connectors.base import Connector, Part
@@ -107,6 +108,10 @@ class Inferred:
     """The label, where the source's kind decides it."""
     num_rows: int = 0
     """First rows that were looked at; 0 where no rows were."""
+    num_refused: int = 0
+    """Records among them that are no rows."""
+    first_fault: str = ""
+    """Why the first of these is none."""
 
     @property
     def data(self) -> DataSpec:
@@ -145,7 +150,7 @@ def infer_data(path: str) -> Inferred:
     columns, left_out = _columns_to_read(source, types)
     if not types and source["kind"] == "jsonl":
         raise DataError(
-            f"the data must have one JSON object a line, got none in the first lines of {path!r}. "
+            f"the data must have one JSON object a line, got none in the first lines of {path!r}{_why(source)}. "
             "A JSON array comes apart with: jq -c '.[]' IN.json > OUT.jsonl"
         )
     if not types and source["kind"] == "csv":
@@ -157,14 +162,20 @@ def infer_data(path: str) -> Inferred:
         raise DataError(
             f"the data must have a column that a spec can name, in UTF-8, got {list(types)} in {path!r}. Name one"
         )
-    head = _read_head(source, columns)
+    head, num_refused, first_fault = _read_head(source, columns)
     delimiter = source.get("delimiter", ",") if source["kind"] == "csv" else None
     if delimiter == ";" and has_decimal_points(_texts_of(head.column(name)) for name in head.column_names):
         delimiter = None
     guesses = {
         name: _guess(name, head.column(name), column, types[name], delimiter) for name, column in columns.items()
     }
-    return Inferred(source, guesses, left_out, num_rows=len(head))
+    return Inferred(source, guesses, left_out, num_rows=len(head), num_refused=num_refused, first_fault=first_fault)
+
+
+def _why(source: Mapping[str, Any]) -> str:
+    """Return in brackets why the first record is no row, if there is one."""
+    _, removed = next(_typed_blocks(source, {"any": CategoryColumn(kind="category")}), (None, None))
+    return f" ({removed.column(DETAIL)[0]})" if removed is not None and removed.num_rows else ""
 
 
 def _how_written(source: Mapping[str, Any]) -> dict[str, str]:
@@ -188,10 +199,13 @@ def _infer_images(source: Mapping[str, Any]) -> Inferred:
     files = list_files(filesystem, root, SUFFIXES)
     if not files:
         raise DataError(f"the folder must hold image files ({', '.join(SUFFIXES)}), got none in {source['uri']!r}")
-    columns = {"image": Guess(_image_column(filesystem, files[0].path), 0, "")}
-    if not any("/" in file.path.removeprefix(root).strip("/") for file in files):
+    names = [file.path.removeprefix(root).strip("/") for file in files]
+    columns = {"image": Guess(_image_column(filesystem, files[0].path), 0, f"as the first is, {names[0]!r}")}
+    classes = sorted({name.rpartition("/")[0] for name in names} - {""})
+    if not classes:
         return Inferred(dict(source), columns)
-    columns["class"] = Guess(CategoryColumn(kind="category"), 0, "the name of the file's folder")
+    seen = f"the path of the file's folder, {len(classes)} values: {_listed(classes)}"
+    columns["class"] = Guess(CategoryColumn(kind="category"), len(classes), seen)
     return Inferred(dict(source), columns, label="class")
 
 
@@ -281,20 +295,22 @@ def _is_text(source: Mapping[str, Any], name: str) -> bool:
     return first is None or first[0].num_rows >= LOOKS_LIKE * sum(table.num_rows for table in first)
 
 
-def _read_head(source: Mapping[str, Any], columns: Mapping[str, Column]) -> pa.Table:
-    """Return the first rows, typed."""
+def _read_head(source: Mapping[str, Any], columns: Mapping[str, Column]) -> tuple[pa.Table, int, str]:
+    """Return the first rows, typed, how many records beside them are no rows, and why the first of these is none."""
     tables: list[pa.Table] = []
-    faults: list[str] = []
+    num_refused, fault = 0, ""
     for rows, removed in _typed_blocks(source, columns):
         tables.append(rows.select(list(columns)))
-        faults = faults or removed.column(DETAIL).slice(0, 1).to_pylist()
+        if removed.num_rows and not num_refused:
+            fault = f"line {removed.column(LINE)[0]}, {removed.column(DETAIL)[0]}"
+        num_refused += removed.num_rows
         if sum(len(table) for table in tables) >= _HEAD_ROWS or sum(table.nbytes for table in tables) >= _HEAD_BYTES:
             break
     head = pa.concat_tables(tables).slice(0, _HEAD_ROWS) if tables else pa.table({})
     if not head.num_rows:
-        why = f" ({faults[0]})" if faults else ""
+        why = f" ({fault})" if fault else ""
         raise DataError(f"the data must hold rows below its header, got none in {source['uri']!r}{why}. Check the file")
-    return head
+    return head, num_refused, fault
 
 
 def _typed_blocks(source: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -342,14 +358,25 @@ def _guess_numbers(name: str, texts: pa.Array, missing: str, delimiter: str | No
     if column is None:
         return None
     numbers, _ = parse_numbers(texts, column)
-    finite = numbers[np.isfinite(numbers)]
+    is_finite = np.isfinite(numbers)
+    finite = numbers[is_finite]
     if len(finite) < LOOKS_LIKE * len(texts):
         return None
     num_values = len(texts.unique())
-    seen = f"{finite.min():g} to {finite.max():g}{missing}"
+    seen = f"{finite.min():g} to {finite.max():g}{missing}{_others(texts.filter(pa.array(~is_finite)), 'numbers')}"
     if num_values == len(texts) > _FEW and (why := _why_identifier(name, finite)):
         return Guess(IgnoredColumn(kind="ignored"), num_values, f"{seen}: {why}", column)
     return Guess(column, num_values, seen)
+
+
+def _others(texts: pa.Array, kind: str) -> str:
+    """Return what is said of values that are not of their column's kind; empty if there are none."""
+    if not len(texts):
+        return ""
+    counts = texts.value_counts().to_pylist()
+    word = max(counts, key=lambda pair: pair["counts"])
+    mean = ", which data.missing_words may name" if word["counts"] > 1 else ""
+    return f", {len(texts):,} no {kind}: {show(word['values'])}{mean}"
 
 
 def _why_identifier(name: str, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> str:
@@ -369,7 +396,8 @@ def _guess_times(texts: pa.Array, missing: str) -> Guess | None:
     if found is None:
         return None
     column, other = found
-    guess = _describe_times(column, read_times(texts, column.format).drop_null(), missing)
+    times = read_times(texts, column.format)
+    guess = _describe_times(column, times.drop_null(), missing + _others(texts.filter(times.is_null()), "times"))
     return guess if other is None else replace(guess, comment=f"{guess.comment}; {other} fits as well")
 
 

@@ -180,7 +180,10 @@ def _mend(
     last = original.values if earlier is None else earlier.values
     changed = {name: value for name, value in given.items() if form(value) != form(last.get(name))}
     if from_csv:
-        changed = {name: _as_shown(value, last.get(name)) for name, value in changed.items()}
+        read = {name: _as_shown(value, last.get(name)) for name, value in changed.items()}
+        changed = {
+            name: value for name, value in read.items() if value != last.get(name)
+        }  # a spreadsheet makes 3.0 a 3
     if not changed:
         return None
     values = {**last, **changed}

@@ -29,7 +29,7 @@ def reap(limit_s: float, down: str | None, does_it: bool) -> dict[str, Any]:
         EngineError: If there is no cluster, it cannot be looked at, or ``down`` fails.
     """
     command = _parse(down)
-    if settings.ray_address() is None and not settings.in_ray_job() and not is_connected():
+    if not settings.has_cluster() and not is_connected():
         raise EngineError(
             "RAY_ADDRESS must name the cluster to look at, got none. Set it; auto is the one on this machine"
         )

@@ -67,7 +67,7 @@ def ask_rollout(application: str, what: str) -> dict[str, Any]:
 
 
 def _connect() -> None:
-    if settings.ray_address() is None and not settings.in_ray_job() and not is_connected():
+    if not settings.has_cluster() and not is_connected():
         raise EngineError(
             "RAY_ADDRESS must name the cluster of the application, got none. Set it; auto is the one on this machine"
         )

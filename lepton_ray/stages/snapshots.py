@@ -109,6 +109,10 @@ def _find_all(reference: str, storage: str) -> list[tuple[Folder, Snapshot]]:
 
 
 def _find_latest(root: Folder, run: str, stage: str) -> tuple[Folder, Snapshot]:
+    if stage not in STAGES:
+        raise ArtifactError(
+            f"{run}/STAGE@latest must name a stage that writes rows ({', '.join(STAGES)}), got {stage!r}"
+        )
     link = root.below(f"{run}/latest/{stage}")  # only a local storage has it
     if snapshot := read_snapshot(link):
         folder = root.below(f"{run}/{stage}/{snapshot.key}")

@@ -46,6 +46,11 @@ def _name_of(path: str) -> str:
 def _choose_label(inferred: Inferred, label: str | None) -> str:
     columns = inferred.columns
     if label is not None:
+        if label in inferred.left_out:
+            raise DataError(
+                f"--label must name a column of single values, got {label!r}: columns {inferred.left_out[label]} are left out. "
+                "Take another label, and write a label of kind tags, a list of texts, into the spec by hand"
+            )
         if label not in columns:
             raise DataError(f"--label must name a column ({', '.join(columns)}), got {label!r}")
         return label
@@ -80,9 +85,7 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
         for column, guess in inferred.columns.items()
     ]
     return _TEMPLATE.format(
-        seen=f"# What is said of columns was seen in the first {inferred.num_rows:,} rows.\n"
-        if inferred.num_rows
-        else "",
+        seen=_seen(inferred),
         name=_quoted(name),
         source="\n".join(
             f"    {key}: {_quoted(value)}{_SOURCE_COMMENTS.get(key, '')}" for key, value in inferred.source.items()
@@ -91,6 +94,17 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
         columns="\n".join([*lines, *(f"    # {finding}" for finding in inferred.findings)]),
         model=_model_for(inferred.columns),
     )
+
+
+def _seen(inferred: Inferred) -> str:
+    """What the comments rest on, as lines of comments."""
+    if not inferred.num_rows:
+        return ""
+    rows = f"# What is said of columns was seen in the first {inferred.num_rows:,} rows.\n"
+    if not inferred.num_refused:
+        return rows
+    fault = " ".join(inferred.first_fault.split())
+    return f"{rows}# {inferred.num_refused:,} of the first records are no rows and would go to quarantine: {fault}\n"
 
 
 def _column_line(name: str, guess: Guess, is_label: bool, column: Column) -> str:
@@ -166,7 +180,7 @@ evaluate:
 
 # register: {{}} # MLflow, by default the file runs/mlflow.db
 
-# serve:
+# serve: # an endpoint; without RAY_ADDRESS it ends with the run, unless  lepton-ray run FILE --serve
 #   port: 8000
 #   autoscaling: {{min_replicas: 1, max_replicas: 4}}
 """

@@ -18,6 +18,7 @@ from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn, TagsColumn
 
 _BOM = b"\xef\xbb\xbf"
+_NO_JSON = ("NaN", "Infinity")  # that Python's json writes all the same
 
 Fault = tuple[str, str]
 """Reason and detail."""
@@ -85,7 +86,9 @@ def parse(content: bytes) -> tuple[Any, Fault | None]:
             content.decode()
         except UnicodeDecodeError:
             return None, ("invalid_utf8", "the record must be UTF-8")
-        return None, ("invalid_json", f"the line must be a JSON object: {error.args[0]}")
+        word = next((word for word in _NO_JSON if error.doc.startswith(word, error.pos)), None)
+        what = f", got {word}, which JSON has no number for. Write null" if word else f": {error.args[0]}"
+        return None, ("invalid_json", f"the line must be a JSON object{what}")
 
 
 def fault_of(record: Any, columns: Mapping[str, Column]) -> Fault | None:

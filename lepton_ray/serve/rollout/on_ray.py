@@ -243,13 +243,21 @@ class Keeper:
         return self.status()
 
     def _current(self, what: str) -> Course:
-        course, plan = self._course, read_plan(self._application)
-        if plan is None:
+        course = self._course
+        if read_plan(self._application) is None:
             raise no_application(self._application)
-        is_current = course is not None and plan.rollout == course.rollout
-        if course is None or not is_current or not (course.phase == "running" or course.keeps_old):
-            raise EngineError(f"{self._application!r} must have a rollout to {what}, got none. Start one")
-        return course
+        phase, reason = ("none", "") if course is None else self._state(course)
+        if course is not None and (phase == "running" or (phase != "replaced" and course.keeps_old)):
+            return course
+        last = "none" if course is None else f"one that is {phase.replace('_', ' ')} ({reason})"
+        raise EngineError(f"{self._application!r} must have a rollout to {what}, got {last}. Start one")
+
+    def _state(self, course: Course) -> tuple[str, str]:
+        """Return the phase that a course is in, and why."""
+        plan = read_plan(self._application)
+        if plan is None or plan.rollout != course.rollout:
+            return "replaced", "the application has been deployed anew"
+        return course.phase, course.reason
 
     def status(self) -> dict[str, Any]:
         """Return where the rollout stands, as plain data.
@@ -260,16 +268,15 @@ class Keeper:
         course = self._course
         if course is None:
             raise EngineError(f"{self._application!r} must have had a rollout, got none. Start one")
-        plan = read_plan(self._application)
-        is_current = plan is not None and plan.rollout == course.rollout
+        phase, reason = self._state(course)
         verdict = self._verdict(course)
         facts = course.model_dump(mode="json")
         return {
             "application": course.application,
             "rollout": course.rollout,
             "mode": course.spec.mode,
-            "phase": course.phase if is_current else "replaced",
-            "reason": course.reason if is_current else "the application has been deployed anew",
+            "phase": phase,
+            "reason": reason,
             "share": course.share if course.phase == "running" else 0.0,
             "step": course.step,
             "steps": list(course.spec.steps),

@@ -408,6 +408,42 @@ def test_json_of_a_run_is_json_for_any_program(spec: Path, monkeypatch: pytest.M
     assert answer == {"name": "süß", "stages": {"evaluate": {"metrics": {"roc_auc": None}, "folder": "/x"}}}
 
 
+@pytest.mark.parametrize("phase", ["running", "rolled_back"])
+def test_only_of_a_rollout_under_way_a_verdict_is_shown(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    """When it has ended its replicas count no more: there would be nothing to judge it by."""
+    counts = {"version": "a" * 12, "requests": 0, "errors": 0, "p50_ms": None, "p95_ms": None, "differing_rows": 0}
+    verdict = {
+        "verdict": "waiting",
+        "verdict_reason": "0 of 20 requests have come",
+        "psi": None,
+        "share": 0.0,
+        "test": None,
+    }
+    facts = {"application": "a", "mode": "canary", "phase": phase, "reason": "too slow", "audit": "x"}
+    status = {**facts, **verdict, "champion": counts, "challenger": counts}
+    monkeypatch.setattr("lepton_ray.stages.rollout.ask_rollout", lambda *arguments: status)
+    text = _run("rollout", "status", "a").stdout
+    assert f"a: canary {phase}. too slow" in text
+    assert ("verdict: waiting, 0 of 20" in text) is (phase == "running")
+
+
+@pytest.mark.parametrize(
+    ("variable", "serve", "ends"), [("", "{}", True), ("RAY_ADDRESS", "{}", False), ("", "null", False)]
+)
+def test_run_says_that_its_endpoint_ends_with_it(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, variable: str, serve: str, ends: bool
+) -> None:
+    """Of a cluster that it joined it does not."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "127.0.0.1:6379")
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: _Result())
+    result = _run("run", spec, "--json", "--set", f"serve={serve}")
+    assert result.exit_code == 0
+    assert ("The endpoint ends now" in result.stderr) is ends
+    assert ("--serve keeps it up" in result.stderr) is ends
+
+
 def test_run_names_a_stage_that_is_not_there(spec: Path, tmp_path: Path) -> None:
     message = _error(_run("run", spec, "--from", "deploy", "--set", f"storage={tmp_path}"), 2)
     assert "--from must name a stage of this spec (ingest, clean, featurize, train, export, evaluate)" in message

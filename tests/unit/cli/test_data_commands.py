@@ -236,7 +236,18 @@ def test_a_snapshot_by_its_folder(runs: Path) -> None:
         assert (found["run"], found["rows"]) == ("shop", 29)
 
 
-@pytest.mark.parametrize("reference", ["nothing", "shop/ffff", "none@latest", "shop/tune@latest", "../x", "ff"])
+def test_a_stage_without_rows_is_told(runs: Path) -> None:
+    """Its manifest, which is none of rows, is not damaged: to run the spec again would not help."""
+    step = runs / "shop" / "train" / "abcd000011112222"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text('{"artifact": {}}')
+    _link(runs / "shop", "train", step.name)
+    message = _error(_run(data.app, "show", "shop/train@latest", "--storage", runs))
+    assert "must name a stage that writes rows (ingest, clean, featurize), got 'train'" in message
+    assert "Run its spec again" not in message
+
+
+@pytest.mark.parametrize("reference", ["nothing", "shop/ffff", "none@latest", "../x", "ff"])
 def test_a_name_that_fits_nothing(runs: Path, reference: str) -> None:
     message = _error(_run(data.app, "show", reference, "--storage", runs))
     assert "lepton-ray data list" in message
@@ -451,6 +462,14 @@ def test_mended_csv_keeps_what_was_left_with_its_type(runs: Path, tmp_path: Path
     ]
     assert lines[0]["values"] == {"age": "12,5", "city": "Kiel", "note": None, "when": None}
     assert lines[1]["values"] == {"age": 41.0, "city": None, "note": 'a, "b"\nc', "when": "1970-01-02T00:00:00Z"}
+
+
+@pytest.mark.parametrize("cell", ["41", "41.00", " 41.0"])
+def test_a_number_that_a_spreadsheet_wrote_anew_is_not_mended(runs: Path, tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(f"_source,_line,age\nd/b.csv,2,{cell}\n")
+    answer = _json(quarantine.app, "replay", "shop", path, "--storage", runs)
+    assert (answer["file"], answer["mended"], answer["unchanged"]) == (None, 0, 1)
 
 
 @pytest.mark.parametrize(("cell", "value"), [("41.125", 41.125), ("-7", -7.0), ("41,5", "41,5"), ("inf", "inf")])

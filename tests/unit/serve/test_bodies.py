@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +97,23 @@ def test_records_of_all_forms_are_answered_alike(client: Any, content_type: str)
     assert (answer.status_code, answer.json()) == (200, wanted.json())
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-model-version"] == wanted.json()["version"]
+
+
+@pytest.mark.parametrize("content_type", [_ARROW, "application/vnd.apache.parquet"])
+def test_the_index_that_pandas_writes_is_no_field(client: Any, content_type: str) -> None:
+    """A filtered table's numbers of rows, which have no name."""
+    order = [2, 0, 1]
+    frame = pd.DataFrame(_RECORDS).iloc[order]
+    table, sink = pa.Table.from_pandas(frame), io.BytesIO()
+    assert table.column_names[-1] == "__index_level_0__"
+    pq.write_table(table, sink)
+    answer = _post(client, _arrow(table) if content_type == _ARROW else sink.getvalue(), content_type)
+    assert (answer.status_code, answer.json()) == (
+        200,
+        client.post("/predict", json=[_RECORDS[i] for i in order]).json(),
+    )
+    named = pa.Table.from_pandas(frame.rename_axis("who"))
+    assert "records[0].who must be a known field" in _post(client, _arrow(named), _ARROW).json()["error"]
 
 
 def test_answers_come_in_the_form_that_is_asked_for(client: Any) -> None:
@@ -187,7 +206,8 @@ def test_a_record_that_breaks_the_signature_is_refused_as_in_json(client: Any, f
         (b"", "the body must have 1 to 3 records, got 0"),
         (b"age,size\r\n", "the body must have 1 to 3 records, got 0"),
         (b"age,size\n" + b"1,S\n" * 4, "the body must have 1 to 3 records, got more. Split"),
-        (b"age,size\n1,S\n\n1\n", "records[1] must have 2 cells, got 1"),
+        (b"age,size\n1,S\n\n1\n", "records[1] must have 2 cells between commas, got 1"),
+        (b"age;size\n1,5;S\n", "records[0] must have 1 cells between commas, got 2"),
         (b"age,age\n1,2\n", "the first line must name each column once, got 'age' again"),
         (b'age,size\n"1,S\n', "the body must be CSV in UTF-8: unexpected end of data"),
         (b'age,size\n"1"x,S\n', "the body must be CSV in UTF-8: "),

@@ -118,6 +118,19 @@ def test_the_alias_follows_a_change_that_is_not_followed_in_time(cluster: Cluste
     assert keeper.status()["phase"] in ("promoted", "aborted")
 
 
+def test_what_cannot_be_promoted_is_told_with_why_the_last_rollout_ended(cluster: Cluster) -> None:
+    keeper = cluster.keeper(step=1)
+    keeper.abort("me")
+    with pytest.raises(EngineError, match=r"a rollout to promote, got one that is aborted \(asked for\)\. Start one"):
+        keeper.promote("me")
+    cluster.plans.append(TrafficPlan(model=_OLD))
+    with pytest.raises(EngineError, match=r"got one that is replaced \(the application has been deployed anew\)"):
+        keeper.abort("me")
+    keeper = Keeper("others", str(cluster.folder), lambda ref, alias: None)
+    with pytest.raises(EngineError, match="a rollout to abort, got none"):
+        keeper.abort("me")
+
+
 @pytest.mark.parametrize("is_taken", [True, False])
 def test_a_start_that_is_not_followed_in_time_leaves_nothing_that_nobody_judges(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_taken: bool

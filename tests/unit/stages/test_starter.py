@@ -129,6 +129,20 @@ def test_an_image_folder(tmp_path):
     assert (spec.data.label, spec.model.kind, spec.name) == ("class", "cnn", "pets")
 
 
+def test_an_image_folder_tells_its_classes_and_whose_size_it_takes(tmp_path):
+    """Folders named train and test, or within a class, are classes of their own: that is seen before a run."""
+    for name in ("cat/1.png", "cat/old/1.png", "dog #2/2.png", "3.png"):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((6, 9), np.uint8)).save(path)
+    starter(tmp_path / "pets")
+    lines = write_starter(str(tmp_path / "pets"), None).splitlines()
+    assert [line.partition(" # ")[2] for line in lines if line.startswith(("    image:", "    class:"))] == [
+        "as the first is, '3.png'",
+        "the label, the path of the file's folder, 3 values: 'cat', 'cat/old', 'dog #2'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("pixels", "channels"),
     [(np.zeros((4, 4), np.uint16), 1), (np.zeros((4, 4, 2), np.uint8), 1), (np.zeros((4, 4, 4), np.uint8), 3)],
@@ -198,6 +212,37 @@ def test_a_packed_file(tmp_path):
         file.write(path.read_bytes())
     spec = starter(f"{path}.gz")
     assert (spec.data.source.kind, spec.data.source.delimiter, spec.data.label) == ("csv", "\t", "y")
+
+
+def test_what_is_no_number_or_time_is_told_with_the_most_frequent_word(tmp_path):
+    rows = [{"age": str(i % 50), "day": f"2024-01-{i % 28 + 1:02d}", "x": "ab"[i % 2]} for i in range(200)]
+    rows[3]["age"], rows[4]["age"], rows[5]["age"], rows[6]["day"] = "k.A.", "old", "k.A.", "31.\n02"
+    text = write_starter(str(write(tmp_path, "d.csv", rows)), "x")
+    comments = {line.partition(":")[0].strip(): line.partition(" # ")[2] for line in text.splitlines()}
+    assert comments["age"] == "0 to 49, 3 no numbers: 'k.A.', which data.missing_words may name"
+    assert comments["day"].endswith(", 1 no times: '31.\\n02'")
+    assert comments["x"] == "the label, 2 values"
+
+
+def test_records_that_are_no_rows_are_told(tmp_path):
+    """Python's json writes NaN, which no JSON has: all its rows would be lost."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"a": [float("nan"), i][i % 4 > 0], "b": i % 3}) + "\n" for i in range(40)))
+    lines = write_starter(str(path), "b").splitlines()
+    assert lines[2] == "# What is said of columns was seen in the first 30 rows."
+    assert lines[3].startswith("# 10 of the first records are no rows and would go to quarantine: line 1, ")
+    assert lines[3].endswith("got NaN, which JSON has no number for. Write null")
+    path.write_text('{"a": -Infinity}\n' * 3)
+    with pytest.raises(DataError, match="got Infinity, which JSON has no number for"):
+        write_starter(str(path), "a")
+
+
+def test_a_label_of_lists_is_told_apart_from_one_that_is_not_there(tmp_path):
+    path = write(tmp_path, "d.jsonl", [{"a": i, "b": i % 2, "c": ["x"]} for i in range(9)])
+    with pytest.raises(DataError, match="got 'c': columns of lists or structures are left out"):
+        write_starter(str(path), "c")
+    with pytest.raises(DataError, match=r"must name a column \(a, b\), got 'd'"):
+        write_starter(str(path), "d")
 
 
 def test_images_without_folders_have_no_label(tmp_path):
