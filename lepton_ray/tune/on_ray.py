@@ -4,7 +4,6 @@ Finished trials are written down as they end (``journal.py``); a killed search i
 """
 
 import contextlib
-import gc
 import json
 import logging
 import math
@@ -20,15 +19,17 @@ from ray import tune
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import BudgetError, EngineError
 from lepton_ray.core.files import read_json, write_json
-from lepton_ray.core.garbage import collect_rarely
+from lepton_ray.core.garbage import collect_again, collect_rarely
 from lepton_ray.core.spent import within_budget
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import num_held, wait_for_capacity
+from lepton_ray.engine.session import connect
 from lepton_ray.spec.tune import NoScheduler, PbtScheduler, TuneSpec
 from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
 from lepton_ray.tune.place import Place, num_at_once, place_of
 from lepton_ray.tune.space import Values, decode
+from lepton_ray.tune.start.on_ray import quick_start
 from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
 
 _NOTHING = {"memory": 1.0}  # a byte: Tune refuses a trial that asks for nothing
@@ -148,7 +149,8 @@ def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_con
                 failure_config=tune.FailureConfig(max_failures=_MAX_RETRIES),
             ),
         )
-        results = tuner.fit()
+        with quick_start(is_local=connect().is_local):
+            results = tuner.fit()
     if watcher.num_failed:
         watcher.first_failure = last_line(results.errors[0])
     if watcher.num_failed > spec.max_failed_trials:
@@ -186,7 +188,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         if self._training is not None:
             self._training.close()
             self._training = self._epoch = None
-            gc.collect()  # a model of Keras refers to itself
+            collect_again()  # a model of Keras refers to itself
 
     def reset_config(self, new_config: Values) -> bool:
         """Start a trial with other values."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -140,8 +141,6 @@ def test_failed_trials_and_losses_that_are_no_number(cluster: None, tmp_path: Pa
 
 def beside_a_failure(folder: Path, values: dict[str, Any], data: Any, _: Path | None) -> Iterator[Any]:
     """The first of two trials fails as soon as the second has an epoch; that has no end."""
-    import time
-
     from lepton_ray.tune.on_ray import Epoch
 
     begun = folder / "begun"
@@ -469,6 +468,28 @@ def test_a_learning_searcher_proposes_nothing_twice_where_settings_can_be_counte
     assert search.suggest("6") == Searcher.FINISHED
 
 
+def born(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[Any]:
+    """The loss is when the trial's process was started, in seconds since the machine was."""
+    from lepton_ray.tune.on_ray import Epoch
+
+    yield Epoch(int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK"))
+
+
+def test_a_search_takes_the_workers_that_wait_and_loads_nothing_for_reports_on_usage(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    ray.get(ray.remote(lambda: None).remote())  # a worker that waits from here on
+    for name in ("mlflow", "comet", "wandb"):
+        monkeypatch.delitem(sys.modules, f"ray.air.integrations.{name}", raising=False)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    trials = run_search(tmp_path, born, num_trials=1, epochs=1, scheduler="none", space=LR, **ONE).trials
+    assert trials[0].loss is not None
+    assert trials[0].loss < before, "the trial's process was there before"
+    assert not [name for name in sys.modules if name.startswith("ray.air.integrations.")]
+
+
 _DRIVER = """
 import sys
 from pathlib import Path
@@ -484,8 +505,6 @@ close()
 
 def slow_second(values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[Any]:
     """The first trial of a process ends; the next never does, until it is run in another process."""
-    import time
-
     slow_second.calls = getattr(slow_second, "calls", 0) + 1  # type: ignore[attr-defined]
     if slow_second.calls == 2:  # type: ignore[attr-defined]
         time.sleep(600)

@@ -108,5 +108,6 @@ def test_a_training_is_freed_before_the_next_one_starts(tmp_path: Path, monkeypa
         made.load_checkpoint(str(tmp_path))
         made.step()
     finally:
+        gc.unfreeze()
         gc.enable()
     assert len(held) == 1

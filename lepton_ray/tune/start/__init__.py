@@ -1,0 +1,1 @@
+"""How Ray Tune starts a search."""
