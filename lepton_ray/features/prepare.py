@@ -80,7 +80,9 @@ class Preparer:
 
 def _schema_of(columns: Mapping[str, pa.Array]) -> pa.Schema:
     """Say that flat features are never null: Parquet then need not note for each that it is not."""
-    return pa.schema([pa.field(name, made.type, nullable=pa.types.is_nested(made.type)) for name, made in columns.items()])
+    return pa.schema(
+        [pa.field(name, made.type, nullable=pa.types.is_nested(made.type)) for name, made in columns.items()]
+    )
 
 
 def _chain(lists: Iterator[list[pa.Array]]) -> Iterator[pa.Array]:
