@@ -21,6 +21,7 @@ from pathlib import Path
 _PERIOD_S = 0.05
 _GONE_WAIT_S = 30.0
 MARK = "LEPTON_BENCHMARK_TREE"
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -41,15 +42,19 @@ class Measured:
 def run_command(command: list[str], memory: bool = False, env: dict[str, str] | None = None) -> Measured:
     """Run a command to its end, and wait until all that it started is gone.
 
+    Python may keep the bytecode of what it imports: pip has written that of the peers, and a first run, which is not timed,
+    writes ours.
+
     Raises:
         RuntimeError: If the command fails; with the end of what it printed.
     """
     tree = Tree()
+    given = {name: value for name, value in (os.environ if env is None else env).items() if name != _NO_BYTECODE}
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         process = subprocess.Popen(
             command,
-            env={**(os.environ if env is None else env), MARK: tree.mark},
+            env={**given, MARK: tree.mark},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

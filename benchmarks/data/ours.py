@@ -2,6 +2,7 @@
 
 OUTPUT is the run's storage; ``latest/clean`` holds the rows that stay with their texts, ``latest/featurize`` the model input
 of the same rows in the same order. ``session`` keeps a Ray session, and does the job anew for each line on standard input.
+Python collects garbage as seldom as in the command ``lepton-ray``.
 """
 
 import shutil
@@ -11,8 +12,12 @@ from pathlib import Path
 
 from job import CATEGORIES, COLUMNS, HIGH, LOW, NUMBERS, paths
 
-from lepton_ray.pipeline import run
-from lepton_ray.spec import RunSpec
+from lepton_ray.core.garbage import collect_rarely, leave_all
+
+collect_rarely()  # before most is imported
+
+from lepton_ray.pipeline import run  # noqa: E402
+from lepton_ray.spec import RunSpec  # noqa: E402
 
 
 def do_job(source: Path, target: Path, engine: str) -> None:
@@ -50,3 +55,4 @@ if __name__ == "__main__":
         hold_session(*paths())
     else:
         do_job(*paths(), sys.argv[3])
+        leave_all()

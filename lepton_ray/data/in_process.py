@@ -1,7 +1,7 @@
 """Parts mapped by threads of this process: pyarrow and NumPy work outside of Python's lock."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
@@ -9,11 +9,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_parts(function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-    """Yield (index, ``function(item)``) as they are done."""
+def map_parts(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[int, R]]:
+    """Yield (index, ``function(item)``) as they are done; the first are begun while later items are still being made."""
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="lepton-ray-part") as pool:
-        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
         try:
+            futures = {pool.submit(function, item): index for index, item in enumerate(items)}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
         finally:

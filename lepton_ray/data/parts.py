@@ -6,9 +6,10 @@ Typed parts are Arrow IPC files (read without copying), what people keep is Parq
 
 import contextlib
 import hashlib
+import io
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.core.errors import ArtifactError
 
 _PARQUET_ROW_GROUP = 1 << 20
+_WRITE_BYTES = 1 << 16  # smaller pieces are gathered
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,18 @@ class Folder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
-        self._write(name, json.dumps(value).encode())
+        with self._writing(name) as stream:
+            stream.write(json.dumps(value).encode())
 
     def write_arrow(self, name: str, table: pa.Table) -> PartFile:
         """Write a table as an Arrow IPC file of one batch."""
         whole = table.unify_dictionaries().combine_chunks()
-        size = pa.MockOutputStream()
-        _write_ipc(whole, size)
-        content = pa.allocate_buffer(size.size())
-        _write_ipc(whole, pa.FixedSizeBufferWriter(content))
-        return self._write_part(name, content, table.num_rows)
+
+        def write(sink: pa.NativeFile) -> None:
+            with pa.ipc.new_file(sink, whole.schema) as writer:
+                writer.write_table(whole)
+
+        return self._write_part(name, write, table.num_rows)
 
     def write_parquet(self, name: str, table: pa.Table, group_rows: int = _PARQUET_ROW_GROUP) -> PartFile:
         """Write a table as a Parquet file; texts are compressed, whole numbers (lines) stored as steps, dictionaries stay such.
@@ -80,44 +84,73 @@ class Folder:
         schema = table.schema
         dictionaries = [field.name for field in schema if pa.types.is_dictionary(field.type)]
         whole = {field.name: "DELTA_BINARY_PACKED" for field in schema if pa.types.is_integer(field.type)}
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            table,
-            sink,
-            compression={field.name: _compression(field.type) for field in schema},
-            use_dictionary=dictionaries or False,
-            column_encoding=whole or None,
-            write_statistics=False,
-            row_group_size=min(group_rows, _PARQUET_ROW_GROUP),
-        )
-        return self._write_part(name, sink.getvalue(), table.num_rows)
 
-    def _write_part(self, name: str, content: pa.Buffer, rows: int) -> PartFile:
-        self._write(name, content)
-        return PartFile(name=name, rows=rows, num_bytes=content.size, sha256=hashlib.sha256(content).hexdigest())
+        def write(sink: pa.NativeFile) -> None:
+            pq.write_table(
+                table,
+                sink,
+                compression={field.name: _compression(field.type) for field in schema},
+                use_dictionary=dictionaries or False,
+                column_encoding=whole or None,
+                write_statistics=False,
+                row_group_size=min(group_rows, _PARQUET_ROW_GROUP),
+            )
 
-    def _write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a file that appears whole or not at all: an object store shows it when it is closed, a folder when it is moved."""
+        return self._write_part(name, write, table.num_rows)
+
+    def _write_part(self, name: str, write: Callable[[pa.NativeFile], None], rows: int) -> PartFile:
+        """Let ``write`` fill a file piece by piece: the whole of it is never in memory beside the table."""
+        with self._writing(name) as stream:
+            metered = _Metered(stream)
+            write(pa.PythonFile(metered, "w"))
+        return PartFile(name=name, rows=rows, num_bytes=metered.num_bytes, sha256=metered.sha256.hexdigest())
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """Give a stream to a file that appears whole or not at all.
+
+        A folder shows it when it is moved, an object store when it is closed; what failed is removed there again, and
+        nothing refers to it.
+        """
         path = f"{self.path}/{name}"
         directory, _, base = path.rpartition("/")
         target = f"{directory}/.{base}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
         try:
             self.filesystem.create_dir(directory, recursive=True)
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(content)
+            with self.filesystem.open_output_stream(target, buffer_size=_WRITE_BYTES) as stream:
+                yield stream
             if target != path:
                 self.filesystem.move(target, path)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self.filesystem.delete_file(target)  # it takes room where there is none
+            if not isinstance(error, OSError):
+                raise
             raise ArtifactError(
                 f"{path} must be a file that can be written, got: {error}. Make room in the storage, or choose another"
             ) from error
 
 
-def _write_ipc(table: pa.Table, sink: Any) -> None:
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+class _Metered(io.RawIOBase):
+    """What is written goes on to a stream, and is counted and digested."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        super().__init__()
+        self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
+        self._stream = stream
+
+    def writable(self) -> bool:
+        """It is for writing."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Write bytes; those of an Arrow buffer are not copied."""
+        num_bytes = memoryview(content).nbytes
+        self.sha256.update(content)
+        self._stream.write(content)
+        self.num_bytes += num_bytes
+        return num_bytes
 
 
 def _compression(kind: pa.DataType) -> str:

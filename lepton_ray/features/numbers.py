@@ -70,6 +70,7 @@ def fit_number(name: str, values_N: Values, spec: NumberFeatures, groups: Codes 
         DataError: If ``box_cox`` meets a value that is not positive.
     """
     present = statistics.present(values_N)
+    present.sort()  # once, for all quantiles
     impute = _fit_impute(present, spec)
     group_state = _fit_groups(values_N, groups, spec.impute, impute) if isinstance(spec.impute, GroupImpute) else None
     low, high = _fit_bounds(present, spec.clip)

@@ -1,6 +1,6 @@
 """Prepare typed tables with the compiled nodes: what the model trains on is what the package computes when it serves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
@@ -75,7 +75,14 @@ class Preparer:
                 for name in _column_names(part, names)
             }
             columns |= {_list_column(name): runner.run(table, pool) for name, runner in self._others.items()}
-        return pa.table(columns)
+        return pa.table(columns, schema=_schema_of(columns))
+
+
+def _schema_of(columns: Mapping[str, pa.Array]) -> pa.Schema:
+    """Say that flat features are never null: Parquet then need not note for each that it is not."""
+    return pa.schema(
+        [pa.field(name, made.type, nullable=pa.types.is_nested(made.type)) for name, made in columns.items()]
+    )
 
 
 def _chain(lists: Iterator[list[pa.Array]]) -> Iterator[pa.Array]:

@@ -2,10 +2,10 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -42,14 +42,14 @@ class Mapper:
         """Whether Ray Data does it; what one machine does in a minute does not pay for a cluster."""
         return uses_ray(self.data, self.size_bytes)
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[int, R]]:
         """Yield (index, ``function(item)``) as they are done, in any order."""
-        if not items:
+        if not self.uses_ray:
+            return in_process.map_parts(function, items)
+        if not (whole := list(items)):
             return iter(())
-        if self.uses_ray:
-            connect()  # before the module imports Ray
-        driver = importlib.import_module(f"lepton_ray.data.{'on_ray' if self.uses_ray else 'in_process'}")
-        results: Iterator[tuple[int, R]] = driver.map_parts(function, items)
+        connect()  # before the module imports Ray
+        results: Iterator[tuple[int, R]] = importlib.import_module("lepton_ray.data.on_ray").map_parts(function, whole)
         return results
 
     def gather(self, take: Callable[[T], pa.Table], items: Sequence[T], is_small: bool) -> pa.Table:
@@ -73,7 +73,7 @@ class Mapper:
         self,
         name: str,
         function: Callable[[int, T], dict[str, Any]],
-        items: Sequence[T],
+        items: Iterable[T],
         count_rows: Callable[[dict[str, Any]], int] | None = None,
     ) -> list[dict[str, Any]]:
         """Return ``function(index, item)`` of all items in order; what a killed run has done is not done again.
@@ -81,25 +81,43 @@ class Mapper:
         Args:
             name: What is done, for the folder of facts and for people.
             function: Writes a part and returns facts about it, as JSON; done again it writes the same.
-            items: What to do.
+            items: What to do; threads of this process begin with the first while others are still being found.
             count_rows: Tells from a part's facts how many rows it has, where people shall see how fast it goes.
         """
         pa.default_memory_pool().release_unused()  # what was done before may have held much
         done = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/{name}")
         facts: dict[int, dict[str, Any]] = {int(file.partition(".")[0]): done.read_json(file) for file in done.names()}
-        missing = [index for index in range(len(items)) if index not in facts]
+        left = _Left(items, frozenset(facts))
         step = partial(_do, function, done)
         start, rows = time.monotonic(), 0
-        for position, result in self.map(step, [(index, items[index]) for index in missing]):
-            facts[missing[position]] = result
-            message = f"{name}: {len(facts)} of {len(items)} parts"
+        for position, result in self.map(step, left):
+            facts[left.indices[position]] = result
+            message = f"{name}: {len(facts)} of {left.num_items} parts"
             if count_rows is not None:
                 rows += count_rows(result)
                 message += f", {rows / max(time.monotonic() - start, _CLOCK_S):,.0f} rows/s"
             self.ctx.update(message)
-            if len(facts) < len(items):
+            if len(facts) < left.num_items:
                 self.ctx.check_budget()
-        return [facts[index] for index in range(len(items))]
+        return [facts[index] for index in range(left.num_items)]
+
+
+class _Left(Generic[T]):
+    """Items that are not done yet, each with its place among all; what it says of them is known when all have been taken."""
+
+    def __init__(self, items: Iterable[T], done: Container[int]) -> None:
+        self.indices: list[int] = []
+        """Places of those that are not done."""
+        self.num_items = 0
+        self._items, self._done = items, done
+
+    def __iter__(self) -> Iterator[tuple[int, T]]:
+        """Yield place and item."""
+        for index, item in enumerate(self._items):
+            self.num_items = index + 1
+            if index not in self._done:
+                self.indices.append(index)
+                yield index, item
 
 
 def _take_to_file(take: Callable[[T], pa.Table], folder: Folder, item: tuple[int, T]) -> PartFile:

@@ -45,7 +45,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import describe_data
 
-VERSION = 11
+VERSION = 12
 LABEL = "_label"
 GROUP = "_group"
 """The column of ``data.ranking`` beside the model input."""

@@ -1,6 +1,7 @@
 """ingest: the source's records -> typed rows in parts, and quarantine for what cannot be a row."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
+from lepton_ray.data.connectors.files import FileConnector
 from lepton_ray.data.mended import Mender, mended_by_place, read_mended
 from lepton_ray.data.mended import fingerprint as mended_fingerprint
 from lepton_ray.data.parts import Folder, read_parquet
@@ -70,14 +72,23 @@ def fingerprint(data: DataSpec, storage: str, name: str) -> Any:
     return {"source": fingerprint_of(data), "mended": mended_fingerprint(mended)}
 
 
-def _plan(connector: Connector, ctx: RunContext) -> list[Part]:
+def _plan(connector: Connector, ctx: RunContext) -> Iterable[Part]:
     """Return the parts; a run that goes on takes those of the killed one, without looking for them again."""
     work = Folder(ctx.filesystem, ctx.work_path)
     if work.has(_PLAN):
         return [Part(where) for where in work.read_json(_PLAN)]
-    parts = connector.parts()
-    work.write_json(_PLAN, [part.where for part in parts])
-    return parts
+    if isinstance(connector, FileConnector):
+        return _noted(connector.find_parts(), work)
+    return list(_noted(connector.parts(), work))
+
+
+def _noted(parts: Iterable[Part], work: Folder) -> Iterator[Part]:
+    """Yield parts, and write them down when all are found; files that have not changed give the same until then."""
+    found = []
+    for part in parts:
+        found.append(part.where)
+        yield part
+    work.write_json(_PLAN, found)
 
 
 def read_part(connector: Connector, mender: Mender, folder: Folder, index: int, part: Part) -> dict[str, Any]:

@@ -6,7 +6,7 @@ follow each other: small files are grouped, large ones are cut where their forma
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -97,9 +97,19 @@ class FileConnector(ABC):
 
     def parts(self) -> list[Part]:
         """Cut and group the files, in name order."""
-        target = target_bytes(self.size_bytes())
-        pieces = [piece for file in self.files for piece in self._cut(file, target)]
-        return [Part({"spans": [list(piece.span) for piece in group]}) for group in group_pieces(pieces, target)]
+        return list(self.find_parts())
+
+    def find_parts(self) -> Iterator[Part]:
+        """Yield the parts as they are found: the first can be read while a text, which is read for that, is still being cut."""
+        size_bytes = self.size_bytes()
+        target = target_bytes(size_bytes)
+        pieces = (piece for file in self.files for piece in self._cut(file, target))
+        is_bounded = (
+            self.is_text and 2 * size_bytes < target * MAX_PARTS
+        )  # two groups that follow each other hold more than one
+        groups = _group(pieces, target) if is_bounded else group_pieces(list(pieces), target)
+        for group in groups:
+            yield Part({"spans": [list(piece.span) for piece in group]})
 
     def read(self, part: Part) -> Iterator[RawBlock]:
         """Yield the records of the part's spans."""
@@ -220,20 +230,21 @@ def target_bytes(size_bytes: int) -> int:
 
 def group_pieces(pieces: Sequence[Piece], target: int) -> list[list[Piece]]:
     """Return pieces that follow each other in groups of at most ``target`` bytes, or more to have at most MAX_PARTS."""
-    groups = _group(pieces, target)
+    groups = list(_group(pieces, target))
     while len(groups) > MAX_PARTS:
         target *= 2
-        groups = _group(pieces, target)
+        groups = list(_group(pieces, target))
     return groups
 
 
-def _group(pieces: Sequence[Piece], target_bytes: int) -> list[list[Piece]]:
-    groups: list[list[Piece]] = []
+def _group(pieces: Iterable[Piece], target_bytes: int) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
     size = 0
     for piece in pieces:
-        if not groups or size + piece.weight_bytes > target_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(piece)
+        if group and size + piece.weight_bytes > target_bytes:
+            yield group
+            group, size = [], 0
+        group.append(piece)
         size += piece.weight_bytes
-    return groups
+    if group:
+        yield group

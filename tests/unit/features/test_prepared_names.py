@@ -1,4 +1,4 @@
-"""Columns of prepared tables whose names the data takes too."""
+"""Columns of prepared tables: their names, which the data may take too, and that none of a flat feature is ever null."""
 
 import numpy as np
 import pyarrow as pa
@@ -37,3 +37,19 @@ def test_a_number_may_be_called_as_an_output_is(name, other, features, values):
     for output, array in expected.items():
         np.testing.assert_array_equal(found[output], array)
     np.testing.assert_array_equal(found["features"][:, 0], NUMBERS)
+
+
+def test_flat_features_are_never_null():
+    data = DataSpec.model_validate(
+        {"source": {"kind": "csv", "uri": "x.csv"}, "columns": {"n": "number", "c": "category", "t": "text"}}
+    )
+    table = pa.table({"n": [1.0, None, 2.0], "c": ["a", "b", None], "t": ["a b", None, "a"]})
+    features = FeaturesSpec.model_validate({"texts": {"encode": {"kind": "bag", "min_count": 1}}})
+    prepared = prepare(fit_features(table, data, features, (), 0), table, Signature.of(data, None))
+    prepared.validate(full=True)
+    assert {name: prepared.schema.field(name).nullable for name in prepared.column_names} == {
+        "n": False,
+        "c=a": False,
+        "c=b": False,
+        "_t:vector": True,
+    }

@@ -1,6 +1,8 @@
 """A dataset scored into a folder: each record once, killed wherever it may be, as the predictor answers them one by one."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,24 +117,26 @@ def test_killed_between_any_two_changes_of_files_it_goes_on_to_the_same_bytes(
     wanted = _contents(tmp_path / "undisturbed")
     assert len([name for name in wanted if name.startswith("predictions/")]) > 2
     left = {"calls": -1}
-    write = Folder._write
+    writing = Folder._writing
 
     def tick() -> None:
         if left["calls"] == 0:
             raise _Killed
         left["calls"] -= 1
 
-    def mortal(self: Folder, name: str, content: Any) -> None:
+    @contextlib.contextmanager
+    def mortal(self: Folder, name: str) -> Iterator[pa.NativeFile]:
         tick()
         if left["calls"] == 0:  # half a file, as a killed process leaves it
             path = Path(self.path) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(f".{path.name}.0.tmp").write_bytes(b"half")
         tick()
-        write(self, name, content)
+        with writing(self, name) as stream:
+            yield stream
         tick()
 
-    monkeypatch.setattr(Folder, "_write", mortal)
+    monkeypatch.setattr(Folder, "_writing", mortal)
     monkeypatch.setattr(in_process, "num_threads", lambda: 1)
     for attempt in range(200):
         left["calls"] = attempt
