@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,19 +43,15 @@ class Measured:
 def run_command(command: list[str], memory: bool = False, env: dict[str, str] | None = None) -> Measured:
     """Run a command to its end, and wait until all that it started is gone.
 
-    Python may keep the bytecode of what it imports: pip has written that of the peers, and a first run, which is not timed,
-    writes ours.
-
     Raises:
         RuntimeError: If the command fails; with the end of what it printed.
     """
     tree = Tree()
-    given = {name: value for name, value in (os.environ if env is None else env).items() if name != _NO_BYTECODE}
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         process = subprocess.Popen(
             command,
-            env={**given, MARK: tree.mark},
+            env=tree.environment(os.environ if env is None else env),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -91,6 +88,14 @@ class Tree:
     def cpu_seconds(self) -> float:
         """CPU that the members were seen to take."""
         return sum(self._cpu.values())
+
+    def environment(self, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """Return an environment whose processes are members.
+
+        Python may keep the bytecode of what it imports there: pip has written that of the peers, and a first run, which is not
+        timed, writes ours.
+        """
+        return {name: value for name, value in given.items() if name != _NO_BYTECODE} | {MARK: self.mark}
 
     def add(self, pid: int) -> None:
         """Count a process in: until it has replaced its parent's program, its environment does not show the mark."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from asks import BENTOML, LITSERVE, MLFLOW, OURS, PLAIN, Dialect  # beside this file
-from measure import MARK, Tree  # one folder up
+from measure import Tree  # one folder up
 
 from lepton_ray.engine.session import free_port
 
@@ -88,12 +88,12 @@ def started(
     arguments = [str(package), str(port), *([str(tokens)] if server.takes_tokens else []), *more]
     python = python_of(server.environment, folder)
     command = [*prefix, python, str(HERE / server.script), *arguments]
-    environment = {**os.environ, "PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
+    environment = {**tree.environment(), "PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory(prefix="lepton_bench") as scratch:
         haproxy = haproxy_variables(Path(scratch)) if server.uses_haproxy else {}
         process = subprocess.Popen(
             command,
-            env={**environment, MARK: tree.mark, "RAY_worker_niceness": "0", **server.variables, **haproxy},
+            env={**environment, "RAY_worker_niceness": "0", **server.variables, **haproxy},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

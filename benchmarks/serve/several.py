@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from asks import check  # all beside this file, or one folder up
-from measure import MARK, Tree
+from measure import Tree
 from packages import BATCH_ROWS, image_rows, make_image_package, make_table_package, make_token, table_rows
 from points import Point, load, middle, spread_of, take_turns
 from results import PATH, spread
@@ -69,7 +69,7 @@ def one_more(arguments: argparse.Namespace) -> str:
 def _run_json(arguments: list[str]) -> dict[str, float]:
     """Run a script to its end, wait until all that it started is gone, and return the JSON that it printed."""
     tree = Tree()
-    environment = {**os.environ, MARK: tree.mark, "RAY_worker_niceness": "0"}
+    environment = {**tree.environment(), "RAY_worker_niceness": "0"}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:

@@ -268,12 +268,15 @@ class RecordReader:
             RecordError: Naming row, field, rule and value; at most 20 of them.
         """
         problems = Problems()
+        told: set[str] = set()
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 problems.add(f"records[{row}] must be an object of fields, got {show_value(record)}")
             elif not self._known.issuperset(record):
-                name = min(str(name) for name in record if name not in self._known)[:_MAX_NAME_LENGTH]
-                problems.add(f"records[{row}].{name} must be a known field. Known are: {self._list_known()}")
+                unknown = {str(name)[:_MAX_NAME_LENGTH] for name in record if name not in self._known} - told
+                if unknown:  # else an earlier record has it too: one sentence for all
+                    told.add(name := min(unknown))
+                    problems.add(f"records[{row}].{name} must be a known field. Known are: {self._list_known()}")
         problems.raise_any()
         feeds = {name: reader.read(records, problems) for name, reader in self.readers.items()}
         problems.raise_any()

@@ -212,6 +212,14 @@ def test_a_wrong_value_is_refused_with_field_rule_and_value(
     assert str(caught.value) == message
 
 
+def test_an_unknown_field_of_many_records_is_told_once(mixed_package: Path) -> None:
+    with pytest.raises(RecordError) as caught:
+        open_package(mixed_package).signature.encode(
+            [{**_RECORD, "x": 1, "y": 2}, _RECORD, *[{**_RECORD, "x": 3, "y": 4}] * 40]
+        )
+    assert [text.partition(" ")[0] for text in str(caught.value).split("; ")] == ["records[0].x", "records[2].y"]
+
+
 @pytest.mark.parametrize("record", [None, 3, "age", ["age"], [["age", 3]]])
 def test_a_record_that_is_no_object_is_refused(mixed_package: Path, record: Any) -> None:
     with pytest.raises(RecordError, match=r"records\[0\] must be an object of fields, got "):
