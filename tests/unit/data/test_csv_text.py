@@ -175,6 +175,10 @@ def test_planted_faults_keep_line_reason_and_text(chunk):
         ("A,B", "the header lacks a, b"),
         ("a,b,b", "the header repeats b"),
         ('"a,b', "the header lacks a, b"),
+        ("a;b", "the header must have ',' between names, got ';'"),
+        ('"b" \t a\tc', "the header must have ',' between names, got '\\t'"),
+        ("a;c", "the header lacks a, b"),
+        ("c,a;b", "the header lacks a, b"),
     ],
 )
 def test_a_wrong_header_condemns_every_record(header, detail):
