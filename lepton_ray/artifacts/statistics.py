@@ -73,9 +73,7 @@ def _whole_sums(values_N: Values, shift: int, bits: int) -> tuple[int, int]:
 def quantiles(values_N: Values, fractions: Sequence[float]) -> list[float]:
     """Return quantiles, linear between neighbours; of values that ascend they cost next to nothing."""
     is_ascending = bool((values_N[1:] >= values_N[:-1]).all())
-    ordered = (
-        values_N if is_ascending else np.sort(values_N)
-    )  # by vectors of the processor: no slower than np.partition
+    ordered = values_N if is_ascending else np.sort(values_N)  # NumPy sorts by vectors: no slower than np.partition
     return [_between(ordered, fraction * (len(values_N) - 1)) for fraction in fractions]
 
 

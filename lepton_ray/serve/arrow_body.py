@@ -27,9 +27,8 @@ MAX_TEXT_BYTES = 64 << 20
 """Of words that stand in rows, which each row has for its own in the model; batches have no more words together either."""
 _HEADER, _RECORD_BATCH, _DICTIONARY = 2, "record batch", "dictionary"  # fields and kinds of a message
 _DICTIONARY_DATA, _LENGTH, _COMPRESSION = 1, 0, 3
-_INDEX = re.compile(
-    r"__index_level_\d+__"
-)  # pandas writes the nameless index of a table, such as a filtered one, as a column
+_INDEX = re.compile(r"__index_level_\d+__")
+"""Name that pandas gives a column for the nameless index of a table, such as a filtered one; a spec has no names with such a beginning."""
 _NO_TIME = "a time outside the years 1 to 9999"
 
 UNREADABLE = (pa.ArrowException, struct.error, OSError, OverflowError, MemoryError)

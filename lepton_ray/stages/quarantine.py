@@ -181,9 +181,8 @@ def _mend(
     changed = {name: value for name, value in given.items() if form(value) != form(last.get(name))}
     if from_csv:
         read = {name: _as_shown(value, last.get(name)) for name, value in changed.items()}
-        changed = {
-            name: value for name, value in read.items() if value != last.get(name)
-        }  # a spreadsheet makes 3.0 a 3
+        # a spreadsheet makes 3.0 a 3
+        changed = {name: value for name, value in read.items() if value != last.get(name)}
     if not changed:
         return None
     values = {**last, **changed}
