@@ -258,10 +258,11 @@ def test_the_number_and_length_of_problems_is_bounded(mixed_package: Path) -> No
         for records in ([{"age": bad}] * 1000, [{**_RECORD, "colour": [bad]}] * 1000, [bad] * 1000):
             with pytest.raises(RecordError) as caught:
                 signature.encode(records)
-            assert str(caught.value).count("records[") == 20
+            is_unknown_field = records[0] is bad and isinstance(bad, dict)  # told once
+            assert str(caught.value).count("records[") == (1 if is_unknown_field else 20)
             assert len(str(caught.value)) < 20 * 250
     with pytest.raises(RecordError) as caught:
-        signature.encode([{"x" * 10**6: 1}] * 1000)
+        signature.encode([{f"{number}{'x' * 10**4}": 1} for number in range(1000)])
     assert len(str(caught.value)) < 20 * 250
 
 
@@ -269,7 +270,9 @@ def test_wide_data_does_not_make_long_answers() -> None:
     columns = {f"column{index}": "number" for index in range(5000)} | {"y": "category"}
     data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "label": "y", "columns": columns})
     with pytest.raises(RecordError) as caught:
-        Signature.of(data, Target(task="classification", classes=("a", "b"))).encode([{"colum": 1}] * 100)
+        Signature.of(data, Target(task="classification", classes=("a", "b"))).encode(
+            [{f"colum{row}x": 1} for row in range(100)]
+        )
     assert len(str(caught.value)) < 20_000
 
 

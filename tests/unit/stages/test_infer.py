@@ -81,10 +81,10 @@ def test_kinds_of_a_csv_file(tmp_path: Path) -> None:
     assert _comments(inferred) == {
         "id": "100 different texts: too many to be categories",
         "row": "0 to 99: counts the rows",
-        "age": "20 to 69, 1.0% missing",
+        "age": "20 to 69, 1.0% missing, 1 no numbers: 'oops'",
         "city": "1 values, 50.0% missing",
         "note": "100 different texts of 7 words on average",
-        "since": "2024-01-01T00:00:00Z to 2024-01-28T00:00:00Z",
+        "since": "2024-01-01T00:00:00Z to 2024-01-28T00:00:00Z, 1 no times: 'soon'",
         "mixed": "2 values",
         "empty": "0 values, 100.0% missing",
         "flag": "1 values",
