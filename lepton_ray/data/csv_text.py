@@ -34,7 +34,8 @@ from lepton_ray.spec.data import CategoryColumn, Column, NumberColumn
 
 _HEAD_BYTES = _MIN_READ_BYTES = 4 * MAX_RECORD_BYTES
 _MAX_LINE_BYTES = 64 << 20  # a file without line ends would be held whole
-_DELIMITERS = ",;\t|"
+DELIMITERS = (",", ";", "\t", "|")
+"""The usual ones; of those that fit alike, the first."""
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -350,7 +351,7 @@ def _texts(data: bytes, records: Records) -> Callable[[Positions], list[str]]:
 
 def _header_fault(names: Sequence[str], file: CsvFile) -> str | None:
     if missing := [name for name in file.columns if name not in names]:
-        if len(names) == 1 and (other := _find_other(names[0], missing, file.delimiter)):
+        if len(names) == 1 and (other := _find_delimiter(names[0], missing, file.delimiter)):
             return f"the header must have {file.delimiter!r} between names, got {other!r}"
         return f"the header lacks {', '.join(missing)}"
     if repeated := [name for name in file.columns if names.count(name) > 1]:
@@ -358,11 +359,11 @@ def _header_fault(names: Sequence[str], file: CsvFile) -> str | None:
     return None
 
 
-def _find_other(header: str, names: Sequence[str], delimiter: str) -> str | None:
-    """Return what stands between the names in a header, if it is another of the usual delimiters."""
-    for other in _DELIMITERS.replace(delimiter, ""):
-        if set(names) <= {cell.strip() for cell in _cells(header, other)}:
-            return other
+def _find_delimiter(header: str, names: Sequence[str], wrong: str) -> str | None:
+    """Return what stands between the names in a header, if it is another of the usual delimiters than the wrong one."""
+    for delimiter in DELIMITERS:
+        if delimiter != wrong and set(names) <= {cell.strip() for cell in _cells(header, delimiter)}:
+            return delimiter
     return None
 
 

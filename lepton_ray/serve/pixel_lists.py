@@ -41,13 +41,8 @@ def read_pixel_lists(text: bytes | bytearray | memoryview, signature: Signature)
     try:
         parsed: Any = simdjson.Parser().parse(text)
         return [{name: _read_pixels(one[name], shape)} for one in (parsed[_KEY] if has_key else parsed)]
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-    ):  # of simdjson: no JSON, no whole number, another name, too deep
-        return None
+    except (ValueError, TypeError, KeyError, RuntimeError):
+        return None  # simdjson says: no JSON, no whole number, another name, too deep
 
 
 @lru_cache(maxsize=16)

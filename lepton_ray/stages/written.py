@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from lepton_ray.artifacts.numbers import parse_numbers
 from lepton_ray.artifacts.times import read_times
 from lepton_ray.core.extras import require
+from lepton_ray.data.csv_text import DELIMITERS
 from lepton_ray.spec.data import NumberColumn, TimeColumn
 
 LOOKS_LIKE = 0.95  # share of the values that must be of a kind; the others are mistakes, for quarantine
-_DELIMITERS = (",", ";", "\t", "|")  # of those that fit alike, the first
 _FIRST_RECORDS = 20
 _SAME_CELLS = 0.8  # least share of them that have as many cells as most
 _SAMPLE = 200  # values that choose which spellings are tried on all
@@ -88,8 +88,8 @@ def _is_wide(head: bytes, encoding: str) -> bool:
 
 def guess_delimiter(head: str, is_whole: bool) -> str:
     """Return what stands between the cells of a file's first records: that with the most cells, as many in the header and most others."""
-    num_cells = {delimiter: _num_cells(head, is_whole, delimiter) for delimiter in _DELIMITERS}
-    return max(_DELIMITERS, key=num_cells.__getitem__)
+    num_cells = {delimiter: _num_cells(head, is_whole, delimiter) for delimiter in DELIMITERS}
+    return max(DELIMITERS, key=num_cells.__getitem__)
 
 
 def _num_cells(head: str, is_whole: bool, delimiter: str) -> int:

@@ -104,9 +104,8 @@ class FileConnector(ABC):
         size_bytes = self.size_bytes()
         target = target_bytes(size_bytes)
         pieces = (piece for file in self.files for piece in self._cut(file, target))
-        is_bounded = (
-            self.is_text and 2 * size_bytes < target * MAX_PARTS
-        )  # two groups that follow each other hold more than one
+        # two groups that follow each other hold more than the target
+        is_bounded = self.is_text and 2 * size_bytes < target * MAX_PARTS
         groups = _group(pieces, target) if is_bounded else group_pieces(list(pieces), target)
         for group in groups:
             yield Part({"spans": [list(piece.span) for piece in group]})

@@ -120,13 +120,12 @@ class _VersionMeter:
             counts, self._counts = self._counts, _Counts()
             changed = {protocol_name for protocol_name, _ in counts.requests}
             told = [
-                (self._tags[protocol_name], part, list(latency.tell(part)))
+                (self._tags[protocol_name], list(latency.tell()))
                 for protocol_name, latency in self._latencies.items()
                 if tells_again or protocol_name in changed
-                for part in self._to.latency
             ]
-        for tags, part, values in told:
-            for value, more in values:
+        for tags, values in told:
+            for part, value, more in values:
                 self._to.latency[part].set(value, {**tags, **more})
         for (protocol_name, code), count in counts.requests.items():
             self._to.requests.inc(count, {**self._tags[protocol_name], "code": str(code)})
@@ -157,13 +156,13 @@ class _Latency:
         self._counts[bisect_left(catalogue.LATENCY.buckets, ms)] += 1
         self._sum_ms += ms
 
-    def tell(self, part: str) -> Iterator[tuple[float, dict[str, str]]]:
-        """Yield the values of a part, and the labels that tell them apart."""
-        if part == "bucket":
-            bounds = [*(str(float(bound)) for bound in catalogue.LATENCY.buckets), "+Inf"]
-            yield from zip(accumulate(self._counts), ({"le": bound} for bound in bounds), strict=True)
-        else:
-            yield (self._sum_ms if part == "sum" else sum(self._counts)), {}
+    def tell(self) -> Iterator[tuple[str, float, dict[str, str]]]:
+        """Yield parts, their values, and the labels that tell them apart."""
+        bounds = [*(str(float(bound)) for bound in catalogue.LATENCY.buckets), "+Inf"]
+        for bound, count in zip(bounds, accumulate(self._counts), strict=True):
+            yield "bucket", count, {"le": bound}
+        yield "sum", self._sum_ms, {}
+        yield "count", sum(self._counts), {}
 
 
 def _part_of_latency(part: str) -> Any:

@@ -55,9 +55,8 @@ def test_a_part_that_fails_half_way_leaves_nothing(tmp_path: Path, is_local: boo
     local = pafs.LocalFileSystem()
     # As an object store is: what was written under the name shows as soon as it is closed.
     filesystem = local if is_local else pafs.PyFileSystem(pafs.FSSpecHandler(LocalFileSystem()))
-    odd = pa.table(
-        {"n": [1.5] * 100_000, "odd": pa.nulls(100_000, pa.month_day_nano_interval())}
-    )  # Parquet has no such type
+    kind = pa.month_day_nano_interval()  # Parquet has no such type
+    odd = pa.table({"n": [1.5] * 100_000, "odd": pa.nulls(100_000, kind)})
     with pytest.raises(pa.ArrowNotImplementedError):
         Folder(filesystem, str(tmp_path)).write_parquet("a.parquet", odd)
     assert not list(tmp_path.iterdir())
