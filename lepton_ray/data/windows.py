@@ -93,6 +93,11 @@ def find_short(order: SeriesOrder, window: WindowSpec) -> Mask:
     return mask
 
 
+def find_last(order: SeriesOrder, window: WindowSpec) -> Positions:
+    """Return for each of all rows (N,) which of them its window's last value is of; some row for a window that is too short."""
+    return order.order[np.clip(order.place + _span(window)[1], 0, len(order.order) - 1)]
+
+
 def find_missing(order: SeriesOrder, values: Values, window: WindowSpec) -> Mask:
     """Return which of all rows (N,) have a missing value in their window; places without a row do not count."""
     first, last = _span(window)

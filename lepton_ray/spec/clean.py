@@ -37,6 +37,7 @@ REASONS = {
     "duplicate": "the same as an earlier row",
     "near_duplicate": "a text nearly the same as another row's",
     "too_short": "too few rows before it for its window",
+    "label_in_later_split": "its label looks ahead into a later split",
     "outlier": "far outside the other training rows",
 }
 """Why a row can be removed, for people, by the ledger's words: ``max_removed`` may name them."""

@@ -35,9 +35,9 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.near_duplicates import remove_near_duplicates
 from lepton_ray.stages.references import check_references, fingerprint_references, load_references
-from lepton_ray.stages.windows import add_windows
+from lepton_ray.stages.windows import add_windows, remove_looking_across
 
-VERSION = 6
+VERSION = 7
 _MIN_CLASSES = 2
 _SAMPLE_BYTES = 256 << 20
 _JUDGED = "judged"
@@ -59,17 +59,21 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     judged = _judge_rules(verdicts, data, clean, mapper)
     _remove_repeats(verdicts, clean)
     alike = remove_near_duplicates(verdicts, clean.near_duplicates, mapper) if clean.near_duplicates else None
-    windows = add_windows(verdicts, data.windows, data.label, ctx) if data.windows else [None] * len(raw.rows)
+    windows, label_ends = add_windows(verdicts, data.windows, data.label, ctx) if data.windows else ([], None)
     class_rows, left_out = _split_rare(_count_classes(verdicts, data), data, clean)
     problem = _find_class_problem(class_rows, data, clean)
     outliers: tuple[FittedOutliers, ...] = ()
     if problem is None:
         verdicts.assign_splits(data.split, ctx.seed, data.class_label, list(class_rows))
+        if data.label is not None and label_ends is not None and data.split.by is not None:
+            remove_looking_across(verdicts, data.label, label_ends, data.split.by)
         outliers = _fit_outliers(verdicts, data, clean, mapper)
     folders = (verdicts.folder, Folder(ctx.filesystem, ctx.work_path), Folder(ctx.filesystem, ctx.location))
     write = removal.Writer(data, *folders, tuple(verdicts.removals), outliers)
     items = [
-        removal.ToWrite(part, codes.copy(), fact, windows[index], () if alike is None else (alike[index],))
+        removal.ToWrite(
+            part, codes.copy(), fact, windows[index] if windows else None, () if alike is None else (alike[index],)
+        )
         for index, ((part, codes), fact) in enumerate(zip(verdicts.of_parts(), judged, strict=True))
     ]
     dataset = _to_dataset(mapper.map_resumable("writing", write, items), data, list(class_rows), left_out, raw)
@@ -244,6 +248,11 @@ def _find_empty(dataset: Dataset, data: DataSpec) -> str | None:
     lost = [name for name, count in dataset.class_rows.get("train", {}).items() if not count]
     shares = {"train": data.split.train, "val": data.split.val, "test": data.split.test}
     empty = [name for name, count in dataset.split_rows.items() if not count and shares[name]]
+    if empty and "label_in_later_split" in dataset.ledger.removed:
+        return (
+            f"each split must hold rows, got none for {', '.join(empty)}: the label ({data.label}) of its rows ends where a later "
+            "split has begun (label_in_later_split). Add rows, shorten the label's window, or raise the split's share."
+        )
     if empty and empty != ["train"] and data.split.by is not None:
         return (
             f"each split must hold rows, got none for {', '.join(empty)}: rows with an equal {data.split.by} stay together "

@@ -5,27 +5,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.data.check import ROW_HASH
 from lepton_ray.data.hashing import to_words
 from lepton_ray.data.keys import key_hashes
 from lepton_ray.data.parts import Folder, part_name
+from lepton_ray.data.split import SPLITS, to_order
 from lepton_ray.data.verdicts import Removal, Verdicts
-from lepton_ray.data.windows import find_missing, find_short, make_windows, order_rows
+from lepton_ray.data.windows import Positions, find_last, find_missing, find_short, make_windows, order_rows
 from lepton_ray.spec.clean import WindowSpec
 from lepton_ray.stages.context import RunContext
 
 
 def add_windows(
     verdicts: Verdicts, windows: Mapping[str, WindowSpec], label: str | None, ctx: RunContext
-) -> list[PartFile]:
+) -> tuple[list[PartFile], Positions | None]:
     """Write the windows of all rows, a file for each part, and remove rows that have too few rows around them.
 
     A window that is the label must be whole: rows of which it misses a value are removed too.
 
     The columns that order the rows are held in memory: about 60 bytes a row and window.
+
+    Returns:
+        The files; and of a label that is a window, for each row (N,) which of all rows its last value is of.
     """
     kept = np.flatnonzero(verdicts.is_kept)
     if not len(kept):  # then nobody reads a window
@@ -36,16 +39,40 @@ def add_windows(
     start = 0
     for index, part in enumerate(verdicts.parts):
         rows = slice(start, start + part.rows)
-        table = pa.table({name: values(rows) for name, values in made.items()})
+        table = pa.table({name: read(rows) for name, (read, _) in made.items()})
         files.append(folder.write_arrow(f"windows/{part_name(index, 'arrow')}", table))
         start += part.rows
-    return files
+    return files, made[label][1] if label in made else None
+
+
+def remove_looking_across(verdicts: Verdicts, label: str, last: Positions, by: str) -> None:
+    """Remove rows whose label, a window that looks ahead, has values of the time of a later split (purging).
+
+    A model would learn, or be chosen by, what it is judged by. See Lopez de Prado, "Advances in Financial Machine Learning", 7.4.1.
+
+    Args:
+        verdicts: With the splits assigned in the order of ``by``.
+        label: Its name.
+        last: (N,) of which row each label's last value is.
+        by: Column that the rows are split by.
+    """
+    kept = np.flatnonzero(verdicts.is_kept)
+    own, reached = (to_order(verdicts.take(rows, [by]).column(0)) for rows in (kept, last[kept]))
+    split = verdicts.codes[kept]
+    across = np.zeros(len(kept), bool)
+    for code in range(len(SPLITS) - 1):
+        later = own[split > code]
+        if len(later):
+            across |= (split == code) & (reached >= later.min())
+    mask = np.zeros(len(verdicts.codes), bool)
+    mask[kept[across]] = True
+    verdicts.remove(Removal("label_in_later_split", f"{label} ends where a later split has begun by {by}"), mask)
 
 
 def _make(
-    verdicts: Verdicts, kept: NDArray[np.int64], name: str, window: WindowSpec, is_label: bool
-) -> Callable[[slice], pa.Array]:
-    """Return what gives the windows of a slice of all rows."""
+    verdicts: Verdicts, kept: Positions, name: str, window: WindowSpec, is_label: bool
+) -> tuple[Callable[[slice], pa.Array], Positions]:
+    """Return what gives the windows of a slice of all rows, and of which of all rows each window's last value is."""
     columns = list(dict.fromkeys([*window.entity, window.time, window.value, ROW_HASH]))
     table = verdicts.take(kept, columns)
     times = _as_numbers(table.column(window.time))
@@ -67,7 +94,9 @@ def _make(
         verdicts.remove(Removal("missing_label", f"{name} is the label and must miss no value"), mask)
     place = np.zeros(len(verdicts.codes), np.int64)  # removed rows get the first row's window, which nobody reads
     place[kept] = np.arange(len(kept))
-    return lambda rows: make_windows(order, values, window, place[rows])[0]
+    last = np.zeros(len(verdicts.codes), np.int64)
+    last[kept] = kept[find_last(order, window)]
+    return lambda rows: make_windows(order, values, window, place[rows])[0], last
 
 
 def _as_numbers(column: pa.ChunkedArray) -> Any:

@@ -48,4 +48,5 @@ def test_rows_that_are_mostly_zeros_are_fitted_as_sparse_ones_with_the_same_answ
     else:
         fits = [LogisticRegression(max_iter=2000).fit(x.astype(np.float64), y == label) for label in range(3)]
         expected = np.stack([fit.predict_proba(x[:50])[:, 1] for fit in fits], axis=1)
-    np.testing.assert_allclose(got, expected, atol=2e-3)  # lbfgs ends at a gradient of 1e-4
+    # lbfgs ends at a gradient of 1e-4; where the loss is least curved, by the penalty's 1/400, that leaves 0.04 of a weight
+    np.testing.assert_allclose(got, expected, atol=2e-2)
