@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lepton_ray.core.extras import require
+from lepton_ray.core.text import cut
 from lepton_ray.spec.data import ImageColumn
 
 MAX_IMAGE_BYTES = 64 << 20
@@ -52,7 +53,9 @@ def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] | N
                 raise ValueError(f"must be {column.width}x{column.height} pixels, got {image.size[0]}x{image.size[1]}")
             return bytes(_to_8_bits(image).convert("L" if column.channels == 1 else "RGB").tobytes())
     except (*_UNREADABLE, image_module.DecompressionBombError) as error:
-        raise ValueError(f"must be an image file that can be read ({type(error).__name__})") from error
+        unknown = f"{len(content)} bytes that begin as no {' or '.join(formats) if formats else 'image'} does"
+        said = unknown if isinstance(error, image_module.UnidentifiedImageError) else str(error) or type(error).__name__
+        raise ValueError(f"must be an image file that can be read: {cut(said)}") from error
 
 
 def _to_8_bits(image: Any) -> Any:

@@ -22,4 +22,9 @@ def show(value: Any) -> str:
         text = _repr.repr(value)
     except ValueError:  # Python writes integers of at most 4300 digits
         text = f"a large {type(value).__name__}"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Return the first 80 characters of a text."""
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."

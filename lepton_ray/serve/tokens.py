@@ -18,12 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AwareDatetime, Field, Strict, ValidationError, model_validator
 
 from lepton_ray.core.errors import SpecError
 from lepton_ray.core.files import write_atomic
+from lepton_ray.core.text import show
 from lepton_ray.spec.base import Name, Section
 from lepton_ray.spec.release import RateLimitSpec
 
@@ -35,6 +36,10 @@ _TOKEN_BYTES = 32
 _MAX_CREDENTIALS = 256  # no token is longer; what is hashed for a stranger is bounded
 MAX_FILE_BYTES = 8 << 20
 _KEY_BYTES = 8
+_RULES = {
+    "id": "at most 63 lower-case letters, digits, - and _, and begin with a letter or digit",
+    "scopes": " or ".join(get_args(Scope)),
+}
 
 
 class Token(Section):
@@ -140,8 +145,10 @@ def create_token(
     try:
         kept = Token(id=id, sha256=_sha256(token), scopes=tuple(scopes), expires=expires, rate_limit=rate_limit)
     except ValidationError as error:
+        given = {"id": show(id), "scopes": show(list(scopes))}
+        wrong = dict.fromkeys(str(one["loc"][0]) for one in error.errors(include_input=False))
         raise SpecError(
-            [f"{e['loc'][0]}: {e['msg']}" for e in error.errors(include_input=False)], "the token"
+            [f"{name} must be {_RULES[name]}, got {given[name]}. Choose another" for name in wrong], "the token"
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):

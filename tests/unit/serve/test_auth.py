@@ -6,7 +6,7 @@ import logging
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
@@ -62,8 +62,10 @@ def test_wrong_ids_are_refused(file: Path, all_scopes: str) -> None:
         create_token(file, "app", ("predict",), None, None)
     with pytest.raises(SpecError, match="'nobody' must be one of app"):
         revoke_token(file, "nobody")
-    with pytest.raises(SpecError, match="id: String should match"):
+    with pytest.raises(SpecError, match="id must be at most 63 lower-case"):
         create_token(file, "../x", ("predict",), None, None)
+    with pytest.raises(SpecError, match=r"scopes must be predict or metadata, got \['admin'\]\. Choose another"):
+        create_token(file, "fresh", cast("Any", ["admin"]), None, None)
 
 
 @pytest.mark.parametrize(
