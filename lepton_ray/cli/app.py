@@ -73,7 +73,8 @@ def init(
     data: Annotated[
         str,
         typer.Argument(
-            help="CSV, JSON lines, Parquet, Arrow or ORC file, or folder of image folders.", show_default=False
+            help="CSV, JSON lines, Parquet, Arrow or ORC file, folder of image folders, or a YAML file with the data.source of a spec.",
+            show_default=False,
         ),
     ],
     label: Annotated[
@@ -83,7 +84,7 @@ def init(
         Path | None, typer.Option("--output", "-o", help="File to write; standard output if not given.")
     ] = None,
 ) -> None:
-    """Write a commented starter spec from a data file."""
+    """Write a commented starter spec from data."""
     with errors_explained():
         from lepton_ray.spec import parse_spec
         from lepton_ray.stages.starter import write_starter

@@ -1,4 +1,4 @@
-"""Guess what a spec would say of a data file or an image folder: its source, and the kind of each of its columns.
+"""Guess what a spec would say of data: its source, and the kind of each of its columns.
 
 The first rows decide. A guess can be wrong about rows further on: whoever reads on with it hears of those that do not fit,
 by their reasons. ``starter`` writes the guesses down as a spec, ``file_profile`` looks at all rows with them.
@@ -7,6 +7,7 @@ by their reasons. ``starter`` writes the guesses down as a spec, ``file_profile`
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from lepton_ray.artifacts.times import read_times, spell_times
 from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
-from lepton_ray.core.text import show
+from lepton_ray.core.text import show, without_credentials
 from lepton_ray.data.block import DETAIL, LINE, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
@@ -30,6 +31,8 @@ from lepton_ray.data.connectors.contract import DATES, can_give
 from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.data.connectors.filesystems import UTF_8, list_files, open_location, read_head
 from lepton_ray.data.connectors.json_lines import JsonLinesConnector
+from lepton_ray.data.connectors.records import parse
+from lepton_ray.spec.base import Section
 from lepton_ray.spec.data import (
     MAX_SERIES_LENGTH,
     CategoryColumn,
@@ -42,6 +45,8 @@ from lepton_ray.spec.data import (
     TextColumn,
     TimeColumn,
 )
+from lepton_ray.spec.load import parse_model, read_text
+from lepton_ray.spec.sources import Source
 from lepton_ray.stages.score import source_of
 from lepton_ray.stages.written import (
     LOOKS_LIKE,
@@ -135,23 +140,51 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN_NAMES])) + (f" and {more:,} more" if more > 0 else "")
 
 
+class _Data(Section):
+    source: Source
+
+
+class _Sourced(Section):
+    """A YAML file that names a source of any kind, as a spec does, and nothing else."""
+
+    data: _Data
+
+
+def read_source(path: str) -> dict[str, Any]:
+    """Return the section ``data.source`` for a data file or a folder of image folders, or the one that a YAML file holds.
+
+    Raises:
+        DataError: If the file's suffix is not known.
+        SpecError: If the YAML file holds anything else.
+    """
+    if not path.endswith((".yaml", ".yml")):
+        return source_of(path)
+    section = parse_model(_Sourced, read_text(Path(path)), source=path).data.source
+    return section.model_dump(mode="json", exclude_unset=True)
+
+
 def infer_data(path: str) -> Inferred:
-    """Guess source and columns of a data file, or of a folder of image folders.
+    """Guess source and columns of what ``read_source`` takes.
 
     Raises:
         DataError: If it cannot be read, or has no row or no column that a spec can have.
+        SpecError: If it is a YAML file that names no source.
     """
-    source = source_of(path)
+    source = read_source(path)
     if source["kind"] == "image_folder":
         return _infer_images(source)
     if source["kind"] == "csv":
-        source |= _how_written(source)
+        source = _how_written(source) | source
     types = _source_types(source)
     columns, left_out = _columns_to_read(source, types)
     if not types and source["kind"] == "jsonl":
         raise DataError(
             f"the data must have one JSON object a line, got none in the first lines of {path!r}{_why(source)}. "
             "A JSON array comes apart with: jq -c '.[]' IN.json > OUT.jsonl"
+        )
+    if not types and source["kind"] in ("http", "kafka", "ray", "custom"):
+        raise DataError(
+            f"the source must show its columns, or give JSON objects, got neither from one of kind {source['kind']!r}. Write data.columns by hand"
         )
     if not types and source["kind"] == "csv":
         raise DataError(
@@ -233,15 +266,33 @@ def _section(source: Mapping[str, Any], columns: Mapping[str, Column], label: st
 
 
 def _source_types(source: Mapping[str, Any]) -> dict[str, str]:
-    """Return the columns with their types in Arrow's words; where no schema has them, lists, structures or text."""
-    if not list_files(*open_location(source["uri"]), suffixes=()):
-        raise DataError(f"the data must be a readable file, nothing is at {source['uri']!r}. Check the path")
+    """Return the columns with their types in the source's words; where no schema has them, lists, structures or text."""
     connector = open_connector(_section(source, {"any": CategoryColumn(kind="category")}))
-    if not isinstance(connector, JsonLinesConnector):
-        return connector.columns() or {}
-    records = connector.first_records()
+    is_files = isinstance(connector, FileConnector)
+    if is_files and not list_files(*open_location(source["uri"]), suffixes=()):
+        raise DataError(f"the data must be a readable file, nothing is at {source['uri']!r}. Check the path")
+    if isinstance(connector, JsonLinesConnector):
+        records = connector.first_records()
+    elif (columns := connector.columns()) is not None or is_files:
+        return columns or {}
+    else:
+        records = _first_records(connector)
     names = dict.fromkeys(name for record in records for name in record)
-    return {name: _json_type([record.get(name) for record in records]) for name in names}
+    beside = [source[key] for key in ("key_column", "time_column") if source.get(key)]  # of messages
+    return {name: _json_type([record.get(name) for record in records]) for name in names} | dict.fromkeys(
+        beside, "text"
+    )
+
+
+def _first_records(connector: Connector) -> list[dict[str, Any]]:
+    """Return the JSON objects of the first block of a source whose records are texts."""
+    block = next(_blocks(connector), None)
+    if block is None:
+        return []
+    texts = [record.text for record in block.bad]
+    texts += block.texts(np.arange(len(block.lines))) if block.texts is not None else []
+    parsed = [parse(text.encode())[0] for text in texts]
+    return [record for record in parsed if isinstance(record, dict)]
 
 
 def _json_type(values: list[Any]) -> str:
@@ -309,7 +360,8 @@ def _read_head(source: Mapping[str, Any], columns: Mapping[str, Column]) -> tupl
     head = pa.concat_tables(tables).slice(0, _HEAD_ROWS) if tables else pa.table({})
     if not head.num_rows:
         why = f" ({fault})" if fault else ""
-        raise DataError(f"the data must hold rows below its header, got none in {source['uri']!r}{why}. Check the file")
+        place = without_credentials(source.get("uri", source["kind"]))
+        raise DataError(f"the data must hold rows, below a header if it has one, got none in {place!r}{why}. Check it")
     return head, num_refused, fault
 
 
@@ -320,8 +372,11 @@ def _typed_blocks(source: Mapping[str, Any], columns: Mapping[str, Column]) -> I
 
 def _blocks(connector: Connector) -> Iterator[RawBlock]:
     """Yield the records from the first on, without the reading of a whole file that finds where it can be cut."""
-    files = connector.files if isinstance(connector, FileConnector) else ()
-    return (block for file in files for block in connector.read(Part({"spans": [list(Span(file.path))]})))
+    if isinstance(connector, FileConnector):
+        parts = [Part({"spans": [list(Span(file.path))]}) for file in connector.files]
+    else:
+        parts = connector.parts()
+    return (block for part in parts for block in connector.read(part))
 
 
 def _guess(name: str, values: pa.ChunkedArray, column: Column, source_type: str, delimiter: str | None) -> Guess:

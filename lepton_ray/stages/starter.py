@@ -1,4 +1,4 @@
-"""Write a commented starter spec from a data file: its columns, their kinds, a label, a model that fits."""
+"""Write a commented starter spec from data: its columns, their kinds, a label, a model that fits."""
 
 import json
 import re
@@ -22,10 +22,11 @@ _CHANNELS = [32, 64, 128]  # of a network for images, at most so many layers
 
 
 def write_starter(path: str, label: str | None) -> str:
-    """Return the text of a spec for a data file, which ``parse_spec`` takes.
+    """Return the text of a spec for what ``infer.read_source`` takes, which ``parse_spec`` takes.
 
     Raises:
-        DataError: If the file cannot be read, or has no column that can be a label.
+        DataError: If the data cannot be read, or has no column that can be a label.
+        SpecError: If it is a YAML file that names no source.
     """
     inferred = infer_data(path)
     if len(inferred.columns) < _MIN_COLUMNS:
@@ -88,7 +89,8 @@ def _write_spec(inferred: Inferred, label: str, name: str) -> str:
         seen=_seen(inferred),
         name=_quoted(name),
         source="\n".join(
-            f"    {key}: {_quoted(value)}{_SOURCE_COMMENTS.get(key, '')}" for key, value in inferred.source.items()
+            f"    {key}: {_quoted(value) if isinstance(value, str) else json.dumps(value)}{_SOURCE_COMMENTS.get(key, '')}"
+            for key, value in inferred.source.items()
         ),
         label=_quoted(label),
         columns="\n".join([*lines, *(f"    # {finding}" for finding in inferred.findings)]),

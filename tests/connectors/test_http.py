@@ -6,14 +6,18 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import faults, open_connector
+from lepton_ray.spec import parse_spec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import HttpSource
+from lepton_ray.stages.file_profile import profile_file
+from lepton_ray.stages.starter import write_starter
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
 from .conftest import Reply, Request, Server
@@ -404,3 +408,20 @@ def test_an_address_without_a_server_is_an_error(make_server: Callable[[], Serve
 def test_a_section_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HttpSource.model_validate({"kind": "http", "uri": "http://h/x", **options})
+
+
+def test_init_and_profile_take_it(server: Server, tmp_path: Path) -> None:
+    server.app = api()
+    pages = {"kind": "cursor", "path": "meta.cursor"}
+    source = section(f"{server.url}/list", records="data.items", pages=pages).source.model_dump(
+        mode="json", exclude_unset=True
+    )
+    (tmp_path / "towns.yaml").write_text(json.dumps({"data": {"source": source}}))
+    text = write_starter(str(tmp_path / "towns.yaml"), None)
+    columns = parse_spec(text, source="starter").data.columns
+    assert {name: column.kind for name, column in columns.items()} == {"n": "number", "town": "category"}
+    assert "columns of lists or structures are left out: 'more'" in text
+    assert TOKEN not in text
+    found = profile_file(str(tmp_path / "towns.yaml"))
+    assert found.ledger is not None
+    assert (found.ledger.rows_kept, found.ledger.removed) == (COUNT - 1, {"invalid_json": 1})

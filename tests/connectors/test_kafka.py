@@ -4,14 +4,17 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import kafka, open_connector
+from lepton_ray.spec import parse_spec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import KafkaSource
+from lepton_ray.stages.starter import write_starter
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
 confluent_kafka = pytest.importorskip(
@@ -161,3 +164,11 @@ def test_a_setting_that_does_not_exist_is_an_error(broker: tuple[Any, str], topi
 def test_a_section_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"start|end|topic"):
         KafkaSource.model_validate({"kind": "kafka", "servers": "h:1", "topic": "t", **options})
+
+
+def test_init_takes_it(broker: tuple[Any, str], topic: str, tmp_path: Path) -> None:
+    source = {"kind": "kafka", "servers": broker[1], "topic": topic, "key_column": "key", "timeout_s": 10.0}
+    (tmp_path / "towns.yaml").write_text(json.dumps({"data": {"source": source}}))
+    columns = parse_spec(write_starter(str(tmp_path / "towns.yaml"), None), source="starter").data.columns
+    kinds = {name: column.kind for name, column in columns.items()}
+    assert kinds == {"n": "number", "town": "category", "key": "ignored"}

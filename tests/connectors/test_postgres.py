@@ -1,15 +1,19 @@
 """PostgreSQL from Debian: the suite, types, ranges by any key, lost connections, and a reader who can only read."""
 
+import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.connectors import check_source, faults, open_connector, sql
+from lepton_ray.spec import parse_spec
 from lepton_ray.spec.data import DataSpec
+from lepton_ray.stages.starter import write_starter
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
 from .conftest import PASSWORD, Postgres
@@ -252,3 +256,13 @@ def test_types_that_cannot_be_are_a_spec_error(postgres: Postgres) -> None:
         check_source(
             section(postgres.uri(), {"Age": "number"}, table="t"), open_connector(section(postgres.uri(), table="t"))
         )
+
+
+def test_init_takes_it(shop: Postgres, tmp_path: Path) -> None:
+    source = {"kind": "sql", "uri": shop.uri(), "table": 'my schema.the "table%'}
+    (tmp_path / "towns.yaml").write_text(json.dumps({"data": {"source": source}}))
+    text = write_starter(str(tmp_path / "towns.yaml"), None)
+    columns = parse_spec(text, source="starter").data.columns
+    kinds = {name: column.kind for name, column in columns.items()}
+    assert kinds == {"id": "ignored", "par%t": "number", **COLUMNS}
+    assert PASSWORD not in text

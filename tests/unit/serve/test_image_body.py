@@ -100,7 +100,10 @@ def _bomb() -> bytes:
         (_encode(np.zeros((3, 2), np.uint8)), "records[0].picture must be 3x2 pixels, got 2x3"),
         (_bomb(), "records[0].picture must be an image file that can be read"),
         (b"", "records[0].picture must be an image file that can be read: 0 bytes that begin as no PNG or JPEG does"),
-        (b"x" * 6, "records[0].picture must be an image file that can be read: 6 bytes that begin as no PNG or JPEG does"),
+        (
+            b"x" * 6,
+            "records[0].picture must be an image file that can be read: 6 bytes that begin as no PNG or JPEG does",
+        ),
         (_PNG[:-30], "records[0].picture must be an image file that can be read: image file is truncated"),
         (_encode(_PIXELS, "BMP"), "records[0].picture must be an image file that can be read"),
     ],

@@ -1,6 +1,8 @@
 """The starter spec: what it makes of a file is a spec that parses, whatever the columns are called."""
 
+import contextlib
 import json
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lepton_ray.core.errors import DataError, LeptonError
+from lepton_ray.core.errors import DataError, LeptonError, SpecError
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.starter import write_starter
 
@@ -349,3 +351,36 @@ def test_files_without_use_are_errors_of_ours(tmp_path, name, content):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="readable file"):
         write_starter(str(tmp_path / "none.csv"), None)
+
+
+def _named(path, source, **more):
+    path.write_text(json.dumps({"data": {"source": source}, **more}))
+    return path
+
+
+def test_a_yaml_file_names_a_source_of_any_kind(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        connection.execute(
+            "CREATE TABLE orders (price real, placed timestamp, country varchar(2), scan blob, kept boolean)"
+        )
+        rows = [
+            (n / 4, f"2024-05-{1 + n % 28:02} 10:00:00", "DE" if n % 3 else "FR", b"\xff", n % 2) for n in range(300)
+        ]
+        connection.executemany("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", rows)
+        connection.commit()
+    source = {"kind": "sql", "uri": f"sqlite:///{tmp_path}/shop.db", "query": "SELECT * FROM orders WHERE price > :low"}
+    path = _named(tmp_path / "orders.yaml", source | {"parameters": {"low": 10}})
+    spec = starter(path)
+    assert (spec.name, spec.data.source.parameters, spec.data.label) == ("orders", {"low": 10}, "country")
+    kinds = {name: column.kind for name, column in spec.data.columns.items()}
+    assert kinds == {"price": "number", "placed": "time", "country": "category", "kept": "number"}
+    assert "of bytes or other values that are no text are left out: 'scan'" in write_starter(str(path), None)
+
+
+def test_a_yaml_file_with_more_or_no_source_is_refused(tmp_path):
+    with pytest.raises(SpecError, match=r"seed must be a known key\. Choose from data"):
+        starter(_named(tmp_path / "a.yaml", {"kind": "csv", "uri": "x.csv"}, seed=3))
+    with pytest.raises(SpecError, match=r"data\.source\.kind must be one of 'csv', .*, got 'mongo'"):
+        starter(_named(tmp_path / "b.yml", {"kind": "mongo", "uri": "x"}))
+    with pytest.raises(DataError, match="must name a SQLite file"):
+        starter(_named(tmp_path / "c.yml", {"kind": "sql", "uri": f"sqlite:///{tmp_path}/x.db", "table": "nowhere"}))
