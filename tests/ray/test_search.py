@@ -489,7 +489,9 @@ def test_a_search_takes_workers_as_they_are_and_loads_nothing_for_reports_on_usa
 
 
 _DRIVER = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
 from pathlib import Path
 sys.path.insert(0, {repository!r})
 from lepton_ray.engine.session import close, connect
