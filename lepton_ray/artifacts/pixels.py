@@ -53,9 +53,14 @@ def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] | N
                 raise ValueError(f"must be {column.width}x{column.height} pixels, got {image.size[0]}x{image.size[1]}")
             return bytes(_to_8_bits(image).convert("L" if column.channels == 1 else "RGB").tobytes())
     except (*_UNREADABLE, image_module.DecompressionBombError) as error:
-        unknown = f"{len(content)} bytes that begin as no {' or '.join(formats) if formats else 'image'} does"
-        said = unknown if isinstance(error, image_module.UnidentifiedImageError) else str(error) or type(error).__name__
-        raise ValueError(f"must be an image file that can be read: {cut(said)}") from error
+        raise ValueError(f"must be an image file that can be read: {_why(error, content, formats)}") from error
+
+
+def _why(error: Exception, content: bytes, formats: Sequence[str] | None) -> str:
+    """Return what is wrong with a file; what Pillow says where it says it for people."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return f"{len(content)} bytes that begin as no {' or '.join(formats) if formats else 'image'} does"
+    return cut(str(error)) if isinstance(error, OSError | SyntaxError) else type(error).__name__
 
 
 def _to_8_bits(image: Any) -> Any:
