@@ -174,7 +174,7 @@ def infer_data(path: str) -> Inferred:
     if source["kind"] == "image_folder":
         return _infer_images(source)
     if source["kind"] == "csv":
-        source = _how_written(source) | source
+        source = source | _how_written(source) | source  # what it says itself stands, and first
     types = _source_types(source)
     columns, left_out = _columns_to_read(source, types)
     if not types and source["kind"] == "jsonl":

@@ -71,8 +71,8 @@ def remove_looking_across(verdicts: Verdicts, label: str, last: Positions, by: s
 
 def _make(
     verdicts: Verdicts, kept: Positions, name: str, window: WindowSpec, is_label: bool
-) -> tuple[Callable[[slice], pa.Array], Positions]:
-    """Return what gives the windows of a slice of all rows, and of which of all rows each window's last value is."""
+) -> tuple[Callable[[slice], pa.Array], Positions | None]:
+    """Return what gives the windows of a slice of all rows, and for the label of which of all rows each one's last value is."""
     columns = list(dict.fromkeys([*window.entity, window.time, window.value, ROW_HASH]))
     table = verdicts.take(kept, columns)
     times = _as_numbers(table.column(window.time))
@@ -94,8 +94,9 @@ def _make(
         verdicts.remove(Removal("missing_label", f"{name} is the label and must miss no value"), mask)
     place = np.zeros(len(verdicts.codes), np.int64)  # removed rows get the first row's window, which nobody reads
     place[kept] = np.arange(len(kept))
-    last = np.zeros(len(verdicts.codes), np.int64)
-    last[kept] = kept[find_last(order, window)]
+    last = np.zeros(len(verdicts.codes), np.int64) if is_label else None
+    if last is not None:
+        last[kept] = kept[find_last(order, window)]
     return lambda rows: make_windows(order, values, window, place[rows])[0], last
 
 
