@@ -2,9 +2,7 @@
 
 import errno
 import logging
-import os
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -40,7 +38,6 @@ _ENTRANCE_TIMEOUT_S = 30.0
 _COLD_START_TIMEOUT_S = 180.0
 _EVERY_INTERFACE = ("0.0.0.0", "::", "")  # noqa: S104  compared, not bound
 _MAX_PORT = 65535
-_LEAN_PATH = f"{Path(__file__).parent / 'replica' / 'lean'}{os.pathsep}${{PYTHONPATH}}"  # Ray puts in what the node has
 _HEAD = "node:__internal_head__"  # what Ray calls the resource that only the head has
 
 
@@ -77,7 +74,7 @@ def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any
         ModelReplica,
         name=DEPLOYMENT,
         user_config=plan.model_dump(mode="json"),
-        ray_actor_options={"num_cpus": spec.cpus_per_replica, "runtime_env": {"env_vars": {"PYTHONPATH": _LEAN_PATH}}},
+        ray_actor_options={"num_cpus": spec.cpus_per_replica},
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,

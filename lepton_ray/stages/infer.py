@@ -182,14 +182,14 @@ def infer_data(path: str) -> Inferred:
             f"the data must have one JSON object a line, got none in the first lines of {path!r}{_why(source)}. "
             "A JSON array comes apart with: jq -c '.[]' IN.json > OUT.jsonl"
         )
-    if not types and source["kind"] in ("http", "kafka", "ray", "custom"):
-        raise DataError(
-            f"the source must show its columns, or give JSON objects, got neither from one of kind {source['kind']!r}. Write data.columns by hand"
-        )
     if not types and source["kind"] == "csv":
         raise DataError(
             f"the header must be text in UTF-8 or in an encoding that fits the file's first {_WRITTEN_BYTES >> 10} KiB, got neither in "
             f"{path!r}. Convert it (iconv -f FROM -t UTF-8), or give data.source.encoding in a spec of your own"
+        )
+    if not types:
+        raise DataError(
+            f"the source must show its columns, or give JSON objects, got neither from {path!r}. Write data.columns by hand"
         )
     if not columns:
         raise DataError(
