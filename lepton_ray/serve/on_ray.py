@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from pydantic import BaseModel
 from ray import serve
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.exceptions import RayServeException
@@ -24,6 +25,7 @@ from lepton_ray.serve.guard import warn_of_openness
 from lepton_ray.serve.handles import near
 from lepton_ray.serve.jobs.on_ray import end_jobs
 from lepton_ray.serve.plans.on_ray import DEPLOYMENT, read_plan
+from lepton_ray.serve.replica.lean import leave_out_pandas
 from lepton_ray.serve.replica.on_ray import Entrance, Listening, ModelReplica, Served
 from lepton_ray.serve.rollout.on_ray import end_keeper
 from lepton_ray.serve.scaling import REPORT_S, WINDOW_S, ReplicaPolicy
@@ -74,7 +76,7 @@ def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any
         ModelReplica,
         name=DEPLOYMENT,
         user_config=plan.model_dump(mode="json"),
-        ray_actor_options={"num_cpus": spec.cpus_per_replica},
+        ray_actor_options={"num_cpus": spec.cpus_per_replica, "runtime_env": _replica_environment()},
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
@@ -83,6 +85,19 @@ def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any
         logging_config={"enable_access_log": False},  # there is our own; Ray's takes a sixth of a request at Ray's HTTP
     )
     return deployment.options(version=_version_of(served), _internal=True).bind(served)
+
+
+def _replica_environment() -> dict[str, Any]:
+    """Return the environment of the replicas' processes: that of the job, as Ray Serve has it where none is given, and our hook.
+
+    Ray 2.60 takes hooks for whole jobs alone, and tells its workers of them by a variable. A job's own hook stays.
+    """
+    of_job = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
+    variables = of_job.get("env_vars") or {}
+    if WORKER_PROCESS_SETUP_HOOK_ENV_VAR in variables:
+        return {**of_job}
+    hook = f"{leave_out_pandas.__module__}.{leave_out_pandas.__qualname__}"
+    return {**of_job, "env_vars": {**variables, WORKER_PROCESS_SETUP_HOOK_ENV_VAR: hook}}
 
 
 def _autoscaling(spec: ServeSpec) -> AutoscalingConfig:

@@ -196,6 +196,7 @@ def test_serving_process_has_loaded_no_training_framework(deployed: list[str]) -
     for replica in replicas:
         loaded = _read(replica / "maps").decode()
         assert "onnxruntime" in loaded
+        assert "/pandas/" not in loaded, "of the Python that has it"
         assert "/torch/" not in loaded
         assert "/tensorflow/" not in loaded
 
