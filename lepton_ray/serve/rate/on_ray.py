@@ -40,7 +40,9 @@ class Shares:
         self._actor: Any = None
 
     async def begin(self) -> None:
-        """Have the first answer, so that the first requests find units; without it, they come later."""
+        """Have the first answer, if there are limits, so that the first requests find units; without it, they come later."""
+        if not self._guard.purses:
+            return
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not await self.exchange() and time.monotonic() < deadline:
             await asyncio.sleep(1 / SHARES_PER_S)

@@ -125,6 +125,10 @@ class ModelReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Follow a plan: Ray Serve calls this before the replica is ready, and whenever the plan changes."""
         plan, before = TrafficPlan.model_validate(user_config), self._holding.plan
+        if before is None and self._guard is not None:
+            context = serve.get_replica_context()
+            self._shares = Shares(self._guard, context.app_name, context.replica_tag)
+            self._begun = asyncio.create_task(self._shares.begin())  # the packages open while the book's process starts
         if before is None and self._served.shelving is not None:
             self._holding.front.shelf = await self._open_shelf(self._served.shelving)
         if before is None and self._served.jobs is not None:
@@ -183,11 +187,8 @@ class ModelReplica:
         if self._tokens is not None:
             followed.append(self._tokens.follow())
         if self._guard is not None:
-            context = serve.get_replica_context()
-            shares = Shares(self._guard, context.app_name, context.replica_tag)
-            if self._guard.purses:
-                await shares.begin()
-            followed.append(shares.follow())
+            await self._begun
+            followed.append(self._shares.follow())
         self._tasks = tuple(asyncio.create_task(one) for one in followed)
 
     async def _start_listener(self, listening: Listening) -> None:
