@@ -68,8 +68,8 @@ class RawDataset(Artifact):
 
     def account(self) -> list[str]:
         """Rows in and out."""
-        ignored = [f"columns left out: {', '.join(self.ignored_columns)}"] if self.ignored_columns else []
-        return [str(self.ledger), *ignored]
+        names = [name or "one without a name" for name in self.ignored_columns]
+        return [str(self.ledger), *([f"columns left out: {', '.join(names)}"] if names else [])]
 
 
 class Dataset(Artifact):

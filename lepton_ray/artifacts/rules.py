@@ -32,6 +32,7 @@ from lepton_ray.artifacts.times import (
     to_seconds,
     to_timestamps,
 )
+from lepton_ray.core.patterns import whole
 from lepton_ray.spec.data import (
     CategoryColumn,
     Column,
@@ -182,15 +183,6 @@ def parse_series(column: SeriesColumn, cells: pa.Array) -> tuple[pa.Array, list[
     return values, [*wrong, *_any("wrong_length", f"must have {column.length} values", is_wrong_length), *infinite]
 
 
-def find_pattern_problem(pattern: str) -> str | None:
-    """Return what RE2 says against a regular expression that Python may take, such as one that looks ahead; else None."""
-    try:
-        pc.match_substring_regex(pa.array([""]), _whole(pattern))
-    except pa.ArrowInvalid as error:
-        return str(error)
-    return None
-
-
 def category_text(value: float | bool | Decimal) -> str:
     """Return the text of a number or truth value that stands where a text should; 2.0 and 2 are one category.
 
@@ -260,11 +252,7 @@ def _is_in(values_N: Texts, allowed: tuple[str, ...]) -> Mask:
 def _matches(values_N: Texts, pattern: str) -> Mask:
     if isinstance(values_N, np.ndarray):
         values_N = pa.array(values_N.tolist(), pa.string())
-    return _per_value(values_N, lambda values: pc.match_substring_regex(values, _whole(pattern)), null=False)
-
-
-def _whole(pattern: str) -> str:
-    return rf"\A(?:{pattern})\z"
+    return _per_value(values_N, lambda values: pc.match_substring_regex(values, whole(pattern)), null=False)
 
 
 def _lengths(values_N: Texts) -> NDArray[np.int64]:

@@ -68,11 +68,16 @@ def show(
             shown = [record.model_dump() for record in records]
             print_json({"run": quarantine.name, "total": total, "shown": len(shown), "records": shown})
             return
+        is_empty = True
         for record in records:
+            is_empty = False
             typer.echo(f"{show_cell(record.source)} line {record.line}: {record.reason} ({record.stage})")
             typer.echo(f"  {show_cell(record.detail)}")
             values = ", ".join(f"{name}={value!r}" for name, value in record.values.items() if value is not None)
             typer.echo(f"  {show_cell(record.text if record.text is not None else values)}")
+        if is_empty:
+            reasons = sorted({row["reason"] for row in count_quarantine(quarantine)})
+            typer.echo(f"No such records. Reasons of this run: {', '.join(reasons) or 'none'}", err=True)
         if next(found, None) is not None:
             typer.echo(f"There are more than these {most:,}: --limit shows more, --output FILE writes all", err=True)
 

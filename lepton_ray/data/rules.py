@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lepton_ray.core.errors import DataError, SpecError
+from lepton_ray.core.errors import DataError
 from lepton_ray.core.imports import load_function
+from lepton_ray.core.patterns import whole
 from lepton_ray.core.text import show
 from lepton_ray.data.block import decode
 from lepton_ray.data.hashing import Words, to_words
@@ -111,27 +112,14 @@ def _breach_of(rule: Rule, place: str, table: pa.Table, broken: Mask) -> RowBrea
 
 
 def load_rule_functions(clean: CleanSpec) -> None:
-    """Load what rules name, so that a wrong name is found before a row is read: functions and regular expressions.
+    """Load the functions that rules name, so that a wrong name is found before a row is read.
 
     Raises:
-        SpecError: If a function cannot be imported, or an expression is none of RE2.
+        SpecError: If one cannot be imported.
     """
     for index, rule in enumerate(clean.rules):
-        place = f"clean.rules.{index}"
         if isinstance(rule, FunctionRule):
-            load_function(rule.function, f"{place}.function")
-        for comparison in rule.comparisons:
-            if comparison.operator == "matches":
-                _check_expression(comparison, place)
-
-
-def _check_expression(comparison: Comparison, place: str) -> None:
-    try:
-        _compare_with_constants(comparison, pa.array([""]))
-    except pa.ArrowInvalid as error:
-        raise SpecError(
-            [f"{place} must have a regular expression of RE2 as value, got {comparison.value!r} ({error}). Repair it"]
-        ) from error
+            load_function(rule.function, f"clean.rules.{index}.function")
 
 
 def _break_row_rule(rule: CompareRule | GivenRule | TotalRule, table: pa.Table) -> Mask:
@@ -163,7 +151,7 @@ def compare(comparison: Comparison, table: pa.Table) -> pa.Array | pa.ChunkedArr
 def _compare_with_constants(comparison: Comparison, values: Any) -> Any:
     kind = values.type
     if comparison.operator == "matches":
-        return pc.match_substring_regex(values, f"^(?:{comparison.value})$")
+        return pc.match_substring_regex(values, whole(str(comparison.value)))
     constants = [
         pa.scalar(parse_iso(value) if pa.types.is_timestamp(kind) and isinstance(value, str) else value, kind)
         for value in comparison.constants
@@ -220,10 +208,11 @@ def _to_answers(answer: Any, rule: FunctionRule, place: str, num_rows: int) -> M
         answers = answer if isinstance(answer, pa.Array | pa.ChunkedArray) else pa.array(answer)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
         raise DataError(f"{need}, got {show(answer)} from {rule.function!r}. Repair the function") from error
-    if not pa.types.is_boolean(answers.type) or len(answers) != num_rows or answers.null_count:
-        got = f"{len(answers)} of type {answers.type}, {answers.null_count} of them missing"
-        raise DataError(f"{need}, got {got}, from {rule.function!r}. Repair the function")
-    return _to_mask(answers)
+    if not pa.types.is_boolean(answers.type) or len(answers) != num_rows:
+        raise DataError(
+            f"{need}, got {len(answers)} of type {answers.type} from {rule.function!r}. Repair the function"
+        )
+    return _to_mask(answers, missing=True)
 
 
 def _to_mask(values: pa.Array | pa.ChunkedArray, missing: bool = False) -> Mask:

@@ -12,6 +12,7 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.core.text import show
 from lepton_ray.launch.allowed import schema_of
 from lepton_ray.launch.on_ray import is_tpu_type, launcher_schema, what_ray_refuses
+from lepton_ray.spec.yaml_text import parse
 
 Config = dict[str, Any]
 
@@ -58,11 +59,13 @@ def check_file(path: Path) -> Config:
         SpecError: If it cannot be read or anything in it is wrong; lists every problem.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))  # as Ray itself does
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)  # as Ray itself does
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SpecError([f"the file must be readable YAML, got: {reason}. Mend it, or check the path"], str(path)) from None  # fmt: skip
-    if problems := find_problems(config):
+    repeated = [problem for problem in parse(text).problems if " must stand once" in problem]  # YAML takes the last one
+    if problems := [*repeated, *find_problems(config)]:
         raise SpecError(problems, str(path))
     return dict(config)
 
@@ -79,7 +82,7 @@ def find_problems(config: Any) -> list[str]:
     problems += _check_starts(config)
     if not problems and (refused := what_ray_refuses(config)):
         problems.append(f"the file must be what ray up takes, got: {refused}. Mend it")
-    return problems
+    return list(dict.fromkeys(problems))  # a schema's alternatives may say the same
 
 
 def _odd_keys(value: Any, path: str) -> Iterator[str]:
@@ -108,6 +111,9 @@ def _check_provider(config: Config) -> Iterator[str]:
     if kind == "local" and "coordinator_address" in provider:
         return
     yield from (f"provider.{key} must be given. Add it" for key in _NEEDED[kind] if provider.get(key) in (None, ""))
+    workers = provider.get("worker_ips")
+    if isinstance(workers, list) and (twice := [ip for ip in workers if workers.count(ip) > 1]):
+        yield f"provider.worker_ips must name each machine once, got {show(twice[0])} {workers.count(twice[0])} times. Remove it"
 
 
 def _check_node_types(config: Config) -> Iterator[str]:

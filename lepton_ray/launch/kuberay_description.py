@@ -73,6 +73,14 @@ class TrainingSpec(Section):
     max_hours: PositiveInt
     """A RayJob that takes longer is stopped."""
 
+    @model_validator(mode="after")
+    def _check_storage(self) -> Self:
+        if "://" not in self.storage and not self.storage.startswith("${"):
+            raise ValueError(
+                f"storage must be a URI such as s3://BUCKET/runs, got {self.storage!r}. What lies at a path goes with its pod"
+            )
+        return self
+
 
 class ServingSpec(Section):
     """Where the application runs."""

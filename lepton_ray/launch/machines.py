@@ -30,6 +30,7 @@ _ASK_TIMEOUT_S = 120.0
 _SSH_CONNECT_S = 10
 _STOP_GRACE_S = 30.0
 _MARK = "lepton-ray-nodes"
+_NO_HEAD = "Head node of cluster"  # begins what Ray says without one, below a traceback
 _NO_NODES = "No nodes remaining"
 _LAST_LINES = 15
 # Ray's processes on a machine, counted without pgrep, which small images lack.
@@ -283,6 +284,10 @@ def _ray(arguments: list[str], timeout_s: float, output: Any) -> None:
             process.wait()
     if code != 0:
         last = _end_of(_said(output), _LAST_LINES)
+        if _NO_HEAD in last:
+            raise EngineError(
+                f"the cluster must be up, got: {_NO_HEAD} is not there. Start it: lepton-ray cluster up FILE"
+            )
         raise EngineError(f"ray {shlex.join(arguments)} must succeed, got exit status {code}:\n{last}")
 
 

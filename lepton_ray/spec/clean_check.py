@@ -2,9 +2,9 @@
 
 import difflib
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from lepton_ray.core.patterns import match_whole
 from lepton_ray.spec.clean import REASONS, CleanSpec, WindowSpec
 from lepton_ray.spec.data import CategoryColumn, DataSpec, parse_iso
 from lepton_ray.spec.ranges import Range, narrow, range_of, range_words
@@ -242,7 +242,7 @@ def _find_impossible_text(comparison: Comparison, data: DataSpec) -> str | None:
     column = data.columns[name]
     allowed = column.allowed if isinstance(column, CategoryColumn) else None
     if comparison.operator == "matches":
-        is_never = allowed is not None and not any(re.fullmatch(constants[0], value) for value in allowed)
+        is_never = allowed is not None and not any(match_whole(constants[0], allowed))
         return f"no allowed value of {name} matches" if is_never else None
     if comparison.operator in ("!=", "not_in"):
         is_never = allowed is not None and set(allowed) <= set(constants)
@@ -268,7 +268,7 @@ def why_never(name: str, value: str, data: DataSpec) -> str | None:
     if is_lower and value != value.casefold():
         return f"{name} is in lower case"
     pattern = getattr(column, "pattern", None)
-    if pattern is not None and not getattr(column, "replace", {}) and not re.fullmatch(pattern, value):
+    if pattern is not None and not getattr(column, "replace", {}) and not all(match_whole(pattern, [value])):
         return f"{name} has the pattern {pattern!r}"
     return None
 

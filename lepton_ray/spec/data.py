@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lepton_ray.core.frozen import Texts
+from lepton_ray.core.patterns import find_pattern_problem, match_whole
 from lepton_ray.spec.base import FiniteFloat, PositiveInt, Section, short_form
 from lepton_ray.spec.clean import WindowSpec
 from lepton_ray.spec.sources import Cifar10Source, ImageFolderSource, Source
@@ -71,13 +72,10 @@ class _TextualColumn(Section):
 
     @model_validator(mode="after")
     def _check_pattern(self) -> Self:
-        if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"pattern must be a regular expression, got {self.pattern!r} ({error}). Repair it"
-                ) from error
+        if self.pattern is not None and (problem := find_pattern_problem(self.pattern)):
+            raise ValueError(
+                f"pattern must be a regular expression of RE2, got {self.pattern!r} ({problem}). Repair it"
+            )
         return self
 
 
@@ -93,10 +91,9 @@ class _ChoiceColumn(_TextualColumn):
         if self.allowed is not None:
             if not self.allowed:
                 raise ValueError("allowed must hold a value, got none: every row would be removed. Add the values")
-            if self.pattern is not None and (
-                wrong := [value for value in self.allowed if not re.fullmatch(self.pattern, value)]
-            ):
-                raise ValueError(f"allowed must match pattern {self.pattern!r}, got {wrong[0]!r}. No row could have it")
+            if self.pattern is not None and not all(found := match_whole(self.pattern, self.allowed)):
+                wrong = self.allowed[found.index(False)]
+                raise ValueError(f"allowed must match pattern {self.pattern!r}, got {wrong!r}. No row could have it")
             if lost := [value for value in self.replace.values() if value.strip() not in self.allowed]:
                 raise ValueError(f"every value of replace must be one of allowed, got {lost[0]!r}. Add it to allowed")
         return self

@@ -5,7 +5,6 @@ unless it says so. A comparison is the atom: the rule ``compare`` asks that it h
 comparisons hold.
 """
 
-import re
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Typ
 from pydantic_core import PydanticCustomError
 
 from lepton_ray.core.frozen import Texts
+from lepton_ray.core.patterns import find_pattern_problem
 from lepton_ray.spec.base import FiniteFloat, ImportPath, Section
 from lepton_ray.spec.sources import Source
 
@@ -119,10 +119,9 @@ class Comparison(Section):
 
 
 def _check_pattern(value: Any) -> None:
-    try:
-        re.compile(value)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"value must be a regular expression, got {value!r} ({error}). Repair it") from error
+    problem = find_pattern_problem(value) if isinstance(value, str) else "it is no text"
+    if problem:
+        raise ValueError(f"value must be a regular expression of RE2, got {value!r} ({problem}). Repair it")
 
 
 def _constant_text(value: Any) -> str:
@@ -267,7 +266,7 @@ class FunctionRule(_Rule):
     """A function of your own says which rows are fine: ``{kind: function, function: my.rules:is_fine, columns: [a, b]}``.
 
     It is called with a ``pyarrow.Table`` of the columns, for some rows at a time, and returns a boolean array that says which
-    rows are fine. It must be pure: the answer for a row may depend on nothing but the row.
+    rows are fine; null, as pyarrow compares a missing value, is fine. It must be pure: the answer for a row may depend on nothing but the row.
     """
 
     kind: Literal["function"]

@@ -4,6 +4,7 @@ The first rows decide. A guess can be wrong about rows further on: whoever reads
 by their reasons. ``starter`` writes the guesses down as a spec, ``file_profile`` looks at all rows with them.
 """
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,7 @@ from lepton_ray.stages.written import (
 _HEAD_ROWS = 10_000
 _WRITTEN_BYTES = 1 << 16  # that show how a text file is written
 _HEAD_BYTES = 64 << 20  # of typed rows, where these are long
+_PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 _MAX_COLUMNS = 10_000  # in a spec
 _MAX_CATEGORIES = 200
 _LEAST_SHOWN = 0.001  # share that a comment can show
@@ -213,11 +215,12 @@ def _why(source: Mapping[str, Any]) -> str:
 
 def _how_written(source: Mapping[str, Any]) -> dict[str, str]:
     """Return what the section of a CSV file must say of how it is written."""
-    filesystem, root = open_location(source["uri"])
-    files = list_files(filesystem, root, suffixes=())
-    if not files:
-        return {}
-    head = read_head(filesystem, files[0].path, _WRITTEN_BYTES)
+    connector: Any = open_connector(_section(source, {"any": CategoryColumn(kind="category")}))
+    head = read_head(connector.location[0], connector.files[0].path, _WRITTEN_BYTES)
+    if not head.removeprefix(codecs.BOM_UTF8):
+        raise DataError(f"the data must begin with a header, got an empty file in {source['uri']!r}. Check the path")
+    if packed := next((suffix for suffix, mark in _PACKED.items() if head.startswith(mark)), None):
+        raise DataError(f"a compressed file must be named so, got {source['uri']!r}. Rename it to end in .csv{packed}")
     encoding = guess_encoding(head)
     written = {} if encoding is None else {"encoding": encoding}
     if "delimiter" not in source:
@@ -231,7 +234,10 @@ def _infer_images(source: Mapping[str, Any]) -> Inferred:
     filesystem, root = open_location(source["uri"])
     files = list_files(filesystem, root, SUFFIXES)
     if not files:
-        raise DataError(f"the folder must hold image files ({', '.join(SUFFIXES)}), got none in {source['uri']!r}")
+        raise DataError(
+            f"the folder must hold image files ({', '.join(SUFFIXES)}), got none in {source['uri']!r}. One of others is named "
+            "in a YAML file: data: {source: {kind: csv, uri: FOLDER}}"
+        )
     names = [file.path.removeprefix(root).strip("/") for file in files]
     columns = {"image": Guess(_image_column(filesystem, files[0].path), 0, f"as the first is, {names[0]!r}")}
     classes = sorted({name.rpartition("/")[0] for name in names} - {""})
@@ -268,12 +274,9 @@ def _section(source: Mapping[str, Any], columns: Mapping[str, Column], label: st
 def _source_types(source: Mapping[str, Any]) -> dict[str, str]:
     """Return the columns with their types in the source's words; where no schema has them, lists, structures or text."""
     connector = open_connector(_section(source, {"any": CategoryColumn(kind="category")}))
-    is_files = isinstance(connector, FileConnector)
-    if is_files and not list_files(*open_location(source["uri"]), suffixes=()):
-        raise DataError(f"the data must be a readable file, nothing is at {source['uri']!r}. Check the path")
     if isinstance(connector, JsonLinesConnector):
         records = connector.first_records()
-    elif (columns := connector.columns()) is not None or is_files:
+    elif (columns := connector.columns()) is not None or isinstance(connector, FileConnector):
         return columns or {}
     else:
         records = _first_records(connector)

@@ -7,9 +7,8 @@ from typing import Any
 
 from lepton_ray.artifacts.kinds import PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
-from lepton_ray.artifacts.rules import find_pattern_problem
 from lepton_ray.artifacts.store import open_filesystem
-from lepton_ray.core.errors import DataError, SpecError
+from lepton_ray.core.errors import DataError
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
@@ -44,7 +43,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
         raise _no_rows(ledger, quarantine, ctx)
     ctx.work.update(rows=ledger.rows_in, bytes=size_bytes or 0)
     known = connector.columns() or {}
-    ignored = tuple(name for name in known if name and name not in data.columns)
+    ignored = tuple(name for name in known if name not in data.columns)
     return RawDataset(rows=rows, quarantine=quarantine, ledger=ledger, ignored_columns=ignored)
 
 
@@ -55,13 +54,6 @@ def preflight(data: DataSpec) -> None:
         SpecError: If the source does not have them, or of a type that cannot be read so.
         DataError: If there is no source.
     """
-    problems = [
-        f"data.columns.{name}.pattern must be a regular expression of RE2, got {pattern!r} ({problem}). Repair it"
-        for name, column in data.columns.items()
-        if (pattern := getattr(column, "pattern", None)) and (problem := find_pattern_problem(pattern))
-    ]
-    if problems:
-        raise SpecError(problems)
     check_source(data, open_connector(data))
 
 

@@ -51,24 +51,27 @@ _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p
 
 
 def guess_encoding(head: bytes) -> str | None:
-    """Return the encoding of a file's first bytes; None if they are UTF-8, or nothing fits."""
+    """Return the encoding of a file's first bytes; None if they are UTF-8, also with a few mistakes, or nothing fits."""
     marked = [encoding for mark, encoding in _MARKS.items() if head.startswith(mark)]
     if marked:
         return marked[0]
     if b"\0" in head and (unmarked := [name for name in ("utf-16-le", "utf-16-be") if _is_wide(head, name)]):
         return unmarked[0]
-    try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":  # the head ends within a letter
-            return None
-    else:
+    if _is_mostly_utf_8(head):
         return None
     from_bytes = require("charset_normalizer", "guessing an encoding").from_bytes
     whole_lines = head[: head.rfind(b"\n") + 1]  # the head may end within a letter
     found = from_bytes(head, cp_isolation=_ENCODINGS) or from_bytes(whole_lines, cp_isolation=_ENCODINGS)
     ranked = sorted(_rank(match) for match in found if match.encoding in _ENCODINGS)
     return ranked[0][-1] if ranked else None
+
+
+def _is_mostly_utf_8(head: bytes) -> bool:
+    """Whether bytes are text in UTF-8, but for a few mistakes; the head may end within a letter."""
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(head)
+    num_wrong = sum("\udc80" <= letter <= "\udcff" for letter in text)
+    num_beyond_ascii = len(text) - sum(map(str.isascii, text))
+    return num_wrong <= (1 - LOOKS_LIKE) * num_beyond_ascii
 
 
 def _rank(match: Any) -> tuple[float, float, int, str]:

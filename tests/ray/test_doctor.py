@@ -29,4 +29,10 @@ def test_a_storage_that_cannot_be_written_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     findings = on_ray.examine(str(tmp_path / "file"))
     assert [finding.check for finding in findings if finding.status == "error"] == ["storage"]
+    (gone,) = [finding for finding in on_ray.examine(str(tmp_path / "gone")) if finding.check == "storage"]
+    assert (gone.status, gone.seen) == (
+        "error",
+        f"{tmp_path / 'gone'}: it is not there, and would be another one on each node",
+    )
+    assert not (tmp_path / "gone").exists()
     assert {"versions", "ports", "clock"} <= {finding.check for finding in findings if finding.status == "ok"}

@@ -72,7 +72,10 @@ def _open_by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
-    """Return the file at ``root``, or the files below it that have one of the suffixes, in name order; none if it is gone."""
+    """Return the file at ``root``, or the files below it that have one of the suffixes, in name order; none if it is gone.
+
+    Hidden ones, and those in hidden folders, are left out: what an editor keeps, or a killed process has begun to write.
+    """
     info = persist(lambda: filesystem.get_file_info(root), _is_transient)
     if info.type == pafs.FileType.NotFound:
         return []
@@ -81,13 +84,19 @@ def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]
         selector = pafs.FileSelector(root, recursive=True)
         found = persist(lambda: filesystem.get_file_info(selector), _is_transient)
         try:
-            infos = [i for i in found if i.is_file and i.path.lower().endswith(suffixes)]
+            infos = [
+                i for i in found if i.is_file and i.path.lower().endswith(suffixes) and not _is_hidden(i.path, root)
+            ]
         except UnicodeDecodeError as error:
             raise DataError(
                 f"data.source.uri must hold files whose names are UTF-8, got {error.object!r} in {root!r}. Rename it"
             ) from error
     files = (SourceFile(i.path, i.size or 0, i.mtime_ns or 0) for i in infos)
     return sorted(files, key=lambda file: file.path)
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    return any(part.startswith(".") for part in path.removeprefix(root).split("/"))
 
 
 def open_file(filesystem: pafs.FileSystem, path: str) -> Any:

@@ -36,15 +36,18 @@ class ParquetConnector(TableConnector):
         """Yield row groups in batches."""
         is_remote = not isinstance(self.location[0], pafs.LocalFileSystem)
         with self.open(span.path) as stream:
+            metadata = pq.read_metadata(stream)
+            leaves = {metadata.schema.column(index).path for index in range(metadata.num_columns)}
             file = pq.ParquetFile(
                 stream,
-                read_dictionary=self.category_names,
+                metadata=metadata,
+                read_dictionary=[name for name in self.category_names if name in leaves],  # pyarrow fails for others
                 pre_buffer=is_remote,
                 buffer_size=0 if is_remote else 1 << 20,
             )
-            end = file.metadata.num_row_groups if span.end is None else span.end
+            end = metadata.num_row_groups if span.end is None else span.end
             groups = list(range(span.start, end))
-            step = min((_rows_at_once(file.metadata.row_group(group), names) for group in groups), default=1)
+            step = min((_rows_at_once(metadata.row_group(group), names) for group in groups), default=1)
             for batch in file.iter_batches(step, row_groups=groups, columns=names, use_threads=False):
                 yield from in_slices(batch)  # texts that are often repeated take more than they did in the file
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pyarrow.fs import FileSelector
+from pyarrow.fs import FileSelector, LocalFileSystem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.artifacts.store import open_filesystem
@@ -141,6 +141,9 @@ def _marked(storage: str | None, marker: str) -> Iterator[str | None]:
     try:
         filesystem, root = open_filesystem(storage)
         folder = f"{root.rstrip('/')}/{marker}"
+        if isinstance(filesystem, LocalFileSystem) and not Path(root).exists():
+            yield "it is not there, and would be another one on each node"
+            return
         filesystem.create_dir(folder)
         write(filesystem, f"{folder}/caller")
     except (LeptonError, OSError) as error:

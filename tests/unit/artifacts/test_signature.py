@@ -14,13 +14,13 @@ from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.rules import (
     NumberRules,
     category_breaches,
-    find_pattern_problem,
     number_breaches,
     text_breaches,
 )
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import empty_feeds
 from lepton_ray.core.errors import RecordError
+from lepton_ray.core.patterns import find_pattern_problem
 from lepton_ray.spec.data import CategoryColumn, DataSpec, NumberColumn, TextColumn
 
 _COLUMNS = {

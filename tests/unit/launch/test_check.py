@@ -126,6 +126,17 @@ def test_all_problems_are_told_at_once_with_their_paths(tmp_path: Path) -> None:
     ]
 
 
+def test_what_stands_twice_is_told(tmp_path: Path) -> None:
+    """YAML takes the last of two values, and Ray each machine as often as it is named."""
+    text = yaml.safe_dump(load("local") | {"max_workers": 1})
+    (tmp_path / "a.yaml").write_text(text + "max_workers: 2\n")
+    with pytest.raises(SpecError, match=r"line \d+: max_workers must stand once"):
+        check_file(tmp_path / "a.yaml")
+    config = load("local")
+    config["provider"]["worker_ips"] *= 2
+    assert [problem for problem in find_problems(config) if "must name each machine once, got " in problem]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: [", "readable YAML"), ("a: 2025-13-45", "readable YAML"), ("- 1", "a mapping"), ("", "a mapping")],

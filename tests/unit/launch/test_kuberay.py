@@ -378,6 +378,10 @@ def test_rays_version_is_the_tested_one() -> None:
         (_put("head", "cpu", value=2), "head.cpu must be a known key. Did you mean 'cpus'?"),
         (_put("gcs", "kind", value="etcd"), "gcs.kind must be one of"),
         (_put("serving", "config", value="no.yaml"), "serving.config must be a file of serve deploy, got 'no.yaml'"),
+        (
+            _put("training", "storage", value="runs/"),
+            "training.storage must be a URI such as s3://BUCKET/runs, got 'runs/'",
+        ),
         (_put("training", "workers", "min", value=9), "training.workers.min must be at most max (8), got 9"),
         (_put("serving", "workers", "object_store_gib", value=8), "object_store_gib must be less than memory_gib (8)"),
         (

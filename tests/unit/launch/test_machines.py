@@ -107,6 +107,20 @@ def test_a_head_that_lists_no_nodes_is_an_error(ray: Ray, text: str, told: str) 
         machines.status(Path("a.yaml"), CONFIG)
 
 
+def test_a_cluster_without_a_head_is_told_how_to_start(ray: Ray) -> None:
+    ray.says(
+        "exec",
+        "Traceback (most recent call last):\n  File x\nRuntimeError: Head node of cluster (a) not found!\n",
+        code=1,
+    )
+    with pytest.raises(EngineError) as caught:
+        machines.status(Path("a.yaml"), CONFIG)
+    assert (
+        str(caught.value)
+        == "the cluster must be up, got: Head node of cluster is not there. Start it: lepton-ray cluster up FILE"
+    )
+
+
 def test_a_failing_command_is_told_with_its_last_lines(ray: Ray) -> None:
     ray.says("up", "first\n" + "\n".join(f"line {n}" for n in range(30)) + "\nFailed to setup head node.\n", code=1)
     with pytest.raises(EngineError, match="got exit status 1:\nline 16\n") as caught:

@@ -1,5 +1,7 @@
 """Files that no spec describes: the kinds that their columns look like, and what cannot be a column."""
 
+import codecs
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -289,6 +291,7 @@ def test_columns_that_are_all_ignored_are_texts_of_a_section(tmp_path: Path) -> 
         ("t.parquet.gz", b"a"),
         ("none.csv", None),
         ("empty.csv", b""),
+        ("mark.csv", codecs.BOM_UTF8),
         ("wide.csv", "a,b\n1,2\n".encode("utf-16")[:-1]),
         ("ragged.csv", b"a,b\n1\n1,2,3\n"),
         ("bad.parquet", b"PAR1"),
@@ -306,6 +309,33 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes 
         path.write_bytes(content)
     with pytest.raises(DataError, match=re.escape(name)):
         infer_data(str(path))
+
+
+@pytest.mark.parametrize(
+    ("packed", "suffix"), [(gzip.compress(b"a,b\n"), ".gz"), (pa.compress(b"a,b\n", "zstd", asbytes=True), ".zst")]
+)
+def test_a_packed_file_that_is_not_named_so_is_told_its_name(tmp_path: Path, packed: bytes, suffix: str) -> None:
+    (tmp_path / "t.csv").write_bytes(packed)
+    with pytest.raises(DataError, match=rf"t\.csv'\. Rename it to end in \.csv{suffix}"):
+        infer_data(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [("csv", "a;b\n1;x\n2;y\n"), ("jsonl", '{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n')]
+)
+def test_a_folder_that_a_yaml_file_names_is_read(tmp_path: Path, kind: str, content: str) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / f"t.{kind}").write_text(content)
+    (tmp_path / "s.yaml").write_text(f"data: {{source: {{kind: {kind}, uri: {tmp_path / 'd'}}}}}\n")
+    found = infer_data(str(tmp_path / "s.yaml"))
+    assert list(found.columns) == ["a", "b"]
+    assert found.num_rows == 2
+
+
+def test_a_folder_without_images_is_told_how_to_be_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"must hold image files .* One of others is named in a YAML file"):
+        infer_data(str(tmp_path))
 
 
 def test_a_header_that_nothing_reads_is_told_how_to_be_read(tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def test_wide_letters_are_told_by_their_mark_or_their_zeros(encoding: str) -> No
     assert guess_encoding((b"a,b\n" * 9 + b"1,\0\n") * 20) is None
 
 
+@pytest.mark.parametrize("place", [0, 50, 99])
+def test_a_few_letters_that_are_no_utf_8_are_mistakes(place: int) -> None:
+    """The other encoding would read all the right ones as something else."""
+    lines = [f"{i},Tromsø\n".encode() for i in range(100)]
+    lines[place] = f"{place},Tromsø\n".encode("cp1252")
+    assert guess_encoding(b"".join([b"id,town\n", *lines])) is None
+    assert guess_encoding(b"id,town\n1,Troms\xf8\n") is not None
+
+
 def test_what_is_utf_8_has_no_other_encoding() -> None:
     assert guess_encoding(b"") is None
     assert guess_encoding("é".encode()) is None

@@ -133,6 +133,17 @@ def test_a_lone_file_may_have_any_name(tmp_path: Path) -> None:
     assert [row["n"] for row in read_all(data, open_connector(data)).rows] == [1]
 
 
+def test_hidden_files_are_no_data(tmp_path: Path) -> None:
+    """What editors and systems keep beside files, and what a killed process has begun; the source may itself lie in a hidden folder."""
+    root = tmp_path / ".cache" / "rows"
+    for name in ("a.csv", "._a.csv", ".part.csv", ".ipynb_checkpoints/a.csv", "more/b.csv"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"n\n1\n")
+    data = samples.section("csv", root, {"n": "number"})
+    files = [file.path.removeprefix(f"{root}/") for file in open_connector(data).files]
+    assert files == ["a.csv", "more/b.csv"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -113,6 +113,16 @@ def test_a_file_without_one_column_of_a_name_is_condemned_row_by_row(
     assert json.loads(found[1].text)["a"] == 2
 
 
+@pytest.mark.parametrize("odd", [pa.table({"n": [3]}), pa.table({"n": [3], "c": [["x"]]})], ids=["gone", "a list"])
+def test_a_parquet_file_whose_category_is_none_loses_no_row_and_stops_no_other(tmp_path: Path, odd: pa.Table) -> None:
+    pq.write_table(pa.table({"n": [1, 2], "c": ["x", "y"]}), tmp_path / "a.parquet")
+    pq.write_table(odd, tmp_path / "b.parquet")
+    data = samples.section("parquet", tmp_path, {"n": "number", "c": "category"})
+    found = read_all(data, open_connector(data))
+    assert [row["c"] for row in found.rows] == ["x", "y"]
+    assert [row["_reason"] for row in found.removed] in (["wrong_header"], ["type_error"])
+
+
 def test_a_repeated_column_that_is_not_read_is_no_fault(tmp_path: Path) -> None:
     table = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], names=["x", "a", "x"])
     pq.write_table(table, tmp_path / "f.parquet")
