@@ -103,8 +103,10 @@ def time_breaches(column: TimeColumn, times_N: NDArray[np.float64] | pa.Array) -
     is_far = (seconds_N < FIRST_SECOND) | (seconds_N > LAST_SECOND)
     yield from _any("type_error", "must be a time within the years 1 to 9999", is_far)
     low, high = time_bounds(column)
-    yield from _any("out_of_range", f"must be at least {column.min}", seconds_N < low)
-    yield from _any("out_of_range", f"must be at most {column.max}", seconds_N > high)
+    if column.min is not None:
+        yield from _any("out_of_range", f"must be at least {column.min}", seconds_N < low)
+    if column.max is not None:
+        yield from _any("out_of_range", f"must be at most {column.max}", seconds_N > high)
 
 
 def category_breaches(column: CategoryColumn | TagsColumn, values_N: Texts) -> Iterator[Breach]:

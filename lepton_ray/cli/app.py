@@ -275,12 +275,13 @@ def serve(
 ) -> None:
     """Serve a package on a local cluster, or on the one that RAY_ADDRESS names."""
     with errors_explained():
-        from lepton_ray.stages.deploy import locate_model, start_application
+        from lepton_ray.stages.deploy import check_keeps, locate_model, start_application
 
         ref, package = locate_model(model, tracking_uri)
         spec = _serve_spec(host, port, max_replicas)
         typer.echo(f"starting {name or package.name}; Ray takes a while", err=True)
         with _ray_closed_after():
+            check_keeps(spec, name or package.name)
             url, through, metrics_url = start_application(ref, package, spec, name or package.name)
             typer.echo(f"endpoint: {url}\nthrough: {through}\nmetrics: {metrics_url}", err=True)
             wait_for_interrupt(url)
@@ -307,7 +308,12 @@ def _ray_closed_after() -> Iterator[None]:
 
 
 def wait_for_interrupt(url: str) -> None:
-    """Keep an endpoint up until Ctrl-C or SIGTERM, which is no error."""
+    """Keep an endpoint of a local cluster up until Ctrl-C or SIGTERM, which is no error; a cluster that has a name keeps it itself."""
+    from lepton_ray.core import settings
+
+    if settings.has_cluster():
+        typer.echo("the application goes on in the cluster that RAY_ADDRESS names", err=True)
+        return
     with contextlib.suppress(KeyboardInterrupt):  # who reads the line may stop us before we wait
         typer.echo(f"serving at {url} until Ctrl-C", err=True)
         threading.Event().wait()

@@ -24,9 +24,7 @@ def create(
     scopes: Annotated[
         list[str] | None, typer.Option("--scope", help="predict or metadata; may be repeated; predict if not given.")
     ] = None,
-    expires_days: Annotated[
-        float | None, typer.Option(min=0, help="Days until it expires; never if not given.")
-    ] = None,
+    expires_days: Annotated[float | None, typer.Option(help="Days until it expires; never if not given.")] = None,
     requests_per_second: Annotated[
         float | None, typer.Option(help="Its rate limit; serve.auth's if not given.")
     ] = None,
@@ -39,6 +37,11 @@ def create(
         from lepton_ray.serve.tokens import Scope, create_token
         from lepton_ray.spec.release import RateLimitSpec
 
+        if expires_days is not None and not expires_days > 0:
+            rule = (
+                f"--expires-days must be more than 0, got {expires_days:g}. Leave it out for a token that never expires"
+            )
+            raise SpecError([rule], "the command")
         try:
             expires = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
         except OverflowError:

@@ -94,7 +94,7 @@ class Sender:
             raise ValueError("urls must hold an address, got none")
         self._fallback = _all_checked(fallback)
         self._headers = _authorization(settings.endpoint_token() if token is None else token)
-        self._ssl = ssl.create_default_context(cafile=str(ca_file)) if ca_file is not None else True
+        self._ssl = _trusting(ca_file) if ca_file is not None else True
         self.options = options or Options()
         self._session: aiohttp.ClientSession | None = None
         self._is_closed = False
@@ -317,6 +317,13 @@ class _TryTimeoutError(Exception):
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
     context.trace_request_ctx.is_reused = True
+
+
+def _trusting(ca_file: str | Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as error:  # ssl.SSLError too
+        raise ValueError(f"ca_file must be a file of certificates in PEM, got {str(ca_file)!r} ({error})") from error
 
 
 def _all_checked(urls: str | Sequence[str]) -> list[str]:

@@ -40,6 +40,7 @@ from lepton_ray.serve.exchange import (
     checked_id,
     entry_of,
 )
+from lepton_ray.serve.front import refuse_encoded
 
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
@@ -428,6 +429,8 @@ class Connection(asyncio.Protocol):
         found, slot.caller = self._owner.endpoint.admit(slot.method, slot.path, headers.get(b"authorization"))
         if isinstance(found, Response):
             slot.response = found
+        elif (coding := headers.get(b"content-encoding")) is not None and coding.lower() != b"identity":
+            slot.response = refuse_encoded(self._owner.endpoint, found, coding)
         else:
             length = headers.get(RAW_HEADER)
             json_bytes = None if length is None else parse_length(length)

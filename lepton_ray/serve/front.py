@@ -15,6 +15,7 @@ from lepton_ray.serve.jobs.desk import Desk
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.shelf import Shelf
 
+_HTTP_UNSUPPORTED = 415
 _OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready")) | PAGE_PATHS
 """Answered without a token: who asks for health often cannot have one, and the page, which tells nothing, asks for one."""
 
@@ -139,3 +140,10 @@ class Front:
 
     def _asked(self, call: Call | None) -> Endpoint:
         return self.champion if call is None else self.endpoint_of(call)
+
+
+def refuse_encoded(front: Front, asked: Asked, coding: bytes) -> Response:
+    """Return and count the response to a body that is packed: a small one can be as large as any when it is unpacked."""
+    message = f"the body must come without content-encoding, got {coding[:40].decode('latin-1')}. Send it as it is"
+    call = Call(asked.protocol_name, model=asked.model)
+    return front.refuse(call, _HTTP_UNSUPPORTED, message, ((b"accept-encoding", b"identity"),))

@@ -26,7 +26,7 @@ from lepton_ray.serve.endpoint import (
     parse_length,
 )
 from lepton_ray.serve.events import Parts, answer_in_events
-from lepton_ray.serve.front import Front, Variant
+from lepton_ray.serve.front import Front, Variant, refuse_encoded
 from lepton_ray.serve.guard import Guard
 
 _Message = MutableMapping[str, Any]
@@ -123,6 +123,9 @@ async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any
         return found
     job = found.job and found.job._replace(caller=exchange.caller)
     call = exchange.call = Call(found.protocol_name, version=found.version, model=found.model, job=job)
+    coding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"identity")
+    if coding.lower() != b"identity":
+        return refuse_encoded(endpoint, found, coding)
     _read_headers(endpoint, call, scope)
     try:
         async with asyncio.timeout(endpoint.limits.receive_s):

@@ -223,6 +223,20 @@ def ask(name: str, path: str, body: bytes) -> bytes:
     return bytes(answer)
 
 
+def settings_of(name: str) -> list[str]:
+    """Return which of the sections that an application may lack a running one has.
+
+    Raises:
+        EngineError: If it does not answer.
+    """
+    try:
+        with near(serve.get_app_handle(name)) as handle:
+            found: list[str] = handle.settings.remote().result(timeout_s=_ENTRANCE_TIMEOUT_S)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise EngineError(f"{name} must answer, got: {last_line(error)}", retryable=True) from error
+    return found
+
+
 def choose_address(entrance: Entrance, standard: str, node_id: str, can_be_none: bool = False) -> Addresses:
     """Return the listener's address if the node ``node_id`` can reach it, else that of Ray Serve's HTTP.
 

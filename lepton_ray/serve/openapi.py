@@ -30,7 +30,8 @@ _ERRORS = {
     "404": "no such job of this token, or none any more",
     "409": "a job that is not done",
     "413": "a body that is too large",
-    "422": "a record that breaks the signature; field, rule and value are named",
+    "415": "a body with a content-encoding",
+    "422": "a record that breaks the signature; field, rule and value are named; or a key that came with another body",
     "429": "more than a limit; Retry-After says when to ask again",
     "500": "the server failed",
     "503": "too many wait; Retry-After says when to ask again",
@@ -149,7 +150,7 @@ def _bodies(signature: Signature, records: _Schema) -> _Schema:
 
 def _predict(signature: Signature, of: str = "") -> _Schema:
     answers = {**_json(_ref(f"Predictions{of}")), **_tables(), "text/event-stream": {"schema": {"type": "string"}}}
-    codes = ("400", "413", "422", "500", "503", *_no_room(of))
+    codes = ("400", "413", "415", "422", "500", "503", *_no_room(of))
     return {
         "operationId": f"predict{of}",
         "summary": "Predictions for records",
@@ -166,9 +167,11 @@ def _jobs(signature: Signature) -> _Schema:
     submit = {
         "operationId": "submitJob",
         "summary": "Take a long prediction, and answer at once",
-        "parameters": [{**key, "description": "The same job sent twice with it is one job."}],
+        "parameters": [
+            {**key, "description": "The same job sent twice with it is one job; another body needs another key."}
+        ],
         "requestBody": _bodies(signature, {"type": "array", "items": _ref("Record"), "minItems": 1}),
-        "responses": {"202": taken, **_failures("413", "503")},
+        "responses": {"202": taken, **_failures("413", "415", "422", "503")},
     }
     told = _responses(_json(_ref("Job")), "404", "503")
     given = _responses(_json(_ref("Predictions")), "404", "409", "503")
@@ -232,7 +235,7 @@ def _infer(id: str, signature: Signature, *codes: str) -> _Schema:
         "summary": "Predictions for tensors: Open Inference Protocol v2",
         "parameters": [{**length, "description": "Bytes of the JSON, where raw tensors stand behind it."}],
         "requestBody": {"required": True, "content": {**_json(_tensors(signature)), **raw}},
-        "responses": _responses({**_json(_ANYTHING), **raw}, "400", "413", "422", "500", "503", *codes),
+        "responses": _responses({**_json(_ANYTHING), **raw}, "400", "413", "415", "422", "500", "503", *codes),
     }
 
 

@@ -202,6 +202,27 @@ def deploy(serve: ServeSpec, export: ExportSpec, package: PackageRef, ctx: RunCo
     )
 
 
+def check_keeps(spec: ServeSpec, name: str) -> None:
+    """See that an application which runs would keep what guards it and what it answers beside its model.
+
+    Raises:
+        SpecError: If ``spec`` lacks sections that it has.
+        EngineError: If it does not answer.
+    """
+    connect()
+    from lepton_ray.serve import on_ray  # noqa: PLC0415  Ray is imported by connect
+
+    there = on_ray.settings_of(name) if on_ray.is_running(name) else []
+    if lost := [section for section in there if getattr(spec, section) is None]:
+        raise SpecError(
+            [
+                f"--name must be that of an application without {', '.join(f'serve.{section}' for section in lost)}, which this command "
+                f"would take away, got {name!r}. Give it another model with lepton-ray rollout start, or deploy its spec with lepton-ray run"
+            ],
+            "the command",
+        )
+
+
 def start_application(ref: ModelRef, package: ModelPackage, spec: ServeSpec, name: str) -> tuple[str, str, str | None]:
     """Deploy a package in the connected cluster; returns its URL, which way in that is, and the URL of the node's metrics."""
     session = connect()

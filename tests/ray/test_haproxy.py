@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
 
-from .conftest import BIN, REPOSITORY, Head, stop_group, wait_until
+from .conftest import BIN, Head
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="lr-", dir="/tmp")  # sockets allow no long path
 _PLACES = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
@@ -69,26 +68,13 @@ def test_an_application_starts_answers_and_rolls_out_where_ray_serve_runs_for_th
 ) -> None:
     first, second = _train(tmp_path, epochs=2), _train(tmp_path, epochs=3)
     url = f"http://127.0.0.1:{(port := free_port())}"
-    log = tmp_path / "serve.log"
-    environment = {**head.environment, "RAY_ADDRESS": head.address}
-    with log.open("w") as output:
-        serving = subprocess.Popen(
-            (str(BIN / "lepton-ray"), "serve", first, f"--port={port}"),
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=REPOSITORY,
-            start_new_session=True,
-        )
-    try:
-        wait_until(lambda: serving.poll() is not None or "Ctrl-C" in log.read_text(), "the start")
-        assert serving.poll() is None, log.read_text()
-        assert f"HAProxy is at {url}" in log.read_text()
-        assert _ask(url)["predictions"][0]["label"] in ("small", "large")
+    done = head.run(str(BIN / "lepton-ray"), "serve", first, f"--port={port}", RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"HAProxy is at {url}" in done.stdout + done.stderr
+    assert "the application goes on in the cluster" in done.stdout + done.stderr
+    assert _ask(url)["predictions"][0]["label"] in ("small", "large")
 
-        command = (str(BIN / "lepton-ray"), "rollout", "start", "sizes", second, "--mode=shadow")
-        done = head.run(*command, f"--storage={tmp_path / 'audit'}", RAY_ADDRESS=head.address)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert _ask(url)["version"] == open_package(Path(first)).version
-    finally:
-        stop_group(serving)
+    command = (str(BIN / "lepton-ray"), "rollout", "start", "sizes", second, "--mode=shadow")
+    done = head.run(*command, f"--storage={tmp_path / 'audit'}", RAY_ADDRESS=head.address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _ask(url)["version"] == open_package(Path(first)).version

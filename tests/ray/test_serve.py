@@ -21,12 +21,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from lepton_ray.client import CallError, Client, Options
-from lepton_ray.core.errors import EngineError
+from lepton_ray.core.errors import EngineError, SpecError
 from lepton_ray.engine.session import free_port
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
 from lepton_ray.spec.autoscaling import AutoscalingSpec
 from lepton_ray.spec.release import AuthSpec, ListenerSpec, RateLimitSpec, ServeSpec, TlsSpec
+from lepton_ray.stages.deploy import check_keeps
 
 from .conftest import wait_until
 
@@ -423,6 +424,9 @@ def test_tokens_and_limits_hold_over_two_replicas(application: Application, tmp_
         with pytest.raises(urllib.error.HTTPError, match="401"):
             ask(f"{url}/predict", _RECORDS)
     assert b"predictions" in on_ray.ask(application.name, "/predict", _RECORDS)
+    with pytest.raises(SpecError, match=r"without serve\.auth, which this command would take away"):
+        check_keeps(ServeSpec(), application.name)
+    check_keeps(ServeSpec(auth=AuthSpec(tokens_file=str(file))), application.name)
     stop, accepted, others = threading.Event(), [], []  # type: ignore[var-annotated]
     begun = time.monotonic()
     threads = [threading.Thread(target=_ask_until, args=(at.url, token, stop, accepted, others)) for _ in range(4)]

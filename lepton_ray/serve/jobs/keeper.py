@@ -42,7 +42,7 @@ State = Literal["queued", "running", "done", "failed"]
 AnswerPart = Callable[[list[Any], str], Awaitable[Part]]
 """Has rows answered by a version, or by any if that is empty."""
 
-_ACCEPTED, _CONFLICT = 202, 409
+_ACCEPTED, _CONFLICT, _UNPROCESSABLE = 202, 409, 422
 _MOST_VERSIONS = 5  # that a job begins with
 _NO_JOB = "the id must be that of a job of this token, that is not forgotten or lost. Send the job again"
 
@@ -67,6 +67,7 @@ class _Job:
     owner: str
     finish_by: float
     """By the clock of the event loop."""
+    body_digest: bytes
     state: State = "queued"
     rows: int = 0
     """0 until they are known."""
@@ -125,7 +126,10 @@ class Keeper:
     def _submit(self, call: Call, asked: JobAsked, terms: Terms) -> Response:
         assert call.key is not None  # noqa: S101
         id = hashlib.sha256(asked.caller.encode() + b"\0" + call.key).hexdigest()[:32]
-        job = self._jobs.get(id)
+        job, digest = self._jobs.get(id), hashlib.sha256(call.body).digest()
+        if job is not None and job.body_digest != digest:
+            message = "idempotency-key must be another one for another body, got that of a job which is kept"
+            return error_response(_UNPROCESSABLE, message)
         if job is None:
             spec = terms.spec
             if len(self._jobs) >= spec.max_jobs:
@@ -133,7 +137,7 @@ class Keeper:
             if self.held_bytes() + len(call.body) > spec.max_bytes:
                 return self._refuse(f"jobs may keep at most {spec.max_bytes} bytes")
             finish_by = asyncio.get_running_loop().time() + spec.time_limit_s
-            job = self._jobs[id] = _Job(id, terms, call, asked.caller, finish_by, size_bytes=len(call.body))
+            job = self._jobs[id] = _Job(id, terms, call, asked.caller, finish_by, digest, size_bytes=len(call.body))
             self._waiting.append(job)
             self._start_next()
         response = json_response(job.tell(), _ACCEPTED)

@@ -236,6 +236,13 @@ class ModelReplica:
         reason = self._reasons.get(port)
         return f"no gRPC: {reason}" if reason else f"gRPC is at {listening.host}:{port}"
 
+    async def settings(self) -> list[str]:
+        """Name the sections of ``serve`` that this application has and another may lack."""
+        served = self._served
+        there: dict[str, object] = {"auth": served.auth, "rate_limit": served.rate_limit, "tls": served.tls}
+        there |= {"models": served.shelving, "jobs": served.jobs}
+        return [name for name, section in there.items() if section is not None]
+
     async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Answer one POST of the cluster's own; returns status and body."""
         response = await asyncio.to_thread(self._holding.front.champion.ask, "POST", path, body)

@@ -239,7 +239,7 @@ class Keeper:
             EngineError: If there is nothing to abort.
         """
         course = self._current("abort")
-        self._change(course.changed(phase="aborted", reason="asked for"), "abort", by)
+        self._change(course.changed(phase="aborted", reason="asked for", keeps_old=False), "abort", by)
         return self.status()
 
     def _current(self, what: str) -> Course:
@@ -269,7 +269,11 @@ class Keeper:
         if course is None:
             raise EngineError(f"{self._application!r} must have had a rollout, got none. Start one")
         phase, reason = self._state(course)
-        verdict = self._verdict(course)
+        if course.phase == "running":
+            verdict, share = self._verdict(course), course.share
+        else:  # what it was judged by
+            verdict = judge(course.spec, self._of_all(course.champion), self._of_all(course.challenger), 0.0)
+            share = 1.0 if course.phase == "promoted" else 0.0
         facts = course.model_dump(mode="json")
         return {
             "application": course.application,
@@ -277,7 +281,7 @@ class Keeper:
             "mode": course.spec.mode,
             "phase": phase,
             "reason": reason,
-            "share": course.share if course.phase == "running" else 0.0,
+            "share": share,
             "step": course.step,
             "steps": list(course.spec.steps),
             "verdict": verdict.conclusion,

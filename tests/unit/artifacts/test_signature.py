@@ -162,6 +162,7 @@ def _feeds(signature: Signature) -> dict[str, Any]:
     [
         ("times", 0, float("inf"), "at must be a time within the years 1 to 9999, got inf"),
         ("times", 2, -1e12, "seen must be a time within the years 1 to 9999, got -1000000000000.0"),
+        ("times", 2, 1e300, "seen must be a time within the years 1 to 9999, got 1e+300"),
         ("times", 0, 946684799.9999994, "at must be at least 2000-01-01, got '1999-12-31T23:59:59.999999Z'"),
         ("series_load", 1, float("-inf"), "load must hold finite numbers, got inf"),
         ("texts", 0, "  X1", "note must match '[a-z ]*', got 'x1'"),

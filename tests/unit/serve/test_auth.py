@@ -252,7 +252,7 @@ def test_the_commands(file: Path) -> None:
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, ["token", *arguments, "--file", str(file)])
 
-    made = run("create", "app", "--scope", "metadata", "--expires-days", "0", "--requests-per-second", "3")
+    made = run("create", "app", "--scope", "metadata", "--expires-days", "1e-9", "--requests-per-second", "3")
     assert made.exit_code == 0, made.output
     token = made.stdout.strip()
     assert token.startswith("lr_")
@@ -272,6 +272,7 @@ def test_the_commands(file: Path) -> None:
     [
         (("--requests-per-second", "0"), "--requests-per-second: Input should be greater than 0"),
         (("--expires-days", "99999999"), "--expires-days must be"),
+        (("--expires-days", "0"), "--expires-days must be more than 0, got 0"),
     ],
 )
 def test_options_of_a_token_that_cannot_be_are_explained(file: Path, options: tuple[str, str], message: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import pickle
+import re
 import signal
 import socket
 import ssl
@@ -418,6 +419,15 @@ def test_https_is_trusted_by_the_given_certificates_alone(
     with pytest.raises(UnavailableError, match="must be one to trust"):
         connect(server.url).predict([{}])
     assert len(server.requests) == 1
+
+
+def test_certificates_that_are_none_are_refused_with_their_file(connect: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    for file in (tmp_path / "gone.pem", tmp_path / "empty.pem"):
+        with pytest.raises(
+            ValueError, match=rf"ca_file must be a file of certificates in PEM, got '{re.escape(str(file))}'"
+        ):
+            connect("https://127.0.0.1:1", ca_file=file)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://", "http://user:pass@a", "http://a?b", []])

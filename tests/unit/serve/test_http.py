@@ -1,6 +1,7 @@
 """The HTTP application: every endpoint, every refusal, and answers that are onnxruntime's own."""
 
 import asyncio
+import gzip
 import json
 import math
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ from lepton_ray.serve.front import Front
 from lepton_ray.serve.http import build_http_app
 
 from .conftest import RECORD
+from .test_listener import post
 
 _MODEL = "/v2/models/demo"
 _INFER = f"{_MODEL}/infer"
@@ -257,6 +259,20 @@ def test_a_wrong_body_of_predict_is_told_what_would_be_right(
     serve: Any, mixed_package: Path, body: bytes, way_out: str
 ) -> None:
     assert serve(mixed_package, max_rows=3).post("/predict", content=body).json()["error"].endswith(way_out)
+
+
+def test_a_packed_body_is_refused_and_counted(serve: Any, mixed_package: Path, listen: Any) -> None:
+    """At both ways in, also behind the same head that the connection has seen before."""
+    headers = {"content-encoding": "gzip"}
+    answer = serve(mixed_package).post("/predict", content=gzip.compress(b'[{"age": 3, "size": "S"}]'), headers=headers)
+    rule = "the body must come without content-encoding, got gzip. Send it as it is"
+    assert (answer.status_code, answer.json()["error"], answer.headers["accept-encoding"]) == (415, rule, "identity")
+    running = listen()
+    client = running.connect()
+    for _ in range(3):
+        assert client.ask(post(b"\x1f\x8bxx", b"Content-Encoding: gzip")).code == 415
+        assert client.ask(post(b"[{}]", b"Content-Encoding: Identity")).code == 422
+    assert [code for _, code in running.meter.calls] == [415, 422] * 3
 
 
 def test_jobs_that_are_off_say_so(client: Any) -> None:

@@ -276,6 +276,8 @@ def test_a_job_is_its_owners_alone(open_office: Callable[..., Office], tmp_path:
     id = office.submit(records(20), tokens["one"], key)
     assert office.submit(records(20), tokens["one"], key) == id, "sent twice it is one"
     assert office.submit(records(20), tokens["other"], key) != id
+    other = office.running.ask(post(records(21), tokens["one"], key, path=b"/jobs"))
+    assert (other.code, b"idempotency-key must be another one for another body" in other.body) == (422, True)
     for method, rest in ((b"GET", ""), (b"GET", "/result"), (b"DELETE", "")):
         assert office.ask(method, id, rest, tokens["other"]).code == 404
         assert office.ask(method, id, rest, tokens["reader"]).code == 403

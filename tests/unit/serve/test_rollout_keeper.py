@@ -20,6 +20,7 @@ from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
 _OLD = ModelRef(uri="/old", digest="a" * 64)
 _NEW = ModelRef(uri="/new", digest="b" * 64, registered="sizes/2")
 _STEP_S = 300.0
+_CANARY = RolloutSpec(share=0.1, steps=(0.1, 0.5, 1.0), step_s=_STEP_S, min_requests=200)
 
 
 class Cluster:
@@ -41,9 +42,8 @@ class Cluster:
     def read_plan(self, application: str) -> TrafficPlan:
         return self.plans[-1]
 
-    def keeper(self, step: int) -> Keeper:
+    def keeper(self, step: int = 0, spec: RolloutSpec = _CANARY) -> Keeper:
         """Return one that was restarted at a step."""
-        spec = RolloutSpec(share=0.1, steps=(0.1, 0.5, 1.0), step_s=_STEP_S, min_requests=200)
         began = self.now - 2 * _STEP_S
         course = Course(
             application="sizes",
@@ -53,7 +53,7 @@ class Cluster:
             challenger=_NEW,
             began=began,
             by="me",
-            share=spec.steps[step],
+            share=spec.steps[step] if spec.steps else spec.share,
             step=step,
             step_began=began,
         )
@@ -116,6 +116,29 @@ def test_the_alias_follows_a_change_that_is_not_followed_in_time(cluster: Cluste
         ask("me")
     assert cluster.aliases == (["sizes/2"] if change == "promote" else [])
     assert keeper.status()["phase"] in ("promoted", "aborted")
+
+
+def test_what_is_aborted_after_its_promotion_is_let_go(cluster: Cluster) -> None:
+    keeper = cluster.keeper(spec=RolloutSpec(mode="blue_green"))
+    keeper.promote("me")
+    assert (cluster.plans[-1].model, cluster.plans[-1].challenger) == (_NEW, _OLD)
+    keeper.abort("me")
+    assert (cluster.plans[-1].model, cluster.plans[-1].challenger) == (_OLD, None)
+    for change in (keeper.promote, keeper.abort):
+        with pytest.raises(EngineError, match="got one that is aborted"):
+            change("me")
+    assert cluster.plans[-1].model == _OLD
+
+
+@pytest.mark.parametrize(("change", "share"), [("promote", 1.0), ("abort", 0.0)])
+def test_an_ended_rollout_tells_who_answers_and_what_it_was_judged_by(
+    cluster: Cluster, change: str, share: float
+) -> None:
+    keeper = cluster.keeper()
+    cluster.report(keeper, 50)
+    told = getattr(keeper, change)("me")
+    assert told["share"] == share
+    assert (told["champion"]["requests"], told["challenger"]["requests"]) == (500, 50)
 
 
 def test_what_cannot_be_promoted_is_told_with_why_the_last_rollout_ended(cluster: Cluster) -> None:
