@@ -325,6 +325,7 @@ def _shown(metrics: dict[str, float]) -> str:
         "mae",
         "r2",
         "ndcg",
+        "flagged_fraction",
     )
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 

@@ -102,12 +102,14 @@ def stop_on(findings: list[Finding]) -> None:
 
 
 def _find_constants(table: pa.Table, data: DataSpec) -> Iterator[Finding]:
-    for name in data.features:
+    label = [data.label] if data.label is not None and not data.has_classes else []  # of classes there must be two
+    for name in [*data.features, *label]:
         column = table.column(name)
         if not (pa.types.is_nested(column.type) or pa.types.is_binary(column.type)) and _is_constant(decode(column)):
             value = "only missing values" if column.null_count else f"only {decode(column)[0].as_py()!r}"
             place = f"data.columns.{name}"
-            message = f"{place} must hold different values to be of use, got {value}. Make it ignored."
+            way_out = "Name another label" if name in label else "Make it ignored"
+            message = f"{place} must hold different values to be of use, got {value}. {way_out}."
             yield Finding("constant", place, message)
 
 

@@ -3,12 +3,27 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.core.errors import LeptonError, SpecError
 from lepton_ray.core.imports import load_function
 from lepton_ray.spec.model import CustomModel
 
 _PLACE = "model.module"
+ROW_TOLERANCE = 1e-3  # relative, and of logits near 0: sums may be in another order
+ROWS_APART = "make of a row what it makes of it alone"
+
+
+def two_rows(inputs: Sequence[ModelInput]) -> list[NDArray[Any]]:
+    """Return for each input a row of zeros and one of ones, or of the ids that are there."""
+    dtypes = [np.float32 if given.num_ids is None else np.int64 for given in inputs]
+    ones = [1 if given.num_ids is None else min(1, given.num_ids - 1) for given in inputs]
+    return [
+        np.stack([np.zeros(given.shape, dtype), np.full(given.shape, one, dtype)])
+        for given, dtype, one in zip(inputs, dtypes, ones, strict=True)
+    ]
 
 
 def load_builder(spec: CustomModel) -> Callable[..., Any]:

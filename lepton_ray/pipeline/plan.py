@@ -13,6 +13,7 @@ from lepton_ray.artifacts.kinds import Artifact
 from lepton_ray.artifacts.store import StepId
 from lepton_ray.core.errors import SpecError
 from lepton_ray.core.files import sha256_json
+from lepton_ray.spec.base import Section
 from lepton_ray.spec.run import RunSpec
 
 _KEY_LENGTH = 16
@@ -104,11 +105,15 @@ def depends_of(
     """
     depends: dict[str, Any] = {"stage": stage.name, "version": stage.module.VERSION, "seed": spec.seed}
     for name, value in arguments_of(stage, spec, artifacts).items():
-        depends[name] = value.digest if isinstance(value, Artifact) else value and value.model_dump(mode="json")
+        depends[name] = value.digest if isinstance(value, Artifact) else value and _as_json(value)
     fingerprint = getattr(stage.module, "fingerprint", None)
     if fingerprint is not None and (outside := _give_sections(fingerprint, looked_with or spec)) is not None:
         depends["fingerprint"] = outside
     return depends
+
+
+def _as_json(section: Section) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude=set(getattr(section, "WITHOUT_EFFECT", ())))
 
 
 def to_step(stage: Stage, depends: Mapping[str, Any]) -> StepId:

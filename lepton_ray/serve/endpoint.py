@@ -41,6 +41,7 @@ HTTP_NOT_FOUND, HTTP_TIMEOUT, HTTP_FAILED = 404, 408, 500
 _HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
+_NO_OUTCOMES = "there must be a rollout that counts outcomes, none is under way"
 FAILURE = "the server failed; its log has the reason"
 _READING = ("GET", "HEAD")
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
@@ -259,6 +260,8 @@ class Endpoint:
         return _not_found(path)
 
     def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response:
+        if what == "outcomes" and name == self.name:
+            return error_response(HTTP_NOT_FOUND, _NO_OUTCOMES)
         if what not in ("", "ready", "infer", "config", "stats"):
             return _not_found(path)
         if name != self.name:
@@ -301,7 +304,7 @@ class Endpoint:
         if call.version not in (None, self.version):  # a rollout has ended since the head came
             return self.refuse(call, HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {call.version!r}")
         if call.protocol_name == "outcomes":
-            return self.refuse(call, HTTP_NOT_FOUND, "there must be a rollout that counts outcomes, it has ended")
+            return self.refuse(call, HTTP_NOT_FOUND, _NO_OUTCOMES)
         try:
             if call.protocol_name == "records":
                 call.records = parse_records(call, self.predictor.signature, self.limits.max_rows)

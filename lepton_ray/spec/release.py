@@ -64,6 +64,12 @@ METRICS: dict[Task, tuple[str, ...]] = {
 }
 """What each task is measured by on the held-out split."""
 BASELINE = "baseline_"
+_ERRORS = (
+    "log_loss",
+    "rmse",
+    "mae",
+    "median_absolute_error",
+)  # have no greatest value; the others are shares, or at most 1
 """Before the name of a metric: that of the baseline."""
 
 
@@ -105,6 +111,11 @@ class EvaluateSpec(Section):
 def metrics_of(task: Task, evaluate: EvaluateSpec) -> tuple[str, ...]:
     """Return the names of all that is measured."""
     return METRICS[task] + (RANKING_METRICS if evaluate.ranking else ())
+
+
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Return between which values a metric lies."""
+    return -math.inf if metric == "r2" else 0.0, math.inf if metric in _ERRORS else 1.0
 
 
 class RegisterSpec(Section):

@@ -20,7 +20,7 @@ from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, check_task, id_columns, image_shape, inputs_of
 from lepton_ray.spec.pairs import check_pairs
 from lepton_ray.spec.ranking import check_ranking
-from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, metrics_of
+from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, bounds_of, metrics_of
 from lepton_ray.spec.space_check import find_problems
 from lepton_ray.spec.tune import TuneSpec
 
@@ -120,6 +120,12 @@ class RunSpec(Section):
                 f"evaluate.gates must name metrics of the {task} of {self.data.label or 'rows'} ({', '.join(known)}), or of its baseline "
                 f"({BASELINE}{known[0]} and so on), got {wrong[0]!r}. Name one of them"
             )
+        for name, gate in gates.items():
+            low, high = bounds_of(name.removeprefix(BASELINE))
+            if gate.min is not None and gate.min > high:
+                yield f"evaluate.gates.{name}.min must be at most {high:g}, got {gate.min:g}: no model meets it. 95 % is 0.95"
+            if gate.max is not None and gate.max < low:
+                yield f"evaluate.gates.{name}.max must be at least {low:g}, got {gate.max:g}: no model meets it. Raise it"
 
     def _problems_of_release(self) -> Iterator[str]:
         if self.register_ and self.register_.tracking_uri is None and settings.local_path(self.storage) is None:

@@ -78,7 +78,8 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
     ]
     dataset = _to_dataset(mapper.map_resumable("writing", write, items), data, list(class_rows), left_out, raw)
     if problem := problem or _find_loss(dataset.ledger, clean) or _find_empty(dataset, data):
-        raise DataError(f"{problem} {dataset.ledger}. See {ctx.location}/quarantine")
+        removed = f". See {ctx.location}/quarantine" if dataset.quarantine else ""
+        raise DataError(f"{problem} {dataset.ledger}{removed}")
     return dataset
 
 
@@ -157,7 +158,7 @@ def _find_class_problem(class_rows: dict[str, int], data: DataSpec, clean: Clean
     if not data.has_classes:
         return None
     if len(class_rows) < _MIN_CLASSES:
-        return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(class_rows)}."
+        return f"data.label ({data.label}) must have at least 2 classes in the kept rows, got {list(class_rows)}. Add rows of others, or name another column."
     rare = [f"{name!r} {count}" for name, count in class_rows.items() if count < clean.min_rows_per_class]
     if not rare:
         return None

@@ -1,5 +1,6 @@
 """export: weights and features -> the sealed model package, held against the training code."""
 
+import math
 import platform
 import shutil
 from importlib import metadata
@@ -106,10 +107,20 @@ def export(
 def _hold(
     place: str, package: Path, golden: pa.Table, outputs: dict[str, Any], tolerance: float
 ) -> tuple[dict[str, Any], float]:
-    """Hold a sealed package against outputs for the golden rows; returns its own, and how far they are apart."""
+    """Hold a sealed package against outputs for the golden rows, asked for together and each alone; returns its own, and how far they are apart."""
     predictor = Predictor(open_package(package))
-    answer = predictor.run(to_feeds(golden, predictor.signature))
+    feeds = to_feeds(golden, predictor.signature)
+    answer = predictor.run(feeds)
     difference = check_parity(place, answer, outputs, tolerance)
+    alone = [
+        predictor.run({name: values[row : row + 1] for name, values in feeds.items()}) for row in range(len(golden))
+    ]
+    together = {name: np.concatenate([one[name] for one in alone]) for name in answer}
+    if not (apart := check_parity(place, together, outputs, math.inf)) <= tolerance:
+        raise QualityGateError(
+            f"{place} must answer a row alone as it does beside others within {tolerance:g}, but differs by {apart:.3g}. Nothing was "
+            "promoted. What a module of your own (model.module) makes of a row may depend on that row alone"
+        )
     return {**outputs, **{name: values.tolist() for name, values in answer.items() if name in outputs}}, difference
 
 

@@ -156,11 +156,14 @@ def read_source(path: str) -> dict[str, Any]:
     """Return the section ``data.source`` for a data file or a folder of image folders, or the one that a YAML file holds.
 
     Raises:
-        DataError: If the file's suffix is not known.
+        DataError: If the file's suffix is not known, or it is not there.
         SpecError: If the YAML file holds anything else.
     """
     if not path.endswith((".yaml", ".yml")):
-        return source_of(path)
+        source = source_of(path)
+        if (local := settings.local_path(path)) is not None and not local.exists():
+            raise DataError(f"the data must be a readable file, nothing is at {path!r}. Check the path")
+        return source
     section = parse_model(_Sourced, read_text(Path(path)), source=path).data.source
     return section.model_dump(mode="json", exclude_unset=True)
 

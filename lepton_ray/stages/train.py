@@ -51,7 +51,8 @@ def train(
     state = _fit([replace_part(parts[0], build_model=build), *parts[1:]], feature_set, ctx)
     if not math.isfinite(state.best_metrics["val_loss"]):
         raise EngineError(
-            f"train.lr must let the training converge, got {train.lr:g}: the loss is not finite. Lower it"
+            f"train.lr must let the training converge, got {train.lr:g}: the loss is not finite in epoch {len(state.history)}. Lower it"
+            f"{', or correct model.module' if isinstance(model, CustomModel) else ''}"
         )
     checkpoint.save_weights(state.best_weights, ctx.folder / "model.safetensors")
     write_json(ctx.folder / "model.json", model.model_dump(mode="json"))
@@ -73,6 +74,7 @@ def preflight(model: Model | None, train: TrainSpec, features: FeaturesSpec, dat
     """
     for place, part in parts_of(model).items():
         if isinstance(part, CustomModel):
+            load_library(train.framework)  # prepares what the module may import itself
             load_function(part.module, f"{place}.module")
     problems: list[str] = []
     for place, part in _to_be_read(model).items():

@@ -89,7 +89,9 @@ def name_splits(task: Task, train: Iterable[float], val: Iterable[float]) -> dic
 
 
 def has_stalled(state: Progress, spec: TrainSpec) -> bool:
-    """Whether early stopping ends the training."""
+    """Whether early stopping ends the training, or it is lost: from weights that are no numbers no step leads back."""
+    if state.history and all(math.isnan(state.history[-1].get(name, 0.0)) for name in ("train_loss", "val_loss")):
+        return True
     patience = spec.early_stopping_epochs
     return patience is not None and state.epoch - state.best_epoch >= patience
 

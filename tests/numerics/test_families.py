@@ -393,6 +393,15 @@ def without_gradient(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return _Cut(4, num_outputs)
 
 
+class _Beside(nn.Linear):
+    def forward(self, features: Any) -> Any:
+        return super().forward(features - features.mean(0))
+
+
+def that_looks_at_other_rows(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return _Beside(4, num_outputs)
+
+
 not_callable = 3
 
 
@@ -410,6 +419,7 @@ not_callable = 3
         ("without_gradient", "must use all its parameters, or .*, got weight unused"),
         ("of_whole_numbers", "must give one tensor of float32 logits, got a tensor of torch.int64"),
         ("of_double_precision", "must give one tensor of float32 logits, got a tensor of torch.float64"),
+        ("that_looks_at_other_rows", "must make of a row what it makes of it alone, got another answer beside another"),
         ("of_two_results_in_training", "must give one tensor of float32 logits, also while it is trained, got a tuple"),
     ],
 )

@@ -345,6 +345,11 @@ def with_a_loss(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return keras.Sequential([keras.layers.Dense(num_outputs, kernel_regularizer="l2")])
 
 
+def that_looks_at_other_rows(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    beside = keras.layers.Lambda(lambda x: x - tf.reduce_mean(x, 0))
+    return keras.Sequential([beside, keras.layers.Dense(num_outputs)])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -357,6 +362,7 @@ def with_a_loss(spec: Any, inputs: Any, num_outputs: int) -> Any:
         ("of_whole_numbers", "must give one tensor of float32 logits, got a tensor of int32"),
         ("of_half_precision", "must give one tensor of float32 logits, got a tensor of float16"),
         ("without_gradient", "must use all its weights, got .*kernel unused"),
+        ("that_looks_at_other_rows", "must make of a row what it makes of it alone, got another answer beside another"),
         ("with_a_name_twice", "must give each of its layers a name of its own, got .*a/kernel twice"),
         ("with_a_loss", r"must add no loss of its own \(train.weight_decay is a penalty\), got 1"),
     ],

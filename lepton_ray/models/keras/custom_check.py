@@ -8,19 +8,19 @@ import numpy as np
 from lepton_ray.artifacts.kinds import ModelInput
 from lepton_ray.engine.keras import call
 from lepton_ray.engine.tensorflow import tf
-from lepton_ray.models.user_code import wrong
+from lepton_ray.models.user_code import ROW_TOLERANCE, ROWS_APART, two_rows, wrong
 from lepton_ray.spec.model import CustomModel
 
 _ROWS = 2
 
 
 def try_rows(spec: CustomModel, model: Any, inputs: Sequence[ModelInput], num_outputs: int) -> None:
-    """Run two rows of zeros through the model.
+    """Run a row of zeros and one of ones through the model, together and each alone.
 
     Raises:
         SpecError: If it does not keep a rule.
     """
-    rows = [np.zeros((_ROWS, *i.shape), np.float32 if i.num_ids is None else np.int64) for i in inputs]
+    rows = two_rows(inputs)
     with tf.GradientTape() as tape:
         try:
             logits_NC = call(model, rows, training=False)
@@ -35,6 +35,9 @@ def try_rows(spec: CustomModel, model: Any, inputs: Sequence[ModelInput], num_ou
     if logits_NC.shape != (_ROWS, num_outputs):
         wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows"
         raise wrong(spec, wanted, str(tuple(logits_NC.shape)))
+    alone = [call(model, [values[row : row + 1] for values in rows], training=False) for row in range(_ROWS)]
+    if not np.allclose(np.concatenate(alone), logits_NC, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE):
+        raise wrong(spec, ROWS_APART, "another answer beside another row")
     _check_weights(spec, model, tape, total)
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from lepton_ray.artifacts.kinds import ModelInput
-from lepton_ray.models.user_code import call_builder, load_builder, wrong
+from lepton_ray.models.user_code import ROW_TOLERANCE, ROWS_APART, call_builder, load_builder, two_rows, wrong
 from lepton_ray.spec.model import CustomModel
 
 _ROWS = 2
 
 
 def build(spec: CustomModel, inputs: Sequence[ModelInput], num_outputs: int) -> nn.Module:
-    """Build the module with fresh weights, and let it answer two rows.
+    """Build the module with fresh weights, and let it answer two rows, together and each alone.
 
     Raises:
         SpecError: If it cannot be imported or built, or gives no logits of the right shape.
@@ -29,11 +29,12 @@ def build(spec: CustomModel, inputs: Sequence[ModelInput], num_outputs: int) -> 
 
 
 def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_outputs: int) -> None:
-    """Run two rows of zeros through the module, as it is evaluated and as it is trained; it is left as it was."""
+    """Run a row of zeros and one of ones through the module, as it is evaluated and as it is trained; it is left as it was."""
     is_training = model.training
-    rows = [torch.zeros(_ROWS, *i.shape, dtype=torch.float32 if i.num_ids is None else torch.int64) for i in inputs]
+    rows = [torch.from_numpy(values) for values in two_rows(inputs)]
     try:
         logits_NC = model.eval()(*rows)
+        alone = [model(*(values[row : row + 1] for values in rows)) for row in range(_ROWS)]
         buffers = {name: values.clone() for name, values in model.named_buffers()}  # statistics of a normalisation
         with torch.random.fork_rng(devices=()):
             trained_NC = torch.func.functional_call(model.train(), buffers, tuple(rows))
@@ -49,6 +50,8 @@ def _try(spec: CustomModel, model: nn.Module, inputs: Sequence[ModelInput], num_
         if got.shape != (_ROWS, num_outputs):
             wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows{when}"
             raise wrong(spec, wanted, str(tuple(got.shape)))
+    if not torch.allclose(torch.cat(alone), logits_NC, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE):
+        raise wrong(spec, ROWS_APART, "another answer beside another row")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = (
         torch.autograd.grad(logits_NC.sum(), list(trained.values()), allow_unused=True)

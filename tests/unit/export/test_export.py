@@ -1,5 +1,7 @@
 """Export: one graph from raw tensors to labels that answers as torch does, golden rows, and the parity gate."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from lepton_ray.features.state import FeatureState
 from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import CnnModel, MlpModel
+from lepton_ray.stages import export
 from lepton_ray.stages.featurize import inputs_of
 
 _CLASSES = ("", "ja, sí", "no\n'\"")
@@ -222,3 +225,22 @@ def test_parity_of_scores_below_zero_counts_as_of_those_above(scores: list[float
     assert check_parity("x", {"score": scores}, wanted, 1e-4) == 0
     with pytest.raises(QualityGateError, match=r"x must answer as the training code within 0\.0001"):
         check_parity("x", {"score": [score + 100 for score in scores]}, wanted, 1e-4)
+
+
+def test_a_row_that_is_answered_otherwise_alone_is_promoted_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All golden rows together are answered as the training code answered them, in one batch as well."""
+    numbers = np.arange(4.0)
+
+    def predictor_of(run: Any) -> Any:
+        return lambda package: SimpleNamespace(signature=None, run=run)
+
+    monkeypatch.setattr(export, "open_package", lambda path: None)
+    monkeypatch.setattr(export, "to_feeds", lambda golden, signature: {"x": numbers})
+    golden, outputs = pa.table({"x": numbers}), {"value": (numbers - numbers.mean()).tolist()}
+    monkeypatch.setattr(export, "Predictor", predictor_of(lambda feeds: {"value": feeds["x"] - feeds["x"].mean()}))
+    with pytest.raises(
+        QualityGateError, match=r"the package must answer a row alone as it does beside others within 0\.1"
+    ):
+        export._hold("the package", Path(), golden, outputs, 0.1)
+    monkeypatch.setattr(export, "Predictor", predictor_of(lambda feeds: {"value": feeds["x"] - numbers.mean()}))
+    assert export._hold("the package", Path(), golden, outputs, 0.1)[1] == 0.0

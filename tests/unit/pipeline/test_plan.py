@@ -8,7 +8,9 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline.plan import STAGES, depends_of, to_step
 from lepton_ray.spec import parse_spec
 
-CLEAN, FEATURIZE = (next(stage for stage in STAGES if stage.name == name) for name in ("clean", "featurize"))
+CLEAN, FEATURIZE, TRAIN = (
+    next(stage for stage in STAGES if stage.name == name) for name in ("clean", "featurize", "train")
+)
 SUBWORDS = "{texts: {tokens: {kind: subwords, tokenizer_file: %s}, encode: ids}}"
 
 
@@ -28,6 +30,18 @@ def spec_of(features):
     return parse_spec(
         f"name: n\ndata: {{source: {{kind: csv, uri: x.csv}}, columns: {{a: text}}}}\nfeatures: {features}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_same"),
+    [("max_failures", 9, True), ("start_timeout_s", 300.0, True), ("lr", 0.5, False), ("num_workers", 2, False)],
+)
+def test_what_changes_no_result_leaves_the_key_of_a_training_alone(name, value, is_same):
+    model = parse_spec(
+        "name: n\ndata: {source: {kind: csv, uri: x.csv}, columns: {a: number, b: category}, label: b}\nmodel: {kind: linear}\n"
+    )
+    other = model.model_copy(update={"train": model.train.model_copy(update={name: value})})
+    assert (step_of(TRAIN, model, {}) == step_of(TRAIN, other, {})) == is_same
 
 
 def test_another_tokenizer_at_the_same_path_is_another_step(tmp_path):

@@ -168,6 +168,20 @@ def test_what_needs_classes_is_refused(tmp_path: Path, changes: dict[str, Any], 
         _parsed(_spec(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"r2": {"min": 95}}, r"gates\.r2\.min must be at most 1, got 95: no model meets it\. 95 % is 0\.95"),
+        ({"baseline_r2": {"min": 2}}, r"gates\.baseline_r2\.min must be at most 1"),
+        ({"rmse": {"max": -1}}, r"gates\.rmse\.max must be at least 0, got -1"),
+    ],
+)
+def test_gates_that_nothing_meets_are_refused(tmp_path: Path, gates: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        _parsed(_spec(tmp_path, evaluate={"gates": gates}))
+    _parsed(_spec(tmp_path, evaluate={"gates": {"r2": {"min": -3, "max": 1}, "rmse": {"min": 95, "max": 1e9}}}))
+
+
 def test_gates_of_numbers_are_refused_for_classes(tmp_path: Path) -> None:
     spec = _spec(tmp_path, evaluate={"gates": {"rmse": {"max": 1}}})
     spec["data"]["label"] = "garden"
