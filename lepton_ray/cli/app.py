@@ -24,6 +24,7 @@ from lepton_ray.cli.output import (
     print_json,
     sigterm_as_ctrl_c,
 )
+from lepton_ray.cli.tables import show_cell
 from lepton_ray.core.garbage import collect_rarely, leave_all
 
 app = typer.Typer(
@@ -104,7 +105,7 @@ def init(
 
 @app.command()
 def validate(spec: SpecArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check a spec; all errors at once, with their lines."""
+    """Check a spec; errors with their lines, not one after the other."""
     with errors_explained(as_json):
         from lepton_ray.core.errors import SpecError
         from lepton_ray.spec import load_spec
@@ -255,7 +256,12 @@ def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, i
                 first_refused = f"{place}: {answer['error']}"
             stream().write(json.dumps(answer, ensure_ascii=False) + "\n")
 
-        counts = score_file(package, file, write)
+        def tell_unknown(names: list[str]) -> None:
+            typer.echo(
+                f"left out, as the training data had no such column: {', '.join(map(show_cell, names))}", err=True
+            )
+
+        counts = score_file(package, file, write, tell_unknown)
         if first_refused:
             typer.echo(f"the first that is refused: {first_refused}", err=True)
         return counts

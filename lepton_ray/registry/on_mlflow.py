@@ -198,7 +198,7 @@ def download(uri: str, tracking_uri: str) -> Path:
 
 
 def _no_model(uri: str, error: Exception) -> ArtifactError:
-    reason = without_credentials(str(error).splitlines()[0])
+    reason = without_credentials(str(error).splitlines()[0]).rstrip(".")
     return ArtifactError(
-        f"{uri!r} must name a registered model, got: {reason}. Check the name, and MLFLOW_TRACKING_URI"
+        f"{uri!r} must name a registered version, got: {reason}. Check name and alias, and MLFLOW_TRACKING_URI"
     )

@@ -23,7 +23,8 @@ class EnvReferences:
 Uri = Annotated[str, EnvReferences(), Field(min_length=1, max_length=2048)]
 """A path or URI; may refer to the environment, so that no credential needs to stand in a spec."""
 
-ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 """``package.module:function``."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]

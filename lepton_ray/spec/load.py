@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from lepton_ray.core.errors import SpecError
 from lepton_ray.core.text import show
 from lepton_ray.spec import yaml_text
+from lepton_ray.spec.base import IMPORT_PATH
 from lepton_ray.spec.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -147,6 +148,10 @@ def _explain(
         return f"{place}{name}.kind must be one of {choices}, got {show(got)}. Set it."
     if kind in _MAPPING_ERRORS:
         return f"{place}{name} must be a mapping, got {show(got)}."
+    if kind == "tuple_type":
+        return f"{place}{name} must be a list, got {show(got)}. Write [{got}]."
+    if kind == "string_pattern_mismatch" and details["ctx"]["pattern"] == IMPORT_PATH:
+        return f"{place}{name} must be package.module:function, got {show(got)}. Name it so."
     message = (
         message.replace("String should", "must").replace("Dictionary should", "must").replace("Tuple should", "must")
     )

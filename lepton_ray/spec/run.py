@@ -196,6 +196,8 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error.args[0])
     details = error.errors()[0]
+    if details["type"] == "tuple_type":
+        return f"it must be a list, such as [{details['input']}]"
     return str(
         details["ctx"]["problems"][0] if details["type"] == "problems" else details["msg"].removeprefix("Value error, ")
     )

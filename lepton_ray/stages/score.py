@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import DIGESTS, open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
-from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.artifacts.signature import Feeds, Signature
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import DataError, RecordError
 from lepton_ray.core.files import read_json
 from lepton_ray.data.block import DETAIL, LINE, SOURCE, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
+from lepton_ray.data.connectors.base import Connector
 from lepton_ray.data.connectors.filesystems import COMPRESSED
+from lepton_ray.data.connectors.json_lines import JsonLinesConnector
 from lepton_ray.spec.data import DataSpec
 
 SUFFIXES = {
@@ -50,10 +52,16 @@ def source_of(path: str) -> dict[str, Any]:
     raise DataError(f"the file must end in {known} ({packed}), got {path!r}. Rename or convert it")
 
 
-def score_file(package: str, path: str, write: Callable[[dict[str, Any]], object]) -> tuple[int, int]:
+def score_file(
+    package: str,
+    path: str,
+    write: Callable[[dict[str, Any]], object],
+    tell_unknown: Callable[[list[str]], object] = lambda names: None,
+) -> tuple[int, int]:
     """Write an answer for each record of a file and return how many were scored and how many refused.
 
-    An answer has ``line`` of the record (and ``file`` of an image) and either a prediction or ``error``.
+    An answer has ``line`` of the record (and ``file`` of an image) and either a prediction or ``error``. First it is told which
+    columns the model does not know, if there are any: they are left out.
 
     Raises:
         ArtifactError: If the package is damaged.
@@ -63,6 +71,8 @@ def score_file(package: str, path: str, write: Callable[[dict[str, Any]], object
     predictor = Predictor(opened)
     data = features_of(opened.lineage["spec"]["data"], source_of(path), path)
     connector = open_connector(data)
+    if unknown := _unknown_columns(connector, predictor.signature):
+        tell_unknown(unknown)
     scored = refused = 0
     for part in connector.parts():
         for block in connector.read(part):
@@ -72,6 +82,13 @@ def score_file(package: str, path: str, write: Callable[[dict[str, Any]], object
     if scored + refused == 0:
         raise DataError(f"the file must hold records, got none in {path!r}")
     return scored, refused
+
+
+def _unknown_columns(connector: Connector, signature: Signature) -> list[str]:
+    """Return the columns that the training data did not have; of JSON lines those of the first records."""
+    records = connector.first_records() if isinstance(connector, JsonLinesConnector) else [connector.columns() or {}]
+    known = {*signature.columns, *signature.unused}
+    return [name for name in dict.fromkeys(name for record in records for name in record) if name not in known]
 
 
 def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> DataSpec:

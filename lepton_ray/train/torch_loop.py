@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lepton_ray.core.errors import SpecError
 from lepton_ray.spec.data import Task
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train.batches import Batches, Share, validation_shares
@@ -170,12 +171,27 @@ def _add_gradients(
     lone = getattr(model, "no_sync", contextlib.nullcontext)  # of modules that average gradients over workers
     counts = 0.0 if share.is_idle else 1.0
     with contextlib.nullcontext() if is_last else lone():
-        with _precision(spec, device):
-            outputs_NC = model(*_to_tensors(share.x, group.device)).float()
+        try:
+            with _precision(spec, device):
+                outputs_NC = model(*_to_tensors(share.x, group.device)).float()
+        except ValueError as error:
+            if len(next(iter(share.x.values()))) > 1:
+                raise
+            raise _refuse_lone_row(error, spec) from error
         target = torch.from_numpy(share.targets(outputs_NC.shape[1])).to(device)
         loss, *rest = sums(task, outputs_NC, target)
         torch.autograd.backward(loss * (counts * group.world_size / share.batch_weight))
     return torch.stack([loss.detach(), *rest]).double().cpu() * counts
+
+
+def _refuse_lone_row(error: ValueError, spec: TrainSpec) -> SpecError:
+    """Return what is wrong where a model trains on no single row, as with BatchNorm, which compares rows."""
+    return SpecError(
+        [
+            f"train.global_batch_size must leave each step of a worker more than one row, as this model (BatchNorm, it may be) takes no "
+            f"single one, got {spec.global_batch_size}: {error}. Choose another, or another max_rows_per_pass"
+        ]
+    )
 
 
 def _precision(spec: TrainSpec, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -84,5 +84,5 @@ def test_credentials_of_the_registry_stay_out_of_messages(workplace: Workplace) 
     command = [str(COMMAND), "serve", "models:/x@champion", "--tracking-uri", "${REGISTRY}"]
     done = subprocess.run(command, cwd=workplace.folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "must name a registered model" in done.stderr
+    assert "must name a registered version" in done.stderr
     assert "s3cr3t" not in done.stdout + done.stderr

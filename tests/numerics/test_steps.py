@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from lepton_ray.core.errors import SpecError
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.train import checkpoint
 from lepton_ray.train.batches import Batches
+from lepton_ray.train.in_process import fit
 from lepton_ray.train.pace import Pace
+from lepton_ray.train.rows import TrainData
 from lepton_ray.train.schedule import learning_rate
 from lepton_ray.train.torch_loop import Group, start_state, train_epochs
 
@@ -252,3 +255,18 @@ def test_progress_has_a_rate_and_the_time_left(tmp_path: Path, monkeypatch: pyte
         "epoch 1999 of 2000, validation loss 0.2500, 2,485,000 rows/s, 0 s left",
         "epoch 2000 of 2000, validation loss 0.2500, 2,210,000 rows/s, 0 s left",
     ]
+
+
+def test_a_lone_row_that_a_module_cannot_train_on_is_told_with_what_to_change(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    data = TrainData({"features": x}, np.arange(9) % 3, {"features": x}, np.arange(9) % 3)
+    spec = TrainSpec(epochs=1, global_batch_size=4)
+
+    def build() -> Any:
+        return torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+
+    with pytest.raises(
+        SpecError, match=r"train\.global_batch_size must leave .* more than one row, .* got 4: Expected more"
+    ):
+        fit(build, data, spec, 0, tmp_path, lambda text: None)
+    fit(build, data, spec.model_copy(update={"global_batch_size": 5}), 0, tmp_path / "other", lambda text: None)

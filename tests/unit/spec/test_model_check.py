@@ -146,7 +146,7 @@ def test_a_model_that_fits_its_inputs(names: list[str], model: str) -> None:
             "model.encoders.ids.user and item must name each column once, got 'item' twice",
         ),
         (["ids"], "{kind: two_towers, user: [user], item: []}", "model.item must have at least 1 item"),
-        (["features"], "{kind: custom, module: a.b}", "model.module must match pattern"),
+        (["features"], "{kind: custom, module: a.b}", "model.module must be package.module:function"),
         (["features"], "{kind: fusion, encoders: {}}", "model.encoders must have at least 1 item"),
         (
             ["features"],

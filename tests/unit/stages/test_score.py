@@ -91,6 +91,19 @@ def test_every_record_has_a_line(tmp_path, delimiter):
     assert lines[4]["error"] == "x must be at most 100, got 500"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("d.csv", "x,c,zip,old\n3,a,1,2\n"), ("d.jsonl", '{"x": 3}\n{"c": "a", "zip": 1, "old": 2}\n')],
+)
+def test_columns_that_the_training_data_did_not_have_are_told(tmp_path, name, content):
+    """And those that it had, and the model leaves out, are not."""
+    package = write_package(tmp_path / "p", {**TABLE, "old": "ignored"}, kind="csv")
+    (tmp_path / name).write_text(content)
+    told = []
+    score_file(package, str(tmp_path / name), lambda answer: None, told.append)
+    assert told == [["zip"]]
+
+
 def test_a_file_is_read_in_the_encoding_of_the_training(tmp_path):
     package = write_package(tmp_path / "p", TABLE, kind="csv", encoding="utf-16")
     (tmp_path / "d.csv").write_bytes("c,x\na,3\nb,30\n".encode("utf-16"))
