@@ -22,6 +22,8 @@ from lepton_ray.core.extras import require
 
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
 _REACH_S = 10.0
+_ANSWER_S = 60.0  # a head under load takes some ten
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4" + b"\0" * 5  # with a frame of no settings
 _PORTS = range(20000, 32768)
 """Above the ports that Ray gives to its workers, below those that Linux gives to outgoing connections: neither takes one
 between the moment it is found free and its use."""
@@ -130,16 +132,20 @@ def _init(ray: Any, address: str, is_local: bool) -> None:
 
 
 def _check_listens(address: str) -> None:
-    """Find out whether anything listens at ``host:port``; of another address, such as ``auto``, nothing is known.
+    """Find out whether anything answers at ``host:port``; of another address, such as ``auto``, nothing is known.
 
-    Ray 2.60 tries for minutes to reach a head that is not there.
+    Ray 2.60 tries for minutes to reach a head that is not there, or that takes connections and does not answer, and nothing ends that.
+    A head speaks gRPC: it answers the first bytes of HTTP/2 (RFC 9113, 3.4), or with TLS refuses them.
 
     Raises:
         OSError: If nothing does.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _REACH_S) as connection:
+            connection.settimeout(_ANSWER_S)
+            connection.sendall(_GREETING)
+            connection.recv(1)
 
 
 def is_connected() -> bool:

@@ -51,7 +51,8 @@ def compress(graph: onnx.ModelProto, prepare: onnx.ModelProto, kind: Compression
     num_halved = _halve(graph, of_features)
     if not num_layers + num_halved:
         raise EngineError(
-            f"export.compress.kind {kind!r} must find weights, but all of this model's are small. Leave export.compress out"
+            f"export.compress.kind {kind!r} must find a matrix of at least {_LEAST_NUMBERS} numbers, but all of this model's are smaller. "
+            "Leave export.compress out: the training is kept"
         )
     onnx.checker.check_model(graph, full_check=True)
     return graph

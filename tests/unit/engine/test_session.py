@@ -1,9 +1,11 @@
 """Ports for servers that start later."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,22 @@ def test_what_needs_a_cluster_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert session._waiting == [], "a run that never connects leaves nothing to the next"
 
 
+def _answer(head: socket.socket) -> None:
+    with contextlib.suppress(OSError), head.accept()[0] as connection:  # the test ends with them
+        connection.sendall(b"\0")
+        connection.recv(1 << 10)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_head_that_does_not_answer_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """Ray itself would wait for many minutes, in which nothing ends the process."""
+    monkeypatch.setattr(session, "_ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{head.getsockname()[1]}")
+        with pytest.raises(EngineError, match=r"Ray must be reachable at .*, got: timed out\. Check RAY_ADDRESS"):
+            session.connect()
+
+
 def test_a_token_that_is_demanded_and_not_there_is_told(tmp_path: Path) -> None:
     """In a process of its own: Ray reads the mode when it is imported."""
     code = (
@@ -39,6 +57,7 @@ def test_a_token_that_is_demanded_and_not_there_is_told(tmp_path: Path) -> None:
         "try:\n    connect()\nexcept EngineError as error:\n    print(error)\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as head:
+        threading.Thread(target=_answer, args=(head,), daemon=True).start()
         names = {"RAY_AUTH_MODE": "token", "RAY_ADDRESS": f"127.0.0.1:{head.getsockname()[1]}", "HOME": str(tmp_path)}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_TOKEN")}
         done = subprocess.run(
