@@ -125,8 +125,12 @@ def decide(
 
 
 def _cost_ms(observed: Observed) -> float:
-    """The percentile that a replica without a queue would have, by the model."""
-    return (observed.p95_ms or 0.0) * observed.replicas / (observed.replicas + observed.load)
+    """The mean latency that a replica without a queue would have, by the model; that with one follows from Little's law.
+
+    The percentile would not do: a busy machine's own pauses are most of it where requests are short.
+    """
+    latency_ms = WINDOW_S * 1000 * observed.load / observed.rate
+    return latency_ms * observed.replicas / (observed.replicas + observed.load)
 
 
 def _note_miss(observed: Observed, memory: Memory, now: float) -> Memory:
