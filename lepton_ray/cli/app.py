@@ -228,7 +228,7 @@ def predict(
             progress.started("predict")
             with _ray_closed_after():
                 scored, refused = score_dataset(
-                    functools.partial(open_model, ref), file, output, use_ray, progress.update
+                    functools.partial(open_model, ref), file, output, use_ray, progress.update, _tell_unknown
                 )
             progress.stop()
         else:
@@ -236,6 +236,11 @@ def predict(
         typer.echo(f"{scored + refused} records: {scored} scored, {refused} refused", err=True)
         if refused:
             raise typer.Exit(1)
+
+
+def _tell_unknown(names: list[str]) -> None:
+    shown = ", ".join(show_cell(name) or "one without a name" for name in names)
+    typer.echo(f"left out, as the training data had no such column: {shown}", err=True)
 
 
 def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, int]:
@@ -256,12 +261,7 @@ def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, i
                 first_refused = f"{place}: {answer['error']}"
             stream().write(json.dumps(answer, ensure_ascii=False) + "\n")
 
-        def tell_unknown(names: list[str]) -> None:
-            typer.echo(
-                f"left out, as the training data had no such column: {', '.join(map(show_cell, names))}", err=True
-            )
-
-        counts = score_file(package, file, write, tell_unknown)
+        counts = score_file(package, file, write, _tell_unknown)
         if first_refused:
             typer.echo(f"the first that is refused: {first_refused}", err=True)
         return counts

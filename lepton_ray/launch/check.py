@@ -12,7 +12,7 @@ from lepton_ray.core.errors import SpecError
 from lepton_ray.core.text import show
 from lepton_ray.launch.allowed import schema_of
 from lepton_ray.launch.on_ray import is_tpu_type, launcher_schema, what_ray_refuses
-from lepton_ray.spec.yaml_text import parse
+from lepton_ray.spec.yaml_text import STANDS_ONCE, parse
 
 Config = dict[str, Any]
 
@@ -64,7 +64,7 @@ def check_file(path: Path) -> Config:
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SpecError([f"the file must be readable YAML, got: {reason}. Mend it, or check the path"], str(path)) from None  # fmt: skip
-    repeated = [problem for problem in parse(text).problems if " must stand once" in problem]  # YAML takes the last one
+    repeated = [problem for problem in parse(text).problems if STANDS_ONCE in problem]
     if problems := [*repeated, *find_problems(config)]:
         raise SpecError(problems, str(path))
     return dict(config)

@@ -64,13 +64,8 @@ METRICS: dict[Task, tuple[str, ...]] = {
 }
 """What each task is measured by on the held-out split."""
 BASELINE = "baseline_"
-_ERRORS = (
-    "log_loss",
-    "rmse",
-    "mae",
-    "median_absolute_error",
-)  # have no greatest value; the others are shares, or at most 1
 """Before the name of a metric: that of the baseline."""
+_ERRORS = ("log_loss", "rmse", "mae", "median_absolute_error")  # without a greatest value; the others are at most 1
 
 
 class Gate(Section):

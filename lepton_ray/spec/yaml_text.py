@@ -34,6 +34,8 @@ _SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
 _Loader.yaml_implicit_resolvers = {}
 for _kind, (_pattern, _) in _SCALARS.items():
     _Loader.add_implicit_resolver(_TAG + _kind, _pattern, None)
+STANDS_ONCE = "must stand once"
+"""In what is said of a key that stands twice, of which other readers of YAML take the last value."""
 
 
 @dataclass
@@ -103,7 +105,7 @@ def _build_mapping(node: yaml.MappingNode, path: Path, document: Document, budge
         if key in result:
             first = document.lines[(*path, key)]
             name = ".".join(map(str, (*path, key)))
-            document.problems.append(f"line {line}: {name} must stand once, it is on line {first} too. Remove one")
+            document.problems.append(f"line {line}: {name} {STANDS_ONCE}, it is on line {first} too. Remove one")
             continue
         document.lines[(*path, key)] = line
         result[key] = _build(value_node, (*path, key), document, budget)

@@ -71,7 +71,7 @@ def score_file(
     predictor = Predictor(opened)
     data = features_of(opened.lineage["spec"]["data"], source_of(path), path)
     connector = open_connector(data)
-    if unknown := _unknown_columns(connector, predictor.signature):
+    if unknown := unknown_columns(connector, predictor.signature):
         tell_unknown(unknown)
     scored = refused = 0
     for part in connector.parts():
@@ -84,7 +84,7 @@ def score_file(
     return scored, refused
 
 
-def _unknown_columns(connector: Connector, signature: Signature) -> list[str]:
+def unknown_columns(connector: Connector, signature: Signature) -> list[str]:
     """Return the columns that the training data did not have; of JSON lines those of the first records."""
     records = connector.first_records() if isinstance(connector, JsonLinesConnector) else [connector.columns() or {}]
     known = {*signature.columns, *signature.unused}

@@ -40,7 +40,7 @@ from lepton_ray.data.parts import Folder
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.score import SUFFIXES, features_of, run_each, source_of
+from lepton_ray.stages.score import SUFFIXES, features_of, run_each, source_of, unknown_columns
 
 VERSION = 2
 _PLAN = "plan.json"
@@ -55,7 +55,12 @@ OpenModel = Callable[[], ModelPackage]
 
 
 def score_dataset(
-    open_model: OpenModel, path: str, output: str, use_ray: bool, update: Callable[[str], None]
+    open_model: OpenModel,
+    path: str,
+    output: str,
+    use_ray: bool,
+    update: Callable[[str], None],
+    tell_unknown: Callable[[list[str]], object] = lambda names: None,
 ) -> tuple[int, int]:
     """Score all records of a file, a folder or a URI; returns how many were scored and how many refused.
 
@@ -67,6 +72,7 @@ def score_dataset(
         output: Folder or URI, new or that of the same command before; every machine of the cluster must reach it.
         use_ray: Whether Ray Data does it whatever the size.
         update: Told how far it is.
+        tell_unknown: As of ``score_file``.
 
     Raises:
         ArtifactError: If the package is damaged, or the folder is in use or for another package or input.
@@ -78,6 +84,8 @@ def score_dataset(
     _make_folder(filesystem, root, path, output)
     data = _data_spec(package, path).model_copy(update={"engine": "ray" if use_ray else "auto"})
     connector = open_connector(data)
+    if unknown := unknown_columns(connector, package.signature):
+        tell_unknown(unknown)
     job = _describe_job(package, data, connector)
     folder = Folder(filesystem, root)
     with Store(filesystem, root).lock():

@@ -6,19 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 
-ray = pytest.importorskip("ray")
-pytest.importorskip("ray.serve")
-
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK  # noqa: E402
-
-from lepton_ray.artifacts.package import open_package  # noqa: E402
-from lepton_ray.serve.endpoint import Limits  # noqa: E402
-from lepton_ray.serve.on_ray import build_application  # noqa: E402
-from lepton_ray.serve.replica.on_ray import Served  # noqa: E402
-from lepton_ray.serve.rollout.holding import Serving  # noqa: E402
-from lepton_ray.spec.release import ServeSpec  # noqa: E402
-from lepton_ray.spec.rollout import ModelRef, TrafficPlan  # noqa: E402
+from lepton_ray.artifacts.package import open_package
+from lepton_ray.serve.endpoint import Limits
+from lepton_ray.serve.on_ray import build_application
+from lepton_ray.serve.replica.on_ray import Served
+from lepton_ray.serve.rollout.holding import Serving
+from lepton_ray.spec.release import ServeSpec
+from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 
 def _environment(monkeypatch: pytest.MonkeyPatch, of_job: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +59,5 @@ except ImportError:
     import ray.serve, pyarrow
     print(pyarrow.array([1, None]).null_count)
 """
-    pytest.importorskip("pandas")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

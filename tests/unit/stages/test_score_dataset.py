@@ -293,3 +293,12 @@ def test_the_command_scores_into_a_folder(mixed_package: Path, tmp_path: Path) -
     result = CliRunner().invoke(app, [*command[:3], "--ray"])
     assert result.exit_code == 2
     assert "--ray must be given with --output FOLDER/" in result.stderr
+
+
+def test_columns_that_the_training_data_did_not_have_are_told(mixed_package: Path, tmp_path: Path) -> None:
+    header, *rows = _csv(3).splitlines()
+    (tmp_path / "d.csv").write_text("\n".join([f"{header},zip", *(f"{row},1" for row in rows)]) + "\n")
+    told: list[list[str]] = []
+    open_model = partial(open_package, mixed_package)
+    score_dataset(open_model, str(tmp_path / "d.csv"), str(tmp_path / "o"), False, lambda text: None, told.append)
+    assert told == [["zip"]]
