@@ -127,8 +127,7 @@ class AsyncClient:
             except BrokenError as broken:
                 if given and done == len(given):  # only the word that this was all is missing
                     return
-                if broken.fault is not None:
-                    self._sender.take_note(tries, url, broken.fault)
+                self._sender.take_note(tries, url, broken.fault)
             except AnswerError as error:
                 raise AnswerError(shift_rows(error.message, before), error.status, error.request_id) from error
             finally:

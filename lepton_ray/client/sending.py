@@ -2,8 +2,8 @@
 
 A request that fails goes to another address at
 once, and to the same one after a wait that grows, with chance in it; 4xx but 429 is never sent again. All of a call, waits too,
-ends at its deadline. A connection that was kept open and turns out to be closed is no failure: the request goes out on another
-one at once.
+ends at its deadline. A connection that was kept open and turns out to be closed is no failure the first time: the request goes out on
+another one at once. The next time it may be this request that ends them.
 """
 
 import asyncio
@@ -75,6 +75,8 @@ class Fault(NamedTuple):
     message: str
     status: int | None = None
     retry_after_s: float = 0.0
+    was_kept: bool = False
+    """A connection that was kept open is closed: as it may be for a time already, or over this request."""
 
 
 class Sender:
@@ -135,8 +137,7 @@ class Sender:
             if isinstance(found, Answer):
                 self._resting.pop(url, None)
                 return found
-            if found is not None:
-                self.take_note(tries, url, found)
+            self.take_note(tries, url, found)
 
     async def next_url(self, tries: "Tries") -> str:
         """Return which address to ask, when that may be.
@@ -154,11 +155,14 @@ class Sender:
         return url
 
     def take_note(self, tries: "Tries", url: str, fault: Fault) -> None:
-        """Add a fault of an address, which is asked last for a while.
+        """Add a fault of an address, which is asked last for a while; but none for the call's first connection that was closed.
 
         Raises:
             UnavailableError: If there are as many as are allowed.
         """
+        if fault.was_kept and not tries.has_found_closed:
+            tries.has_found_closed = True
+            return
         tries.faults.append(fault)
         if len(tries.faults) >= self.options.max_tries:
             message = f"an address must answer within {len(tries.faults)} tries; the last: {fault.message}"
@@ -196,7 +200,7 @@ class Sender:
         except aiohttp.ClientSSLError as error:
             raise UnavailableError(f"{url} must be one to trust, got: {error}", None, tries.request_id) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise BrokenError(None if facts.is_reused else Fault(f"{url}: {_shown(error)}")) from error
+            raise BrokenError(Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)) from error
         except (ValueError, LookupError, TypeError) as error:
             raise AnswerError(f"the events must be of the protocol, got {error!r}", OK, tries.request_id) from error
         raise BrokenError(Fault(f"{url}: the events broke off"))
@@ -215,10 +219,8 @@ class Sender:
         longest = min(self.options.longest_wait_s, self.options.first_wait_s * 2.0 ** (failures - 1))
         return longest * random.uniform(1 - _JITTER, 1)  # noqa: S311  no secret
 
-    async def _try(
-        self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> Answer | Fault | None:
-        """Send once: an answer, a fault, or None if a connection that was kept open is closed."""
+    async def _try(self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer | Fault:
+        """Send once."""
         facts = SimpleNamespace(is_reused=False)
         request_id = headers["x-request-id"]
         try:
@@ -226,7 +228,7 @@ class Sender:
         except aiohttp.ClientSSLError as error:
             raise UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id) from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            return None if facts.is_reused else Fault(f"{url}: {_shown(error)}")
+            return Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)
         except (aiohttp.ClientError, OSError, _TryTimeoutError) as error:
             return Fault(f"{url}: {_shown(error)}")
         return self._judge(url, answer, request_id)
@@ -276,6 +278,8 @@ class Tries:
         self.faults: list[Fault] = []
         self.ready: dict[str, float] = {}
         """When an address that has failed may be tried again."""
+        self.has_found_closed = False
+        """A connection that was kept open."""
         self.seconds = options.deadline_s if deadline_s is None else deadline_s
         self.deadline = time.monotonic() + self.seconds
         self._try_s = options.try_s
@@ -304,9 +308,9 @@ class Tries:
 
 
 class BrokenError(Exception):
-    """One try of events failed in a way that may pass; without a fault it was a kept connection that had been closed."""
+    """One try of events failed in a way that may pass."""
 
-    def __init__(self, fault: Fault | None) -> None:
+    def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
         self.fault = fault
 

@@ -61,11 +61,22 @@ def check_file(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)  # as Ray itself does
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: no UTF-8, or a date that is none
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SpecError([f"the file must be readable YAML, got: {reason}. Mend it, or check the path"], str(path)) from None  # fmt: skip
-    repeated = [problem for problem in parse(text).problems if STANDS_ONCE in problem]
-    if problems := [*repeated, *find_problems(config)]:
+    try:
+        repeated = [problem for problem in parse(text).problems if STANDS_ONCE in problem]
+        problems = [*repeated, *find_problems(config)]
+    except RecursionError:
+        problems = [
+            "the file must not hold a part within itself, by an alias, and its parts must not lie so deep. Mend it"
+        ]
+    if problems:
         raise SpecError(problems, str(path))
     return dict(config)
 

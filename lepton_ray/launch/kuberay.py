@@ -24,6 +24,7 @@ from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, METRICS_PORT, PORT
 from lepton_ray.spec.load import read_text
 
 _AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 52365, 44217, 44227
+_OF_RAY = frozenset({PORT, DASHBOARD_PORT, METRICS_PORT, _AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS})
 _TOKEN_KEY, _REDIS_KEY = "auth_token", "redis_password"  # the first is the name that KubeRay reads
 _SESSION_FOLDER = "/tmp/ray"  # noqa: S108  where Ray keeps logs and spilled objects
 _USER = 1000  # of the images
@@ -87,15 +88,20 @@ def _serve_config(path: Path) -> dict[str, Any]:
         port = options.get("port", _SERVE_PORT)
         (application,) = config["applications"]
         serve = dict(application["args"].get("serve") or {})
+        if "listener" in serve and serve["listener"] is None:
+            raise ValueError("args.serve.listener is null, and the Service is of the listeners")
         listener, tls = {"port": port + 1, **(serve.get("listener") or {})}, dict(serve.get("tls") or {})
-        ports = [listener["port"]] if listener.get("grpc_port") is None else [listener["port"], listener["grpc_port"]]
-        if wrong := [port for port in ports if not isinstance(port, int) or port < 1]:
-            raise TypeError(f"the listener's port {wrong[0]!r}")
+        ports = [port, listener["port"]] + ([] if listener.get("grpc_port") is None else [listener["grpc_port"]])
+        if wrong := [port for port in ports if type(port) is not int or not 0 < port < 1 << 16 or port in _OF_RAY]:
+            raise ValueError(f"the port {wrong[0]!r}")
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"the ports {', '.join(map(str, ports))}")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(
             [
-                "serving.config must be a file of serve deploy with one application that has args, and ports that are whole numbers from 1, "
+                "serving.config must be a file of serve deploy with one application that has args, with a listener, and with ports that "
+                f"differ, from 1 to 65535 and none of Ray's own ({', '.join(map(str, sorted(_OF_RAY)))}), "
                 f"got {str(path)!r} ({type(error).__name__}: {reason}). Mend it"
             ]
         ) from error

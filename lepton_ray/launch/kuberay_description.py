@@ -75,7 +75,7 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _check_storage(self) -> Self:
-        if "://" not in self.storage and not self.storage.startswith("${"):
+        if "://" not in self.storage:
             raise ValueError(
                 f"storage must be a URI such as s3://BUCKET/runs, got {self.storage!r}. What lies at a path goes with its pod"
             )

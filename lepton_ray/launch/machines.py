@@ -14,13 +14,13 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lepton_ray.core.errors import EngineError, SpecError
+from lepton_ray.core.web import open_url
 from lepton_ray.engine.session import free_port
 from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, Config
 
@@ -175,7 +175,7 @@ def _wait_for_answer(url: str, process: "subprocess.Popen[bytes]", output: Any) 
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):  # noqa: S310  our own http URL
+        with open_url(url, 5):
             return True
     except urllib.error.HTTPError:
         return True  # it asks for the token

@@ -80,6 +80,7 @@ class _Incoming:
     """Once it is whole."""
     num_headers: int = 0
     num_hosts: int = 0
+    num_codings: int = 0
     head_bytes: int = 0
     is_in_head: bool = True
     slot: Slot = field(default_factory=Slot)
@@ -142,6 +143,7 @@ class Connection(asyncio.Protocol):
         if self._is_ending:
             return
         begun = None if self._receive_by is None else self._incoming
+        body_bytes = self._incoming.slot.request_bytes
         try:
             self._parse(data)
         except _RefusalError as refusal:
@@ -154,7 +156,7 @@ class Connection(asyncio.Protocol):
             self._end(self._refuse(HTTP_BAD_REQUEST, f"the request must be well-formed HTTP/1.1: {failure}"))
         else:
             if self._incoming is begun:
-                self._check_unfinished_head(len(data))
+                self._count_unfinished(0 if begun.slot.request_bytes > body_bytes else len(data))
         if self._slots and self._slots[0].response is not None:
             self.flush()
         if len(self._slots) >= _MAX_PIPELINED:
@@ -164,13 +166,34 @@ class Connection(asyncio.Protocol):
         self._is_parsing = True
         try:
             if self._receive_by is not None:
-                self._parser.feed_data(data)
+                self._feed(data)
             elif not self._take_known(data):
                 begun = self._incoming
-                self._parser.feed_data(data)
+                self._feed(data)
                 self._learn(data, begun)
         finally:
             self._is_parsing = False
+
+    def _feed(self, data: bytes) -> None:
+        """Have data parsed; a wish for another protocol, which h2c clients send with a first request, is ignored (RFC 9110, 7.8)."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._incoming.is_in_head:  # what the parser itself takes for one
+                raise
+            head = self._without_wish()
+            self._parser, self._incoming, self._receive_by = httptools.HttpRequestParser(self), _Incoming(), None
+            self._parser.feed_data(head + data[upgrade.args[0] :])  # nobody sends a second one at once
+
+    def _without_wish(self) -> bytes:
+        """Return the head that has just come without what asks for another protocol."""
+        incoming, headers = self._incoming, self._incoming.headers
+        kept = [token.strip() for token in headers.pop(b"connection", b"").split(b",")]
+        kept = [token for token in kept if token.lower() not in (b"", b"upgrade", b"http2-settings")]
+        fields = {**headers, **({b"connection": b", ".join(kept)} if kept else {})}
+        lines = [b"%b: %b\r\n" % field for field in fields.items() if field[0] not in (b"upgrade", b"http2-settings")]
+        version = self._parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self._parser.get_method(), incoming.url, version, b"".join(lines))
 
     def _take_known(self, data: bytes) -> bool:
         """Take a whole request without parsing its head again; the parser, which is between two requests, does not see it."""
@@ -231,6 +254,7 @@ class Connection(asyncio.Protocol):
         self._send_by = None
         if self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
+        self.flush()
         self._resume_reading()
 
     # the listener's side
@@ -285,11 +309,11 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def flush(self) -> None:
-        """Send the answers whose turn it is; not before all that has come is parsed, as it may hold more requests."""
+        """Send the answers whose turn it is while the client takes them; not before all that has come is parsed: it may hold more requests."""
         if self._is_parsing or self._transport is None or self._transport.is_closing():
             return
         now = self._owner.now()
-        while self._slots and (response := self._slots[0].response) is not None:
+        while self._slots and self._send_by is None and (response := self._slots[0].response) is not None:
             if (sending := self._slots[0].sending) is not None:
                 self._begin_parts(self._slots[0], sending, response)
                 return
@@ -398,6 +422,7 @@ class Connection(asyncio.Protocol):
             return
         name = name.lower()
         incoming.num_hosts += name == b"host"
+        incoming.num_codings += name == b"transfer-encoding"
         if name == b"authorization" and name in incoming.headers:
             value = b""  # which of two is meant nobody can know
         incoming.headers[name] = value
@@ -409,6 +434,8 @@ class Connection(asyncio.Protocol):
         version = self._parser.get_http_version()
         incoming.slot.request_id = checked_id(headers.get(b"x-request-id"))
         self._check_framing(version)
+        if self._parser.should_upgrade():
+            return  # it comes again, without the wish
         size = headers.get(b"content-length")
         head = _Head(
             method=incoming.slot.method,
@@ -470,6 +497,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Have the request answered."""
+        if self._incoming.head is None:
+            return
         self._receive_by = None
         slot, call, body = self._incoming.slot, self._incoming.call, self._incoming.body
         self._incoming = _Incoming()
@@ -489,9 +518,9 @@ class Connection(asyncio.Protocol):
         if self._incoming.head_bytes > MAX_HEAD_BYTES:
             raise self._refusal(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE)
 
-    def _check_unfinished_head(self, num_bytes: int) -> None:
-        """Bound what the parser keeps of a target or header that does not end."""
-        self._unfinished_bytes += num_bytes if self._incoming.is_in_head else 0
+    def _count_unfinished(self, num_bytes: int) -> None:
+        """Bound what the parser keeps of a target, header or trailer that does not end; 0 says that a part of the body has come."""
+        self._unfinished_bytes = self._unfinished_bytes + num_bytes if num_bytes else 0
         if self._unfinished_bytes > MAX_HEAD_BYTES:
             self._end(self._refuse(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
 
@@ -505,13 +534,13 @@ class Connection(asyncio.Protocol):
         coding, num_hosts = self._incoming.headers.get(b"transfer-encoding"), self._incoming.num_hosts
         if version not in ("1.0", "1.1"):
             raise self._refusal(_HTTP_VERSION, f"the version must be HTTP/1.1, got {version}")
-        if self._parser.should_upgrade():
-            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "the connection must stay HTTP/1.1, got an upgrade")
+        if self._incoming.slot.method == "CONNECT":
+            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "the connection must stay HTTP/1.1, got CONNECT")
         if num_hosts != 1 and (num_hosts or version == "1.1"):
             raise self._refusal(HTTP_BAD_REQUEST, f"host must be given once, got {num_hosts}")
         if coding is None:
             return
-        if coding.lower() != b"chunked":
+        if coding.lower() != b"chunked" or self._incoming.num_codings > 1:
             raise self._refusal(_HTTP_NOT_IMPLEMENTED, "transfer-encoding must be chunked")
         if version == "1.0":
             raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")

@@ -4,8 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from lepton_ray.core.errors import LeptonError
-
 POLL_S = 2.0
 """A change is seen within this time."""
 
@@ -47,7 +45,7 @@ class Watched:
             if content != self._content:
                 self._use(content)
                 self._content = content
-        except (OSError, ValueError, LeptonError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the files must go on to be looked at
             if str(error) != self._failure:  # else it has been said
                 self._on_failure(self._what)
                 _logger.error("the %s must be good; the last good state stays in use: %s", self._what, error)

@@ -154,7 +154,7 @@ class RateLimitSpec(Section):
 
     requests_per_second: Annotated[float, Field(gt=0, le=1e9)]
     burst: PositiveInt | None = None
-    """Most requests at once, after a time with fewer; None takes those of one second."""
+    """Most requests at once, after a time with fewer; None takes those of one second. At least two for each replica."""
 
     @model_validator(mode="after")
     def _check_burst(self) -> Self:

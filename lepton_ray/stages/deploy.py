@@ -18,6 +18,8 @@ from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError, QualityGateError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
+from lepton_ray.core.text import without_credentials
+from lepton_ray.core.web import open_url
 from lepton_ray.engine.session import connect
 from lepton_ray.export.golden import check_parity, read_answer
 from lepton_ray.spec.base import Section, Uri, replace
@@ -94,6 +96,9 @@ def find_model(model: str, tracking_uri: str | None) -> ModelRef:
     if not tracking_uri and not settings.is_set("MLFLOW_TRACKING_URI"):
         rule = "needs an MLflow server or database: --tracking-uri, or MLFLOW_TRACKING_URI in the environment"
         raise SpecError([f"{model!r} {rule}. That of runs in ./runs is sqlite:///runs/mlflow.db"], "the command")
+    if tracking_uri and without_credentials(tracking_uri) != tracking_uri:
+        rule = "must name its credentials as ${NAME}, a variable that replicas have too, as it stands in the application's settings"
+        raise SpecError([f"--tracking-uri {rule}, got some in {without_credentials(tracking_uri)!r}"], "the command")
     registry = tracking_uri or "${MLFLOW_TRACKING_URI}"
     source, version = on_mlflow.resolve(settings.expand(model), settings.expand(registry))
     uri = source if source.startswith(_FILE_SCHEMES) else version  # what Arrow reads needs no MLflow in the replicas
@@ -240,7 +245,7 @@ def post_json(url: str, body: bytes) -> bytes:
     """
     request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310  an http URL of our own
     try:
-        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as response:  # noqa: S310
+        with open_url(request, _REQUEST_TIMEOUT_S) as response:
             return bytes(response.read())
     except urllib.error.HTTPError as error:
         raise EngineError(

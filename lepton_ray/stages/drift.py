@@ -21,6 +21,7 @@ from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
 from lepton_ray.core.text import show
+from lepton_ray.data.block import DETAIL
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
 from lepton_ray.data.removal import count_classes
@@ -87,20 +88,23 @@ def measure_drift(package: str, path: str, is_labelled: bool = False) -> DriftRe
     opened = open_package(package)
     reference, predictor = read_reference(opened), Predictor(opened)
     data = _data_of(opened, path, is_labelled)
-    window, refused, measured = reference.empty(), 0, []
-    for good, num_bad in _typed(data):
-        refused += num_bad
+    window, refused, measured, reasons = reference.empty(), 0, [], []
+    for good, details in _typed(data):
+        refused += len(details)
+        reasons += details[:1].to_pylist()
         if good.num_rows == 0:
             continue
         feeds = to_feeds(good, predictor.signature)
         outputs, is_scored, errors = run_each(predictor, feeds)
         refused += len(errors)
+        reasons += errors[:1]
         scored = {name: values[is_scored] for name, values in feeds.items()}
         window = window.plus(reference.count({**scored, **outputs}))
         if is_labelled:
             measured.append((good.column(str(data.label)).filter(pa.array(is_scored)), outputs))
     if not window.rows:
-        raise DataError(f"the file must hold records that the package can score, got none in {path!r}")
+        found = f"none of {refused} (the first: {reasons[0]})" if reasons else "none at all"
+        raise DataError(f"the file must hold records that the package can score, got {found} in {path!r}")
     columns = reference.judge(window)
     labelled, metrics, unknown = _measure(opened, measured, data) if is_labelled else (0, None, {})
     return DriftReport(
@@ -200,12 +204,13 @@ def _data_of(opened: ModelPackage, path: str, is_labelled: bool) -> DataSpec:
     return data.model_copy(update={"columns": columns, "label": label})
 
 
-def _typed(data: DataSpec) -> Iterator[tuple[pa.Table, int]]:
+def _typed(data: DataSpec) -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
+    """Yield the rows of each block, and what is wrong with each record that is none."""
     connector = open_connector(data)
     for part in connector.parts():
         for block in connector.read(part):
             good, bad = check_block(block, data)
-            yield good, bad.num_rows
+            yield good, bad.column(DETAIL)
 
 
 def _measure(

@@ -6,7 +6,6 @@ Requests are seen up to ten seconds late, as Ray's processes hand their counts t
 import json
 import re
 import time
-import urllib.request
 from collections import defaultdict
 from typing import Any
 
@@ -16,6 +15,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.state import list_actors, list_jobs
 
 from lepton_ray.core.errors import EngineError
+from lepton_ray.core.web import open_url
 from lepton_ray.cost.idle.judge import Look, Memory
 from lepton_ray.engine.faults import last_line
 
@@ -92,7 +92,7 @@ def _count_requests() -> tuple[dict[str, float], list[str]]:
             continue
         address = f"{node['NodeManagerAddress']}:{node.get('MetricsExportPort') or 0}"
         try:
-            with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_S) as answer:
+            with open_url(f"http://{address}/metrics", _TIMEOUT_S) as answer:
                 text = answer.read().decode()
         except (OSError, ValueError):
             problems.append(f"metrics of {address}, which do not answer")

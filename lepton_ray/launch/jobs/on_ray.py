@@ -134,7 +134,7 @@ class Jobs:
         except AuthenticationError as error:
             raise _refused(where) from error
         except RuntimeError as error:
-            if job is not None and "404" in str(error):
+            if job is not None and "status code 404" in str(error):
                 raise LeptonError(
                     f"the job must be one that {where} knows, got {job!r}. See: lepton-ray jobs list --address {where}"
                 ) from error

@@ -6,7 +6,8 @@ proportion to what the replicas are asked for.
 
 What is never exceeded: units in the bucket and in all purses together are at most ``burst``, as the bucket fills only up to what the purses
 leave, and it fills before a report makes room. So in any time t all replicas together accept at most ``burst + rate * t``. What can
-happen is the contrary: a replica refuses while another holds units, until both have reported again.
+happen is the contrary: a replica refuses while another holds units, until both have reported again. A ``burst`` of fewer than two units
+a replica counts as that many: shares are whole, and of less some would be given nothing for ever.
 
 A replica whose reports get no answer goes on alone with its part of the rate: one n-th, of n replicas at the last answer. If all are
 alone, the sum is the rate again. If only one is, the others still have the whole rate for themselves: then up to an n-th more is
@@ -17,6 +18,7 @@ import math
 from dataclasses import dataclass, field
 
 _DEMAND_HALVES_S = 1.0
+_UNITS_PER_REPLICA = 2
 _GONE_S = 10.0
 """A replica that has not reported for so long is gone, and with it what it held."""
 ALONE_S = 1.0
@@ -74,7 +76,8 @@ class Ledger:
 
     def exchange(self, replica: str, report: Report, now: float) -> Share:
         """Take a replica's report and return its share; ``now`` in seconds of a clock that never goes back."""
-        self._fill(report.rate, now)
+        burst = max(report.rate.burst, _UNITS_PER_REPLICA * len({*self._replicas, replica}))
+        self._fill(report.rate.per_s, burst, now)
         for name in [name for name, one in self._replicas.items() if now - one.reported > _GONE_S]:
             del self._replicas[name]
         known = self._replicas.pop(replica, None)
@@ -82,9 +85,9 @@ class Ledger:
             known = _Replica(report.returned + report.held, 0.0, now)
         else:
             excess = report.spent + report.returned + report.held - known.held
-            self.units = max(self.units - max(0, excess), -report.rate.burst)
+            self.units = max(self.units - max(0, excess), -burst)
         others = sum(one.held for one in self._replicas.values())
-        self.units = min(self.units + report.returned, report.rate.burst - others - report.held)
+        self.units = min(self.units + report.returned, burst - others - report.held)
         known.demand = known.demand * 0.5 ** ((now - known.reported) / _DEMAND_HALVES_S) + report.asked
         known.reported = now
         self._replicas[replica] = known
@@ -94,12 +97,12 @@ class Ledger:
         known.held = report.held + granted
         return Share(granted, target, len(self._replicas))
 
-    def _fill(self, rate: Rate, now: float) -> None:
+    def _fill(self, per_s: float, burst: int, now: float) -> None:
         """Let in what the rate brought since the last time, up to what the purses leave: they may have been full all along."""
         seconds = 0.0 if self._filled is None else now - self._filled
         self._filled = now
-        room = rate.burst - sum(one.held for one in self._replicas.values())
-        self.units = max(min(self.units + rate.per_s * seconds, room), min(self.units, 0.0))
+        room = burst - sum(one.held for one in self._replicas.values())
+        self.units = max(min(self.units + per_s * seconds, room), min(self.units, 0.0))
 
     def _target(self, replica: _Replica, held: int) -> int:
         """Part of all units; an idle replica counts like one that is asked once, so that it has some when it is asked."""

@@ -190,6 +190,8 @@ class ModelReplica:
             await self._begun
             followed.append(self._shares.follow())
         self._tasks = tuple(asyncio.create_task(one) for one in followed)
+        for task in self._tasks:
+            task.add_done_callback(_log_end)
 
     async def _start_listener(self, listening: Listening) -> None:
         front, limits = self._holding.front, listening.limits
@@ -287,6 +289,12 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         self._meters.flush()
+
+
+def _log_end(task: "asyncio.Task[None]") -> None:
+    """Say that what should go on as long as the replica has ended: nobody awaits it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _logger.error("%r must go on as long as the replica, and has ended", task.get_coro(), exc_info=error)
 
 
 def _meeting_place(host: str, port: int) -> Path:

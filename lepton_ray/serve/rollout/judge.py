@@ -71,7 +71,7 @@ def summarize(tally: Tally) -> dict[str, Any]:
         "largest_difference": tally.largest_difference,
         "dropped": tally.dropped,
         "outcomes": tally.outcomes,
-        "mean_outcome": tally.outcome_sum / tally.outcomes if tally.outcomes else None,
+        "mean_outcome": float(tally.outcome_sum / tally.outcomes) if tally.outcomes else None,
     }
 
 
@@ -156,7 +156,7 @@ def compare_outcomes(champion: Tally, challenger: Tally) -> Significance | None:
         return None
     means = [tally.outcome_sum / tally.outcomes for tally in (champion, challenger)]
     variances = [_variance(tally) for tally in (champion, challenger)]
-    difference = means[1] - means[0]
+    difference = float(means[1] - means[0])
     squared_error = sum(v / t.outcomes for v, t in zip(variances, (champion, challenger), strict=True))
     if squared_error <= 0:  # all outcomes of each variant are the same: no test can say how sure that is
         return Significance(difference, 1.0, 1.0)
@@ -170,19 +170,19 @@ def compare_outcomes(champion: Tally, challenger: Tally) -> Significance | None:
 
 def _variance(tally: Tally) -> float:
     mean = tally.outcome_sum / tally.outcomes
-    return max(0.0, (tally.outcome_squares - tally.outcomes * mean**2) / (tally.outcomes - 1))
+    return float((tally.outcome_squares - tally.outcomes * mean**2) / (tally.outcomes - 1))
 
 
 def _fixed_p(champion: Tally, challenger: Tally, difference: float) -> float:
     both = (champion, challenger)
     if all(tally.outcome_sum == tally.outcome_squares for tally in both):
         total = sum(tally.outcomes for tally in both)
-        pooled = sum(tally.outcome_sum for tally in both) / total
+        pooled = float(sum(tally.outcome_sum for tally in both) / total)
         error = math.sqrt(pooled * (1 - pooled) * sum(1 / tally.outcomes for tally in both))
         return float(2 * _statistics().norm.sf(abs(difference) / error)) if error > 0 else 1.0
     arguments = [
         value
         for tally in both
-        for value in (tally.outcome_sum / tally.outcomes, _variance(tally) ** 0.5, tally.outcomes)
+        for value in (float(tally.outcome_sum / tally.outcomes), _variance(tally) ** 0.5, tally.outcomes)
     ]
     return float(_statistics().ttest_ind_from_stats(*arguments, equal_var=False).pvalue)

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from typing import Any, Self
 
 import numpy as np
@@ -38,8 +39,9 @@ class Tally:
     dropped: int = 0
     """Requests that were not copied, as too many waited."""
     outcomes: int = 0
-    outcome_sum: float = 0.0
-    outcome_squares: float = 0.0
+    outcome_sum: Fraction = Fraction()
+    """Exact, as is the next: their difference says how outcomes vary, however far from 0 they lie."""
+    outcome_squares: Fraction = Fraction()
 
     def plus(self, other: Self) -> "Tally":
         """Return the sum."""
@@ -94,6 +96,12 @@ class Answers:
         means = numbers.reshape(len(numbers), -1).mean(axis=1).tolist()
         return [str(bisect_right(self._edges, mean)) for mean in means]
 
+    def counted(self, outputs: Outputs) -> list[str]:
+        """Return what is counted of all rows: of sets of tags each tag, as there are more sets than can be counted."""
+        answers = self.of(outputs)
+        is_tags = self._text is None and bool(self._classes)
+        return [tag for answer in answers for tag in answer.split() or [""]] if is_tags else answers
+
     def largest_difference(self, one: Outputs, other: Outputs) -> float:
         """Return the largest difference between the numbers of two outputs."""
         return float(np.abs(one[self._number].astype(float) - other[self._number]).max())
@@ -119,7 +127,7 @@ class TallyMeter:
         self._meter.observe(protocol_name, code, seconds, outputs)
         if protocol_name == "job_parts":  # the champion alone has them, and they take longer than other requests
             return
-        answers = [] if outputs is None else self._answers.of(outputs)
+        answers = [] if outputs is None else self._answers.counted(outputs)
         index = math.ceil(math.log(max(seconds * 1000, 1e-3)) / _GROWTH)
         with self._lock:
             self._tally.requests += 1
@@ -141,8 +149,8 @@ class TallyMeter:
         """Count what came of an answer."""
         with self._lock:
             self._tally.outcomes += 1
-            self._tally.outcome_sum += value
-            self._tally.outcome_squares += value * value
+            self._tally.outcome_sum += Fraction(value)
+            self._tally.outcome_squares += Fraction(value) ** 2
 
     def compare(self, theirs: Outputs, ours: Outputs) -> int:
         """Count how far this variant's outputs are from the champion's; returns how many rows have another answer."""

@@ -139,7 +139,14 @@ def test_what_stands_twice_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "readable YAML"), ("a: 2025-13-45", "readable YAML"), ("- 1", "a mapping"), ("", "a mapping")],
+    [
+        ("a: [", "readable YAML"),
+        ("a: 2025-13-45", "readable YAML"),
+        ("a: " + "[" * 3000 + "]" * 3000, "readable YAML"),
+        ("a: &a [*a]", "within itself"),
+        ("- 1", "a mapping"),
+        ("", "a mapping"),
+    ],
 )
 def test_a_file_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)

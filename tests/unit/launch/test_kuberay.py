@@ -422,6 +422,11 @@ _ARGS = "args: {package: /a}"
         "applications: [{args: {serve: {listener: {grpc_port: 0}}}}]",
         "applications: [{args: {serve: {listener: {grpc_port: high}}}}]",
         "applications: [{args: {serve: {tls: true}}}]",
+        "applications: [{args: {serve: {listener: null}}}]",
+        "applications: [{args: {serve: {listener: {port: 70000}}}}]",
+        "applications: [{args: {serve: {listener: {grpc_port: 8000}}}}]",
+        "applications: [{args: {serve: {listener: {grpc_port: true}}}}]",
+        *(f"http_options: {{port: {port}}}\napplications: [{{{_ARGS}}}]" for port in ("8080", "8079", "65535", "true")),
     ],
 )
 def test_an_application_file_that_is_none_is_an_error_with_its_place(text: str, tmp_path: Path) -> None:

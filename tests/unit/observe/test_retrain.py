@@ -34,6 +34,8 @@ def message(name: str = "LeptonInputDrift", model: str = "sizes", status: str = 
         (message(name="LeptonErrorRateHigh"), [], "no alert"),
         (message(model="others"), [], "no alert"),
         (message(), [_NOW - 1800], "0.5 h ago"),
+        (message(), [_NOW - 1800, _NOW + 365 * _DAY_S], "0.5 h ago"),
+        (message(), [_NOW + _DAY_S, _NOW + 365 * _DAY_S], None),  # the clock was set back
         (message(), [_NOW - 3 * _DAY_S, _NOW - 2 * _DAY_S], "2 starts within a week"),
         ([], [], "no alert"),
         ({"alerts": [None, {}, {"labels": 3}]}, [], "no alert"),

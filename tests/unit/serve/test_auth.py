@@ -211,6 +211,10 @@ def test_a_change_is_followed_and_a_broken_file_is_not(file: Path, all_scopes: s
     assert failures == ["token file"] * 2
     assert "the last good state stays in use" in caplog.text
     assert "SECRET" not in caplog.text
+    watched._read = lambda: 1 / 0  # type: ignore[assignment]  what nobody has foreseen
+    asyncio.run(watched.refresh())
+    assert failures == ["token file"] * 3
+    watched._read = file.read_bytes
     new = create_token(file, "new", ("predict",), None, None)
     asyncio.run(watched.refresh())
     assert guard.table.find(value) is None

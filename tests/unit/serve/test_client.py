@@ -238,6 +238,22 @@ def test_a_kept_connection_that_is_closed_is_no_failure(fake: Callable[..., Fake
     assert (server.connections, len(server.requests)) == (2, 4)
 
 
+def test_a_request_that_ends_its_connections_is_a_failure_soon(fake: Callable[..., Fake]) -> None:
+    """However many connections are kept: such a request may end a replica with each."""
+    server = fake()
+
+    async def ask() -> int:
+        async with AsyncClient(server.url, options=Options(max_tries=3, first_wait_s=0.001)) as client:
+            await asyncio.gather(*(client.predict([{}]) for _ in range(20)))
+            before, server.script = len(server.requests), [_CLOSE] * 100
+            with pytest.raises(UnavailableError, match="within 3 tries"):
+                await client.predict([{}])
+            return len(server.requests) - before
+
+    assert asyncio.run(ask()) == 4
+    assert server.connections > 4
+
+
 _PASSING = {
     "closed": _CLOSE,
     "half a head": b"HTTP/1.1 200 OK\r\nContent-" + _CLOSE,

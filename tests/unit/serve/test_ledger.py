@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ def test_in_any_time_no_more_than_burst_and_rate_is_accepted(
         total = 0
         for moment, count in accepted[start:]:
             total += count
-            assert total <= burst + per_s * (moment - accepted[start][0]) + 1e-6
+            assert total <= max(burst, 2 * len(purses)) + per_s * (moment - accepted[start][0]) + 1e-6
 
 
 def test_two_replicas_that_want_all_get_nearly_the_rate() -> None:
@@ -56,6 +57,24 @@ def test_two_replicas_that_want_all_get_nearly_the_rate() -> None:
             accepted += spend(purse, 50)
             exchange(ledger, name, purse, step * 0.05)
     assert 1800 <= accepted <= 2000 + 100
+
+
+@pytest.mark.parametrize("num_replicas", [2, 3, 10, 24])
+@pytest.mark.parametrize(("asked_at", "asked_per_s"), [("all", 1), ("all", 20), ("one", 1), ("one", 20)])
+def test_a_rate_of_less_than_a_unit_for_each_replica_is_given_too(
+    num_replicas: int, asked_at: str, asked_per_s: int
+) -> None:
+    ledger, purses = Ledger(0.0), [Purse(Rate(1.0, 1)) for _ in range(num_replicas)]
+    accepted, asked = 0, 0
+    for step in range(20 * 120):
+        now = step / 20
+        if step % 5 == 0:
+            for name, purse in enumerate(purses):
+                exchange(ledger, str(name), purse, now)
+        while asked < asked_per_s * now:
+            accepted += purses[asked % num_replicas if asked_at == "all" else 0].take()
+            asked += 1
+    assert 0.75 * 120 <= accepted <= 120 + 2 * num_replicas
 
 
 def test_units_go_where_the_requests_are() -> None:

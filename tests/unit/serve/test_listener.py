@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,11 @@ def test_request_ids_come_back_or_are_given(listen: Any) -> None:
         (b"GET /v\x012 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET /v\xff2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 501),
+        (
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n",
+            501,
+        ),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 400),
         (b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: a miracle\r\n\r\n[]", 417),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"\0" * 100, 400),
@@ -203,6 +208,46 @@ def test_chunks_extensions_and_trailers_make_no_difference(listen: Any) -> None:
     assert client.ask(get(b"/v2/health/live")).code == 200
 
 
+_WISH = b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"
+
+
+@pytest.mark.parametrize("cut", [1, 40, 130, 200, -1])
+def test_a_wish_for_another_protocol_is_ignored(listen: Any, cut: int) -> None:
+    """Java's own client sends it with the first request over plain HTTP, and curl with --http2."""
+    running = listen()
+    client = running.connect()
+    for raw in (
+        post([RECORD], *_WISH),
+        b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n".join(_WISH) + b"\r\n\r\n2\r\n[]\r\n0\r\n\r\n",
+    ):
+        client.send(raw[:cut])
+        client.send(raw[cut:])
+        answer = client.read()
+        assert answer.code == (200 if b"content-length" in raw.lower() else 400)
+        assert client.ask(get(b"/v2/health/live", *_WISH)).code == 200
+        assert client.ask(post([RECORD])).code == 200
+    last = client.ask(get(b"/v2/health/live", b"Connection: close, Upgrade", b"Upgrade: h2c"))
+    assert (last.code, last.headers["connection"]) == (200, "close")
+    assert client.is_closed()
+
+
+def test_a_client_that_takes_nothing_gets_no_more_answers(listen: Any) -> None:
+    """What waits for it is bounded, and it gets the rest when it goes on."""
+    running = listen()
+    client, num_requests = running.connect(), 1000
+    client.send(b"GET / HTTP/1.1\r\nHost:a\r\n\r\n" * num_requests)
+    answer = client.read()
+    (connection,) = running.listener._connections
+    while connection._send_by is None:
+        time.sleep(0.01)
+    assert connection._transport.get_write_buffer_size() < 100 * len(answer.body)
+    got = b""
+    while got.count(b"HTTP/1.1 200") < num_requests - 1 or not got.endswith(answer.body):
+        part = client.socket.recv(1 << 20)
+        assert part
+        got += part
+
+
 _PIPELINE = [
     (post([RECORD]), 200),
     (get(b"/v2/models/demo"), 200),
@@ -249,6 +294,8 @@ def test_pipelined_requests_are_answered_in_order_however_they_are_cut(
         get(b"/v2", *[b"X%d: a" % number for number in range(101)]),
         get(b"/v2", *[b"X%d: %b" % (number, b"a" * 500) for number in range(40)]),
         b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\r\n[]\r\n0\r\n" + b"X: abc\r\n" * 200 + b"\r\n",
+        b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2\r\n[]\r\n0\r\nX: " + b"a" * (2 << 20),
+        b"POST /predict HTTP/1.1\r\n" + _CHUNKED + b"\r\n2;" + b"a" * (2 << 20),
     ],
 )
 def test_heads_are_bounded(listen: Any, raw: bytes) -> None:

@@ -4,6 +4,8 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy import stats
 
 from lepton_ray.serve.rollout.course import Course, decide, promote
 from lepton_ray.serve.rollout.judge import Verdict, compare_outcomes, judge, psi
-from lepton_ray.serve.rollout.tally import Tally, TallyMeter, total
+from lepton_ray.serve.rollout.tally import Answers, Tally, TallyMeter, total
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec
 
 _OLD, _NEW = ModelRef(uri="/old", digest="a" * 64), ModelRef(uri="/new", digest="b" * 64)
@@ -36,8 +38,35 @@ class _Silent:
 
 
 def _outcomes(values: Any) -> Tally:
-    values = np.asarray(values, float)
-    return Tally(outcomes=len(values), outcome_sum=float(values.sum()), outcome_squares=float((values**2).sum()))
+    exact = [Fraction(float(value)) for value in values]
+    return Tally(
+        outcomes=len(exact),
+        outcome_sum=sum(exact, Fraction()),
+        outcome_squares=sum((value**2 for value in exact), Fraction()),
+    )
+
+
+def test_of_sets_of_tags_each_tag_is_counted() -> None:
+    """There are 2**60 sets of 60 tags: a count of each would grow with the rows."""
+    output, classes = SimpleNamespace(name="probabilities"), tuple(f"tag {number}" for number in range(60))
+    package = SimpleNamespace(signature=SimpleNamespace(outputs=[output], classes=classes))
+    answers = Answers(package)  # type: ignore[arg-type]
+    drawn = np.random.default_rng(0).random((5000, 60))
+    outputs = {"probabilities": drawn}
+    counted = Counter(answers.counted(outputs))
+    assert len(set(answers.of(outputs))) > 4900
+    assert counted == Counter({str(number): int((drawn[:, number] >= 0.5).sum()) for number in range(60)})
+    assert answers.counted({"probabilities": drawn[:1] * 0}) == [""]
+
+
+@pytest.mark.parametrize("base", [0.0, 1e8, 1.79e9, 1e15])
+def test_outcomes_far_from_zero_are_told_apart(base: float) -> None:
+    draw = np.random.default_rng(0)
+    one, other = (base + np.round(draw.normal(mean, 10, 500)) for mean in (0, 5))
+    found = compare_outcomes(_outcomes(one), _outcomes(other))
+    assert found is not None
+    assert found.fixed_p == pytest.approx(stats.ttest_ind(one - base, other - base, equal_var=False).pvalue, rel=1e-6)
+    assert found.difference == pytest.approx((other - base).mean() - (one - base).mean())
 
 
 @pytest.mark.parametrize(

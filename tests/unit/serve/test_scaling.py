@@ -100,6 +100,14 @@ def test_the_rate_at_which_the_target_was_missed_is_remembered_and_forgotten() -
     assert later <= 2
 
 
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    _, memory = decide(Observed(2, 10.0, 200.0, 900.0), Memory(2), 1e9, 100.0, 0.75)
+    for step in range(4):
+        wanted, memory = decide(Observed(2, 10.0, 200.0, 900.0), memory, 1e9 - 3600 + 10 * step, 100.0, 0.75)
+    assert wanted is not None
+    assert wanted > 2
+
+
 def test_nothing_is_decided_on_what_other_replicas_did() -> None:
     wanted, memory = decide(Observed(3, 50.0, 200.0, 900.0), Memory(2), 10.0, 100.0, 0.75)
     assert wanted is None

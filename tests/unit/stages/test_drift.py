@@ -126,6 +126,12 @@ def test_a_record_that_overflows_is_refused_alone(
     assert (found.metrics or {})["accuracy"] == 1
 
 
+def test_why_no_record_can_be_scored_is_told(package: str, tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("size,kind,is\nbig,a,small\nhuge,b,large\n")
+    with pytest.raises(DataError, match=r"can score, got none of 2 \(the first: size must be a number, got 'big'"):
+        measure_drift(package, str(tmp_path / "new.csv"))
+
+
 def test_records_without_a_label_cannot_be_measured(package: str, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("size,kind,is\n1,a,\n")
     with pytest.raises(DataError, match="must hold records"):
