@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -98,7 +99,7 @@ def init(
                 file.write(text)
             predicts = parse_spec(text, source="the starter spec").data.label
             typer.echo(
-                f"Wrote {output}; it predicts {predicts} (--label names another). Look it over, then: lepton-ray run {output}",
+                f"Wrote {output}; it predicts {predicts} (--label names another). Look it over, then: lepton-ray run {shlex.quote(str(output))}",
                 err=True,
             )
 

@@ -1,12 +1,15 @@
 """Functions of the user's own, named in a spec by their import path."""
 
+import functools
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lepton_ray.core.errors import SpecError
+from lepton_ray.core.files import sha256_file
 
 
 def load_function(path: str, place: str) -> Callable[..., Any]:
@@ -20,8 +23,7 @@ def load_function(path: str, place: str) -> Callable[..., Any]:
         SpecError: If it cannot be imported, or is nothing that can be called.
     """
     module_name, _, name = path.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # a user's module lies beside the specs, and the command's path does not have it
+    _look_here()
     try:
         function = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # a user's module may raise anything when it is imported
@@ -34,3 +36,24 @@ def load_function(path: str, place: str) -> Callable[..., Any]:
     if not callable(function):
         raise SpecError([f"{place} must name a function, got {path!r}, a {type(function).__name__}. Name a function"])
     return function  # type: ignore[no-any-return]
+
+
+@functools.cache  # what is changed later this process does not import again
+def source_digest(path: str) -> str | None:
+    """Return the SHA-256 of the file of the module in an import path, which is not imported; None if there is none.
+
+    A file that is changed counts in the next process. What the module imports does not count.
+    """
+    _look_here()
+    try:
+        found = importlib.util.find_spec(path.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    file = found and found.origin
+    return sha256_file(Path(file)) if file and Path(file).is_file() else None
+
+
+def _look_here() -> None:
+    """Have modules found that lie beside the specs: the command's path does not have the working directory."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)

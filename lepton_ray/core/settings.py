@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lepton_ray.core.errors import SpecError
 from lepton_ray.core.text import without_credentials
@@ -62,7 +62,9 @@ def expand(text: str) -> str:
 
 def local_path(uri: str) -> Path | None:
     """Return the absolute path that a path or ``file://`` URI names, or None for another filesystem's URI."""
-    text = expand(uri).removeprefix("file://")
+    text = expand(uri)
+    if text.startswith("file://"):  # RFC 8089
+        return Path(unquote(text.removeprefix("file://localhost").removeprefix("file://"))).absolute()
     return None if "://" in text else Path(text).expanduser().absolute()
 
 

@@ -216,7 +216,8 @@ def _type_cells(column: Column, cells: pa.Array, data: DataSpec) -> tuple[pa.Arr
             sets, breaches = parse_tags(column, given, data.missing_words)
             return sets, _found(breaches, cells)
         case ImageColumn():
-            return cells.cast(pa.binary()), ()
+            images = cells.cast(pa.binary())
+            return images, [(rules.Breach("missing_required", "must be an image", _is_null(images)), images)]
         case _:
             return _as_they_are(cells), ()
 

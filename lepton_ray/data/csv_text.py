@@ -34,6 +34,9 @@ from lepton_ray.spec.data import CategoryColumn, Column, NumberColumn
 
 _HEAD_BYTES = _MIN_READ_BYTES = 4 * MAX_RECORD_BYTES
 _MAX_LINE_BYTES = 64 << 20  # a file without line ends would be held whole
+csv.field_size_limit(
+    2 * _MAX_LINE_BYTES
+)  # of all threads: who set it for a record alone would take it from another that is parsed
 DELIMITERS = (",", ";", "\t", "|")
 """The usual ones; of those that fit alike, the first."""
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -382,13 +385,10 @@ def _count_cells(file: CsvFile, data: bytes, records: Records) -> Indices:
 
 def _cells(text: str, delimiter: str) -> list[str]:
     """Cells of one record by Python's csv module."""
-    limit = csv.field_size_limit(max(len(text) + 1, 131072))
     try:
         return next(csv.reader([text], delimiter=delimiter), [])
     except csv.Error:
         return []
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _is_utf8(data: bytes) -> bool:

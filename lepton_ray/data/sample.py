@@ -6,24 +6,41 @@ number of rows; ``RowSample`` finds it while rows come of which nobody knows the
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.data.check import keep_rows
 from lepton_ray.data.hashing import Words, mix, to_keys
 
 _SEED = 0x5A3D
 _SPAN = 2.0**64
+SAMPLE_BYTES = 256 << 20
+"""The most that ``clean`` and ``featurize`` hold of the rows at once."""
 _BYTES_PER_CELL = {"dictionary": 4, "timestamp": 8, "double": 8}
 _TEXT_BYTES = 64  # of one text, as a guess
 
 
-def rows_within(schema: pa.Schema, num_bytes: int) -> int:
-    """Return how many rows of a typed table take about ``num_bytes`` of memory, at least 1."""
-    return max(1, num_bytes // max(1, sum(_cell_bytes(field.type) for field in schema)))
+def rows_within(schema: pa.Schema, num_bytes: int, parts: Sequence[PartFile]) -> int:
+    """Return how many rows of a typed table take about ``num_bytes`` of memory, at least 1.
+
+    Args:
+        schema: Of the table, which may be of some columns.
+        num_bytes: Bytes.
+        parts: The files that its rows are read from: how long texts and images are only they know.
+    """
+    row_bytes = max(1, sum(_cell_bytes(field.type) for field in schema))
+    if any(_is_of_any_length(field.type) for field in schema):
+        row_bytes = max(row_bytes, sum(part.num_bytes for part in parts) // max(1, sum(part.rows for part in parts)))
+    return max(1, num_bytes // row_bytes)
+
+
+def _is_of_any_length(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
 def _cell_bytes(kind: pa.DataType) -> int:

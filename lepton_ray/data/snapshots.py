@@ -145,7 +145,7 @@ def read_rows(folder: Folder, snapshot: Snapshot, max_bytes: int = _SAMPLE_BYTES
     if not snapshot.parts:
         return pa.table({})
     try:
-        tables = [_sample(folder, part, snapshot.rows, max_bytes) for part in snapshot.parts]
+        tables = [_sample(folder, part, snapshot, max_bytes) for part in snapshot.parts]
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(
             f"{snapshot.location} must hold the parts that its manifest names, got: {error}. "
@@ -154,13 +154,13 @@ def read_rows(folder: Folder, snapshot: Snapshot, max_bytes: int = _SAMPLE_BYTES
     return pa.concat_tables(tables)
 
 
-def _sample(folder: Folder, part: PartFile, rows: int, max_bytes: int) -> pa.Table:
+def _sample(folder: Folder, part: PartFile, snapshot: Snapshot, max_bytes: int) -> pa.Table:
     table = (read_arrow if part.name.endswith(".arrow") else read_parquet)(folder, part)
     table = table.select([name for name in table.column_names if not name.startswith("_")])
-    most = rows_within(table.schema, max_bytes)
-    if rows <= most:
+    most = rows_within(table.schema, max_bytes, snapshot.parts)
+    if snapshot.rows <= most:
         return table
-    return table.filter(pa.array(in_sample(hash_columns(table.columns, table.num_rows), rows, most)))
+    return table.filter(pa.array(in_sample(hash_columns(table.columns, table.num_rows), snapshot.rows, most)))
 
 
 def columns_of(schema: pa.Schema, known: Mapping[str, Column] | None = None) -> dict[str, Column]:

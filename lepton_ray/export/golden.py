@@ -33,7 +33,10 @@ def choose_rows(test: pa.Table, signature: Signature, count: int) -> NDArray[np.
     tried = np.sort(np.concatenate([lacking, others]))
     usable = tried[find_reproduced(test.take(pa.array(tried)), signature)]
     if not len(usable):
-        raise QualityGateError("the test split must hold a row that a record can give again, got none. Add rows to it")
+        raise QualityGateError(
+            "the test split must hold a row that a record can give again, got none. Add rows to it; where a time column has a format that "
+            "leaves digits of its times out, set that to iso"
+        )
     chosen = spread(usable[has_missing[usable]], count // 2)
     return np.sort(np.concatenate([chosen, spread(np.setdiff1d(usable, chosen), count - len(chosen))]))
 

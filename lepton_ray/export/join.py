@@ -8,6 +8,7 @@ from onnx import TensorProto, compose, helper
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
 
+_THRESHOLD = "threshold"
 _MAX_PAIRS = 1 << 22  # of tokens or steps in a batch: attention has a number for each, in each head
 
 
@@ -69,6 +70,13 @@ def _add_label(core: onnx.ModelProto, target: Target) -> None:
 def _add_judgement(core: onnx.ModelProto, target: Target) -> None:
     """Say which scores are greater than the threshold."""
     graph = core.graph
-    graph.initializer.append(helper.make_tensor("threshold", TensorProto.FLOAT, [], [target.threshold]))
-    graph.node.append(helper.make_node("Greater", [target.output, "threshold"], ["is_anomaly"]))
+    graph.initializer.append(helper.make_tensor(_THRESHOLD, TensorProto.FLOAT, [], [target.threshold]))
+    graph.node.append(helper.make_node("Greater", [target.output, _THRESHOLD], ["is_anomaly"]))
     graph.output.insert(0, helper.make_tensor_value_info("is_anomaly", TensorProto.BOOL, ["batch"]))
+
+
+def with_threshold(model: onnx.ModelProto, threshold: float) -> onnx.ModelProto:
+    """Return the graph of a detector of anomalies with another threshold."""
+    (tensor,) = (weight for weight in model.graph.initializer if weight.name == _THRESHOLD)
+    tensor.CopyFrom(helper.make_tensor(_THRESHOLD, TensorProto.FLOAT, [], [threshold]))
+    return model

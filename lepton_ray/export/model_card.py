@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.spec.data import DataSpec
 
 _NUMBERS = {"value": "a number", "values": "a series of numbers"}
 _KINDS = ("number", "category", "time", "text", "series", "image")
@@ -23,7 +24,7 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
 Predicts {what} from {kinds} column(s).
 
 - Model: {lineage["spec"]["model"]["kind"]}, trained for {lineage["epochs"]} epochs, best epoch {lineage["best_epoch"]}
-- Data: {data["source"]["kind"]} at `{data["source"]["uri"]}`; rows: {rows}
+- Data: {data["source"]["kind"]} at `{DataSpec.model_validate(data).source.place}`; rows: {rows}
 {_compression(lineage)}- Input: raw records; missing values are imputed, categories not seen in training count as none of the known
 - Files: `signature.json` has the tensors, `lineage.json` the spec and digests, `reference.json` the training data's sketches
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.core.errors import EngineError
 from lepton_ray.export.join import join, opset_of
 
+_one_at_a_time = threading.Lock()
+"""The exporter keeps what it is at in its modules, and standard output is the process's."""
 _EXAMPLE_ROWS = 2
 _PREFIX = "model_"  # of the inputs' names in the model's own graph
 
@@ -86,7 +89,12 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, ops
     types = [torch.float32 if i.num_ids is None else torch.int64 for i in inputs]
     examples = tuple(torch.zeros(_EXAMPLE_ROWS, *i.shape, dtype=dtype) for i, dtype in zip(inputs, types, strict=True))
     batch = torch.export.Dim("batch")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        _one_at_a_time,
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         for name in ("torch.onnx", "onnxscript.optimizer"):  # which tell of constants that they leave as they are
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -105,15 +105,16 @@ def depends_of(
     """
     depends: dict[str, Any] = {"stage": stage.name, "version": stage.module.VERSION, "seed": spec.seed}
     for name, value in arguments_of(stage, spec, artifacts).items():
-        depends[name] = value.digest if isinstance(value, Artifact) else value and _as_json(value)
+        left_out = getattr(stage.module, "WITHOUT_EFFECT", {}).get(name)
+        depends[name] = value.digest if isinstance(value, Artifact) else value and _as_json(value, left_out)
     fingerprint = getattr(stage.module, "fingerprint", None)
     if fingerprint is not None and (outside := _give_sections(fingerprint, looked_with or spec)) is not None:
         depends["fingerprint"] = outside
     return depends
 
 
-def _as_json(section: Section) -> dict[str, Any]:
-    return section.model_dump(mode="json", exclude=set(getattr(section, "WITHOUT_EFFECT", ())))
+def _as_json(section: Section, left_out: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude=left_out)
 
 
 def to_step(stage: Stage, depends: Mapping[str, Any]) -> StepId:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lepton_ray.artifacts.kinds import Artifact, Dataset, RawDataset
 from lepton_ray.artifacts.store import Store
-from lepton_ray.core.errors import BudgetError, LeptonError, QualityGateError
+from lepton_ray.core.errors import BudgetError, LeptonError, QualityGateError, SpecError
 from lepton_ray.core.progress import Progress, Silent
 from lepton_ray.core.spent import Spent
 from lepton_ray.cost.meter import Meter
@@ -78,10 +78,15 @@ def run(
         progress: Told of what happens.
 
     Raises:
+        SpecError: If ``spec`` is none, or what it names outside of itself is wrong.
         QualityGateError: If a gate was not met; nothing after it was done.
         BudgetError: If the budget was spent; the same run with a larger one goes on.
         LeptonError: If a stage cannot do what the spec asks.
     """
+    given: object = spec  # notebooks have no type checker
+    if not isinstance(given, RunSpec):
+        rule = "must be a RunSpec: what load_spec(path) reads, or RunSpec.model_validate(...) makes of a dictionary"
+        raise SpecError([f"spec {rule}, got a {type(given).__name__}"], "run")
     progress = progress or Silent()
     stages = plan(spec)
     if from_stage is not None:

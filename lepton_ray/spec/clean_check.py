@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lepton_ray.core.patterns import match_whole
 from lepton_ray.spec.clean import REASONS, CleanSpec, WindowSpec
-from lepton_ray.spec.data import CategoryColumn, DataSpec, parse_iso
+from lepton_ray.spec.data import CategoryColumn, DataSpec, IgnoredColumn, parse_iso
 from lepton_ray.spec.ranges import Range, narrow, range_of, range_words
 from lepton_ray.spec.row_rules import (
     CompareRule,
@@ -254,6 +254,8 @@ def _find_impossible_text(comparison: Comparison, data: DataSpec) -> str | None:
 def why_never(name: str, value: str, data: DataSpec) -> str | None:
     """Return why a cleaned cell of a textual column is never this text."""
     column = data.columns[name]
+    if isinstance(column, IgnoredColumn):  # which stays as it is
+        return "an empty text is missing" if value == "" else None
     if value != value.strip() or value == "":
         return "texts are trimmed, and an empty one is missing"
     if value in data.missing_words:

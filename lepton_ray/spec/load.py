@@ -149,15 +149,25 @@ def _explain(
     if kind in _MAPPING_ERRORS:
         return f"{place}{name} must be a mapping, got {show(got)}."
     if kind == "tuple_type":
-        return f"{place}{name} must be a list, got {show(got)}. Write [{got}]."
+        hint = "" if isinstance(got, dict) else f" Write [{got}]."
+        return f"{place}{name} must be a list, got {show(got)}.{hint}"
     if kind == "string_pattern_mismatch" and details["ctx"]["pattern"] == IMPORT_PATH:
         return f"{place}{name} must be package.module:function, got {show(got)}. Name it so."
     message = (
         message.replace("String should", "must").replace("Dictionary should", "must").replace("Tuple should", "must")
     )
-    hint = " Write the number without quotes." if isinstance(got, str) and kind in ("int_type", "float_type") else ""
+    is_quoted = kind in ("int_type", "float_type") and isinstance(got, str) and _is_number(got)
+    hint = " Write the number without quotes." if is_quoted else ""
     hint = hint or (" Put it in quotes." if kind == "string_type" and isinstance(got, bool | int | float) else "")
     return f"{place}{name} {message if message.startswith('must') else 'must be valid: ' + message}, got {show(got)}.{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _place(location: yaml_text.Path, lines: dict[yaml_text.Path, int], set_paths: list[tuple[str, ...]]) -> str:

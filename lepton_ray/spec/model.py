@@ -1,6 +1,6 @@
 """Sections ``model`` and ``train``."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
@@ -269,9 +269,6 @@ def library_of(framework: Framework) -> Literal["torch", "keras"]:
 
 class TrainSpec(Section):
     """Distributed training through Ray Train; the step does not depend on the number of workers."""
-
-    WITHOUT_EFFECT: ClassVar = ("max_failures", "start_timeout_s")
-    """Settings that change no result: whoever changes one goes on where the training is."""
 
     framework: Framework = "torch"
     """PyTorch, Keras on TensorFlow, or Keras on JAX: the same settings and packages. ``jax`` trains in workers of Ray Train

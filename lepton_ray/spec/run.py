@@ -191,6 +191,10 @@ class RunSpec(Section):
         """Dump under the names of the YAML file."""
         return super().model_dump(**{"by_alias": True, **options})
 
+    def model_dump_json(self, **options: Any) -> str:
+        """Dump as JSON under the names of the YAML file."""
+        return super().model_dump_json(**{"by_alias": True, **options})
+
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):

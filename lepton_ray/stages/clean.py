@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from lepton_ray.artifacts.kinds import Dataset, PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.imports import source_digest
 from lepton_ray.data import removal
 from lepton_ray.data.block import LINE, REASON, SOURCE
 from lepton_ray.data.check import CATEGORY_TYPE, typed_schema
@@ -24,22 +25,22 @@ from lepton_ray.data.outliers import FittedOutliers, fit_outliers, outlier_colum
 from lepton_ray.data.parts import Folder, read_arrow
 from lepton_ray.data.profile import profile
 from lepton_ray.data.rules import load_rule_functions, stop_error
-from lepton_ray.data.sample import rows_within
+from lepton_ray.data.sample import SAMPLE_BYTES, rows_within
 from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.data.split import SPLITS, TRAIN
 from lepton_ray.data.verdicts import FIRST_REASON, Mask, Removal, Verdicts
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.spec.row_rules import UniqueRule
+from lepton_ray.spec.row_rules import FunctionRule, UniqueRule
 from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.near_duplicates import remove_near_duplicates
 from lepton_ray.stages.references import check_references, fingerprint_references, load_references
 from lepton_ray.stages.windows import add_windows, remove_looking_across
 
-VERSION = 7
+VERSION = 8
+WITHOUT_EFFECT = {"data": {"engine"}}
 _MIN_CLASSES = 2
-_SAMPLE_BYTES = 256 << 20
 _JUDGED = "judged"
 
 
@@ -95,8 +96,9 @@ def preflight(data: DataSpec, clean: CleanSpec) -> None:
 
 
 def fingerprint(data: DataSpec, clean: CleanSpec) -> list[Any] | None:
-    """Return what the stage's result depends on outside of the spec: the sources that foreign keys refer to, None without one."""
-    return fingerprint_references(clean, data)
+    """Return what the stage's result depends on outside of the spec: the sources that foreign keys refer to, the code of functions."""
+    functions = [source_digest(rule.function) for rule in clean.rules if isinstance(rule, FunctionRule)]
+    return [*fingerprint_references(clean, data), *functions] or None
 
 
 def _judge_rules(
@@ -189,7 +191,7 @@ def _fit_outliers(verdicts: Verdicts, data: DataSpec, clean: CleanSpec, mapper: 
 def _gather(verdicts: Verdicts, mask: Mask, columns: list[str], data: DataSpec, mapper: Mapper) -> pa.Table:
     """Return some columns of the rows of a mask, or of a uniform sample of them."""
     schema = pa.schema([typed_schema(data.columns).field(name) for name in columns])
-    most = rows_within(schema, _SAMPLE_BYTES)
+    most = rows_within(schema, SAMPLE_BYTES, verdicts.parts)
     rows = int(mask.sum())
     take = partial(removal.take_sample, verdicts.folder, columns, rows, most)
     ends = np.cumsum([part.rows for part in verdicts.parts])

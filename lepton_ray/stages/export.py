@@ -23,7 +23,10 @@ from lepton_ray.artifacts.tables import to_feeds, to_records
 from lepton_ray.core.errors import QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
+from lepton_ray.core.settings import references
+from lepton_ray.core.text import without_credentials
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer, spread
+from lepton_ray.export.join import with_threshold
 from lepton_ray.export.model_card import write_card
 from lepton_ray.features.reference import output_sketches
 from lepton_ray.models.catalog import build_model
@@ -36,7 +39,8 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 10
+VERSION = 11
+WITHOUT_EFFECT = {"serve": set(ServeSpec.model_fields) - {"max_request_bytes", "max_rows_per_request"}}
 _ROWS_AT_ONCE = 4096
 _MAX_REFERENCE_ROWS = 20_000
 _ROUNDINGS = 8 * float(np.finfo(np.float32).eps)
@@ -90,6 +94,8 @@ def export(
     parity["package"] = _hold("the package", package, golden, outputs, export.parity_tolerance)[1]
     if export.compress is not None:
         _compress(package, feature_set, dataset, export.compress.kind, ctx)
+        if target.task == "anomaly_detection":
+            _move_threshold(package, target, feature_set, dataset, ctx)
         bound = export.compress.max_difference
         outputs, parity["compressed"] = _hold("the compressed package", package, golden, outputs, bound)
         write_json(package / "golden_outputs.json", outputs)
@@ -156,8 +162,23 @@ def _find_threshold(exporter: Any, model: Any, target: Target, feature_set: Feat
     is_normal = target.is_normal(held_out.labels(feature_set, "val", ctx))
     if not is_normal.any():
         raise without_normal(target)
-    scores = held_out.answer_prepared(score, feature_set, "val", ctx)[target.output]
-    score_there = np.quantile(scores[is_normal], target.quantile)
+    return _threshold(held_out.answer_prepared(score, feature_set, "val", ctx)[target.output][is_normal], target)
+
+
+def _move_threshold(package: Path, target: Target, feature_set: FeatureSet, dataset: Dataset, ctx: RunContext) -> None:
+    """Find the threshold again, of the scores that a compressed package gives, and seal it again."""
+    rows, places = held_out.sample(dataset, "val", ctx)
+    predictor = Predictor(open_package(package))
+    feeds = (to_feeds(rows.slice(i, _ROWS_AT_ONCE), predictor.signature) for i in range(0, len(rows), _ROWS_AT_ONCE))
+    scores = np.concatenate([predictor.run(some)[target.output] for some in feeds])
+    is_normal = target.is_normal(held_out.labels(feature_set, "val", ctx)[places])
+    path = package / "model.onnx"
+    path.write_bytes(with_threshold(onnx.load(path), _threshold(scores[is_normal], target)).SerializeToString())
+    seal(package)
+
+
+def _threshold(scores: NDArray[Any], target: Target) -> float:
+    score_there = np.quantile(scores, target.quantile)
     return float(np.float32(score_there + abs(score_there) * _ROUNDINGS))
 
 
@@ -206,7 +227,7 @@ def _write_facts(
         "name": ctx.name,
         "seed": ctx.seed,
         "spec": {
-            "data": data.model_dump(mode="json"),
+            "data": _without_passwords(data.model_dump(mode="json")),
             "model": read_json(checkpoint.folder / "model.json"),
             "train": train,
         },
@@ -227,6 +248,15 @@ def _write_facts(
     write_json(package / "metrics.json", checkpoint.metrics)
     write_json(package / "lineage.json", lineage)
     _write_card(package)
+
+
+def _without_passwords(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a data section as a package may carry it: with the names of variables, but no user and password in an address."""
+    source = {
+        name: without_credentials(value) if isinstance(value, str) and not references(value) else value
+        for name, value in data["source"].items()
+    }
+    return {**data, "source": source}
 
 
 def _write_card(package: Path) -> None:

@@ -27,7 +27,7 @@ from lepton_ray.data.checks import Finding, check_sample, stop_on
 from lepton_ray.data.hashing import hash_columns, to_keys
 from lepton_ray.data.parts import Folder, part_name, read_parquet, read_parts
 from lepton_ray.data.profile import profile
-from lepton_ray.data.sample import in_sample, rows_within
+from lepton_ray.data.sample import SAMPLE_BYTES, in_sample, rows_within
 from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.data.split import SPLITS
 from lepton_ray.evaluate.data_report import write_data_report
@@ -45,11 +45,11 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import describe_data
 
-VERSION = 12
+VERSION = 13
+WITHOUT_EFFECT = {"data": {"engine"}, "clean": set(CleanSpec.model_fields) - {"checks"}}
 LABEL = "_label"
 GROUP = "_group"
 """The column of ``data.ranking`` beside the model input."""
-_SAMPLE_BYTES = 256 << 20
 _FOLD_SEED = 0xF01D
 _GROUP_BYTES = 16 << 20  # of model input: what training reads at once where it streams
 
@@ -172,7 +172,8 @@ def gather_training_rows(data: DataSpec, dataset: Dataset, mapper: Mapper) -> pa
     """Return the features, label and fold keys of the training rows, or of a uniform sample of them."""
     schema = typed_schema(data.all_columns)
     columns = [name for name in data.all_columns if name in data.features or name == data.label]
-    most = rows_within(pa.schema([schema.field(name) for name in columns]), _SAMPLE_BYTES)
+    wanted = pa.schema([schema.field(name) for name in columns])
+    most = rows_within(wanted, SAMPLE_BYTES, dataset.splits["train"])
     rows = dataset.split_rows["train"]
     take = partial(_take, list(data.all_columns), columns, rows, most, folder_of(dataset, mapper.ctx))
     return mapper.gather(take, dataset.splits["train"], is_small=rows <= most)

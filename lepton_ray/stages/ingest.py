@@ -9,6 +9,7 @@ from lepton_ray.artifacts.kinds import PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.core.errors import DataError
+from lepton_ray.core.imports import source_digest
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
@@ -17,10 +18,12 @@ from lepton_ray.data.mended import Mender, mended_by_place, read_mended
 from lepton_ray.data.mended import fingerprint as mended_fingerprint
 from lepton_ray.data.parts import Folder, read_parquet
 from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.sources import CustomSource
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
 VERSION = 7
+WITHOUT_EFFECT = {"data": {"engine": True, "profile": True, "split": True, "source": {"timeout_s"}}}
 _PLAN = "plan.json"
 
 
@@ -61,7 +64,8 @@ def fingerprint(data: DataSpec, storage: str, name: str) -> Any:
     """Return what the stage's result depends on outside of the spec: for files path, size and time of each; what is mended."""
     filesystem, path = open_filesystem(storage)
     mended = mended_by_place(read_mended(filesystem, f"{path.rstrip('/')}/{name}"))
-    return {"source": fingerprint_of(data), "mended": mended_fingerprint(mended)}
+    code = source_digest(data.source.connector) if isinstance(data.source, CustomSource) else None
+    return {"source": fingerprint_of(data), "mended": mended_fingerprint(mended), **({"code": code} if code else {})}
 
 
 def _plan(connector: Connector, ctx: RunContext) -> Iterable[Part]:

@@ -47,8 +47,8 @@ def check_references(clean: CleanSpec, data: DataSpec) -> None:
                 check_source(reference, open_connector(reference))
 
 
-def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any] | None:
-    """Return what the sources of all references say of themselves outside of the spec, None without one.
+def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any]:
+    """Return what the sources of all references say of themselves outside of the spec.
 
     Raises:
         DataError: If one is not there.
@@ -59,7 +59,7 @@ def fingerprint_references(clean: CleanSpec, data: DataSpec) -> list[Any] | None
             with _errors_named(clean, rule):
                 reference = _reference_of(rule, keys.reference_columns(rule, data), data)
                 found.append(fingerprint_of(reference))
-    return found or None
+    return found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lepton_ray.artifacts.kinds import Checkpoint, FeatureSet, Target, Trials
 from lepton_ray.core.errors import EngineError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import write_json
-from lepton_ray.core.imports import load_function
+from lepton_ray.core.imports import load_function, source_digest
 from lepton_ray.engine.session import connect
 from lepton_ray.models.backbones import digests, find_backbone
 from lepton_ray.models.catalog import build_model
@@ -32,6 +32,7 @@ from lepton_ray.train.replay import Part
 from lepton_ray.train.resources import is_in_driver
 
 VERSION = 7
+WITHOUT_EFFECT = {"train": {"max_failures", "start_timeout_s"}}
 
 
 def train(
@@ -86,9 +87,13 @@ def preflight(model: Model | None, train: TrainSpec, features: FeaturesSpec, dat
         raise SpecError(problems)
 
 
-def fingerprint(model: Model | None) -> dict[str, dict[str, str]] | None:
-    """Return what the stage's result depends on outside of the spec: the files of backbones, None without one."""
-    return {place: digests(find_backbone(place, part)) for place, part in _to_be_read(model).items()} or None
+def fingerprint(model: Model | None) -> dict[str, Any] | None:
+    """Return what the stage's result depends on outside of the spec: the files of backbones, the code of modules; None without one."""
+    files = {place: digests(find_backbone(place, part)) for place, part in _to_be_read(model).items()}
+    code = {
+        place: source_digest(part.module) for place, part in parts_of(model).items() if isinstance(part, CustomModel)
+    }
+    return {**files, **code} or None
 
 
 def _to_be_read(model: Model | None) -> dict[str, PretrainedModel]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lepton_ray.train.rows import Source
     from lepton_ray.tune.on_ray import Epoch
 
-VERSION = 7
+VERSION = 8
+WITHOUT_EFFECT = {"train": {"max_failures", "start_timeout_s"}}
 _SAID = {"num_parameters": "model parameters", "epoch_s": "seconds an epoch"}
 
 
@@ -38,7 +39,7 @@ def preflight(tune: TuneSpec) -> None:
         require(tune.searcher.kind, f"tune.searcher {tune.searcher.kind}")
 
 
-def fingerprint(model: Model) -> dict[str, dict[str, str]] | None:
+def fingerprint(model: Model) -> dict[str, Any] | None:
     """Return what the stage's result depends on outside of the spec, as that of training does."""
     return backbones_fingerprint(model)
 

@@ -83,8 +83,8 @@ class Storage:
             self.filesystem.delete_dir(self.path)
 
     def read_progress(self) -> dict[str, Any] | None:
-        """Return the last report, None before the first or while it is written."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        """Return the last report, None before the first, while it is written, or where the storage does not answer just now."""
+        with contextlib.suppress(OSError, ValueError):
             with self.filesystem.open_input_stream(f"{self.path}/{_PROGRESS}") as stream:
                 report: dict[str, Any] = json.loads(stream.read())
             return report
@@ -290,7 +290,8 @@ def _end_without_owner(check_owner: Callable[[], None]) -> None:
     controller = get_train_context().controller_actor
     while True:
         try:
-            check_owner()
+            with contextlib.suppress(OSError):  # the storage may answer again
+                check_owner()
         except EngineError:
             controller.abort.remote()  # frees the workers' resources; Ray does so itself only where its dashboard answers
             return

@@ -341,6 +341,14 @@ def with_a_name_twice(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return Twice()
 
 
+def with_softmax(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(num_outputs, activation="softmax")])
+
+
+def with_sigmoid(spec: Any, inputs: Any, num_outputs: int) -> Any:
+    return keras.Sequential([keras.layers.Dense(num_outputs), keras.layers.Activation("sigmoid")])
+
+
 def with_a_loss(spec: Any, inputs: Any, num_outputs: int) -> Any:
     return keras.Sequential([keras.layers.Dense(num_outputs, kernel_regularizer="l2")])
 
@@ -364,6 +372,8 @@ def that_looks_at_other_rows(spec: Any, inputs: Any, num_outputs: int) -> Any:
         ("without_gradient", "must use all its weights, got .*kernel unused"),
         ("that_looks_at_other_rows", "must make of a row what it makes of it alone, got another answer beside another"),
         ("with_a_name_twice", "must give each of its layers a name of its own, got .*a/kernel twice"),
+        ("with_softmax", "must give logits: loss and package take their softmax or sigmoid, got the result of one"),
+        ("with_sigmoid", "must give logits: loss and package take their softmax or sigmoid, got the result of one"),
         ("with_a_loss", r"must add no loss of its own \(train.weight_decay is a penalty\), got 1"),
     ],
 )

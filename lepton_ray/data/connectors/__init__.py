@@ -11,6 +11,7 @@ from lepton_ray.core.text import without_credentials
 from lepton_ray.data.connectors.base import Connector
 from lepton_ray.data.connectors.contract import check_source
 from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.sources import RaySource
 
 __all__ = ["KINDS", "check_source", "fingerprint_of", "open_connector"]
 
@@ -48,11 +49,17 @@ def open_connector(data: DataSpec) -> Connector:
 
 
 def fingerprint_of(data: DataSpec) -> Any:
-    """Return what the source says of itself; of one that cannot tell, where it is, if that stands in the environment."""
+    """Return what the source says of itself; of one that cannot tell, the addresses that stand in the environment, without credentials."""
     found = open_connector(data).fingerprint()
-    uri = getattr(data.source, "uri", None) or getattr(data.source, "servers", None) or ""
-    place = without_credentials(uri)
-    return without_credentials(settings.expand(place)) if found is None and settings.references(place) else found
+    if found is not None:
+        return found
+    if isinstance(data.source, RaySource):
+        texts = [value for value in data.source.options.values() if isinstance(value, str)]
+        places = [text for text in texts if "://" in settings.expand(text)]
+    else:
+        places = [getattr(data.source, "uri", None) or getattr(data.source, "servers", None) or ""]
+    bare = [place for place in map(without_credentials, places) if settings.references(place)]
+    return [without_credentials(settings.expand(place)) for place in bare] or None
 
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from lepton_ray.core import settings
 from lepton_ray.core.text import without_credentials
@@ -45,7 +46,8 @@ def describe(error: BaseException, *templates: str) -> str:
     for template in templates:
         for name in settings.references(template):
             if secret := settings.expand(f"${{{name}}}"):
-                text = text.replace(secret, f"${{{name}}}")
+                for written in (secret, quote(secret), quote(secret, safe="")):  # as it may stand in an address
+                    text = text.replace(written, f"${{{name}}}")
     return without_credentials(text)
 
 

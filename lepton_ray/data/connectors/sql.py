@@ -249,17 +249,22 @@ def _array(values: list[Any], column: Column) -> pa.Array:
     if isinstance(column, NumberColumn) and len(kinds) > 1 and kinds <= {int, float, decimal.Decimal}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     if isinstance(column, SeriesColumn) and kinds == {list}:
-        with contextlib.suppress(pa.ArrowException, TypeError):
-            return pa.array(values, SERIES)
+        with contextlib.suppress(pa.ArrowException, TypeError, ValueError):
+            return pa.array([value and [_element(item) for item in value] for value in values], SERIES)
     if kinds & {bytes, BadText}:
         return pa.array(
             [value if value is None or isinstance(value, bytes) else str(_text(value)).encode() for value in values],
             pa.binary(),
         )
     if len(kinds) == 1 and kinds <= {str, bool, int, decimal.Decimal, datetime.date, datetime.datetime}:
-        with contextlib.suppress(pa.ArrowException, OverflowError):
+        with contextlib.suppress(pa.ArrowException, OverflowError, TypeError):  # the last of Decimal("Infinity")
             return pa.array(values)
     return pa.array([_text(value) for value in values], pa.string())
+
+
+def _element(item: Any) -> Any:
+    """Return an element of a series: ``numeric[]`` has decimals."""
+    return float(item) if isinstance(item, decimal.Decimal) else item
 
 
 def _text(value: Any) -> str | None:

@@ -31,7 +31,7 @@ class TextConnector(LinesConnector):
             yield self._block(chunk, span.path)
 
     def _block(self, chunk: Chunk, source: str) -> RawBlock:
-        lines = chunk.data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        lines = (chunk.data.removeprefix(b"\xef\xbb\xbf") if chunk.line == 1 else chunk.data).split(b"\n")
         numbered = [(i, line.removesuffix(b"\r")) for i, line in enumerate(lines, chunk.line) if line.strip()]
         good: list[str] = []
         places: list[int] = []

@@ -289,6 +289,7 @@ def build_scheduler(spec: TuneSpec, seed: int) -> TrialScheduler:
                 resample_probability=scheduler.resample_fraction,
                 custom_explore_fn=partial(clip, spec.space),
                 log_config=False,
+                synch=True,
             )
         case _:
             return FIFOScheduler()

@@ -290,3 +290,10 @@ def test_decimals_that_are_texts_are_the_numbers_that_json_has(width, kind):
 )
 def test_a_decimals_text_loses_no_digit(value, text):
     assert category_text(Decimal(value)) == text
+
+
+def test_a_row_without_its_image_is_removed():
+    images = pa.array([b"\0" * 4, None], pa.binary())
+    columns = {"i": {"kind": "image", "height": 2, "width": 2, "channels": 1}, "y": "category"}
+    assert reasons(check({"i": images}, columns)) == [None, "missing_required"]
+    assert reasons(check({"z": ["1", "2"]}, columns)) == ["missing_required"] * 2

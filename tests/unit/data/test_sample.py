@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.data.hashing import hash_columns
-from lepton_ray.data.sample import RowSample
+from lepton_ray.data.sample import RowSample, rows_within
 
 _ROWS, _BLOCK = 200_000, 10_000
 
@@ -68,3 +69,10 @@ def test_dictionaries_shrink_with_their_rows() -> None:
 
 def test_a_row_that_is_too_large_is_no_endless_search() -> None:
     assert _sample(_blocks(np.ones(1)), max_bytes=1).rows.num_rows == 1
+
+
+def test_how_long_texts_and_images_are_the_files_say() -> None:
+    parts = [PartFile(name=name, rows=10, num_bytes=10 * (224 * 224 * 3 + 8), sha256="") for name in "ab"]
+    images = pa.schema({"image": pa.binary(), "x": pa.float64()})
+    assert rows_within(images, 256 << 20, parts) == (256 << 20) // (224 * 224 * 3 + 8)
+    assert rows_within(pa.schema({"x": pa.float64()}), 256 << 20, parts) == 32 << 20, "they are not read"

@@ -15,6 +15,7 @@ from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_records
 from lepton_ray.core.errors import QualityGateError
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json
+from lepton_ray.export.model_card import write_card
 from lepton_ray.export.to_onnx import export_model, predict
 from lepton_ray.features.categories import CategoryState
 from lepton_ray.features.graph import compile_graph
@@ -244,3 +245,28 @@ def test_a_row_that_is_answered_otherwise_alone_is_promoted_nowhere(monkeypatch:
         export._hold("the package", Path(), golden, outputs, 0.1)
     monkeypatch.setattr(export, "Predictor", predictor_of(lambda feeds: {"value": feeds["x"] - numbers.mean()}))
     assert export._hold("the package", Path(), golden, outputs, 0.1)[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ({"kind": "csv", "uri": "a.csv"}, "csv at `a.csv`"),
+        ({"kind": "kafka", "servers": "h:9092", "topic": "t"}, "kafka at `kafka topic t`"),
+        ({"kind": "ray", "reader": "mongo", "options": {"uri": "x"}}, "ray at `ray.data.read_mongo`"),
+        ({"kind": "custom", "connector": "a.b:c"}, "custom at `a.b:c`"),
+        ({"kind": "iceberg", "catalog": {"name": "prod"}, "table": "ns.t"}, "iceberg at `ns.t`"),
+        ({"kind": "sql", "uri": "postgresql://me:hunter2@db/sales", "table": "t"}, "sql at `postgresql://db/sales`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_card_names_every_kind_of_source_and_no_password(source: dict[str, Any], place: str) -> None:
+    data = {**_TABLE.model_dump(mode="json"), "source": source}
+    lineage = {
+        "name": "demo",
+        "spec": {"data": data, "model": {"kind": "linear"}},
+        "split_rows": {"train": 1},
+        "epochs": 1,
+        "best_epoch": 1,
+    }
+    target = Target(task="classification", classes=("n", "p"))
+    assert f"- Data: {place}; rows: train 1" in write_card(Signature.of(_TABLE, target), lineage, {"val_loss": 1.0})

@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from lepton_ray.core import imports
 from lepton_ray.core.errors import SpecError
+from lepton_ray.pipeline import run
 from lepton_ray.pipeline.plan import STAGES, depends_of, to_step
 from lepton_ray.spec import parse_spec
 
-CLEAN, FEATURIZE, TRAIN = (
-    next(stage for stage in STAGES if stage.name == name) for name in ("clean", "featurize", "train")
+INGEST, CLEAN, FEATURIZE, TRAIN, EXPORT = (
+    next(stage for stage in STAGES if stage.name == name)
+    for name in ("ingest", "clean", "featurize", "train", "export")
 )
 SUBWORDS = "{texts: {tokens: {kind: subwords, tokenizer_file: %s}, encode: ids}}"
 
@@ -86,3 +89,73 @@ def test_without_keys_in_another_source_the_key_of_clean_stays(monkeypatch):
     step = step_of(CLEAN, spec, {})
     monkeypatch.delattr(CLEAN.module, "fingerprint")
     assert step_of(CLEAN, spec, {}) == step
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "is_same"),
+    [
+        (INGEST, "data.engine=ray", True),
+        (INGEST, "data.profile=false", True),
+        (INGEST, "data.split={train: 0.5, val: 0.25, test: 0.25}", True),
+        (INGEST, "data.missing_words=['?']", False),
+        (CLEAN, "data.engine=ray", True),
+        (CLEAN, "data.split={train: 0.5, val: 0.25, test: 0.25}", False),
+        (CLEAN, "clean.max_removed_fraction=0.5", False),
+        (FEATURIZE, "data.engine=ray", True),
+        (FEATURIZE, "clean.max_removed_fraction=0.5", True),
+        (FEATURIZE, "clean.checks.action=stop", False),
+        (EXPORT, "serve.port=9000", True),
+        (EXPORT, "serve.autoscaling.max_replicas=9", True),
+        (EXPORT, "serve.max_rows_per_request=100", False),
+        (EXPORT, "serve=null", False),
+    ],
+)
+def test_a_key_depends_on_what_the_stage_looks_at(tmp_path, stage, override, is_same):
+    (tmp_path / "x.csv").write_text("a,b\n1,x\n2,y\n")
+    text = (
+        f"name: n\ndata: {{source: {{kind: csv, uri: {tmp_path}/x.csv}}, columns: {{a: number, b: category}}, label: b}}\n"
+        "model: {kind: linear}\nserve: {}\n"
+    )
+    assert (step_of(stage, parse_spec(text), {}) == step_of(stage, parse_spec(text, [override]), {})) == is_same
+
+
+@pytest.mark.parametrize(
+    ("stage", "spec"),
+    [
+        (CLEAN, "clean: {rules: [{kind: function, function: 'my_code:use', columns: [a]}]}"),
+        (TRAIN, "model: {kind: custom, module: 'my_code:use'}"),
+    ],
+)
+def test_other_code_of_the_users_own_is_another_step(tmp_path, monkeypatch, stage, spec):
+    """What a killed run has judged with the code of before, the repaired code must judge anew."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    parsed = parse_spec(
+        f"name: n\ndata: {{source: {{kind: csv, uri: x.csv}}, columns: {{a: number, b: category}}, label: b}}\n{spec}\n"
+    )
+    steps = []
+    for code in ("def use(): return 1\n", "def use(): return 2\n"):
+        (tmp_path / "my_code.py").write_text(code)
+        imports.source_digest.cache_clear()  # as in another process
+        steps += [step_of(stage, parsed, {}), step_of(stage, parsed, {})]
+    assert steps[0] == steps[1] != steps[2] == steps[3]
+
+
+def test_another_address_in_the_environment_is_another_step_but_not_another_password(monkeypatch):
+    monkeypatch.setenv("PW", "one")
+    monkeypatch.setenv("DB", "mongodb://me:one@here/shop")
+    spec = parse_spec(
+        "name: n\ndata: {source: {kind: ray, reader: mongo, options: {uri: '${DB}', password: '${PW}'}}, columns: {a: number}}\n"
+    )
+    first = step_of(INGEST, spec, {})
+    monkeypatch.setenv("PW", "two")
+    monkeypatch.setenv("DB", "mongodb://me:two@here/shop")
+    assert step_of(INGEST, spec, {}) == first
+    monkeypatch.setenv("DB", "mongodb://me:two@there/shop")
+    assert step_of(INGEST, spec, {}) != first
+
+
+@pytest.mark.parametrize("given", [{"name": "n"}, "spec.yaml", None])
+def test_what_is_no_spec_is_told_so(given):
+    with pytest.raises(SpecError, match=r"must be a RunSpec: what load_spec\(path\) reads, or RunSpec.model_validate"):
+        run(given)

@@ -39,8 +39,9 @@ COLUMNS = {
 }
 
 
-def data_of(columns=COLUMNS, label="outcome"):
-    return DataSpec.model_validate({"source": {"kind": "csv", "uri": "x.csv"}, "columns": columns, "label": label})
+def data_of(columns=COLUMNS, label="outcome", **more):
+    source = {"kind": "csv", "uri": "x.csv"}
+    return DataSpec.model_validate({"source": source, "columns": columns, "label": label, **more})
 
 
 def check(text, data=None):
@@ -492,3 +493,12 @@ def test_a_normal_class_that_no_row_can_have_is_refused(label):
     (problem,) = check("", data)
     assert problem.startswith("data.anomalies.normal_class must be a value that y can have, got 'Normal'")
     assert check("", DataSpec.model_validate({**section, "columns": {**columns, "y": "category"}})) == []
+
+
+def test_a_rule_may_name_what_an_ignored_column_keeps():
+    """Such a column is neither trimmed nor looked through for words that mean missing."""
+    data = data_of({"note": "ignored", "x": "number", "outcome": "category"}, missing_words=["NA"])
+    rule = {"kind": "compare", "left": "note", "operator": "==", "value": "NA"}
+    for value in ("NA", " x "):
+        assert check_clean(CleanSpec.model_validate({"rules": [{**rule, "value": value}]}), data) == []
+    assert check_clean(CleanSpec.model_validate({"rules": [{**rule, "value": ""}]}), data)

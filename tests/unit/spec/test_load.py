@@ -380,6 +380,7 @@ def test_the_python_driver_builds_a_spec() -> None:
 def test_job_specs_load_round_trip_and_keep_the_schema(path: Path, schema: jsonschema_rs.Draft202012Validator) -> None:
     spec = load_spec(path)
     assert RunSpec.model_validate(spec.model_dump()) == spec
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
     assert RunSpec.model_validate(spec.model_dump(mode="json")) == spec
     schema.validate(spec.model_dump(mode="json"))
     plain = re.sub(r"(?<=[\s\[:])(\d+)e-(\d+)", r"\1.0e-\2", path.read_text())  # PyYAML reads 1e-3 as a text

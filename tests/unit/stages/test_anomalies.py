@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from pyarrow.fs import LocalFileSystem
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import read_json
+from lepton_ray.data.parts import Folder, read_parts
 from lepton_ray.pipeline import run
 from lepton_ray.serve import protocol
 from lepton_ray.spec import parse_spec
@@ -61,6 +64,20 @@ def _parsed(spec: dict[str, Any]) -> Any:
 
 
 _RECORDS = [{"flow": 1.0, "power": 2.0, "kind": "a"}, {"flow": 1.0, "power": -4.0, "kind": "a"}]
+
+
+def test_a_compressed_package_flags_as_many_normal_rows_as_asked(folder: Path) -> None:
+    """Its scores are others than those of what was trained, and so must its threshold be."""
+    model = {"kind": "autoencoder", "hidden": [64], "code_width": 2}
+    compress = {"kind": "int8", "max_difference": 1000.0}
+    spec = _spec(folder, name="compressed", model=model, export={"compress": compress})
+    result = run(_parsed(spec))
+    package = open_package(result["export"].path)
+    rows = read_parts(Folder(LocalFileSystem(), result["clean"].location), result["clean"].splits["val"])
+    flagged = Predictor(package).run(to_feeds(rows, package.signature))["is_anomaly"]
+    is_normal = np.array(rows.column("state").to_pylist()) == "fine"
+    assert 0.03 < flagged[is_normal].mean() <= 0.05
+    assert flagged[~is_normal].mean() > 0.9
 
 
 @pytest.mark.slow_but("torch")

@@ -305,6 +305,9 @@ def test_messages_hide_what_references_stand_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORD", "s3cr3t")
     error = OSError("cannot log in to db://me:s3cr3t@host with s3cr3t\nmore")
     assert describe(error, "db://me:${WORD}@host") == "cannot log in to db://host with ${WORD}"
+    monkeypatch.setenv("WORD", "s3 cr/3t")
+    error = OSError("no answer of http://host/s3%20cr/3t/a and of http://host/?key=s3%20cr%2F3t")
+    assert describe(error, "${WORD}") == "no answer of http://host/${WORD}/a and of http://host/?key=${WORD}"
 
 
 def test_a_pickled_connector_holds_no_open_filesystem(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lepton_ray.data.check import to_text
 from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector, sql
 from lepton_ray.data.connectors.sql import _array
 from lepton_ray.spec import sources
-from lepton_ray.spec.data import CategoryColumn, DataSpec
+from lepton_ray.spec.data import CategoryColumn, DataSpec, NumberColumn, SeriesColumn
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
@@ -193,6 +193,15 @@ def test_a_decimals_text_does_not_depend_on_the_rows_that_are_fetched_with_it() 
     assert [*to_text(_array([one], column)).to_pylist(), "2.5"] == together == mixed[:2] == ["1", "2.5"]
 
 
+def test_decimals_are_elements_of_a_series_and_may_be_infinite() -> None:
+    """What psycopg gives of ``numeric[]`` and ``numeric``."""
+    series = SeriesColumn(kind="series", length=2)
+    values = [[Decimal("1.5"), Decimal(2)], None, [None, 3.0]]
+    assert _array(values, series).to_pylist() == [[1.5, 2.0], None, [None, 3.0]]
+    number = NumberColumn(kind="number")
+    assert _array([Decimal("Infinity"), Decimal(1)], number).to_pylist() == ["Infinity", "1"]
+
+
 def test_another_address_in_the_environment_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"x": "number"}
     found = []
@@ -206,4 +215,5 @@ def test_another_address_in_the_environment_is_another_source(monkeypatch: pytes
         )
         found.append(fingerprint_of(server))
         assert fingerprint_of(password) is None
-    assert found == ["http://staging:9092/orders", "http://staging:9092/orders", "http://production:9092/orders"]
+    places = ["http://staging:9092/orders", "http://staging:9092/orders", "http://production:9092/orders"]
+    assert found == [[place] for place in places]
