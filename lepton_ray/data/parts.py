@@ -21,6 +21,7 @@ from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.core.errors import ArtifactError
 
 _PARQUET_ROW_GROUP = 1 << 20
+_ARROW = ".arrow"
 _WRITE_BYTES = 1 << 16  # smaller pieces are gathered
 
 
@@ -176,6 +177,17 @@ def read_parquet(folder: Folder, part: PartFile, columns: Sequence[str] | None =
     with folder.open(part.name) as source:
         file = pq.ParquetFile(source)
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def read_part(folder: Folder, part: PartFile) -> pa.Table:
+    """Return a part of either kind."""
+    return (read_arrow if part.name.endswith(_ARROW) else read_parquet)(folder, part)
+
+
+def schema_of(folder: Folder, part: PartFile) -> pa.Schema:
+    """Return the Arrow types of a part of either kind, whose rows are not read."""
+    with folder.open(part.name) as source:
+        return pa.ipc.open_file(source).schema if part.name.endswith(_ARROW) else pq.read_schema(source)
 
 
 def row_groups(folder: Folder, part: PartFile) -> list[int]:

@@ -17,7 +17,7 @@ from lepton_ray.artifacts.profile import ColumnProfile, ImageProfile, Profile, S
 from lepton_ray.artifacts.store import MANIFEST
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.data.hashing import hash_columns
-from lepton_ray.data.parts import Folder, read_arrow, read_parquet
+from lepton_ray.data.parts import Folder, read_part
 from lepton_ray.data.profile import profile
 from lepton_ray.data.sample import in_sample, rows_within
 from lepton_ray.spec.data import Column
@@ -155,7 +155,7 @@ def read_rows(folder: Folder, snapshot: Snapshot, max_bytes: int = _SAMPLE_BYTES
 
 
 def _sample(folder: Folder, part: PartFile, snapshot: Snapshot, max_bytes: int) -> pa.Table:
-    table = (read_arrow if part.name.endswith(".arrow") else read_parquet)(folder, part)
+    table = read_part(folder, part)
     table = table.select([name for name in table.column_names if not name.startswith("_")])
     most = rows_within(table.schema, max_bytes, snapshot.parts)
     if snapshot.rows <= most:

@@ -108,10 +108,7 @@ def _odd_keys(value: Any, path: str) -> Iterator[str]:
 
 def _check_provider(config: Config) -> Iterator[str]:
     provider = config.get("provider")
-    if not isinstance(provider, dict) or "type" not in provider:
-        return  # the schema has said so
-    kind = provider["type"]
-    if not isinstance(kind, str):
+    if not isinstance(provider, dict) or not isinstance(kind := provider.get("type"), str):
         return  # the schema has said so
     if kind not in PROVIDER_KEYS:
         if kind != "external":

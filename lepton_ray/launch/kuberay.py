@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from lepton_ray.core.errors import SpecError
-from lepton_ray.launch.kuberay_description import Description, RocksDbSpec, SizeSpec, WorkersSpec
+from lepton_ray.launch.kuberay_description import KubeDescription, RocksDbSpec, SizeSpec, WorkersSpec
 from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, METRICS_PORT, PORT
 from lepton_ray.spec.load import read_text
 
@@ -38,7 +38,7 @@ _SERVING, _TRAINING = "serving", "training"
 Manifest = dict[str, Any]
 
 
-def render(description: Description) -> dict[str, list[Manifest]]:
+def render(description: KubeDescription) -> dict[str, list[Manifest]]:
     """Return the documents of each file.
 
     Raises:
@@ -118,20 +118,20 @@ def _listener_ports(serve: Mapping[str, Any]) -> dict[str, int]:
     return {name: port for name, port in ports.items() if port is not None}
 
 
-def _metadata(description: Description, name: str, component: str | None = None) -> Manifest:
+def _metadata(description: KubeDescription, name: str, component: str | None = None) -> Manifest:
     labels = {_PART_OF: description.name} | ({_COMPONENT: component} if component else {})
     return {"name": name, "namespace": description.namespace, "labels": labels}
 
 
-def _token_secret(description: Description) -> str:
+def _token_secret(description: KubeDescription) -> str:
     return f"{description.name}-token"
 
 
-def _credentials_secret(description: Description) -> str:
+def _credentials_secret(description: KubeDescription) -> str:
     return f"{description.name}-credentials"
 
 
-def _secrets(description: Description) -> list[Manifest]:
+def _secrets(description: KubeDescription) -> list[Manifest]:
     """Empty: Ray starts no node without a token, so a template that was not filled in lets nobody in."""
     token = {_TOKEN_KEY: ""} | ({_REDIS_KEY: ""} if description.gcs.kind == "redis" else {})
     kinds = {_token_secret(description): token, _credentials_secret(description): {}}
@@ -185,7 +185,7 @@ def _ports(**ports: int) -> list[Manifest]:
 
 
 def _pod(
-    description: Description, component: str, image: str, size: SizeSpec, container: Manifest, pod: Manifest
+    description: KubeDescription, component: str, image: str, size: SizeSpec, container: Manifest, pod: Manifest
 ) -> Manifest:
     """Return a pod's template; ``container`` and ``pod`` hold what not all pods have."""
     environment = {
@@ -222,7 +222,7 @@ def _start(size: SizeSpec, **more: str) -> dict[str, str]:
     return {"object-store-memory": str(store), "metrics-export-port": str(METRICS_PORT), **more}
 
 
-def _head(description: Description, component: str, image: str) -> Manifest:
+def _head(description: KubeDescription, component: str, image: str) -> Manifest:
     ports = _ports(
         gcs_server=PORT,
         dashboard=DASHBOARD_PORT,
@@ -244,7 +244,7 @@ def _head(description: Description, component: str, image: str) -> Manifest:
 
 
 def _workers(
-    description: Description, component: str, image: str, size: WorkersSpec, container: Manifest, pod: Manifest
+    description: KubeDescription, component: str, image: str, size: WorkersSpec, container: Manifest, pod: Manifest
 ) -> Manifest:
     pod = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 120, **pod}
     return {
@@ -257,7 +257,7 @@ def _workers(
     }
 
 
-def _cluster(description: Description, head: Manifest, workers: Manifest) -> Manifest:
+def _cluster(description: KubeDescription, head: Manifest, workers: Manifest) -> Manifest:
     return {
         "rayVersion": description.ray_version,
         "authOptions": {"mode": "token", "secretName": _token_secret(description)},
@@ -273,7 +273,7 @@ def _cluster(description: Description, head: Manifest, workers: Manifest) -> Man
     }
 
 
-def _gcs(description: Description) -> Manifest:
+def _gcs(description: KubeDescription) -> Manifest:
     if isinstance(description.gcs, RocksDbSpec):
         storage = {"size": f"{description.gcs.gib}Gi", "deletionPolicy": "DeleteWithCluster"}
         return {"backend": "rocksdb", "storage": {**storage, "accessModes": ["ReadWriteOnce"]}}
@@ -285,7 +285,7 @@ def _gcs(description: Description) -> Manifest:
     }
 
 
-def _training_cluster(description: Description) -> Manifest:
+def _training_cluster(description: KubeDescription) -> Manifest:
     training = description.training
     head = _head(description, _TRAINING, training.image)
     container = {"ports": _ports(metrics=METRICS_PORT)}
@@ -294,7 +294,7 @@ def _training_cluster(description: Description) -> Manifest:
     )
 
 
-def _ray_cluster(description: Description) -> Manifest:
+def _ray_cluster(description: KubeDescription) -> Manifest:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
@@ -303,7 +303,7 @@ def _ray_cluster(description: Description) -> Manifest:
     }
 
 
-def _ray_job(description: Description) -> Manifest:
+def _ray_job(description: KubeDescription) -> Manifest:
     training = description.training
     settings = [f"storage={training.storage}", f"register.tracking_uri={description.tracking_uri}", "serve=null"]
     command = ["lepton-ray", "run", training.spec, *(part for setting in settings for part in ("--set", setting))]
@@ -337,7 +337,7 @@ def _ray_job(description: Description) -> Manifest:
     }
 
 
-def _ray_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
+def _ray_service(description: KubeDescription, serve: Mapping[str, Any]) -> Manifest:
     serving = description.serving
     listener = _listener_ports(serve)
     ports = _ports(metrics=METRICS_PORT, serve=serve["http_options"]["port"], **listener)
@@ -377,7 +377,7 @@ def _ready(serve: Mapping[str, Any], listener: int) -> Manifest:
     return {**probe, "httpGet": {**probe["httpGet"], "scheme": "HTTPS"}}
 
 
-def _listener_service(description: Description, serve: Mapping[str, Any]) -> Manifest:
+def _listener_service(description: KubeDescription, serve: Mapping[str, Any]) -> Manifest:
     """The replicas' own listeners; KubeRay makes the Service of Ray Serve's HTTP, and keeps no other port of it."""
     return {
         "apiVersion": "v1",
@@ -392,7 +392,7 @@ def _listener_service(description: Description, serve: Mapping[str, Any]) -> Man
     }
 
 
-def _pod_monitor(description: Description) -> Manifest:
+def _pod_monitor(description: KubeDescription) -> Manifest:
     ports = ("metrics", "as-metrics", "dash-metrics")
     cluster = {"sourceLabels": ["__meta_kubernetes_pod_label_ray_io_cluster"], "targetLabel": "ray_io_cluster"}
     return {
@@ -408,7 +408,7 @@ def _pod_monitor(description: Description) -> Manifest:
     }
 
 
-def _network_policy(description: Description, serve: Mapping[str, Any]) -> Manifest:
+def _network_policy(description: KubeDescription, serve: Mapping[str, Any]) -> Manifest:
     def rule(source: Manifest, *ports: int) -> Manifest:
         allowed = {"ports": [{"protocol": "TCP", "port": port} for port in ports]} if ports else {}
         return {"from": [source], **allowed}
@@ -438,7 +438,7 @@ def _network_policy(description: Description, serve: Mapping[str, Any]) -> Manif
     }
 
 
-def _disruption_budget(description: Description) -> Manifest:
+def _disruption_budget(description: KubeDescription) -> Manifest:
     """Kubernetes takes only ``minAvailable``, as a number, for pods of a controller that it does not know.
 
     Of a single pod 1 would be all of them: no node with it could ever be drained. 0 lets it go, and undoes a budget that was applied

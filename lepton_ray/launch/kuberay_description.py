@@ -91,7 +91,7 @@ class ServingSpec(Section):
     """File as ``serve deploy`` takes it, with one application."""
 
 
-class Description(Section):
+class KubeDescription(Section):
     """What the manifests of one project share, and where its two clusters differ."""
 
     name: DnsName
@@ -113,10 +113,10 @@ class Description(Section):
     serving: ServingSpec
 
 
-def load_description(path: Path) -> Description:
+def load_description(path: Path) -> KubeDescription:
     """Read a description.
 
     Raises:
         SpecError: If it cannot be read or anything in it is wrong; lists every problem.
     """
-    return parse_model(Description, read_text(path), source=str(path))
+    return parse_model(KubeDescription, read_text(path), source=str(path))

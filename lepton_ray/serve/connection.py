@@ -17,17 +17,14 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from lepton_ray.serve.bodies import accepts_events, reader_of
+from lepton_ray.serve.bodies import accepts_events
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
     HTTP_TIMEOUT,
     HTTP_UNAVAILABLE,
-    JOB_KEY_HEADER,
-    RAW_HEADER,
     Call,
     Response,
-    parse_length,
 )
 from lepton_ray.serve.events import Parts
 from lepton_ray.serve.exchange import (
@@ -40,7 +37,6 @@ from lepton_ray.serve.exchange import (
     checked_id,
     entry_of,
 )
-from lepton_ray.serve.front import refuse_encoded
 
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
@@ -178,12 +174,14 @@ class Connection(asyncio.Protocol):
         """Have data parsed; a wish for another protocol, which h2c clients send with a first request, is ignored (RFC 9110, 7.8)."""
         try:
             self._parser.feed_data(data)
+            return
         except httptools.HttpParserUpgrade as upgrade:
             if self._incoming.is_in_head:  # what the parser itself takes for one
                 raise
-            head = self._without_wish()
-            self._parser, self._incoming, self._receive_by = httptools.HttpRequestParser(self), _Incoming(), None
-            self._parser.feed_data(head + data[upgrade.args[0] :])  # nobody sends a second one at once
+            again = self._without_wish() + data[upgrade.args[0] :]
+        self._parser, self._incoming, self._receive_by = httptools.HttpRequestParser(self), _Incoming(), None
+        # Not while an error is handled, which would hide a refusal; nobody sends a second wish at once.
+        self._parser.feed_data(again)
 
     def _without_wish(self) -> bytes:
         """Return the head that has just come without what asks for another protocol."""
@@ -456,25 +454,19 @@ class Connection(asyncio.Protocol):
         found, slot.caller = self._owner.endpoint.admit(slot.method, slot.path, headers.get(b"authorization"))
         if isinstance(found, Response):
             slot.response = found
-        elif (coding := headers.get(b"content-encoding")) is not None and coding.lower() != b"identity":
-            slot.response = refuse_encoded(self._owner.endpoint, found, coding)
+        elif isinstance(call := self._owner.endpoint.call_of(found, headers, slot.caller, self._own_id), Response):
+            slot.response = call
         else:
-            length = headers.get(RAW_HEADER)
-            json_bytes = None if length is None else parse_length(length)
-            incoming.call = Call(found.protocol_name, json_bytes=json_bytes, version=found.version, model=found.model)
-            if (content_type := headers.get(b"content-type")) is not None:
-                incoming.call.read = reader_of(content_type)
-            incoming.call.accept = headers.get(b"accept")
-            if (key_header := self._owner.endpoint.key_header) is not None:
-                slot.request_id = slot.request_id or self._owner.next_id()
-                incoming.call.key = headers.get(key_header) or slot.request_id
-            if found.job is not None:
-                incoming.call.job = found.job._replace(caller=slot.caller)
-                incoming.call.key = headers.get(JOB_KEY_HEADER)
+            incoming.call = call
         if head.body_bytes is not None:
             self._check_size(head.body_bytes)
         if (expected := headers.get(b"expect")) is not None and not head.is_http_10:
             self._answer_expectation(expected)
+
+    def _own_id(self) -> bytes:
+        slot = self._incoming.slot
+        slot.request_id = slot.request_id or self._owner.next_id()
+        return slot.request_id
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""

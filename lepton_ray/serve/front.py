@@ -4,12 +4,23 @@ With one package its ``find`` and ``submit`` are that package's own, so a rollou
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from lepton_ray.serve.batching import Batcher, Done
-from lepton_ray.serve.endpoint import HTTP_OK, Asked, Call, Endpoint, Limits, Response
+from lepton_ray.serve.bodies import reader_of
+from lepton_ray.serve.endpoint import (
+    HTTP_OK,
+    JOB_KEY_HEADER,
+    RAW_HEADER,
+    Asked,
+    Call,
+    Endpoint,
+    Limits,
+    Response,
+    parse_length,
+)
 from lepton_ray.serve.guard import Denial, Guard, Headers
 from lepton_ray.serve.jobs.desk import Desk
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
@@ -111,6 +122,37 @@ class Front:
             denial = guard.admit(caller, "predict")
         return found if denial is None else self._deny(found, denial), caller.id
 
+    def call_of(
+        self, asked: Asked, headers: Mapping[bytes, bytes], caller: str, make_key: Callable[[], bytes]
+    ) -> Call | Response:
+        """Return the call that a head asks for, without its body, or what refuses it.
+
+        Args:
+            asked: What ``admit`` has found.
+            headers: By their names in lower case.
+            caller: Id of its token.
+            make_key: Gives the name of a caller that gives none, where one is needed.
+        """
+        if (coding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
+            return self._refuse_encoded(asked, coding)
+        length = headers.get(RAW_HEADER)
+        json_bytes = None if length is None else parse_length(length)
+        call = Call(asked.protocol_name, json_bytes=json_bytes, version=asked.version, model=asked.model)
+        if (content_type := headers.get(b"content-type")) is not None:
+            call.read = reader_of(content_type)
+        call.accept = headers.get(b"accept")
+        if self.key_header is not None:
+            call.key = headers.get(self.key_header) or make_key()
+        if asked.job is not None:
+            call.job, call.key = asked.job._replace(caller=caller), headers.get(JOB_KEY_HEADER)
+        return call
+
+    def _refuse_encoded(self, asked: Asked, coding: bytes) -> Response:
+        """Return and count the response to a body that is packed: a small one can be as large as any when it is unpacked."""
+        message = f"the body must come without content-encoding, got {coding[:40].decode('latin-1')}. Send it as it is"
+        call = Call(asked.protocol_name, model=asked.model)
+        return self.refuse(call, _HTTP_UNSUPPORTED, message, ((b"accept-encoding", b"identity"),))
+
     def _deny(self, found: Response | Asked, denial: Denial) -> Response:
         call = None if isinstance(found, Response) else Call(found.protocol_name, model=found.model)
         return self.refuse(call, denial.code, denial.message, denial.headers)
@@ -140,10 +182,3 @@ class Front:
 
     def _asked(self, call: Call | None) -> Endpoint:
         return self.champion if call is None else self.endpoint_of(call)
-
-
-def refuse_encoded(front: Front, asked: Asked, coding: bytes) -> Response:
-    """Return and count the response to a body that is packed: a small one can be as large as any when it is unpacked."""
-    message = f"the body must come without content-encoding, got {coding[:40].decode('latin-1')}. Send it as it is"
-    call = Call(asked.protocol_name, model=asked.model)
-    return front.refuse(call, _HTTP_UNSUPPORTED, message, ((b"accept-encoding", b"identity"),))

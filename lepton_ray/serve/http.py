@@ -2,47 +2,28 @@
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from secrets import token_bytes
 from typing import Any
 
-from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog, Entry
-from lepton_ray.serve.batching import Batcher, measure
-from lepton_ray.serve.bodies import accepts_events, reader_of
+from lepton_ray.serve.bodies import accepts_events
 from lepton_ray.serve.endpoint import (
     HTTP_BAD_REQUEST,
     HTTP_OK,
     HTTP_TIMEOUT,
-    JOB_KEY_HEADER,
-    RAW_HEADER,
     Call,
-    Endpoint,
-    Limits,
-    Meter,
     Response,
-    parse_length,
 )
 from lepton_ray.serve.events import Parts, answer_in_events
-from lepton_ray.serve.front import Front, Variant, refuse_encoded
-from lepton_ray.serve.guard import Guard
+from lepton_ray.serve.front import Front
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 AsgiApp = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
-
-_MAX_WAITING = 1000
-
-
-def build_http_app(
-    predictor: Predictor, name: str, limits: Limits, meter: Meter, guard: Guard | None = None
-) -> AsgiApp:
-    """Return the ASGI application that serves ``predictor`` as the model ``name``."""
-    endpoint = Endpoint(predictor, name, limits, meter)
-    return asgi_app(Front.of(Variant(endpoint, Batcher(endpoint, measure(predictor), _MAX_WAITING)), guard))
 
 
 @dataclass(slots=True)
@@ -121,12 +102,11 @@ async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any
     found, exchange.caller = endpoint.admit(scope["method"], _path(scope), authorization)
     if isinstance(found, Response):
         return found
-    job = found.job and found.job._replace(caller=exchange.caller)
-    call = exchange.call = Call(found.protocol_name, version=found.version, model=found.model, job=job)
-    coding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"identity")
-    if coding.lower() != b"identity":
-        return refuse_encoded(endpoint, found, coding)
-    _read_headers(endpoint, call, scope)
+    headers = dict(scope["headers"])
+    call = endpoint.call_of(found, headers, exchange.caller, lambda: headers.get(b"x-request-id") or token_bytes(8))
+    if isinstance(call, Response):
+        return call
+    exchange.call = call
     try:
         async with asyncio.timeout(endpoint.limits.receive_s):
             refusal = await _read(endpoint, exchange, call, receive)
@@ -158,21 +138,6 @@ async def _send_parts(exchange: _Exchange, parts: Parts, head: Response, send: _
             await send({"type": "http.response.body", "body": part.body, "more_body": True})
             part = await anext(parts, None)
     await send({"type": "http.response.body", "body": b""})
-
-
-def _read_headers(endpoint: Front, call: Call, scope: Mapping[str, Any]) -> None:
-    for name, value in scope["headers"]:
-        if name == RAW_HEADER:
-            call.json_bytes = parse_length(value)
-        elif name == b"content-type":
-            call.read = reader_of(value)
-        elif name == b"accept":
-            call.accept = value
-    if endpoint.key_header is not None:
-        headers = dict(scope["headers"])
-        call.key = headers.get(endpoint.key_header) or headers.get(b"x-request-id") or secrets.token_bytes(8)
-    if call.job is not None:
-        call.key = dict(scope["headers"]).get(JOB_KEY_HEADER)
 
 
 async def _read(endpoint: Front, exchange: _Exchange, call: Call, receive: _Receive) -> Response | None:

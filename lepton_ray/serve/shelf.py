@@ -68,7 +68,7 @@ class _Absent(Predictor):
 
 
 @dataclass(eq=False)
-class _Book:
+class _Shelved:
     """One model."""
 
     endpoint: Endpoint
@@ -116,17 +116,17 @@ class Shelf:
         self._max_waiting = max_waiting
         self._take = take
         self._resident_bytes = resident_bytes or _resident_bytes
-        self._books = {}
+        self._shelved = {}
         for name, package in packages.items():
             size_bytes = (package.path / "model.onnx").stat().st_size
             if size_bytes > self._limit_bytes:
                 raise ArtifactError(self._refuse_size(name, size_bytes))
             predictor = _Absent(package)
             endpoint = Endpoint(predictor, name, limits, meter_of(name, package.version))
-            self._books[name] = _Book(endpoint, predictor, size_bytes)
+            self._shelved[name] = _Shelved(endpoint, predictor, size_bytes)
         self._calls = self._list_calls()
         self._ticks = itertools.count(1)
-        self._wanted: deque[_Book] = deque()
+        self._wanted: deque[_Shelved] = deque()
         self._loading: asyncio.Task[None] | None = None
         self._left = asyncio.Event()
 
@@ -138,7 +138,7 @@ class Shelf:
 
         def submit_any(call: Call, done: Done) -> None:
             if call.model:
-                self._submit(self._books[call.model], call, done)
+                self._submit(self._shelved[call.model], call, done)
             else:
                 submit(call, done)
 
@@ -146,28 +146,28 @@ class Shelf:
 
     def endpoint(self, model: str) -> Endpoint:
         """Return the endpoint of a model, in memory or not."""
-        return self._books[model].endpoint
+        return self._shelved[model].endpoint
 
     def held_bytes(self) -> int:
         """Return what the models that are in memory take."""
-        return sum(book.size_bytes for book in self._books.values() if book.batcher is not None)
+        return sum(shelved.size_bytes for shelved in self._shelved.values() if shelved.batcher is not None)
 
     def held(self) -> list[str]:
         """Return the names of the models that are in memory."""
-        return [name for name, book in self._books.items() if book.batcher is not None]
+        return [name for name, shelved in self._shelved.items() if shelved.batcher is not None]
 
     def close(self) -> None:
         """Let the threads end."""
         if self._loading is not None:
             self._loading.cancel()
-        for book in self._books.values():
-            if book.batcher is not None:
-                book.batcher.close()
+        for shelved in self._shelved.values():
+            if shelved.batcher is not None:
+                shelved.batcher.close()
 
     def _list_calls(self) -> dict[tuple[str, str], Asked]:
         calls = {}
-        for name, book in self._books.items():
-            model, version = f"/v2/models/{name}", book.endpoint.version
+        for name, shelved in self._shelved.items():
+            model, version = f"/v2/models/{name}", shelved.endpoint.version
             calls["POST", f"{model}/predict"] = Asked("records", model=name)
             for path, of_version in ((model, None), (f"{model}/versions/{version}", version)):
                 calls["POST", f"{path}/infer"] = Asked("oip", of_version, name)
@@ -175,49 +175,49 @@ class Shelf:
         return calls
 
     def _find(self, method: str, path: str, find: Find) -> Response | Asked:
-        book = self._books.get(path.removeprefix("/v2/models/").partition("/")[0])
-        if path.startswith("/v2/models/") and book is not None:
-            if book.problem and path.endswith("/ready"):
-                return error_response(HTTP_NO_ROOM, book.problem)
-            return book.endpoint.find(method, path)
+        shelved = self._shelved.get(path.removeprefix("/v2/models/").partition("/")[0])
+        if path.startswith("/v2/models/") and shelved is not None:
+            if shelved.problem and path.endswith("/ready"):
+                return error_response(HTTP_NO_ROOM, shelved.problem)
+            return shelved.endpoint.find(method, path)
         found = find(method, path)
         if path == _INDEX and method == "POST" and isinstance(found, Response):
-            return json_response(orjson.loads(found.body) + [_tell(name, one) for name, one in self._books.items()])
+            return json_response(orjson.loads(found.body) + [_tell(name, one) for name, one in self._shelved.items()])
         if path == _STATISTICS and method == "GET" and isinstance(found, Response):
-            further = answer_statistics(method, [book.endpoint for book in self._books.values()])
+            further = answer_statistics(method, [shelved.endpoint for shelved in self._shelved.values()])
             both = [one for answer in (found, further) for one in orjson.loads(answer.body)["model_stats"]]
             return json_response({"model_stats": both})
         if path == _DOCUMENT and method in ("GET", "HEAD") and isinstance(found, Response):
             document = orjson.loads(found.body)
-            for name, one in self._books.items():
+            for name, one in self._shelved.items():
                 endpoint = one.endpoint
                 add_model(document, name, endpoint.version, endpoint.predictor.signature, endpoint.limits.max_rows)
             return json_response(document)
         return found
 
-    def _submit(self, book: _Book, call: Call, done: Done) -> None:
-        if book.batcher is not None and not book.is_leaving:
-            self._use(book, book.batcher, call, done)
-        elif book.problem:
-            done(book.endpoint.refuse(call, HTTP_NO_ROOM, book.problem))
-        elif len(book.waiting) >= self._max_waiting:
+    def _submit(self, shelved: _Shelved, call: Call, done: Done) -> None:
+        if shelved.batcher is not None and not shelved.is_leaving:
+            self._use(shelved, shelved.batcher, call, done)
+        elif shelved.problem:
+            done(shelved.endpoint.refuse(call, HTTP_NO_ROOM, shelved.problem))
+        elif len(shelved.waiting) >= self._max_waiting:
             message = f"at most {self._max_waiting} requests may wait for a model. Send it again later"
-            done(book.endpoint.refuse(call, HTTP_UNAVAILABLE, message))
+            done(shelved.endpoint.refuse(call, HTTP_UNAVAILABLE, message))
         else:
-            book.waiting.append((call, done))
-            if book not in self._wanted:
-                self._wanted.append(book)
+            shelved.waiting.append((call, done))
+            if shelved not in self._wanted:
+                self._wanted.append(shelved)
             if self._loading is None:
                 self._loading = asyncio.create_task(self._take_up())
 
-    def _use(self, book: _Book, batcher: Batcher, call: Call, done: Done) -> None:
-        book.in_use += 1
-        book.last_used = next(self._ticks)
+    def _use(self, shelved: _Shelved, batcher: Batcher, call: Call, done: Done) -> None:
+        shelved.in_use += 1
+        shelved.last_used = next(self._ticks)
 
         def finish(response: Response) -> None:
-            book.in_use -= 1
-            if book.is_leaving and not book.in_use:
-                self._drop(book)
+            shelved.in_use -= 1
+            if shelved.is_leaving and not shelved.in_use:
+                self._drop(shelved)
             done(response)
 
         batcher.submit(call, finish)
@@ -225,48 +225,48 @@ class Shelf:
     async def _take_up(self) -> None:
         """Take up what is wanted, one after the other."""
         while self._wanted:
-            book = self._wanted[0]
+            shelved = self._wanted[0]
             try:
-                await self._take_one(book)
+                await self._take_one(shelved)
             except Exception:  # its requests are told; the next ones try again
-                _logger.exception("the model %s could not be taken up", book.endpoint.name)
-                self._answer_waiting(book, HTTP_FAILED, "the server failed; its log has the reason")
+                _logger.exception("the model %s could not be taken up", shelved.endpoint.name)
+                self._answer_waiting(shelved, HTTP_FAILED, "the server failed; its log has the reason")
             self._wanted.popleft()
         self._loading = None
 
-    async def _take_one(self, book: _Book) -> None:
-        while book.batcher is not None:  # it is leaving
+    async def _take_one(self, shelved: _Shelved) -> None:
+        while shelved.batcher is not None:  # it is leaving
             await self._leaves()
-        await self._make_room(book.size_bytes)
-        predictor, cost, size_bytes = await self._open(book)
+        await self._make_room(shelved.size_bytes)
+        predictor, cost, size_bytes = await self._open(shelved)
         if size_bytes > self._limit_bytes:  # perhaps of what came meanwhile: a refusal is for good
             del predictor
             _give_back()
-            predictor, cost, size_bytes = await self._open(book)
-        book.size_bytes, name = size_bytes, book.endpoint.name
+            predictor, cost, size_bytes = await self._open(shelved)
+        shelved.size_bytes, name = size_bytes, shelved.endpoint.name
         if size_bytes > self._limit_bytes:
             del predictor
             _give_back()
-            book.problem = self._refuse_size(name, book.size_bytes)
-            self._answer_waiting(book, HTTP_NO_ROOM, book.problem)
+            shelved.problem = self._refuse_size(name, shelved.size_bytes)
+            self._answer_waiting(shelved, HTTP_NO_ROOM, shelved.problem)
             return
-        await self._make_room(book.size_bytes)
-        book.predictor.present = predictor
-        book.batcher = batcher = Batcher(book.endpoint, cost, self._max_waiting)
-        _logger.info("the model %s is in memory: %.1f MB", name, book.size_bytes / _MIB)
-        while book.waiting:
-            self._use(book, batcher, *book.waiting.popleft())
+        await self._make_room(shelved.size_bytes)
+        shelved.predictor.present = predictor
+        shelved.batcher = batcher = Batcher(shelved.endpoint, cost, self._max_waiting)
+        _logger.info("the model %s is in memory: %.1f MB", name, shelved.size_bytes / _MIB)
+        while shelved.waiting:
+            self._use(shelved, batcher, *shelved.waiting.popleft())
 
-    async def _open(self, book: _Book) -> tuple[Predictor, Cost, int]:
+    async def _open(self, shelved: _Shelved) -> tuple[Predictor, Cost, int]:
         """Return a model with what it takes, and its size."""
         before = self._resident_bytes()
-        predictor, cost = await asyncio.to_thread(self._take, book.predictor.package)
-        return predictor, cost, max(book.size_bytes, self._resident_bytes() - before)
+        predictor, cost = await asyncio.to_thread(self._take, shelved.predictor.package)
+        return predictor, cost, max(shelved.size_bytes, self._resident_bytes() - before)
 
     async def _make_room(self, size_bytes: int) -> None:
         while self.held_bytes() + size_bytes > self._limit_bytes:
-            held = [book for book in self._books.values() if book.batcher is not None]
-            oldest = min(held, key=lambda book: (book.in_use > 0, book.last_used))
+            held = [shelved for shelved in self._shelved.values() if shelved.batcher is not None]
+            oldest = min(held, key=lambda shelved: (shelved.in_use > 0, shelved.last_used))
             if not oldest.in_use:
                 self._drop(oldest)
             else:
@@ -277,19 +277,19 @@ class Shelf:
         self._left.clear()
         await self._left.wait()
 
-    def _drop(self, book: _Book) -> None:
-        batcher, book.batcher, book.is_leaving = book.batcher, None, False
-        book.predictor.present = None
+    def _drop(self, shelved: _Shelved) -> None:
+        batcher, shelved.batcher, shelved.is_leaving = shelved.batcher, None, False
+        shelved.predictor.present = None
         if batcher is not None:
             batcher.close()
         _give_back()
-        _logger.info("the model %s has left the memory", book.endpoint.name)
+        _logger.info("the model %s has left the memory", shelved.endpoint.name)
         self._left.set()
 
-    def _answer_waiting(self, book: _Book, code: int, message: str) -> None:
-        while book.waiting:
-            call, done = book.waiting.popleft()
-            done(book.endpoint.refuse(call, code, message))
+    def _answer_waiting(self, shelved: _Shelved, code: int, message: str) -> None:
+        while shelved.waiting:
+            call, done = shelved.waiting.popleft()
+            done(shelved.endpoint.refuse(call, code, message))
 
     def _refuse_size(self, name: str, size_bytes: int) -> str:
         return (
@@ -309,10 +309,10 @@ def take(package: ModelPackage, num_threads: int) -> tuple[Predictor, Cost]:
     return predictor, measure(predictor)
 
 
-def _tell(name: str, book: _Book) -> dict[str, Any]:
-    state = "UNAVAILABLE" if book.batcher is None else "READY"
-    reason = book.problem or (_ABSENT if book.batcher is None else "")
-    return {"name": name, "version": book.endpoint.version, "state": state, "reason": reason}
+def _tell(name: str, shelved: _Shelved) -> dict[str, Any]:
+    state = "UNAVAILABLE" if shelved.batcher is None else "READY"
+    reason = shelved.problem or (_ABSENT if shelved.batcher is None else "")
+    return {"name": name, "version": shelved.endpoint.version, "state": state, "reason": reason}
 
 
 def _resident_bytes() -> int:

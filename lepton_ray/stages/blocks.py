@@ -63,7 +63,7 @@ class Mapper:
         if is_small or not self.uses_ray:
             found: dict[int, pa.Table] = dict(in_process.map_parts(take, items))
         else:
-            folder = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/gathered")
+            folder = self.ctx.scratch.below("gathered")
             files = dict(self.map(partial(_take_to_file, take, folder), list(enumerate(items))))
             found = {index: read_arrow(folder, file) for index, file in files.items()}
         pa.default_memory_pool().release_unused()  # reading took more than what was read
@@ -85,7 +85,7 @@ class Mapper:
             count_rows: Tells from a part's facts how many rows it has, where people shall see how fast it goes.
         """
         pa.default_memory_pool().release_unused()  # what was done before may have held much
-        done = Folder(self.ctx.filesystem, f"{self.ctx.work_path}/{name}")
+        done = self.ctx.scratch.below(name)
         facts: dict[int, dict[str, Any]] = {int(file.partition(".")[0]): done.read_json(file) for file in done.names()}
         left = _Left(items, frozenset(facts))
         step = partial(_do, function, done)

@@ -22,7 +22,7 @@ from lepton_ray.data import removal
 from lepton_ray.data.block import LINE, REASON, SOURCE
 from lepton_ray.data.check import CATEGORY_TYPE, typed_schema
 from lepton_ray.data.outliers import FittedOutliers, fit_outliers, outlier_columns
-from lepton_ray.data.parts import Folder, read_arrow
+from lepton_ray.data.parts import read_arrow
 from lepton_ray.data.profile import profile
 from lepton_ray.data.rules import load_rule_functions, stop_error
 from lepton_ray.data.sample import SAMPLE_BYTES, rows_within
@@ -69,7 +69,7 @@ def clean(data: DataSpec, clean: CleanSpec, raw: RawDataset, ctx: RunContext) ->
         if data.label is not None and label_ends is not None and data.split.by is not None:
             remove_looking_across(verdicts, data.label, label_ends, data.split.by)
         outliers = _fit_outliers(verdicts, data, clean, mapper)
-    folders = (verdicts.folder, Folder(ctx.filesystem, ctx.work_path), Folder(ctx.filesystem, ctx.location))
+    folders = (verdicts.folder, ctx.scratch, ctx.output)
     write = removal.Writer(data, *folders, tuple(verdicts.removals), outliers)
     items = [
         removal.ToWrite(
@@ -108,7 +108,7 @@ def _judge_rules(
     if all(isinstance(rule, UniqueRule) for rule in clean.rules):
         return [None] * len(verdicts.parts)
     references = load_references(clean, data, mapper.ctx)
-    folder = Folder(mapper.ctx.filesystem, mapper.ctx.work_path)
+    folder = mapper.ctx.scratch
     judge = partial(removal.judge_part, data, clean, references, verdicts.folder, folder)
     facts = mapper.map_resumable(_JUDGED, judge, verdicts.parts)
     masks: dict[str, np.ndarray] = {}

@@ -8,6 +8,7 @@ from pyarrow.fs import FileSystem
 
 from lepton_ray.core.errors import BudgetError
 from lepton_ray.core.spent import Spent, within_budget
+from lepton_ray.data.parts import Folder
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class RunContext:
         """
         if over := self.over_budget():
             raise BudgetError(over)
+
+    @property
+    def output(self) -> Folder:
+        """Where the artifact's parts stay."""
+        return Folder(self.filesystem, self.location)
+
+    @property
+    def scratch(self) -> Folder:
+        """Where what a killed stage resumes from lies."""
+        return Folder(self.filesystem, self.work_path)
 
     @property
     def run_folder(self) -> str:

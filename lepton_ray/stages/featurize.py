@@ -71,7 +71,7 @@ def featurize(
     (ctx.folder / "signature.json").write_text(signature.model_dump_json(indent=2), encoding="utf-8")
     (ctx.folder / "state.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
     fitted = Fitted(data, state.model_dump_json(), signature.model_dump_json(), dataset.classes)
-    write = partial(write_prepared, fitted, folder_of(dataset, ctx), Folder(ctx.filesystem, ctx.location))
+    write = partial(write_prepared, fitted, folder_of(dataset, ctx), ctx.output)
     items = [(split, part) for split in SPLITS for part in dataset.splits[split]]
     facts = mapper.map_resumable("preparing", write, items)
     splits = {

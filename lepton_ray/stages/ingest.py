@@ -36,7 +36,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     connector = open_connector(data)
     parts = _plan(connector, ctx)
     mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data)
-    read = partial(read_part, connector, mender, Folder(ctx.filesystem, ctx.location))
+    read = partial(read_part, connector, mender, ctx.output)
     size_bytes = connector.size_bytes()
     facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
     rows, quarantine = (_part_files(facts, name) for name in ("rows", "quarantine"))
@@ -70,7 +70,7 @@ def fingerprint(data: DataSpec, storage: str, name: str) -> Any:
 
 def _plan(connector: Connector, ctx: RunContext) -> Iterable[Part]:
     """Return the parts; a run that goes on takes those of the killed one, without looking for them again."""
-    work = Folder(ctx.filesystem, ctx.work_path)
+    work = ctx.scratch
     if work.has(_PLAN):
         return [Part(where) for where in work.read_json(_PLAN)]
     if isinstance(connector, FileConnector):
@@ -110,10 +110,6 @@ def _no_rows(ledger: Ledger, quarantine: tuple[PartFile, ...], ctx: RunContext) 
     message = f"data.source must hold rows, got {ledger.rows_in} records and no usable one ({reasons})"
     if not quarantine:
         return DataError(f"{message}. Check data.source")
-    first = (
-        read_parquet(Folder(ctx.filesystem, ctx.location), quarantine[0], [SOURCE, LINE, DETAIL])
-        .slice(0, 1)
-        .to_pylist()[0]
-    )
+    first = read_parquet(ctx.output, quarantine[0], [SOURCE, LINE, DETAIL]).slice(0, 1).to_pylist()[0]
     place = f"{first[SOURCE]} line {first[LINE]}: {first[DETAIL]}"
     return DataError(f"{message}. See {ctx.location}/quarantine; the first: {place}")

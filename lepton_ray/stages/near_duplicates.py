@@ -25,7 +25,7 @@ _REASON = "near_duplicate"
 
 def remove_near_duplicates(verdicts: Verdicts, spec: NearDuplicatesSpec, mapper: Mapper) -> list[pa.Table]:
     """Remove all rows of a cluster but one; returns for each part positions, reasons and details (``JUDGED_SCHEMA``)."""
-    folder = Folder(mapper.ctx.filesystem, mapper.ctx.work_path)
+    folder = mapper.ctx.scratch
     facts = mapper.map_resumable("sketching", partial(_sketch_part, spec, verdicts.folder, folder), verdicts.parts)
     sketches = [PartFile.model_validate(fact) for fact in facts]
 

@@ -16,7 +16,7 @@ from lepton_ray.artifacts.store import MANIFEST, open_filesystem
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.data.compare import Difference, Side, compare
 from lepton_ray.data.connectors.filesystems import list_files, open_location
-from lepton_ray.data.parts import Folder, read_arrow, read_parquet
+from lepton_ray.data.parts import Folder, schema_of
 from lepton_ray.data.snapshots import (
     STAGES,
     Snapshot,
@@ -162,9 +162,8 @@ def show_snapshot(reference: str, storage: str = DEFAULT_STORAGE) -> dict[str, A
 def _schema_of(folder: Folder, snapshot: Snapshot) -> dict[str, str]:
     if not snapshot.parts:
         return {}
-    part = snapshot.parts[0]
-    table = (read_arrow if part.name.endswith(".arrow") else read_parquet)(folder, part)
-    return {field.name: str(field.type) for field in table.schema if not field.name.startswith("_")}
+    schema = schema_of(folder, snapshot.parts[0])
+    return {field.name: str(field.type) for field in schema if not field.name.startswith("_")}
 
 
 def shorten(column: ColumnProfile) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def train(
     target = target_of(feature_set)
     model, build = with_backbones(apply_values(model, train, schedule[0][1])[0], feature_set, train, ctx.seed)
     parts = []
-    for from_epoch, values in schedule:
+    for from_epoch, values in schedule:  # what stands at the end is the last part's, and written down
         model, train = apply_values(model, train, values)
         parts.append(Part(from_epoch, partial(build_of(feature_set, train.framework), model), train))
     state = _fit([replace_part(parts[0], build_model=build), *parts[1:]], feature_set, ctx)

@@ -10,7 +10,7 @@ from lepton_ray.artifacts.kinds import PartFile
 from lepton_ray.data.check import ROW_HASH
 from lepton_ray.data.hashing import to_words
 from lepton_ray.data.keys import key_hashes
-from lepton_ray.data.parts import Folder, part_name
+from lepton_ray.data.parts import part_name
 from lepton_ray.data.split import SPLITS, to_order
 from lepton_ray.data.verdicts import Removal, Verdicts
 from lepton_ray.data.windows import Positions, find_last, find_missing, find_short, make_windows, order_rows
@@ -34,7 +34,7 @@ def add_windows(
     if not len(kept):  # then nobody reads a window
         kept = np.arange(len(verdicts.codes))
     made = {name: _make(verdicts, kept, name, window, name == label) for name, window in windows.items()}
-    folder = Folder(ctx.filesystem, ctx.work_path)
+    folder = ctx.scratch
     files: list[PartFile] = []
     start = 0
     for index, part in enumerate(verdicts.parts):

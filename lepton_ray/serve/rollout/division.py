@@ -46,18 +46,18 @@ def is_chosen(rollout: str, key: bytes, share: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed(Response):
+class ObservedResponse(Response):
     """A response with the outputs that it was made of; None if it is an error."""
 
     outputs: Outputs | None = None
 
 
 class ObservedEndpoint(Endpoint):
-    """Gives ``Observed``."""
+    """Gives ``ObservedResponse``."""
 
     def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
         super()._finish(call, response, outputs)
-        return Observed(response.code, response.body, response.headers, outputs)
+        return ObservedResponse(response.code, response.body, response.headers, outputs)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Divided:
     def _then_copy(self, call: Call, done: Done, shadow: Shadow) -> Done:
         def take(response: Response) -> None:
             done(response)
-            if isinstance(response, Observed) and response.outputs is not None and self._is_chosen(call.key):
+            if isinstance(response, ObservedResponse) and response.outputs is not None and self._is_chosen(call.key):
                 shadow.copy(call, response.outputs)
 
         return take

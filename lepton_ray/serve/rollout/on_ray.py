@@ -84,7 +84,11 @@ def _name(application: str) -> str:
 def start_keeper(application: str, storage: str, move_alias: MoveAlias) -> Any:
     """Return the actor that keeps the rollouts of an application; a new one keeps its records in ``storage``."""
     options = {"name": _name(application), "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    return ray.remote(Keeper).options(**options, num_cpus=0, max_restarts=-1).remote(application, storage, move_alias)
+    return (
+        ray.remote(RolloutKeeper)
+        .options(**options, num_cpus=0, max_restarts=-1)
+        .remote(application, storage, move_alias)
+    )
 
 
 def ask_keeper(keeper: Any, method: str, *args: Any) -> Any:
@@ -110,7 +114,7 @@ class _Chunk:
     tallies: dict[str, Tally] = field(default_factory=dict)
 
 
-class Keeper:
+class RolloutKeeper:
     """An actor, one for each application: it alone changes plans while a rollout is under way."""
 
     def __init__(self, application: str, storage: str, move_alias: MoveAlias) -> None:

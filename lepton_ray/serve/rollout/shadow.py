@@ -14,7 +14,7 @@ _logger = logging.getLogger("lepton_ray.serve")
 
 
 class Shadow:
-    """One thread for all copies, so that callers wait for none of them; ``challenger`` must give ``Observed`` responses."""
+    """One thread for all copies, so that callers wait for none of them; ``challenger`` must give ``ObservedResponse``."""
 
     def __init__(self, challenger: Endpoint, meter: TallyMeter, timeout_s: float) -> None:
         self._challenger = challenger

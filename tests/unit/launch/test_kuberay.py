@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from lepton_ray.cli.app import app
 from lepton_ray.core.errors import SpecError
 from lepton_ray.launch.kuberay import render, to_text
-from lepton_ray.launch.kuberay_description import Description, load_description
+from lepton_ray.launch.kuberay_description import KubeDescription, load_description
 from lepton_ray.spec import load_spec
 from lepton_ray.stages.deploy import AppArgs
 
@@ -145,11 +145,11 @@ def _stored(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((KUBERAY / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def _redis() -> Description:
+def _redis() -> KubeDescription:
     data = yaml.safe_load(DESCRIPTION.read_text())
     data["gcs"] = {"kind": "redis", "address": "redis.redis:6379"}
     data["training"]["workers"]["gpus"] = 1
-    return Description.model_validate(data)
+    return KubeDescription.model_validate(data)
 
 
 def test_stored_manifests_are_what_the_description_says(tmp_path: Path) -> None:
@@ -434,14 +434,14 @@ def test_an_application_file_that_is_none_is_an_error_with_its_place(text: str, 
     data = yaml.safe_load(DESCRIPTION.read_text())
     data["serving"]["config"] = str(tmp_path / "serve.yaml")
     with pytest.raises(SpecError, match=r"serving\.config must"):
-        render(Description.model_validate(data))
+        render(KubeDescription.model_validate(data))
 
 
 def test_an_application_file_without_ports_has_those_of_ray_serve(tmp_path: Path) -> None:
     (tmp_path / "serve.yaml").write_text("applications: [{import_path: a:b, args: {package: /a, serve: null}}]")
     data = yaml.safe_load(DESCRIPTION.read_text())
     data["serving"]["config"] = str(tmp_path / "serve.yaml")
-    service, listener = render(Description.model_validate(data))["rayservice.yaml"]
+    service, listener = render(KubeDescription.model_validate(data))["rayservice.yaml"]
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     assert config["http_options"] == {"host": "0.0.0.0", "port": HTTPOptionsSchema().port}
     assert listener["spec"]["ports"][0]["port"] == HTTPOptionsSchema().port + 1
@@ -451,7 +451,7 @@ def _service_of(text: str, folder: Path) -> dict[str, Any]:
     (folder / "serve.yaml").write_text(text)
     data = yaml.safe_load(DESCRIPTION.read_text())
     data["serving"]["config"] = str(folder / "serve.yaml")
-    manifest: dict[str, Any] = render(Description.model_validate(data))["rayservice.yaml"][0]
+    manifest: dict[str, Any] = render(KubeDescription.model_validate(data))["rayservice.yaml"][0]
     if CRDS.is_dir():
         assert _problem(manifest) is None
     return manifest
@@ -470,7 +470,7 @@ def test_grpc_has_its_port_wherever_the_listener_has_one(tmp_path: Path) -> None
     )
     data = yaml.safe_load(DESCRIPTION.read_text())
     data["serving"]["config"] = str(tmp_path / "serve.yaml")
-    documents = render(Description.model_validate(data))
+    documents = render(KubeDescription.model_validate(data))
     application, service = documents["rayservice.yaml"]
     named = {port["name"]: port["containerPort"] for port in _at(application, _SERVE_WORKER)["ports"]}
     assert all(len(name) <= 15 for name in named)
@@ -486,7 +486,7 @@ def test_a_drain_may_take_one_serving_pod_at_a_time(pods: int, may_go: int) -> N
     """That of a single one too: a budget of all pods holds a node for ever."""
     data = yaml.safe_load(DESCRIPTION.read_text())
     data["serving"]["workers"]["min"] = pods
-    (budget,) = render(Description.model_validate(data))["poddisruptionbudget.yaml"]
+    (budget,) = render(KubeDescription.model_validate(data))["poddisruptionbudget.yaml"]
     assert pods - budget["spec"]["minAvailable"] == may_go
     assert _problem(budget) is None
 

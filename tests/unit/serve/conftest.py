@@ -21,6 +21,8 @@ from lepton_ray.serve.connection import Connection
 from lepton_ray.serve.endpoint import Endpoint, Limits, Meter
 from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.front import Front, Variant
+from lepton_ray.serve.guard import Guard
+from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
 from lepton_ray.serve.shelf import Shelf, take
 
@@ -106,6 +108,14 @@ class _Unbuffered:
 
     def flush(self) -> None:
         pass
+
+
+def build_http_app(
+    predictor: Predictor, name: str, limits: Limits, meter: Meter, guard: Guard | None = None
+) -> AsgiApp:
+    """Return the ASGI application that serves ``predictor`` as the model ``name``."""
+    endpoint = Endpoint(predictor, name, limits, meter)
+    return asgi_app(Front.of(Variant(endpoint, Batcher(endpoint, SHORT, 1000)), guard))
 
 
 class Running:

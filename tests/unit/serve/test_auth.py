@@ -18,11 +18,10 @@ from lepton_ray.core.errors import ArtifactError, SpecError
 from lepton_ray.serve import tokens
 from lepton_ray.serve.endpoint import Limits, NoMeter
 from lepton_ray.serve.guard import ALL_CALLERS, Guard, build_guard
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.tokens import create_token, read_tokens, revoke_token
 from lepton_ray.spec.release import AuthSpec, RateLimitSpec
 
-from .conftest import RECORD
+from .conftest import RECORD, build_http_app
 from .test_listener import get, post
 
 

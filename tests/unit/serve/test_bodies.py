@@ -24,9 +24,10 @@ from lepton_ray.core.errors import RecordError
 from lepton_ray.serve.arrow_body import MEDIA_TYPE, _text_bytes, read_arrow
 from lepton_ray.serve.bodies import accepted_form, flatten, reader_of
 from lepton_ray.serve.endpoint import Limits, NoMeter
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.protocol import ProtocolError
 from lepton_ray.spec.data import DataSpec
+
+from .conftest import build_http_app
 
 _ARROW = MEDIA_TYPE.decode()
 _RECORDS = [

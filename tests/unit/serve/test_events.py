@@ -17,11 +17,10 @@ from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import HTTP_OK, Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.exchange import ConnectionLimits
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.rollout.holding import Holding, Serving
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
-from .conftest import LONG, Client, Running
+from .conftest import LONG, Client, Running, build_http_app
 from .test_listener import get, post
 
 _ACCEPT = b"Accept: text/event-stream"

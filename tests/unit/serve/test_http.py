@@ -18,9 +18,8 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.endpoint import Limits, NoMeter, answer_golden_records
 from lepton_ray.serve.front import Front
-from lepton_ray.serve.http import build_http_app
 
-from .conftest import RECORD
+from .conftest import RECORD, build_http_app
 from .test_listener import post
 
 _MODEL = "/v2/models/demo"

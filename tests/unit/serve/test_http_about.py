@@ -10,10 +10,9 @@ import pytest
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.endpoint import Call, Endpoint, Limits, NoMeter
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.statistics import RunTimes, Statistics
 
-from .conftest import RECORD
+from .conftest import RECORD, build_http_app
 
 _PARTS = ("compute_input", "compute_infer", "compute_output")
 

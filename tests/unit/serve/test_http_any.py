@@ -12,7 +12,8 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.bodies import accepted_form, reader_of
 from lepton_ray.serve.endpoint import Limits, NoMeter
-from lepton_ray.serve.http import build_http_app
+
+from .conftest import build_http_app
 
 _SCALARS = (
     st.none()

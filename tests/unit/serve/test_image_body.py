@@ -23,10 +23,11 @@ from lepton_ray.artifacts.pixels import decode_image
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.serve.endpoint import Limits, NoMeter
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.image_body import read_form
 from lepton_ray.serve.protocol import ProtocolError
 from lepton_ray.spec.data import DataSpec, ImageColumn
+
+from .conftest import build_http_app
 
 _PIXELS = np.array([[255, 0, 200], [3, 255, 0]], np.uint8)
 _COLUMNS = {"picture": {"kind": "image", "height": 2, "width": 3, "channels": 1}, "age": "number", "y": "category"}

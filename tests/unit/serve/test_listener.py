@@ -226,6 +226,8 @@ def test_a_wish_for_another_protocol_is_ignored(listen: Any, cut: int) -> None:
         assert answer.code == (200 if b"content-length" in raw.lower() else 400)
         assert client.ask(get(b"/v2/health/live", *_WISH)).code == 200
         assert client.ask(post([RECORD])).code == 200
+    large = running.connect().ask(get(b"/v2", *_WISH, b"Content-Length: 1073741824"))
+    assert (large.code, large.headers["connection"]) == (413, "close")
     last = client.ask(get(b"/v2/health/live", b"Connection: close, Upgrade", b"Upgrade: h2c"))
     assert (last.code, last.headers["connection"]) == (200, "close")
     assert client.is_closed()

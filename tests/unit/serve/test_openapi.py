@@ -17,12 +17,11 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.serve.endpoint import Limits, NoMeter
 from lepton_ray.serve.guard import Guard
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.openapi import describe, describe_column
 from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.data import DataSpec, ImageColumn
 
-from .conftest import RECORD
+from .conftest import RECORD, build_http_app
 
 _COLUMNS = {
     "number": {"kind": "number", "min": 0, "required": True},

@@ -18,7 +18,6 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve import parquet_body
 from lepton_ray.serve.endpoint import Limits, NoMeter
-from lepton_ray.serve.http import build_http_app
 from lepton_ray.serve.parquet_body import (
     _DATA_AT,
     _DECODED,
@@ -32,6 +31,7 @@ from lepton_ray.serve.parquet_body import (
 )
 from lepton_ray.serve.protocol import ProtocolError
 
+from .conftest import build_http_app
 from .test_bodies import _RECORDS, _TYPED
 
 _PARQUET = MEDIA_TYPE.decode()

@@ -12,7 +12,7 @@ import pytest
 from lepton_ray.core.errors import EngineError
 from lepton_ray.serve.rollout import on_ray
 from lepton_ray.serve.rollout.course import Course
-from lepton_ray.serve.rollout.on_ray import Keeper
+from lepton_ray.serve.rollout.on_ray import RolloutKeeper
 from lepton_ray.serve.rollout.records import Records
 from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
@@ -42,7 +42,7 @@ class Cluster:
     def read_plan(self, application: str) -> TrafficPlan:
         return self.plans[-1]
 
-    def keeper(self, step: int = 0, spec: RolloutSpec = _CANARY) -> Keeper:
+    def keeper(self, step: int = 0, spec: RolloutSpec = _CANARY) -> RolloutKeeper:
         """Return one that was restarted at a step."""
         began = self.now - 2 * _STEP_S
         course = Course(
@@ -59,9 +59,9 @@ class Cluster:
         )
         Records(str(self.folder), "sizes").write_course(course)
         self.plans.append(course.plan)
-        return Keeper("sizes", str(self.folder), lambda ref, alias: self.aliases.append(str(ref.registered)))
+        return RolloutKeeper("sizes", str(self.folder), lambda ref, alias: self.aliases.append(str(ref.registered)))
 
-    def report(self, keeper: Keeper, challenger: int) -> None:
+    def report(self, keeper: RolloutKeeper, challenger: int) -> None:
         """Tell of so many requests of the challenger, and ten times as many of the champion, since the rollout began."""
         tallies = {
             ref.version: Tally(requests, 0, Counter({1: requests}), Counter({"yes": requests}))
@@ -76,7 +76,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(on_ray, "give_plan", made.give_plan)
     monkeypatch.setattr(on_ray, "read_plan", made.read_plan)
     monkeypatch.setattr(on_ray, "time", SimpleNamespace(time=lambda: made.now))
-    monkeypatch.setattr(Keeper, "_end_with_application", lambda self: None)
+    monkeypatch.setattr(RolloutKeeper, "_end_with_application", lambda self: None)
     return made
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_promoted_is_told_with_why_the_last_rollout_ended(cluster
     cluster.plans.append(TrafficPlan(model=_OLD))
     with pytest.raises(EngineError, match=r"got one that is replaced \(the application has been deployed anew\)"):
         keeper.abort("me")
-    keeper = Keeper("others", str(cluster.folder), lambda ref, alias: None)
+    keeper = RolloutKeeper("others", str(cluster.folder), lambda ref, alias: None)
     with pytest.raises(EngineError, match="a rollout to abort, got none"):
         keeper.abort("me")
 
@@ -159,8 +159,8 @@ def test_a_start_that_is_not_followed_in_time_leaves_nothing_that_nobody_judges(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_taken: bool
 ) -> None:
     """Ray Serve gives the plan to replicas all the same, once it has it."""
-    monkeypatch.setattr(Keeper, "_prepare", lambda self, ref: _NEW)
-    keeper = Keeper("sizes", str(cluster.folder), lambda ref, alias: None)
+    monkeypatch.setattr(RolloutKeeper, "_prepare", lambda self, ref: _NEW)
+    keeper = RolloutKeeper("sizes", str(cluster.folder), lambda ref, alias: None)
     alone = TrafficPlan(model=_OLD)
     cluster.plans.append(alone)
     cluster.failures = 1

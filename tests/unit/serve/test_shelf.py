@@ -131,7 +131,7 @@ def test_a_model_in_use_answers_before_it_leaves(stand: Callable[..., Stand], mo
         first = asyncio.create_task(made.ask("a"))
         await asyncio.to_thread(entered.wait, 30)
         other = asyncio.create_task(made.ask("b"))
-        while not made.shelf._books["a"].is_leaving:
+        while not made.shelf._shelved["a"].is_leaving:
             await asyncio.sleep(0)
         again = asyncio.create_task(made.ask("a"))
         for _ in range(10):
