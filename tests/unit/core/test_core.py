@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,14 @@ def test_write_atomic_replaces_whole_files_and_leaves_nothing_else(tmp_path: Pat
     write_atomic(path, b"new \x00")
     assert path.read_bytes() == b"new \x00"
     assert list_files(tmp_path) == ["a folder/übung's\nfile.json"]
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda text: write_atomic(tmp_path / "a", text * 1000), "abcd" * 50))
+    assert set((tmp_path / "a").read_text()) < set("abcd")
+    assert len((tmp_path / "a").read_text()) == 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_write_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
