@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lepton_ray.serve.connection import Connection
 from lepton_ray.serve.endpoint import Asked, Limits, Response, error_response
 from lepton_ray.serve.exchange import ConnectionLimits
+from lepton_ray.serve.front import Front
 
 from .test_listener import get, post
 
@@ -70,6 +71,7 @@ class _Endpoint:
     """Answers at once with what it was asked."""
 
     limits, key_header = Limits(max_request_bytes=1000), None
+    call_of = Front.call_of
 
     def __init__(self) -> None:
         self.revoked: set[bytes | None] = {b""}
