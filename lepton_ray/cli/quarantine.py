@@ -62,6 +62,8 @@ def show(
                 f"{count:,} records written to {output}. Mend them, then: lepton-ray quarantine replay {run} {output}",
                 err=True,
             )
+            if as_json:
+                print_json({"run": quarantine.name, "written": count, "output": str(output)})
             return
         if as_json:
             total = sum(row["rows"] for row in count_quarantine(quarantine, reason, file))

@@ -30,7 +30,7 @@ def _rate(metric: str, by: str) -> str:
 
 
 def _latency(quantile: float) -> Panel:
-    buckets = _rate("ray_lepton_request_latency_ms_bucket", "le, model, version")
+    buckets = _rate('ray_lepton_request_latency_ms_bucket{protocol!="job_parts"}', "le, model, version")
     query = f"histogram_quantile({quantile}, {buckets})"
     return Panel(f"Latency, {quantile:.0%} of requests below", query, "{{model}} {{version}}", "ms")
 

@@ -47,7 +47,8 @@ class RetrainRule:
             starts: Unix times of earlier starts.
             now: Unix time.
         """
-        alerts = message.get("alerts", ()) if isinstance(message, dict) else ()
+        alerts = message.get("alerts") if isinstance(message, dict) else None
+        alerts = alerts if isinstance(alerts, list) else []
         if not any(self._is_meant(alert) for alert in alerts):
             return "no alert that is meant fires"
         starts = [start for start in starts if start <= now]  # others are of a clock that was set back
@@ -110,13 +111,17 @@ class _Answers(BaseHTTPRequestHandler):
             return self._answer(401, {"error": "a token is needed: Authorization: Bearer TOKEN"})
         if self.path != PATH:
             return self._answer(404, {"error": f"the path must be {PATH}"})
-        if not length.isdigit() or int(length) > _MAX_BODY_BYTES:
+        if not (length.isascii() and length.isdigit()) or int(length) > _MAX_BODY_BYTES:
             return self._answer(413, {"error": f"the body must be at most {_MAX_BODY_BYTES} bytes"})
         try:
             message = json.loads(self.rfile.read(int(length)))
-        except ValueError:
-            return self._answer(400, {"error": "the body must be JSON"})
-        return self._answer(200, self.server.take(message))
+        except (ValueError, RecursionError):
+            return self._answer(400, {"error": "the body must be JSON, and not nested so deep"})
+        try:
+            return self._answer(200, self.server.take(message))
+        except (OSError, ValueError) as error:  # the file of starts
+            _logger.error("what was started before must be known, got: %s. Mend or remove the file", error)
+            return self._answer(500, {"error": "what was started before is not known; the log says why"})
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

@@ -136,12 +136,20 @@ def _work(name: str, spec: RunSpec, sizes: Sizes, asked: Asked) -> dict[str, Bou
         return {"rows": sizes.splits["train"] + sizes.splits["test"]}
     work = {"rows": sizes.splits["train"]}
     if name == "tune" and spec.tune is not None:
-        trial = Bounds(_least_epochs(spec.tune), spec.tune.epochs)
+        most = spec.tune.total_trials
+        enough = spec.tune.stop_after_trials_without_improvement
+        least_trials = most if enough is None else min(most, enough + 1)
+        trial = Bounds(min(_least_epochs(spec.tune), _with_patience(spec, spec.tune.epochs)), spec.tune.epochs)
         processes = max(1, asked.at_once) * spec.tune.workers_per_trial
-        return {**work, "epochs": trial.times(*[spec.tune.total_trials] * 2), "processes": Bounds.exactly(processes)}
-    patience = spec.train.early_stopping_epochs
-    least = spec.train.epochs if patience is None else min(spec.train.epochs, patience + 1)
+        return {**work, "epochs": trial.times(least_trials, most), "processes": Bounds.exactly(processes)}
+    least = _with_patience(spec, spec.train.epochs)
     return {**work, "epochs": Bounds(least, spec.train.epochs), "processes": Bounds.exactly(spec.train.num_workers)}
+
+
+def _with_patience(spec: RunSpec, epochs: int) -> int:
+    """Return the epochs that a training takes at least, for early stopping may end it."""
+    patience = spec.train.early_stopping_epochs
+    return epochs if patience is None else min(epochs, patience + 1)
 
 
 def _least_epochs(tune: TuneSpec) -> int:

@@ -6,6 +6,7 @@ keeper's clock.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -35,6 +36,7 @@ _PREPARE_TIMEOUT_S = 300.0
 _REPORT_TIMEOUT_S = 30.0
 _CHUNK_S, _WINDOW_S = 5.0, 600.0  # the verdict is on what the last ten minutes of a step have brought
 _GONE_LOOKS, _LOOK_S = 3, 10.0
+_RESTARTED = "the keeper, started again"
 _AGAIN_S = 10.0  # after so long a plan that a replica does not follow yet is given again
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -113,6 +115,11 @@ class _Chunk:
     began: float
     tallies: dict[str, Tally] = field(default_factory=dict)
 
+    def add(self, other: "_Chunk") -> None:
+        """Count what another has counted too."""
+        for version, tally in other.tallies.items():
+            self.tallies[version] = self.tallies.get(version, Tally()).plus(tally)
+
 
 class RolloutKeeper:
     """An actor, one for each application: it alone changes plans while a rollout is under way."""
@@ -128,7 +135,10 @@ class RolloutKeeper:
         self._is_amid_steps = self._course is not None and self._course.step > 0
         """What replicas have counted before their first report may be of earlier steps, which another keeper has seen."""
         self._given = 0.0
-        self._sequential_p = 1.0
+        self._sequential_p, self._is_challenger_ahead = 1.0, False
+        """Of the look at the outcomes that had the least, and who was ahead then."""
+        self._is_unwritten = False
+        self._tell_what_was_cut_short()
         threading.Thread(target=self._end_with_application, daemon=True).start()
 
     def _end_with_application(self) -> None:
@@ -136,6 +146,7 @@ class RolloutKeeper:
         looks = 0
         while looks < _GONE_LOOKS:
             time.sleep(_LOOK_S)
+            self._write_again()
             try:
                 looks = looks + 1 if read_plan(self._application) is None else 0
             except RayError:  # Ray Serve itself is gone, or coming back
@@ -195,7 +206,11 @@ class RolloutKeeper:
             self._give(course)
         if course.phase != "running":
             return
-        self._count(replica, tallies, now)
+        if now < course.step_began:  # the clock has been set back
+            self._course = course = course.model_copy(update={"step_began": now})
+            for chunk in self._chunks:
+                chunk.began = min(chunk.began, now)
+        self._count(replica, course, tallies, now)
         if problem:
             changed = course.changed(phase="rolled_back", reason=f"replica {replica}: {problem}")
             self._change(changed, "rollback", "the rules")
@@ -205,12 +220,16 @@ class RolloutKeeper:
             events = {"rolled_back": "rollback", "promoted": "promote", "running": "step"}
             self._change(changed_or_none, events[changed_or_none.phase], "the rules")
 
-    def _count(self, replica: str, tallies: dict[str, Tally], now: float) -> None:
+    def _count(self, replica: str, course: Course, tallies: dict[str, Tally], now: float) -> None:
         before = self._seen.get(replica, tallies if self._is_amid_steps else {})
         if not self._chunks or now - self._chunks[-1].began > _CHUNK_S:
             self._chunks.append(_Chunk(now))
-        while now - self._chunks[0].began > _WINDOW_S:
-            self._chunks.popleft()
+        while now - self._chunks[0].began > _WINDOW_S and len(self._chunks) > 1:
+            old = self._chunks.popleft()
+            if (
+                self._of_step(course.challenger).requests < course.spec.min_requests
+            ):  # else few callers are never judged
+                self._chunks[0].add(old)
         chunk = self._chunks[-1].tallies
         for version, tally in tallies.items():
             chunk[version] = chunk.get(version, Tally()).plus(tally.minus(before.get(version, Tally())))
@@ -310,12 +329,11 @@ class RolloutKeeper:
             return None
         outcomes = min(champion.outcomes, challenger.outcomes)
         is_enough = outcomes >= course.spec.min_outcomes
-        if is_enough:
-            self._sequential_p = min(
-                self._sequential_p, found.sequential_p
-            )  # valid at any look, so the least one counts
-        is_significant = is_enough and self._sequential_p < course.spec.alpha
-        winner = (course.challenger if found.difference > 0 else course.champion).version if is_significant else None
+        is_ahead = found.difference > 0
+        if is_enough and found.sequential_p < self._sequential_p:  # valid at any look, so the least one counts
+            self._sequential_p, self._is_challenger_ahead = found.sequential_p, is_ahead
+        is_significant = is_enough and self._sequential_p < course.spec.alpha and is_ahead == self._is_challenger_ahead
+        winner = (course.challenger if is_ahead else course.champion).version if is_significant else None
         return {
             "outcomes": [champion.outcomes, challenger.outcomes],
             "difference": found.difference,
@@ -328,7 +346,7 @@ class RolloutKeeper:
     def _change(self, course: Course, event: str, by: str) -> None:
         """Go on with a changed course: recorded, then given to the replicas, then said in the audit."""
         before, numbers = self._course, {} if event == "start" else self._verdict(course).numbers
-        self._records.write_course(course)
+        self._write(course)
         self._course = course
         try:
             self._give(course)
@@ -343,6 +361,44 @@ class RolloutKeeper:
             self._seen, self._sequential_p = {}, 1.0
         self._audit(course, event, by, course.reason, numbers)
         self._begin_anew(before, course, event, by)
+
+    def _write(self, course: Course) -> None:
+        """Record a course; the way back to the champion must not wait for a storage that does not answer."""
+        try:
+            self._records.write_course(course)
+        except OSError as error:
+            if course.phase not in ("rolled_back", "aborted"):
+                raise
+            _logger.error("the course of the rollout could not be written, and will be: %s", error)
+            self._is_unwritten = True
+        else:
+            self._is_unwritten = False
+
+    def _write_again(self) -> None:
+        if self._is_unwritten:
+            with contextlib.suppress(OSError):
+                self._records.write_course(self._course)
+                self._is_unwritten = False
+
+    def _tell_what_was_cut_short(self) -> None:
+        """Say in the audit and in the registry what a keeper that was lost had only written down; its plan is given with a report."""
+        course = self._course
+        if course is None or self._records.last_serial(course.rollout) >= course.serial:
+            return
+        try:
+            if self._state(course)[0] == "replaced":
+                return
+        except RayError:  # Ray Serve is gone
+            return
+        event = {
+            "running": "step" if course.serial else "start",
+            "promoted": "promote",
+            "aborted": "abort",
+            "rolled_back": "rollback",
+        }[course.phase]
+        self._audit(course, event, _RESTARTED, course.reason, {})
+        if course.phase in ("promoted", "aborted"):
+            self._follow_in_registry(course, _RESTARTED)
 
     def _undo_start(self, before: Course | None, course: Course) -> None:
         """Leave no rollout that nobody judges: one whose plan Ray Serve has is aborted at the replicas that tell of it."""
@@ -375,18 +431,23 @@ class RolloutKeeper:
             self._audit(course, "alias", by, f"{course.spec.alias} is {champion.registered}", {})
 
     def _audit(self, course: Course, event: str, by: str, reason: str, numbers: dict[str, Any]) -> None:
-        self._records.add_audit_line(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "application": self._application,
-                "rollout": course.rollout,
-                "event": event,
-                "by": by,
-                "reason": reason,
-                "mode": course.spec.mode,
-                "champion": course.champion.version,
-                "challenger": course.challenger.version,
-                "share": course.share,
-                "numbers": numbers,
-            }
-        )
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "application": self._application,
+            "rollout": course.rollout,
+            "serial": course.serial,
+            "event": event,
+            "by": by,
+            "reason": reason,
+            "mode": course.spec.mode,
+            "champion": course.champion.version,
+            "challenger": course.challenger.version,
+            "share": course.share,
+            "numbers": numbers,
+        }
+        try:
+            self._records.add_audit_line(line)
+        except OSError as error:
+            if course.phase not in ("rolled_back", "aborted"):
+                raise
+            _logger.error("a line of the audit could not be written (%s): %s", error, line)

@@ -30,6 +30,11 @@ class Records:
         self._write(f"{self._course_path}.new", text)
         self._filesystem.move(f"{self._course_path}.new", self._course_path)
 
+    def last_serial(self, rollout: str) -> int:
+        """Return the serial of the course that the audit's last line of a rollout tells of; -1 without a line that tells it."""
+        lines = map(json.loads, reversed(self._read(self.audit_path).splitlines()))
+        return next((int(line["serial"]) for line in lines if line["rollout"] == rollout and "serial" in line), -1)
+
     def add_audit_line(self, line: dict[str, Any]) -> None:
         """Add a line; object stores cannot append, so there the file is written again."""
         text = json.dumps(line).encode() + b"\n"

@@ -428,6 +428,9 @@ def test_mended_json_lines_lie_beside_the_run(runs: Path, tmp_path: Path) -> Non
     assert "must be a file that is not there yet" in _error(
         _run(quarantine.app, "show", "shop", "--storage", runs, "-o", path)
     )
+    other = tmp_path / "other.jsonl"
+    told = _json(quarantine.app, "show", "shop", "--storage", runs, "-o", other)
+    assert told == {"run": "shop", "written": len(path.read_text().splitlines()), "output": str(other)}
     _mend_json(path, {3: {"age": 33}, 2: {"note": "new"}})
     answer = _json(quarantine.app, "replay", "shop", path, "--storage", runs)
     assert answer == {"file": "0001.jsonl", "mended": 2, "unchanged": 1, "reasons": {"type_error": 1, "duplicate": 1}}

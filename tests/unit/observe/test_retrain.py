@@ -39,6 +39,7 @@ def message(name: str = "LeptonInputDrift", model: str = "sizes", status: str = 
         (message(), [_NOW - 3 * _DAY_S, _NOW - 2 * _DAY_S], "2 starts within a week"),
         ([], [], "no alert"),
         ({"alerts": [None, {}, {"labels": 3}]}, [], "no alert"),
+        ({"alerts": 5}, [], "no alert"),
     ],
 )
 def test_the_rule(body: Any, starts: list[float], reason: str | None) -> None:
@@ -86,12 +87,22 @@ def test_starts_are_remembered(server: Retrainer, place: Path) -> None:
     assert len(json.loads((place / "starts.json").read_text())) == 1  # the one of 1970 is forgotten
 
 
+def test_a_file_of_starts_that_is_broken_is_told(
+    server: Retrainer, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "starts.json").write_text("[1.0,")
+    assert post(server, json.dumps(message()).encode())[0] == 500
+    assert "Mend or remove the file" in caplog.text
+    assert not (place / "runs").exists()
+
+
 def test_only_who_has_the_token_is_heard(server: Retrainer, place: Path) -> None:
     body = json.dumps(message()).encode()
     assert post(server, body, token="secreT")[0] == 401
     assert post(server, body, path="/other")[0] == 404
     assert post(server, b"{")[0] == 400
     assert post(server, b"")[0] == 400
+    assert post(server, b"[" * 100_000)[0] == 400
     assert not (place / "runs").exists()
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from lepton_ray.cost.meter import SpentFile
 from lepton_ray.data.connectors.csv_files import CsvConnector
 from lepton_ray.engine import there
 from lepton_ray.engine.there import There
+from lepton_ray.pipeline import needs, run
 from lepton_ray.pipeline import preview as preview_module
-from lepton_ray.pipeline import run
 from lepton_ray.pipeline.preview import Preview, preview
 from lepton_ray.pipeline.spending import Spending
 from lepton_ray.spec import parse_spec
@@ -234,6 +235,24 @@ def test_trials_of_several_workers_are_counted_whole(folder: Path, monkeypatch: 
     machines(monkeypatch, {"CPU": 8.0})
     asked = {stage.fate.stage.name: stage.asked for stage in preview(spec).stages}["tune"]
     assert (asked.what, asked.at_once) == ("7 trials of 3 workers of 1 CPU", 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "least"),
+    [
+        ("train.epochs=4", 7 * 10),
+        ("train.early_stopping_epochs=2", 7 * 3),
+        ("tune.stop_after_trials_without_improvement=2", 3 * 10),
+        ("tune.scheduler={kind: asha, grace_epochs: 1}", 7),
+    ],
+)
+def test_what_may_end_sooner_is_in_the_least_of_a_search(folder: Path, override: str, least: int) -> None:
+    space = "tune={epochs: 10, num_trials: 7, scheduler: {kind: none}, space: {train.lr: {kind: uniform, low: 0.1, high: 1}}}"
+    spec = with_model(folder, space, override)
+    sizes = SimpleNamespace(rows=Bounds.exactly(100), splits={"train": Bounds.exactly(80)})
+    work = needs._work("tune", spec, sizes, SimpleNamespace(at_once=2))  # type: ignore[arg-type]
+    assert work is not None
+    assert work["epochs"] == Bounds(least, 70)
 
 
 def test_money_is_time_by_the_price_of_the_machines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

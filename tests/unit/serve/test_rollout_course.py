@@ -38,12 +38,9 @@ class _Silent:
 
 
 def _outcomes(values: Any) -> Tally:
-    exact = [Fraction(float(value)) for value in values]
-    return Tally(
-        outcomes=len(exact),
-        outcome_sum=sum(exact, Fraction()),
-        outcome_squares=sum((value**2 for value in exact), Fraction()),
-    )
+    exact = [int(value) if float(value).is_integer() else Fraction(float(value)) for value in values]
+    squares = sum(value**2 for value in exact)
+    return Tally(outcomes=len(exact), outcome_sum=Fraction(sum(exact)), outcome_squares=Fraction(squares))
 
 
 def test_of_sets_of_tags_each_tag_is_counted() -> None:

@@ -1,8 +1,10 @@
 """A rollout's keeper without a cluster: what it makes of reports when it was restarted, or when a plan is not taken in time."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,3 +179,98 @@ def test_a_start_that_is_not_followed_in_time_leaves_nothing_that_nobody_judges(
     cluster.now += 11
     keeper.report("replica", plan.rollout, plan.serial, {}, "")
     assert (cluster.plans[-1].model, cluster.plans[-1].challenger) == (_OLD, None)
+
+
+def test_a_keeper_that_is_lost_amid_a_promotion_finishes_it_when_it_is_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LostError(BaseException):
+        """Nothing that the keeper could catch."""
+
+    def be_lost(application: str, plan: TrafficPlan) -> None:
+        raise LostError
+
+    keeper = cluster.keeper(step=1)
+    monkeypatch.setattr(on_ray, "give_plan", be_lost)
+    with pytest.raises(LostError):
+        keeper.promote("me")
+    monkeypatch.setattr(on_ray, "give_plan", cluster.give_plan)
+    assert cluster.aliases == []
+    for _ in range(2):
+        again = RolloutKeeper(
+            "sizes", str(cluster.folder), lambda ref, alias: cluster.aliases.append(str(ref.registered))
+        )
+        cluster.report(again, 1)
+    assert cluster.plans[-1].model == _NEW
+    assert cluster.aliases == ["sizes/2"]
+    audit = (cluster.folder / "rollouts/sizes/audit.jsonl").read_text()
+    events = [json.loads(line)["event"] for line in audit.splitlines()]
+    assert events.count("promote") == events.count("alias") == 1
+
+
+def test_the_way_back_does_not_wait_for_the_storage(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = cluster.keeper()
+    write, add = keeper._records.write_course, keeper._records.add_audit_line
+
+    def fail(*_: Any) -> None:
+        raise OSError("503 SlowDown")
+
+    monkeypatch.setattr(keeper._records, "write_course", fail)
+    monkeypatch.setattr(keeper._records, "add_audit_line", fail)
+    with pytest.raises(OSError, match="SlowDown"):
+        keeper.promote("me")
+    assert keeper.status()["phase"] == "running"
+    keeper.abort("me")
+    assert (cluster.plans[-1].model, cluster.plans[-1].challenger) == (_OLD, None)
+    monkeypatch.setattr(keeper._records, "write_course", write)
+    monkeypatch.setattr(keeper._records, "add_audit_line", add)
+    keeper._write_again()
+    course = keeper._records.read_course()
+    assert course is not None
+    assert course.phase == "aborted"
+
+
+@pytest.mark.parametrize("share_of_errors", [0.0, 0.02])
+def test_few_callers_are_judged_by_more_than_the_last_ten_minutes(cluster: Cluster, share_of_errors: float) -> None:
+    spec = RolloutSpec(share=0.1, min_requests=200, max_psi=1e9, max_p95_ratio=1e9)
+    keeper = cluster.keeper(spec=spec)
+    for minute in range(40):  # ten requests each
+        count = 10 * (minute + 1)
+        tallies = {
+            ref.version: Tally(requests, errors, Counter({1: requests}), Counter({"yes": requests}))
+            for ref, requests, errors in ((_OLD, 10 * count, 0), (_NEW, count, int(share_of_errors * count)))
+        }
+        keeper.report("replica", "r", cluster.plans[-1].serial, tallies, "")
+        cluster.now += 60
+    told = keeper.status()
+    assert told["phase"] == ("rolled_back" if share_of_errors else "running")
+    assert told["verdict"] == ("bad" if share_of_errors else "good")
+    assert len(keeper._chunks) < 30
+
+
+def test_a_clock_that_is_set_back_stops_no_verdict(cluster: Cluster) -> None:
+    keeper = cluster.keeper(spec=_CANARY)
+    cluster.now -= 3600
+    for _ in range(2):
+        cluster.report(keeper, 500)
+        cluster.now += _STEP_S + 1
+    cluster.report(keeper, 600)
+    assert keeper.status()["step"] == 1
+
+
+def test_who_was_ahead_when_the_difference_was_surest_is_the_winner_or_nobody(cluster: Cluster) -> None:
+    keeper = cluster.keeper(spec=RolloutSpec(mode="ab", share=0.5, min_outcomes=100))
+
+    def look(champion: int, challenger: int, outcomes: int) -> Any:
+        tallies = {
+            ref.version: Tally(outcomes=outcomes, outcome_sum=Fraction(good), outcome_squares=Fraction(good))
+            for ref, good in ((_OLD, champion), (_NEW, challenger))
+        }
+        keeper.report("replica", "r", cluster.plans[-1].serial, tallies, "")
+        return keeper.status()["test"]
+
+    first = look(240, 160, 400)
+    assert (first["winner"], first["is_significant"]) == (_OLD.version, True)
+    turned = look(2000, 2001, 4000)
+    assert (turned["winner"], turned["is_significant"]) == (None, False)
+    assert turned["sequential_p"] == first["sequential_p"]
