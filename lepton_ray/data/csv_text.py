@@ -34,9 +34,7 @@ from lepton_ray.spec.data import CategoryColumn, Column, NumberColumn
 
 _HEAD_BYTES = _MIN_READ_BYTES = 4 * MAX_RECORD_BYTES
 _MAX_LINE_BYTES = 64 << 20  # a file without line ends would be held whole
-csv.field_size_limit(
-    2 * _MAX_LINE_BYTES
-)  # of all threads: who set it for a record alone would take it from another that is parsed
+csv.field_size_limit(2 * _MAX_LINE_BYTES)  # of all threads: set for one record, it would be taken from another's
 DELIMITERS = (",", ";", "\t", "|")
 """The usual ones; of those that fit alike, the first."""
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())

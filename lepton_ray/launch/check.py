@@ -61,12 +61,7 @@ def check_file(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)  # as Ray itself does
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: no UTF-8, or a date that is none
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no date
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise SpecError([f"the file must be readable YAML, got: {reason}. Mend it, or check the path"], str(path)) from None  # fmt: skip
     try:

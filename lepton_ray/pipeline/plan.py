@@ -105,7 +105,7 @@ def depends_of(
     """
     depends: dict[str, Any] = {"stage": stage.name, "version": stage.module.VERSION, "seed": spec.seed}
     for name, value in arguments_of(stage, spec, artifacts).items():
-        left_out = getattr(stage.module, "WITHOUT_EFFECT", {}).get(name)
+        left_out = getattr(stage.module, "WITHOUT_EFFECT", {}).get(name)  # what the stage does not look at, by section
         depends[name] = value.digest if isinstance(value, Artifact) else value and _as_json(value, left_out)
     fingerprint = getattr(stage.module, "fingerprint", None)
     if fingerprint is not None and (outside := _give_sections(fingerprint, looked_with or spec)) is not None:
