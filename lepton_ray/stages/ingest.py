@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from lepton_ray.artifacts.kinds import PartFile, RawDataset
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.artifacts.store import open_filesystem
@@ -13,6 +15,7 @@ from lepton_ray.core.imports import source_digest
 from lepton_ray.data.block import DETAIL, LINE, REASON, SOURCE
 from lepton_ray.data.connectors import check_source, fingerprint_of, open_connector
 from lepton_ray.data.connectors.base import Connector, Part
+from lepton_ray.data.connectors.faults import describe
 from lepton_ray.data.connectors.files import FileConnector
 from lepton_ray.data.mended import Mender, mended_by_place, read_mended
 from lepton_ray.data.mended import fingerprint as mended_fingerprint
@@ -88,7 +91,20 @@ def _noted(parts: Iterable[Part], work: Folder) -> Iterator[Part]:
 
 
 def read_part(connector: Connector, mender: Mender, folder: Folder, index: int, part: Part) -> dict[str, Any]:
-    """Read, mend, type and write one part; returns facts about its files, of which a part that cannot be cut has several."""
+    """Read, mend, type and write one part; returns facts about its files, of which a part that cannot be cut has several.
+
+    Raises:
+        DataError: If it holds values of a type that pyarrow itself cannot read, such as times of a zone that there is not.
+    """
+    try:
+        return _read_part(connector, mender, folder, index, part)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"data.source must hold values that can be read, got: {describe(error)}. Convert them"
+        ) from error
+
+
+def _read_part(connector: Connector, mender: Mender, folder: Folder, index: int, part: Part) -> dict[str, Any]:
     removed: Counter[str] = Counter()
     files: dict[str, list[dict[str, Any]]] = {"rows": [], "quarantine": []}
     for number, (rows, bad) in enumerate(in_groups(mender(connector.read(part)))):

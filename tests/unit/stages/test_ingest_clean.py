@@ -163,6 +163,14 @@ def _with_bad_rows(num_good, num_bad):
     return "id,age,city,y\n" + good + "x,x,x,yes\n" * num_bad
 
 
+def test_a_type_that_pyarrow_itself_cannot_read_is_told(tmp_path):
+    times = pa.array([0, 1], pa.timestamp("us", "Mars/Olympus"))
+    pq.write_table(pa.table({"t": times, "y": ["a", "b"]}), tmp_path / "d.parquet")
+    data = data_spec(tmp_path / "d.parquet", {"t": "category", "y": "category"}, "parquet")
+    with pytest.raises(DataError, match=r"data\.source must hold values that can be read, got: .*'Mars/Olympus'"):
+        run(tmp_path, data)
+
+
 @pytest.mark.parametrize(("fraction", "num_bad"), [(0.0, 0), (0.2, 20), (0.29, 29), (0.57, 57), (0.58, 58)])
 def test_the_removed_share_may_be_reached_but_not_passed(tmp_path, fraction, num_bad):
     _, dataset = run_text(tmp_path / "at", _with_bad_rows(100 - num_bad, num_bad), max_removed_fraction=fraction)
