@@ -98,6 +98,8 @@ def read_part(connector: Connector, mender: Mender, folder: Folder, index: int, 
     """
     try:
         return _read_part(connector, mender, folder, index, part)
+    except pa.ArrowMemoryError:
+        raise
     except pa.ArrowException as error:
         raise DataError(
             f"data.source must hold values that can be read, got: {describe(error)}. Convert them"
