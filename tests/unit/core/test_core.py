@@ -16,6 +16,7 @@ from lepton_ray.core import errors, settings
 from lepton_ray.core.errors import EngineError, LeptonError, SpecError
 from lepton_ray.core.extras import _EXTRA_OF_MODULE, require
 from lepton_ray.core.files import list_files, sha256_file, sha256_json, write_atomic, write_json
+from lepton_ray.core.imports import load_function, source_digest
 from lepton_ray.core.text import show
 
 REPOSITORY = Path(__file__).parent.parent.parent.parent
@@ -118,6 +119,22 @@ def test_write_atomic_replaces_whole_files_and_leaves_nothing_else(tmp_path: Pat
     write_atomic(path, b"new \x00")
     assert path.read_bytes() == b"new \x00"
     assert list_files(tmp_path) == ["a folder/übung's\nfile.json"]
+
+
+def test_a_function_is_that_of_the_file_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, where a file is repaired and the next cell runs again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "code_of_mine.py"
+    found = []
+    for number in (1, 1, 2):
+        file.write_text(f"def use():\n    return {number}\n")
+        os.utime(file, (number, number))  # Python tells changes by the second
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: load_function("code_of_mine:use", "x")(), range(8)))
+        found.append((set(answers), source_digest("code_of_mine:use")))
+    assert [answers for answers, _ in found] == [{1}, {1}, {2}]
+    assert found[0] == found[1] != found[2]
+    assert source_digest("nothing_of_mine:use") is None
 
 
 def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from lepton_ray.core import imports
 from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.pipeline.plan import STAGES, depends_of, to_step
@@ -136,7 +135,6 @@ def test_other_code_of_the_users_own_is_another_step(tmp_path, monkeypatch, stag
     steps = []
     for code in ("def use(): return 1\n", "def use(): return 2\n"):
         (tmp_path / "my_code.py").write_text(code)
-        imports.source_digest.cache_clear()  # as in another process
         steps += [step_of(stage, parsed, {}), step_of(stage, parsed, {})]
     assert steps[0] == steps[1] != steps[2] == steps[3]
 
