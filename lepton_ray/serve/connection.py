@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
             self._end(self._refuse(HTTP_BAD_REQUEST, f"the request must be well-formed HTTP/1.1: {failure}"))
         else:
             if self._incoming is begun:
-                self._count_unfinished(0 if begun.slot.request_bytes > body_bytes else len(data))
+                self._count_unfinished(len(data), has_body=begun.slot.request_bytes > body_bytes)
         if self._slots and self._slots[0].response is not None:
             self.flush()
         if len(self._slots) >= _MAX_PIPELINED:
@@ -489,7 +489,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Have the request answered."""
-        if self._incoming.head is None:
+        if self._incoming.head is None:  # it comes again, without its wish
             return
         self._receive_by = None
         slot, call, body = self._incoming.slot, self._incoming.call, self._incoming.body
@@ -510,9 +510,9 @@ class Connection(asyncio.Protocol):
         if self._incoming.head_bytes > MAX_HEAD_BYTES:
             raise self._refusal(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE)
 
-    def _count_unfinished(self, num_bytes: int) -> None:
-        """Bound what the parser keeps of a target, header or trailer that does not end; 0 says that a part of the body has come."""
-        self._unfinished_bytes = self._unfinished_bytes + num_bytes if num_bytes else 0
+    def _count_unfinished(self, num_bytes: int, *, has_body: bool) -> None:
+        """Bound what the parser keeps of a target, header or trailer that does not end; where a part of the body came, none goes on."""
+        self._unfinished_bytes = 0 if has_body else self._unfinished_bytes + num_bytes
         if self._unfinished_bytes > MAX_HEAD_BYTES:
             self._end(self._refuse(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
 

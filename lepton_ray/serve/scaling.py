@@ -111,9 +111,7 @@ def decide(
     """
     replicas, load, rate, p95_ms = observed
     assert p95_ms is not None  # noqa: S101
-    if (
-        math.isfinite(memory.sampled) and now < memory.sampled
-    ):  # the clock has been set back: of no moment is known how long ago it was
+    if now < memory.sampled:  # the clock has been set back: of no moment is known how long ago it was
         memory = Memory()
     memory = _take_note(observed, memory, now)
     if now - memory.changed < _SETTLE_S:

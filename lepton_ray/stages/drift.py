@@ -88,22 +88,22 @@ def measure_drift(package: str, path: str, is_labelled: bool = False) -> DriftRe
     opened = open_package(package)
     reference, predictor = read_reference(opened), Predictor(opened)
     data = _data_of(opened, path, is_labelled)
-    window, refused, measured, reasons = reference.empty(), 0, [], []
+    window, refused, measured, reason = reference.empty(), 0, [], ""
     for good, details in _typed(data):
         refused += len(details)
-        reasons += details[:1].to_pylist()
+        reason = reason or next(iter(details[:1].to_pylist()), "")
         if good.num_rows == 0:
             continue
         feeds = to_feeds(good, predictor.signature)
         outputs, is_scored, errors = run_each(predictor, feeds)
         refused += len(errors)
-        reasons += errors[:1]
+        reason = reason or next(iter(errors), "")
         scored = {name: values[is_scored] for name, values in feeds.items()}
         window = window.plus(reference.count({**scored, **outputs}))
         if is_labelled:
             measured.append((good.column(str(data.label)).filter(pa.array(is_scored)), outputs))
     if not window.rows:
-        found = f"none of {refused} (the first: {reasons[0]})" if reasons else "none at all"
+        found = f"none of {refused} (the first: {reason})" if refused else "none at all"
         raise DataError(f"the file must hold records that the package can score, got {found} in {path!r}")
     columns = reference.judge(window)
     labelled, metrics, unknown = _measure(opened, measured, data) if is_labelled else (0, None, {})

@@ -35,12 +35,10 @@ def try_rows(spec: CustomModel, model: Any, inputs: Sequence[ModelInput], num_ou
     if logits_NC.shape != (_ROWS, num_outputs):
         wanted = f"give logits of the shape (rows, {num_outputs}), {(_ROWS, num_outputs)} for two rows"
         raise wrong(spec, wanted, str(tuple(logits_NC.shape)))
-    if hasattr(
-        logits_NC, "_keras_logits"
-    ):  # set by softmax and sigmoid; Keras' losses take what they were given in its place
-        raise wrong(
-            spec, "give logits: loss and package take their softmax or sigmoid", "the result of one. Leave it out"
-        )
+    # Set by softmax and sigmoid: in the place of their results Keras' losses take what these were given.
+    if hasattr(logits_NC, "_keras_logits"):
+        rule = "give logits: loss and package take their softmax or sigmoid"
+        raise wrong(spec, rule, "the result of one. Leave it out")
     alone = [call(model, [values[row : row + 1] for values in rows], training=False) for row in range(_ROWS)]
     if not np.allclose(np.concatenate(alone), logits_NC, rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE):
         raise wrong(spec, ROWS_APART, "another answer beside another row")

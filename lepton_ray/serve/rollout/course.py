@@ -36,6 +36,11 @@ class Course(Section):
         return Course.model_validate({**self.model_dump(), **values, "serial": self.serial + 1})
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether the champion of before answers all again."""
+        return self.phase in ("rolled_back", "aborted")
+
+    @property
     def plan(self) -> TrafficPlan:
         """What the replicas have to do."""
         spec, is_promoted = self.spec, self.phase == "promoted"

@@ -137,7 +137,9 @@ class RolloutKeeper:
         self._given = 0.0
         self._sequential_p, self._is_challenger_ahead = 1.0, False
         """Of the look at the outcomes that had the least, and who was ahead then."""
-        self._is_unwritten = False
+        self._unwritten: Course | None = None
+        self._writing = threading.Lock()
+        """The thread that looks for the application writes what could not be written."""
         self._tell_what_was_cut_short()
         threading.Thread(target=self._end_with_application, daemon=True).start()
 
@@ -226,9 +228,8 @@ class RolloutKeeper:
             self._chunks.append(_Chunk(now))
         while now - self._chunks[0].began > _WINDOW_S and len(self._chunks) > 1:
             old = self._chunks.popleft()
-            if (
-                self._of_step(course.challenger).requests < course.spec.min_requests
-            ):  # else few callers are never judged
+            has_enough = self._of_step(course.challenger).requests >= course.spec.min_requests
+            if not has_enough:  # few callers would never be judged
                 self._chunks[0].add(old)
         chunk = self._chunks[-1].tallies
         for version, tally in tallies.items():
@@ -364,21 +365,21 @@ class RolloutKeeper:
 
     def _write(self, course: Course) -> None:
         """Record a course; the way back to the champion must not wait for a storage that does not answer."""
-        try:
-            self._records.write_course(course)
-        except OSError as error:
-            if course.phase not in ("rolled_back", "aborted"):
-                raise
-            _logger.error("the course of the rollout could not be written, and will be: %s", error)
-            self._is_unwritten = True
-        else:
-            self._is_unwritten = False
+        with self._writing:
+            self._unwritten = None
+            try:
+                self._records.write_course(course)
+            except OSError as error:
+                if not course.is_given_up:
+                    raise
+                _logger.error("the course of the rollout could not be written, and will be: %s", error)
+                self._unwritten = course
 
     def _write_again(self) -> None:
-        if self._is_unwritten:
-            with contextlib.suppress(OSError):
-                self._records.write_course(self._course)
-                self._is_unwritten = False
+        with self._writing, contextlib.suppress(OSError):  # the next look tries again
+            if self._unwritten is not None:
+                self._records.write_course(self._unwritten)
+                self._unwritten = None
 
     def _tell_what_was_cut_short(self) -> None:
         """Say in the audit and in the registry what a keeper that was lost had only written down; its plan is given with a report."""
@@ -448,6 +449,6 @@ class RolloutKeeper:
         try:
             self._records.add_audit_line(line)
         except OSError as error:
-            if course.phase not in ("rolled_back", "aborted"):
+            if not course.is_given_up:
                 raise
             _logger.error("a line of the audit could not be written (%s): %s", error, line)

@@ -1,5 +1,6 @@
 """What a rollout leaves in the storage: its course, from which a keeper that is restarted goes on, and its audit lines."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -32,8 +33,12 @@ class Records:
 
     def last_serial(self, rollout: str) -> int:
         """Return the serial of the course that the audit's last line of a rollout tells of; -1 without a line that tells it."""
-        lines = map(json.loads, reversed(self._read(self.audit_path).splitlines()))
-        return next((int(line["serial"]) for line in lines if line["rollout"] == rollout and "serial" in line), -1)
+        for text in reversed(self._read(self.audit_path).splitlines()):
+            with contextlib.suppress(ValueError):  # the keeper was lost while it wrote the line
+                line = json.loads(text)
+                if line["rollout"] == rollout and "serial" in line:
+                    return int(line["serial"])
+        return -1
 
     def add_audit_line(self, line: dict[str, Any]) -> None:
         """Add a line; object stores cannot append, so there the file is written again."""

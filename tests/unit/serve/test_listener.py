@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +239,12 @@ def test_a_client_that_takes_nothing_gets_no_more_answers(listen: Any) -> None:
     client.send(b"GET / HTTP/1.1\r\nHost:a\r\n\r\n" * num_requests)
     answer = client.read()
     (connection,) = running.listener._connections
-    while connection._send_by is None:
-        time.sleep(0.01)
+
+    async def be_held_up() -> None:
+        while connection._send_by is None:
+            await asyncio.sleep(0)
+
+    running.call(be_held_up())
     assert connection._transport.get_write_buffer_size() < 100 * len(answer.body)
     got = b""
     while got.count(b"HTTP/1.1 200") < num_requests - 1 or not got.endswith(answer.body):
