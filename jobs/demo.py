@@ -8,9 +8,9 @@ import json
 import signal
 import threading
 import time
-import urllib.request
 
 from lepton_ray.cli.output import RichProgress
+from lepton_ray.core.web import open_url
 from lepton_ray.engine.session import close
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import load_spec
@@ -60,7 +60,7 @@ def _show_metrics(url: str) -> None:
     lines: list[str] = []
     while time.monotonic() < deadline and not any(_SHOWN[0] in line for line in lines):
         time.sleep(0.5)
-        with urllib.request.urlopen(url, timeout=_METRICS_WAIT_S) as response:  # noqa: S310  an http URL of our own
+        with open_url(url, _METRICS_WAIT_S) as response:
             lines = response.read().decode().splitlines()
     print(f"\nGET {url}")
     for line in lines:

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterator
 from html import unescape
 
-_START = re.compile(
-    r"<(?:!--|[!?]|/?([a-zA-Z][a-zA-Z0-9:-]{0,30})([^<>=]*>)?)"
-)  # with the end of a tag that has no value
+# with the end of a tag that has no value
+_START = re.compile(r"<(?:!--|[!?]|/?([a-zA-Z][a-zA-Z0-9:-]{0,30})([^<>=]*>)?)")
 _QUOTE_OR_END = re.compile(r"=[ \t\n\f\r]*[\"']|>")
 _LEADING_ZEROS = re.compile(r"&#0+(?=[0-9])")
 _LONG_NUMBER = re.compile(r"&#[1-9][0-9]{7,};?")  # beyond Unicode; int() refuses more than 4300 digits

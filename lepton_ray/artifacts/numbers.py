@@ -72,9 +72,8 @@ def parse_numbers(texts: pa.Array, column: NumberColumn) -> tuple[NDArray[np.flo
 
 def to_floats(numbers: pa.Array) -> NDArray[np.float64]:
     """Return numbers of any type as the nearest float64, NaN for null: of a decimal the float that its text is read as."""
-    if pa.types.is_decimal(
-        numbers.type
-    ):  # Arrow 25 divides by a power of ten, and comes out one beside: 0.70 above 0.7
+    # Arrow 25 divides decimals by a power of ten, and comes out one beside: 0.70 above 0.7
+    if pa.types.is_decimal(numbers.type):
         numbers = numbers.cast(pa.string())
     return np.asarray(numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 

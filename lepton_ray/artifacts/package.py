@@ -1,15 +1,15 @@
 """The sealed model package: the only thing that leaves training. No pickle; a digest for each file.
 
-model.onnx            raw records in, label and probabilities out
+model.onnx            raw records in; out what `kinds.Target` has for the task
 signature.json        columns, rules, tensors
 golden_records.json   records of the test split, the body of a POST /predict
-golden_outputs.json   what the training code gave for them
+golden_outputs.json   what the training code gave for them, or the compressed model
 reference.json        sketches of the training data, and of the answers for held-out rows, for drift
 metrics.json          validation metrics
 lineage.json          spec, digests and versions that it came from
 MODEL_CARD.md         the same for people
 prepare.onnx          with ``export.also`` only: raw records in, the input of the files below out
-saved_model/, model.tflite  what ``export.also`` asked for: probabilities out
+saved_model/, model.tflite  what ``export.also`` asked for
 digests.json          SHA-256 of each file, and of this list
 """
 

@@ -118,23 +118,18 @@ class Sketch:
         )
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How far a column of a window is from the reference. What is in excess is beyond what chance explains (``distances.CHANCE``)."""
+@dataclass(frozen=True, kw_only=True)
+class Excess:
+    """How far a column is from the reference beyond what chance explains (``distances.CHANCE``)."""
 
     name: str
     side: Side
-    rows: int
-    psi: float
-    excess_psi: float
-    js_distance: float
+    excess_psi: float = 0.0
+    js_distance: float = 0.0
     """Jensen-Shannon, 0 to 1."""
-    unseen: float
-    """Share of the values that the reference does not name."""
-    excess_unseen: float
-    """By how much it is more than in the reference."""
-    missing: float
-    excess_missing: float
+    excess_unseen: float = 0.0
+    """By how much more values than in the reference are such that it does not name."""
+    excess_missing: float = 0.0
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -145,6 +140,17 @@ class Drift:
     def size(self) -> float:
         """To sort by: the worst of the three in excess."""
         return max(self.excess_psi, self.excess_unseen, self.excess_missing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift(Excess):
+    """A column of a window, as it was measured."""
+
+    rows: int
+    psi: float
+    unseen: float
+    """Share of the values that the reference does not name."""
+    missing: float
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A client of endpoints, for applications: ``Client`` waits, ``AsyncClient`` is awaited; both send as ``calls`` says."""
+"""A client of endpoints, for applications: ``Client`` waits, ``AsyncClient`` is awaited; both send as ``sending`` says."""
 
 from lepton_ray.client.calls import AsyncClient, Job
 from lepton_ray.client.errors import AnswerError, CallError, DeadlineError, UnavailableError

@@ -25,10 +25,22 @@ def open_url(request: urllib.request.Request | str, timeout_s: float) -> Any:
 
 def _is_near(host: str) -> bool:
     """Whether a host is this machine, or an address of a private network (RFC 1918, RFC 4193)."""
+    if is_loopback(host):
+        return True
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
-        return host == "localhost"
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host, by its address or by a name that RFC 6761 keeps for it."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def get_json(url: str) -> "dict[str, Any] | str":

@@ -59,6 +59,15 @@ class PriceTable(Section):
     providers: Annotated[dict[str, Provider], Field(min_length=1)]
 
 
+def table_of(cost: CostSpec) -> PriceTable | None:
+    """Return the table that a section looks its prices up in; None where it names no provider.
+
+    Raises:
+        SpecError: If it cannot be read, or is no such table.
+    """
+    return None if cost.provider is None else load_table(cost.prices)
+
+
 def load_table(uri: str | None) -> PriceTable:
     """Return a table of prices: that at ``uri``, or the one in the package.
 
@@ -91,7 +100,7 @@ def _read(uri: str | None) -> tuple[str, str]:
         raise SpecError([f"cost.prices must be a readable file, got {uri!r} ({reason}). Check the path"]) from error
 
 
-def usd_per_hour(cost: CostSpec, table: PriceTable, num_workers: int) -> Bounds | None:
+def usd_per_hour(cost: CostSpec, table: PriceTable | None, num_workers: int) -> Bounds | None:
     """Return what a head and its workers cost an hour; None where the section has no prices.
 
     Raises:
@@ -99,7 +108,7 @@ def usd_per_hour(cost: CostSpec, table: PriceTable, num_workers: int) -> Bounds 
     """
     if cost.usd_per_hour is not None:
         return Bounds.exactly(cost.usd_per_hour)
-    if cost.provider is None or cost.head is None:
+    if table is None or cost.provider is None or cost.head is None:
         return None
     if cost.provider not in table.providers:
         raise SpecError([_unknown("cost.provider", cost.provider, table.providers)])

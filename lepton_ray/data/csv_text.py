@@ -230,9 +230,8 @@ class _LineTexts:
 def _parse_quickly(file: CsvFile, chunk: Chunk) -> pa.Table | None:
     """Parse a chunk each of whose lines is a row; None where that cannot be taken for granted."""
     num_lines = _count_plain_lines(chunk.data, file.delimiter) if chunk.num_lines is None else chunk.num_lines
-    if (
-        num_lines is None or has_mark(chunk.data) or not _is_utf8(chunk.data)
-    ):  # pyarrow passes over columns that are not read
+    # pyarrow does not decode the columns that are not read
+    if num_lines is None or has_mark(chunk.data) or not _is_utf8(chunk.data):
         return None
     table = _parse_cells(file, chunk.data)
     return table if table is not None and table.num_rows == num_lines else None

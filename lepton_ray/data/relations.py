@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 from lepton_ray.artifacts.profile import Matrix, NumberProfile
 from lepton_ray.data.summaries import Numbers, to_floats
 
-MAX_NUMBERS, MAX_CATEGORIES, MAX_MISSING = (
-    30,
-    12,
-    30,
-)  # columns that are compared with each other: pairs grow as squares
+# columns that are compared with each other: pairs grow as squares
+MAX_NUMBERS, MAX_CATEGORIES, MAX_MISSING = 30, 12, 30
 MAX_GROUPS = 200  # a column with more categories is compared with none: it names rows rather than groups them
 _CHUNK_ROWS = 131_072
 _FLOAT_BITS = 52

@@ -47,8 +47,6 @@ class Snapshot(BaseModel):
     """ISO 8601, UTC."""
     inputs: dict[str, str]
     """Digests of the artifacts that it was made from, by name."""
-    lineage: dict[str, Any] = {}
-    """What else its manifest says of where it came from, such as the digests of source and spec."""
     ledger: Ledger | None = None
     splits: dict[str, tuple[PartFile, ...]]
     """Files of its rows, by split."""
@@ -113,7 +111,6 @@ def _to_snapshot(folder: Folder, manifest: Mapping[str, Any]) -> Snapshot:
             **{name: manifest[name] for name in ("stage", "key", "digest", "finished", "inputs", "files")},
             "location": folder.path,
             "run": folder.path.split("/")[-3] if folder.path.count("/") > 1 else "",
-            "lineage": manifest.get("lineage", {}),
             "ledger": facts.get("ledger"),
             "splits": facts["splits"] if "splits" in facts else {NOT_SPLIT: facts["rows"]},
             "quarantine": facts.get("quarantine", ()),

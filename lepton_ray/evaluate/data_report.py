@@ -14,7 +14,6 @@ _MAX_CARDS = 40
 _MAX_LISTED = 300  # further columns, a line each
 _MAX_MISSING_BARS = 40
 _MAX_HEAT_COLUMNS = 24
-_MAX_TRANSFORMS = 300
 _MAX_FINDINGS = 100
 
 
@@ -32,8 +31,6 @@ class DataReport:
     """Rows by split and class."""
     findings: Sequence[str] = ()
     """What the checks have found, a sentence each."""
-    transforms: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What was fitted for each column, in words."""
     label: str | None = None
     after_name: str = "after cleaning"
     """What ``after`` is, in words: the training rows only, say."""
@@ -73,7 +70,6 @@ def data_section(data: DataReport) -> str:
         _columns(data),
         _missing(data),
         _together(data.after),
-        _transforms(data.transforms),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -220,12 +216,3 @@ def _together(profile: Profile) -> str:
     if not any(maps):
         return ""
     return f'<h3>Columns together</h3><div class="plots">{"".join(maps)}</div>'
-
-
-def _transforms(transforms: Mapping[str, Sequence[str]]) -> str:
-    if not transforms:
-        return ""
-    rows = [[name, "; ".join(steps)] for name, steps in list(transforms.items())[:_MAX_TRANSFORMS]]
-    left_out = len(transforms) - len(rows)
-    note = f'<p class="soft">{left_out:,} more columns are left out.</p>' if left_out else ""
-    return "<h3>Transforms fitted</h3>" + table(["column", "transforms"], rows, num_text_columns=2) + note

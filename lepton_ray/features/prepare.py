@@ -26,7 +26,7 @@ from lepton_ray.features.runners import (
 )
 from lepton_ray.features.state import IDS, STEPS, TOKENS, FeatureState, Output
 
-__all__ = ["FOLD_KEY", "Preparer", "encode_labels", "prepare", "to_arrays"]
+__all__ = ["FOLD_KEY", "Preparer", "encode_labels", "to_arrays"]
 
 _TEXT_BYTES = 64 << 10  # of a text's tokens and what is made of them
 _STEP_BYTES = 40  # of a value while it is filled, bounded and scaled
@@ -142,13 +142,6 @@ def _other_runner(state: FeatureState, output: Output) -> RowRunner | IdsRunner:
     read = partial(pixels_of, shape=tuple(image.shape))
     feed = Feed("image", "UINT8", name, image.shape, read)
     return RowRunner([feed], add, result, 4 * int(np.prod(image.shape)))
-
-
-def prepare(
-    state: FeatureState, table: pa.Table, signature: Signature, num_threads: int = 1, is_training: bool = False
-) -> pa.Table:
-    """Return the prepared columns of one table; for several, keep a ``Preparer``."""
-    return Preparer(state, signature, num_threads)(table, is_training)
 
 
 def to_arrays(table: pa.Table, state: FeatureState) -> dict[str, Array]:

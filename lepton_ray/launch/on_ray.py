@@ -22,9 +22,8 @@ def launcher_schema() -> dict[str, Any]:
 
 def what_ray_refuses(config: dict[str, Any]) -> str | None:
     """Return why Ray's own checks refuse a file's content, None if they take it; nothing is reached for."""
-    logging.getLogger("ray.autoscaler._private.util").setLevel(
-        logging.WARNING
-    )  # it tells of each default that it fills in
+    # it tells of each default that it fills in
+    logging.getLogger("ray.autoscaler._private.util").setLevel(logging.WARNING)
     try:
         validate_config(prepare_config(copy.deepcopy(config)))
     except Exception as error:  # noqa: BLE001  Ray and its providers raise what they like, click's errors too

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lepton_ray.artifacts.reference import ALARMS, METRIC_FIELDS, Side
+from lepton_ray.artifacts.reference import METRIC_FIELDS, Excess, Side
 from lepton_ray.core.errors import LeptonError
 from lepton_ray.core.text import without_credentials
 from lepton_ray.core.web import get_json
@@ -14,22 +14,11 @@ from lepton_ray.core.web import get_json
 _FIELD_OF_NAME = {f"ray_{metric.name}": name for metric, name in METRIC_FIELDS.items()}
 
 
-@dataclass(frozen=True)
-class LiveDrift:
-    """A column of a version; the fields are those of ``lepton_ray.artifacts.reference.Drift``."""
+@dataclass(frozen=True, kw_only=True)
+class LiveDrift(Excess):
+    """A column of a version."""
 
     version: str
-    side: Side
-    name: str
-    excess_psi: float = 0.0
-    js_distance: float = 0.0
-    excess_unseen: float = 0.0
-    excess_missing: float = 0.0
-
-    @property
-    def alarms(self) -> tuple[str, ...]:
-        """The fields that are beyond their bounds."""
-        return tuple(name for name, bound in ALARMS.items() if getattr(self, name) > bound)
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -65,5 +54,5 @@ def ask_prometheus(url: str, model: str) -> list[LiveDrift]:
             f"Prometheus must have windows of {model!r}, got none. Check the name; a replica tells of its first window when it has "
             "serve.monitor.min_rows"
         )
-    drifts = [LiveDrift(*key, **values) for key, values in columns.items()]
-    return sorted(drifts, key=lambda one: -max(one.excess_psi, one.excess_unseen, one.excess_missing))
+    drifts = [LiveDrift(version=of[0], side=of[1], name=of[2], **values) for of, values in columns.items()]
+    return sorted(drifts, key=lambda one: -one.size)

@@ -5,7 +5,6 @@ named by their uid, and what else goes into a path is quoted. Unified alerting, 
 """
 
 import hashlib
-import ipaddress
 import json
 import re
 from typing import Any
@@ -16,6 +15,7 @@ from grafana_api.grafana_api import GrafanaAPI, GrafanaException
 
 from lepton_ray.core.errors import GrafanaError
 from lepton_ray.core.text import without_credentials
+from lepton_ray.core.web import is_loopback
 from lepton_ray.observe.render import DATA_SOURCE_UID
 
 FOLDER_UID = "lepton-ray"
@@ -42,7 +42,7 @@ class Grafana:
             raise GrafanaError(
                 f"--url must be https://HOST[:PORT][/PATH], got {without_credentials(url)!r}. Correct it"
             )
-        if at.scheme == "http" and not _is_loopback(at.hostname):
+        if at.scheme == "http" and not is_loopback(at.hostname):
             raise GrafanaError(
                 f"--url must be https where a token travels, got {url!r}. Use https, or a tunnel to localhost"
             )
@@ -136,12 +136,3 @@ class Grafana:
             ) from error
         except (requests.RequestException, ValueError) as error:
             raise GrafanaError(f"Grafana must answer {method} {path}, got: {error}. Check --url") from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

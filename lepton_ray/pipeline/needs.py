@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lepton_ray.artifacts.store import Store
-from lepton_ray.cost import estimate
 from lepton_ray.cost.bounds import Bounds, total
-from lepton_ray.cost.estimate import Estimate, PastRun
 from lepton_ray.data.in_process import num_threads
 from lepton_ray.engine.there import There, num_held
+from lepton_ray.pipeline import estimate
+from lepton_ray.pipeline.estimate import Estimate, PastRun
 from lepton_ray.pipeline.sizes import Sizes
 from lepton_ray.spec.run import RunSpec
 from lepton_ray.spec.tune import NoScheduler, PbtScheduler, TuneSpec
@@ -40,7 +40,7 @@ def ask(name: str, spec: RunSpec, store: Store, sizes: Sizes, there: There) -> A
             return Asked("tasks of Ray Data, 1 CPU each", int(there.total("CPU")))
         return Asked(f"threads of {_DRIVER}", num_threads())
     if name == "tune" and spec.tune is not None:
-        place = place_of(spec.tune, worker_resources(spec.train))
+        place = place_of(spec.tune, worker_resources(spec.train), spec.train.start_timeout_s)
         held = num_held(there.machines, place.process)
         at_once = min(num_at_once(spec.tune, place, held), spec.tune.total_trials)
         workers = "" if place.num_processes == 1 else f"{place.num_processes} workers of "
@@ -88,9 +88,8 @@ def memory_of(name: str, spec: RunSpec, sizes: Sizes, asked: Asked) -> Estimate 
     if name in ("tune", "train"):
         whole = _model_bytes(spec, _training_rows(sizes), sizes)
         return estimate.training(whole, _memory_limit(spec), spec.train.shuffle_window_bytes, max(1, asked.at_once))
-    if name == "evaluate":
-        rows = sizes.splits["train"] + sizes.splits["test"] if sizes.splits else None
-        return estimate.scoring(_model_bytes(spec, rows, sizes))
+    if name == "evaluate" and spec.evaluate.baseline != "none":
+        return estimate.scoring(_model_bytes(spec, sizes.splits["train"] if sizes.splits else None, sizes))
     return None
 
 

@@ -6,10 +6,10 @@ from typing import Any
 from lepton_ray.artifacts.store import Store
 from lepton_ray.core.spent import Spent, together
 from lepton_ray.cost.bounds import Bounds, total
-from lepton_ray.cost.estimate import Estimate
 from lepton_ray.cost.meter import Budget, SpentFile
-from lepton_ray.cost.prices import load_table, usd_per_hour
+from lepton_ray.cost.prices import PriceTable, table_of, usd_per_hour
 from lepton_ray.engine.there import There, look
+from lepton_ray.pipeline.estimate import Estimate
 from lepton_ray.pipeline.fates import Fate, find_fates
 from lepton_ray.pipeline.needs import Asked, ask, memory_of, spill_of, time_of
 from lepton_ray.pipeline.sizes import Sizes, find_sizes
@@ -131,30 +131,32 @@ def preview(spec: RunSpec, from_stage: str | None = None, force: bool = False) -
         LeptonError: If the source, a manifest or the cluster cannot be looked at.
     """
     cost = spec.cost or CostSpec()
-    table = load_table(cost.prices) if cost.provider is not None else None
+    table = table_of(cost)
     store = Store.look_at(spec.storage, spec.name)
     fates = find_fates(spec, store, from_stage, force)
     there = look()
     num_workers = len(there.machines) - 1 if there.is_cluster else cost.num_workers or 0
-    if table is None:
-        rate, prices = cost.usd_per_hour and Bounds.exactly(cost.usd_per_hour), "cost.usd_per_hour"
-    else:
-        rate, provider = usd_per_hour(cost, table, num_workers), table.providers[str(cost.provider)]
-        prices = (
-            f"{cost.prices or 'built in'}, {cost.provider} {provider.region}, {table.date}; look up: {provider.source}"
-        )
+    rate = usd_per_hour(cost, table, num_workers)
     sizes = find_sizes(spec, store, fates)
     spent = together(SpentFile(store.filesystem, f"{store.root}/{SPENT}").read().values())
     return Preview(
         name=spec.name,
         there=there,
         sizes=sizes,
-        stages=tuple(_estimate(fate, spec, store, sizes, there, rate or None) for fate in fates),
-        usd_per_hour=rate or None,
-        prices=prices if rate else "",
+        stages=tuple(_estimate(fate, spec, store, sizes, there, rate) for fate in fates),
+        usd_per_hour=rate,
+        prices=_origin(cost, table) if rate is not None else "",
         budget=Budget(cost.budget_usd, cost.budget_h),
         spent=spent,
     )
+
+
+def _origin(cost: CostSpec, table: PriceTable | None) -> str:
+    """Return where the prices come from, in words."""
+    if table is None:
+        return "cost.usd_per_hour"
+    provider = table.providers[str(cost.provider)]
+    return f"{cost.prices or 'built in'}, {cost.provider} {provider.region}, {table.date}; look up: {provider.source}"
 
 
 def _price(seconds: Bounds, rate: Bounds) -> Bounds:

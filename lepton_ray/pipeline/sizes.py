@@ -7,10 +7,10 @@ from typing import Any
 from lepton_ray.artifacts.kinds import Dataset, FeatureSet, ModelInput, RawDataset
 from lepton_ray.artifacts.store import Store
 from lepton_ray.core.errors import LeptonError
-from lepton_ray.cost import estimate
 from lepton_ray.cost.bounds import Bounds
 from lepton_ray.data.connectors import open_connector
 from lepton_ray.data.connectors.filesystems import COMPRESSED
+from lepton_ray.pipeline import estimate
 from lepton_ray.pipeline.fates import Fate, without_prepare
 from lepton_ray.spec.run import RunSpec
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lepton_ray.artifacts.store import Store
 from lepton_ray.cost.meter import Budget, Meter, SpentFile
-from lepton_ray.cost.prices import PriceTable, load_table, usd_per_hour
+from lepton_ray.cost.prices import PriceTable, table_of, usd_per_hour
 from lepton_ray.engine import there
 from lepton_ray.engine.session import is_connected
 from lepton_ray.spec.cost import CostSpec
@@ -30,8 +30,7 @@ class Spending:
         Raises:
             SpecError: If they lack what the section names.
         """
-        table = load_table(cost.prices) if cost is not None and cost.provider is not None else None
-        spending = cls(cost, table)
+        spending = cls(cost, None if cost is None else table_of(cost))
         spending.usd_per_hour()
         return spending
 
@@ -39,8 +38,6 @@ class Spending:
         """Return the price of the machines that are held, the most that it can be; None where nobody says."""
         if self.cost is None:
             return None
-        if self.table is None:
-            return self.cost.usd_per_hour
         counted = there.count_others()
         rate = usd_per_hour(self.cost, self.table, (self.cost.num_workers or 0) if counted is None else counted)
         return None if rate is None else rate.high

@@ -1,1 +1,1 @@
-"""Serving a package: Open Inference Protocol v2 and plain JSON records over HTTP, on Ray Serve."""
+"""Serving a package: Open Inference Protocol v2 and plain JSON records over HTTP and gRPC, on Ray Serve."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.web import is_loopback
 from lepton_ray.serve.rate.ledger import Purse, Rate
 from lepton_ray.serve.tokens import MAX_FILE_BYTES, Caller, Scope, Token, TokenTable, parse_tokens
 from lepton_ray.serve.watch import Watched
-from lepton_ray.spec.release import AuthSpec, RateLimitSpec, is_loopback
+from lepton_ray.spec.release import AuthSpec, RateLimitSpec
 
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 _CHALLENGE = 'Bearer realm="lepton_ray"'

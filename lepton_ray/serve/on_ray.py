@@ -17,6 +17,7 @@ from lepton_ray import __version__
 from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.files import sha256_json
+from lepton_ray.core.web import is_loopback
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.endpoint import HTTP_OK
@@ -31,7 +32,7 @@ from lepton_ray.serve.rollout.on_ray import end_keeper
 from lepton_ray.serve.scaling import REPORT_S, WINDOW_S, ReplicaPolicy
 from lepton_ray.serve.sockets import is_free
 from lepton_ray.serve.tls import local_file
-from lepton_ray.spec.release import ServeSpec, TlsSpec, is_loopback
+from lepton_ray.spec.release import ServeSpec, TlsSpec
 from lepton_ray.spec.rollout import TrafficPlan
 
 _SHUTDOWN_S = 20.0  # longer than a replica drains; Ray Serve waits for its own requests first, for 2 s at least
@@ -187,9 +188,8 @@ def _check_port(spec: ServeSpec) -> None:
         OSError: If somebody does, or it is no address that can be listened at.
     """
     here = ray.get_runtime_context().get_node_id()
-    is_head = any(
-        node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes()
-    )  # it has a proxy always
+    # the head has a proxy always
+    is_head = any(node["NodeID"] == here and _HEAD in node["Resources"] for node in ray.nodes())
     is_started = serve.context._get_global_client(raise_if_no_controller_running=False) is not None
     if is_head and not is_started and spec.port and not is_free(spec.host, spec.port):
         raise OSError(errno.EADDRINUSE, "another process listens there")

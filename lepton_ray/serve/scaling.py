@@ -22,14 +22,10 @@ REPORT_S = 1.0
 """A replica reports so often."""
 WINDOW_S = 5.0
 _MIN_ANSWERED = 20  # a 95th percentile of fewer says little
-_MOST_GROWTH, _MOST_FLOW = (
-    2.0,
-    8.0,
-)  # of the number of replicas by one decision, for latency, and for more requests than are answered
-_LEAST_BUSY, _MOST_BUSY = (
-    0.2,
-    0.9,
-)  # fractions: where a replica is busy for less and is slow, more replicas are no remedy
+# times the number of replicas, by one decision: for latency, and for more requests than are answered
+_MOST_GROWTH, _MOST_FLOW = 2.0, 8.0
+# fractions of a replica's time: where it is busy for less and is slow, more replicas are no remedy
+_LEAST_BUSY, _MOST_BUSY = 0.2, 0.9
 _DRAINING = -0.05  # growth of what is under way, of what is answered: it is the past that is slow
 _SAFETY = 0.9  # of the rate at which the target was missed
 _CHEAPER = 4.0  # times, by the model, which can be wrong by less: what is remembered was of other requests

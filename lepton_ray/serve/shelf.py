@@ -152,10 +152,6 @@ class Shelf:
         """Return what the models that are in memory take."""
         return sum(shelved.size_bytes for shelved in self._shelved.values() if shelved.batcher is not None)
 
-    def held(self) -> list[str]:
-        """Return the names of the models that are in memory."""
-        return [name for name, shelved in self._shelved.items() if shelved.batcher is not None]
-
     def close(self) -> None:
         """Let the threads end."""
         if self._loading is not None:

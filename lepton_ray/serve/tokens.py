@@ -93,9 +93,8 @@ class TokenTable:
         if scheme.lower() != b"bearer" or len(token) > _MAX_CREDENTIALS:
             return None
         digest = hashlib.sha256(token).digest()
-        caller = self._by_key.get(
-            digest[:_KEY_BYTES]
-        )  # finds by a part of the hash, which is no secret; what follows decides
+        # found by a part of the hash, which is no secret; what follows decides
+        caller = self._by_key.get(digest[:_KEY_BYTES])
         if caller is None or not hmac.compare_digest(caller.digest, digest) or caller.expires <= time.time():
             return None
         return caller

@@ -37,9 +37,8 @@ _RGB = 3
 
 Takes = Literal["tokens", "image"]
 TAKES: dict[str, Takes] = {
-    **dict.fromkeys(
-        ("bert", "distilbert", "electra"), "tokens"
-    ),  # whose tokenizers the graph of the features can compute
+    # whose tokenizers the graph of the features can compute
+    **dict.fromkeys(("bert", "distilbert", "electra"), "tokens"),
     **dict.fromkeys(("vit", "resnet", "convnext", "efficientnet_lite"), "image"),
 }
 """By ``model_type``; those of torch."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
+from lepton_ray.core.web import is_loopback
 from lepton_ray.spec.autoscaling import AutoscalingSpec
 from lepton_ray.spec.base import Alias, FiniteFloat, Name, PositiveFloat, PositiveInt, Section, Uri
 from lepton_ray.spec.data import Task
@@ -31,7 +32,7 @@ class ExportSpec(Section):
     """Greatest allowed absolute difference between the training code, the package and the endpoint: of a probability, or of a
     number in standard deviations of the training rows' (or in its distance from their mean, where that is more)."""
     golden_rows: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Records of the test split that the package carries with the outputs that the training code gave for them."""
+    """Records of the test split that the package carries with the outputs that the training code, or the compressed model, gave for them."""
     also: Annotated[tuple[ExtraFile, ...], Strict(False)] = ()
     """Files beside ``model.onnx``, of Keras models only: from the output of ``prepare.onnx`` to probabilities."""
 
@@ -175,11 +176,6 @@ class AuthSpec(Section):
     seconds of a change."""
     rate_limit_per_token: RateLimitSpec | None = None
     """Of each token that has none of its own in the file."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
-    return host.startswith(("127.", "localhost", "::1"))
 
 
 class TlsSpec(Section):

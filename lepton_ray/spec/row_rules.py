@@ -138,11 +138,6 @@ class _Rule(Section):
     """``remove`` puts rows that break the rule into quarantine, ``stop`` ends the run."""
 
     @property
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """Every comparison in the rule."""
-        return self.conditions
-
-    @property
     def conditions(self) -> tuple[Comparison, ...]:
         """Comparisons that hold in the rows that are looked at."""
         return ()
@@ -188,11 +183,6 @@ class CompareRule(Comparison, _ConditionalRule):
     """``in`` and ``not_in`` take ``values``; ``matches`` takes a regular expression (RE2) for the whole text as ``value``."""
     missing: Literal["allow", "break"] = "allow"
     """Whether a row where a compared value is missing breaks the rule."""
-
-    @property
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """Every comparison in the rule."""
-        return (self, *self.conditions)
 
     def _own_columns(self) -> tuple[str, ...]:
         return self.columns

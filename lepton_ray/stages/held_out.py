@@ -21,9 +21,10 @@ from lepton_ray.stages.blocks import folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.featurize import LABEL, Split, load_state, split_of
 
+BASELINE_BYTES = 512 << 20
+"""Of model input, for a model that takes all its rows at once."""
 _TYPED_BYTES = 256 << 20  # of rows as they are after cleaning
 _PLACE = "_place"
-_SAMPLE_BYTES = 512 << 20  # of model input, for a model that takes all its rows at once
 
 
 def answer(predictor: Predictor, dataset: Dataset, split: str, ctx: RunContext) -> Feeds:
@@ -91,7 +92,7 @@ def take_prepared(feature_set: FeatureSet, split: str, places: Sequence[int], ct
 def sample_prepared(feature_set: FeatureSet, split: str, ctx: RunContext) -> Split:
     """Return the model inputs and labels of a split: of all rows, or of as many, evenly spread, as memory should hold."""
     row_bytes = sum(given.row_bytes for given in feature_set.inputs)
-    step = -(-feature_set.split_rows[split] * row_bytes // _SAMPLE_BYTES) or 1
+    step = -(-feature_set.split_rows[split] * row_bytes // BASELINE_BYTES) or 1
     folder, first, tables = folder_of(feature_set, ctx), 0, []
     for rows in _groups(folder, feature_set.splits[split]):
         tables.append(rows if step == 1 else rows.take(pa.array(np.arange(-first % step, len(rows), step))))

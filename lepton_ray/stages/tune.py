@@ -17,11 +17,11 @@ from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train import build_of
-from lepton_ray.stages.train import fingerprint as backbones_fingerprint
+from lepton_ray.stages.train import fingerprint as fingerprint  # a search depends on what a training depends on
 from lepton_ray.stages.train_data import load_data
 from lepton_ray.train.frameworks import load_library, load_training
 from lepton_ray.train.resources import worker_resources
-from lepton_ray.tune.place import Place, place_of
+from lepton_ray.tune.place import place_of
 
 if TYPE_CHECKING:
     from lepton_ray.train.on_ray import Storage
@@ -39,11 +39,6 @@ def preflight(tune: TuneSpec) -> None:
         require(tune.searcher.kind, f"tune.searcher {tune.searcher.kind}")
 
 
-def fingerprint(model: Model) -> dict[str, Any] | None:
-    """Return what the stage's result depends on outside of the spec, as that of training does."""
-    return backbones_fingerprint(model)
-
-
 def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet, ctx: RunContext) -> Trials:
     """Search."""
     load_library(train.framework)
@@ -53,7 +48,8 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
 
     build = build_of(feature_set, train.framework)
     build(model)  # what cannot be built fails here, not in a trial
-    start, data, place = _trials(model, train, tune, build, feature_set, ctx)
+    start, data = _trials(model, train, tune, build, feature_set, ctx)
+    place = place_of(tune, worker_resources(train), train.start_timeout_s)
     journal = Journal(ctx.filesystem, f"{ctx.work_path}/trials")
     found = on_ray.search(tune, start, data, ctx.seed, journal, ctx.update, place, ctx.over_budget)
     ctx.work.update(
@@ -84,23 +80,18 @@ def _trials(
     build: Callable[[Model], Any],
     feature_set: FeatureSet,
     ctx: RunContext,
-) -> tuple[Any, Any, Place]:
-    """Return what starts a trial, the data that it is given, and what it asks the cluster for."""
+) -> tuple[Any, Any]:
+    """Return what starts a trial, and the data that it is given."""
     from lepton_ray.train import on_ray  # noqa: PLC0415  Ray is imported by connect
 
     data = load_data(feature_set, train, ctx)
     values = {"min_workers": None, "num_workers": tune.workers_per_trial, "epochs": tune.epochs}
     sections = apply_values(model, train, {f"train.{name}": value for name, value in values.items()})
     if tune.workers_per_trial == 1:
-        return (
-            partial(start_trial, *sections, build, ctx.seed),
-            data,
-            place_of(tune, start_timeout_s=train.start_timeout_s),
-        )
+        return partial(start_trial, *sections, build, ctx.seed), data
     storage = on_ray.Storage(ctx.filesystem, f"{ctx.work_path}/runs")
     storage.remove()  # a killed search's
-    start = partial(start_nested_trial, *sections, build, ctx.seed, storage)
-    return start, on_ray.share(data), place_of(tune, worker_resources(train), train.start_timeout_s)
+    return partial(start_nested_trial, *sections, build, ctx.seed, storage), on_ray.share(data)
 
 
 def start_trial(

@@ -16,7 +16,8 @@ class Training(NamedTuple):
     """Two modules with the same functions in each framework."""
 
     loop: Any
-    """``start_state``, ``train_epochs``, ``is_any``, ``num_parameters``."""
+    """``start_state``, ``train_epochs``, ``is_any``, ``num_parameters``; of several workers ``Group`` (torch) or
+    ``join_workers`` (Keras, JAX)."""
     checkpoint: Any
     """``save``, ``restore``, ``save_weights``, ``load_weights``, ``weights_of``, ``give_weights``."""
 

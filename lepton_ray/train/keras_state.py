@@ -22,9 +22,8 @@ from lepton_ray.train.keras_layer_groups import lr_factors
 from lepton_ray.train.keras_loss import sums
 from lepton_ray.train.progress import Progress, has_stalled, mix, name_splits
 from lepton_ray.train.rows import TrainData
-from lepton_ray.train.schedule import learning_rate
+from lepton_ray.train.schedule import MOMENTUM, learning_rate
 
-_MOMENTUM = 0.9
 _EPSILON = 1e-8  # as torch; Keras takes 1e-7
 _CLIP_EPSILON = 1e-6  # as torch: added to the norm that gradients are divided by
 
@@ -54,9 +53,8 @@ def start_state(build_model: Callable[[], Any], spec: TrainSpec, seed: int) -> T
     if keras.config.backend() == "tensorflow":
         keras.utils.set_random_seed(seed)
     else:
-        random.seed(
-            seed
-        )  # what Keras draws seeds from; its own function imports TensorFlow, where it is, to seed it too
+        # what Keras draws seeds from; its own function imports TensorFlow, where it is, to seed it too
+        random.seed(seed)
     model = build_model()
     optimizer = _build_optimizer(spec)
     optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _is_decayed(v)])
@@ -73,9 +71,8 @@ def _twin(model: Any, build_model: Callable[[], Any]) -> Any:
 
 def num_parameters(model: Any) -> int:
     """Return how many numbers its weights have, frozen ones too; statistics of a normalisation are none, as in torch."""
-    weights = {
-        id(weight): weight for layer in layers_of(model) for weight in layer._trainable_variables
-    }  # frozen or not
+    # frozen or not
+    weights = {id(weight): weight for layer in layers_of(model) for weight in layer._trainable_variables}
     return sum(int(np.prod(weight.shape)) for weight in weights.values())
 
 
@@ -86,7 +83,7 @@ def _is_decayed(variable: Any) -> bool:
 
 def _build_optimizer(spec: TrainSpec) -> Any:
     if spec.optimizer == "sgd":
-        return keras.optimizers.SGD(spec.lr, momentum=_MOMENTUM, name="optimizer")
+        return keras.optimizers.SGD(spec.lr, momentum=MOMENTUM, name="optimizer")
     if spec.optimizer == "adamw":
         return keras.optimizers.AdamW(spec.lr, weight_decay=spec.weight_decay, epsilon=_EPSILON, name="optimizer")
     return keras.optimizers.Adam(spec.lr, epsilon=_EPSILON, name="optimizer")

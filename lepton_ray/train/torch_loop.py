@@ -26,7 +26,7 @@ from lepton_ray.train.layer_groups import optimizer_groups, set_learning
 from lepton_ray.train.memory import freed_memory_kept
 from lepton_ray.train.progress import METRICS, Progress, has_stalled, mix, name_splits
 from lepton_ray.train.rows import Inputs, Source
-from lepton_ray.train.schedule import learning_rate
+from lepton_ray.train.schedule import MOMENTUM, learning_rate
 from lepton_ray.train.threads import threads_for, use_threads
 from lepton_ray.train.torch_loss import sums
 
@@ -93,9 +93,8 @@ def _build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer
     spare_compiler()
     parameters = optimizer_groups(model, spec.weight_decay)
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=spec.lr, momentum=0.9
-        )  # fused, torch 2.13 fails where some have no momentum yet
+        # fused, torch 2.13 fails where some have no momentum yet
+        return torch.optim.SGD(parameters, lr=spec.lr, momentum=MOMENTUM)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=spec.lr, fused=True)
 

@@ -27,7 +27,7 @@ from lepton_ray.engine.resources import num_held, wait_for_capacity
 from lepton_ray.engine.session import connect
 from lepton_ray.spec.tune import NoScheduler, PbtScheduler, TuneSpec
 from lepton_ray.tune.journal import Journal, Trial, best_of, cheapest_of, has_stalled, pareto_front
-from lepton_ray.tune.place import Place, num_at_once, place_of
+from lepton_ray.tune.place import Place, num_at_once
 from lepton_ray.tune.space import Values, decode
 from lepton_ray.tune.start.on_ray import quick_start
 from lepton_ray.tune.strategies.on_ray import BEST, COST, DIVERGED, LOSS, build_scheduler, build_search
@@ -82,7 +82,7 @@ def search(
     seed: int,
     journal: Journal,
     update: Callable[[str], None],
-    place: Place | None = None,
+    place: Place,
     over_budget: Callable[[], str] = within_budget,
 ) -> Found:
     """Run the trials of ``spec``, less those in the journal, and return all of them.
@@ -94,7 +94,7 @@ def search(
         seed: Of the proposals.
         journal: Where finished trials are.
         update: Told of each trial that ends.
-        place: What a trial asks for; by default one process of ``spec.cpus_per_trial``.
+        place: What a trial asks for.
         over_budget: Says why the search must stop, asked after each result of a trial.
 
     Raises:
@@ -103,7 +103,6 @@ def search(
     """
     watcher, num_concurrent = _Watcher(spec, journal, update, over_budget), 0
     if len(watcher.done) < spec.total_trials and not watcher.stop_all():
-        place = place or place_of(spec)
         wait_for_capacity(place.process, place.num_processes, place.source, place.start_timeout_s, update)
         resources = _NOTHING if place.is_nested else place.process
         trainable = tune.with_resources(

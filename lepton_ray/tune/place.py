@@ -14,20 +14,17 @@ class Place:
     num_processes: int
     source: str
     """Where in the spec that stands, for messages."""
+    start_timeout_s: float
+    """How long to wait for the cluster to have them."""
     is_nested: bool = False
     """Whether the trial's own process takes none of them and starts others that do."""
-    start_timeout_s: float = 120.0
-    """How long to wait for the cluster to have them."""
 
 
-def place_of(
-    spec: TuneSpec, worker: dict[str, float] | None = None, start_timeout_s: float = Place.start_timeout_s
-) -> Place:
-    """Return what a trial of ``spec`` asks for; ``worker`` has the resources of one of its workers where it has several."""
-    if worker is None or spec.workers_per_trial == 1:
-        return Place({"CPU": spec.cpus_per_trial}, 1, "tune.cpus_per_trial", start_timeout_s=start_timeout_s)
-    num_workers = spec.workers_per_trial
-    return Place(worker, num_workers, "tune.workers_per_trial", is_nested=True, start_timeout_s=start_timeout_s)
+def place_of(tune: TuneSpec, worker: dict[str, float], start_timeout_s: float) -> Place:
+    """Return what a trial asks for; ``worker`` has the resources of one of its workers where it has several."""
+    if tune.workers_per_trial == 1:
+        return Place({"CPU": tune.cpus_per_trial}, 1, "tune.cpus_per_trial", start_timeout_s)
+    return Place(worker, tune.workers_per_trial, "tune.workers_per_trial", start_timeout_s, is_nested=True)
 
 
 def num_at_once(spec: TuneSpec, place: Place, num_held: int) -> int:

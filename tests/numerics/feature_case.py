@@ -12,7 +12,7 @@ from lepton_ray.artifacts.signature import Signature, TensorSpec
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.features.fit import fit_features, needs_keys
 from lepton_ray.features.graph import compile_graph, outputs_of
-from lepton_ray.features.prepare import FOLD_KEY, prepare, to_arrays
+from lepton_ray.features.prepare import FOLD_KEY, Preparer, to_arrays
 from lepton_ray.features.state import FeatureState
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
@@ -92,7 +92,7 @@ class Fitted:
         for name, array in feeds_of(table, self.signature).items():
             np.testing.assert_array_equal(feeds[name], array)
         result = dict(zip(names, session.run(names, feeds), strict=True))
-        prepared = to_arrays(prepare(self.state, table, self.signature, 2), self.state)
+        prepared = to_arrays(Preparer(self.state, self.signature, 2)(table, False), self.state)
         assert list(prepared) == names
         for name, array in result.items():
             assert array.dtype == prepared[name].dtype

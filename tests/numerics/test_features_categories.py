@@ -12,7 +12,7 @@ from sklearn.preprocessing import OrdinalEncoder, TargetEncoder
 from sklearn.utils import murmurhash3_32
 
 from lepton_ray.features.fit import fit_features, needs_keys
-from lepton_ray.features.prepare import FOLD_KEY, prepare
+from lepton_ray.features.prepare import FOLD_KEY, Preparer
 from lepton_ray.spec.features import FeaturesSpec
 
 from .feature_case import TOLERANCE, data_spec, fit, signature_of, typed_table
@@ -94,7 +94,7 @@ def training_rows(encode, categories, labels, keys):
     assert needs_keys(data, spec)
     state = fit_features(table, data, spec, ["a", "b"], 0)
     signature = signature_of(data, "ab")
-    both = (prepare(state, table, signature, 2, is_training) for is_training in (True, False))
+    both = (Preparer(state, signature, 2)(table, is_training) for is_training in (True, False))
     return [prepared.column(0).to_numpy() for prepared in both]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lepton_ray.artifacts import statistics
 from lepton_ray.data.parts import Folder, read_parquet
 from lepton_ray.features.fit import fit_features, needs_keys
-from lepton_ray.features.prepare import FOLD_KEY, Preparer, prepare, to_arrays
+from lepton_ray.features.prepare import FOLD_KEY, Preparer, to_arrays
 from lepton_ray.features.reference import reference_sketches
 from lepton_ray.features.state import FeatureState
 from lepton_ray.spec.features import FeaturesSpec
@@ -129,15 +129,15 @@ def test_a_table_without_rows_has_the_same_columns():
     table = table_of()
     state = fitted(table, spec_of(SECTIONS))
     signature = signature_of(data_spec(COLUMNS), "ab")
-    empty = prepare(state, table.slice(0, 0), signature, is_training=True)
-    assert empty.schema == prepare(state, table, signature, is_training=True).schema
+    empty = Preparer(state, signature)(table.slice(0, 0), True)
+    assert empty.schema == Preparer(state, signature)(table, True).schema
     assert {name: len(array) for name, array in to_arrays(empty, state).items()} == {"features": 0, "pixels": 0}
 
 
 def test_one_hot_columns_are_bits_and_others_float32():
     table = table_of()
     spec = spec_of({"columns": {"d": {"kind": "category", "encode": "hash"}}})
-    prepared = prepare(fitted(table, spec), table, signature_of(data_spec(COLUMNS), "ab"))
+    prepared = Preparer(fitted(table, spec), signature_of(data_spec(COLUMNS), "ab"))(table, False)
     kinds = {name: str(field.type) for name, field in zip(prepared.column_names, prepared.schema, strict=True)}
     assert kinds["c=u"] == kinds["d#0"] == "bool"
     assert kinds["x"] == kinds["when:age"] == "float"
@@ -148,7 +148,7 @@ def test_one_hot_columns_are_bits_and_others_float32():
 def test_a_prepared_table_comes_back_from_parquet(tmp_path):
     table = table_of()
     state = fitted(table, spec_of(SECTIONS))
-    prepared = prepare(state, table, signature_of(data_spec(COLUMNS), "ab"))
+    prepared = Preparer(state, signature_of(data_spec(COLUMNS), "ab"))(table, False)
     expected = to_arrays(prepared, state)
     folder = Folder(pafs.LocalFileSystem(), str(tmp_path))
     read = read_parquet(folder, folder.write_parquet("p.parquet", prepared, group_rows=50))

@@ -30,9 +30,8 @@ _NAMES = [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow)
 def _model(family: Family) -> Any:
     keras.utils.set_random_seed(0)
     model = family.build("keras")
-    model.set_weights(
-        [2 * weight for weight in model.get_weights()]
-    )  # far from what fresh weights make of any row: 1/3 each
+    # far from what fresh weights make of any row: 1/3 each
+    model.set_weights([2 * weight for weight in model.get_weights()])
     return model
 
 

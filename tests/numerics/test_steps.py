@@ -163,9 +163,7 @@ def test_the_kept_weights_are_the_moving_average_of_those_after_each_step() -> N
     assert averaging.averaged is not None
     for name, value in averaging.averaged.state_dict().items():
         np.testing.assert_allclose(value.numpy(), mean[name], atol=1e-6)
-        assert torch.equal(
-            weights_of(averaging)[name], weights_of(plain)[name]
-        )  # averaging does not change the training
+        assert torch.equal(weights_of(averaging)[name], weights_of(plain)[name]), "averaging changes the training"
     losses = [metrics["val_loss"] for metrics in averaging.history]
     assert losses != [metrics["val_loss"] for metrics in plain.history]
     assert averaging.best_epoch == losses.index(min(losses)) + 1

@@ -15,6 +15,7 @@ from lepton_ray.core.spent import Spent
 from lepton_ray.cost.meter import Budget, Meter
 from lepton_ray.spec.model import TrainSpec
 from lepton_ray.spec.tune import TuneSpec
+from lepton_ray.tune.place import place_of
 
 from .conftest import wait_until
 from .test_search import LR, ONE, journal_in, rates, shrink
@@ -47,7 +48,8 @@ def test_a_search_keeps_its_finished_trials_and_tries_the_rest_later(cluster: No
     from lepton_ray.tune import on_ray
 
     asked = {"num_trials": 5, "epochs": 2, "searcher": "random", "scheduler": "none", "space": LR, **ONE}
-    search = partial(on_ray.search, TuneSpec.model_validate(asked), shrink, _data(), 1)
+    spec = TuneSpec.model_validate(asked)
+    search = partial(on_ray.search, spec, shrink, _data(), 1, place=place_of(spec, {}, 120.0))
     whole = search(journal_in(tmp_path / "whole"), lambda text: None)
     journal = journal_in(tmp_path / "cut")
 
@@ -55,7 +57,7 @@ def test_a_search_keeps_its_finished_trials_and_tries_the_rest_later(cluster: No
         return "all is spent" if len(journal.read()) >= 2 else ""
 
     with pytest.raises(BudgetError, match="all is spent"):
-        search(journal, lambda text: None, None, spent)
+        search(journal, lambda text: None, over_budget=spent)
     kept = journal.read()
     assert 2 <= len(kept) < 5
     assert all(trial.epochs == 2 for trial in kept), "a trial that was cut off is no finished one"

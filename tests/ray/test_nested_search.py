@@ -15,6 +15,7 @@ from lepton_ray.spec.model import MlpModel, TrainSpec
 from lepton_ray.spec.tune import TuneSpec
 from lepton_ray.stages.tune import start_nested_trial, start_trial
 from lepton_ray.tune.journal import Journal
+from lepton_ray.tune.place import place_of
 
 from .conftest import REPOSITORY, wait_until
 from .test_train import CLASSES, WIDTH, build, make_data
@@ -65,7 +66,7 @@ def search_nested(folder: Path, **settings: Any) -> Any:
         5,
         Journal(storage.filesystem, str(folder / "trials")),
         lambda text: None,
-        tune_on_ray.Place({"CPU": 1.0}, 2, "tune.workers_per_trial", is_nested=True),
+        place_of(spec, {"CPU": 1.0}, 120.0),
     )
 
 

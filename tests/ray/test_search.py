@@ -25,6 +25,7 @@ from lepton_ray.spec import parse_spec
 from lepton_ray.spec.model import MlpModel, TrainSpec
 from lepton_ray.spec.tune import TuneSpec, apply_values
 from lepton_ray.tune.journal import Journal, Trial
+from lepton_ray.tune.place import place_of
 
 from .conftest import REPOSITORY, wait_until
 from .test_train import CLASSES, WIDTH, make_data
@@ -42,14 +43,9 @@ def run_search(folder: Path, start: Any, heard: list[str] | None = None, seed: i
     from lepton_ray.tune import on_ray
 
     update = [].append if heard is None else heard.append
-    return on_ray.search(
-        TuneSpec.model_validate(spec),
-        start,
-        np.arange(3),
-        seed,
-        journal_in(folder),
-        update,  # type: ignore[arg-type]
-    )
+    asked = TuneSpec.model_validate(spec)
+    place = place_of(asked, {}, 120.0)
+    return on_ray.search(asked, start, np.arange(3), seed, journal_in(folder), update, place)  # type: ignore[arg-type]
 
 
 def rates(trials: list[Trial]) -> list[float]:
@@ -229,7 +225,8 @@ def test_a_replayed_schedule_comes_to_the_loss_of_its_trial(cluster: None, tmp_p
         }
     )
     start = partial(start_trial, model, train, build_small, 5)
-    found = on_ray.search(spec, start, make_data(), 1, journal_in(tmp_path), [].append)  # type: ignore[arg-type]
+    place = place_of(spec, {}, 120.0)
+    found = on_ray.search(spec, start, make_data(), 1, journal_in(tmp_path), [].append, place)  # type: ignore[arg-type]
     assert any(len(trial.schedule) > 1 for trial in found.trials), "some were the worst"
     for number, trial in enumerate(found.trials):
         parts = [

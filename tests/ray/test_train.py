@@ -134,9 +134,9 @@ def test_two_workers_take_the_steps_of_one_while_layers_begin_to_learn(
     from lepton_ray.train.rows import TrainData
     from tests.numerics.test_pretrained import _TOKENS, _data, _feature_set, write_backbone
 
-    folder = write_backbone(
-        tmp_path / "bert", "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )  # each worker draws its own
+    # without dropout, of which each worker draws its own
+    without = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    folder = write_backbone(tmp_path / "bert", "bert", **without)
     model = TypeAdapter[Any](Model).validate_python(
         {"kind": "pretrained", "backbone": str(folder), "dropout": 0.0, **settings}
     )

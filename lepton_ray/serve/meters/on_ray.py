@@ -109,9 +109,8 @@ class _VersionMeter:
             for label in labels:  # most often one
                 self._counts.labels[label] += 1
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
-            if (
-                self._to.recent is not None and protocol_name != "job_parts"
-            ):  # as large as they may take, whatever the load
+            # parts of jobs are as large as they may be, whatever the load
+            if self._to.recent is not None and protocol_name != "job_parts":
                 self._to.recent.add(seconds)
 
     def flush(self, tells_again: bool) -> None:

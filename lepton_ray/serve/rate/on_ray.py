@@ -68,9 +68,8 @@ class Shares:
                     await asyncio.to_thread(self._find_actor)
                 shares = await self._actor.exchange.remote(self._replica, reports)
         except (RayError, ValueError, TimeoutError) as failure:
-            if not isinstance(
-                failure, TimeoutError
-            ):  # it has ended; one that is slow is kept, as it ends with our handle
+            # one that is slow is kept, as it ends with our handle; any other has ended
+            if not isinstance(failure, TimeoutError):
                 self._actor = None
             for name, purse in purses.items():
                 purse.miss(reports[name], time.monotonic())

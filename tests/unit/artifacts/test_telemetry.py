@@ -13,9 +13,8 @@ _CODE = (
 
 
 def _import(module: str, home: Path, **environment: str) -> str:
-    kept = {
-        name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ
-    }  # not CI, which silences it
+    # not CI, which silences it
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     command = [sys.executable, "-c", _CODE, module]
     done = subprocess.run(command, env={**kept, "HOME": str(home), **environment}, check=True, capture_output=True)
     return done.stdout.decode().strip()

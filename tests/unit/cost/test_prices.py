@@ -60,8 +60,8 @@ def test_a_head_and_its_workers(tmp_path: Path) -> None:
     assert usd_per_hour(own, table, 3) == Bounds.exactly(6.5)
     spot = own.model_copy(update={"spot": True})
     assert usd_per_hour(spot, table, 3) == Bounds.exactly(0.5 + 3 * 0.75)
-    assert usd_per_hour(cost_of(usd_per_hour=4.0), table, 9) == Bounds.exactly(4.0)
-    assert usd_per_hour(cost_of(budget_h=1.0), table, 1) is None
+    assert usd_per_hour(cost_of(usd_per_hour=4.0), None, 9) == Bounds.exactly(4.0)
+    assert usd_per_hour(cost_of(budget_h=1.0), None, 1) is None
 
 
 def test_machines_whose_type_nobody_names_cost_what_the_head_does() -> None:

@@ -118,13 +118,12 @@ def test_the_page_of_a_run_without_a_model() -> None:
         split_rows={"train": 200, "val": 25, "test": 25},
         class_rows={"train": {"yes": 120, "no": 80}, "val": {"yes": 25}, "test": {"no": 25}},
         findings=["age tells the label"],
-        transforms={"age": ["standardise", "clip"]},
         label="plan",
     )
     page = write_data_report("shop", report)
     parser = _parse(page)
     text = "|".join(parser.texts)
-    for shown in ("300", "250", "duplicate", "45 (15%)", "age tells the label", "standardise; clip", "Missing values"):
+    for shown in ("300", "250", "duplicate", "45 (15%)", "age tells the label", "Missing values"):
         assert shown in text, shown
     assert "category, label" in text
     assert text.index("plan") < text.index("income")  # the label comes first
@@ -165,7 +164,6 @@ def test_hostile_names_and_values_are_text() -> None:
         split_rows={_HOSTILE: 1},
         class_rows={_HOSTILE: {_HOSTILE: 1}},
         findings=[_HOSTILE],
-        transforms={_HOSTILE: [_HOSTILE]},
         label=_HOSTILE,
     )
     parser = _parse(write_data_report(_HOSTILE, report))
@@ -201,7 +199,7 @@ def test_many_columns_make_no_large_page() -> None:
         }
     )
     seen = profile(table, columns, 50)
-    report = DataReport(after=seen, before=seen, findings=["f"] * 500, transforms={name: ["scale"] for name in columns})
+    report = DataReport(after=seen, before=seen, findings=["f"] * 500)
     page = write_data_report("wide", report)
     parser = _parse(page)
     assert len(page) < 900_000
@@ -260,7 +258,7 @@ def test_a_page_is_as_wide_as_the_screen(browser: Browser, tmp_path: Path) -> No
     numbers = {f"{name}{long}": rng.normal(size=rows) for name in "ABCDEFGHIJKLMNOP"}
     columns = _COLUMNS.validate_python({"when": "time", **dict.fromkeys(numbers, "number")})
     seen = profile(pa.table({"when": times, **numbers}), columns, rows)
-    report = DataReport(seen, seen, findings=[long * 3], transforms={long: [long]}, label=f"A{long}")
+    report = DataReport(seen, seen, findings=[long * 3], label=f"A{long}")
     page = tmp_path / "page.html"
     page.write_text(write_data_report(long, report), encoding="utf-8")
     for width in (1280, 390):

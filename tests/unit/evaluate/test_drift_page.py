@@ -9,8 +9,10 @@ from lepton_ray.artifacts.reference import Drift
 from lepton_ray.evaluate.drift_page import ColumnPicture, write_drift_page
 from tests.browser import Browser
 
-_GONE = Drift("gone", "input", 100, 0.01, 0.0, 0.02, 0.0, 0.0, 0.5, 0.4)
-_SAME = Drift("same", "output", 100, 0.02, 0.0, 0.01, 0.0, 0.0, 0.0, 0.0)
+_GONE = Drift(
+    name="gone", side="input", rows=100, psi=0.01, js_distance=0.02, unseen=0.0, missing=0.5, excess_missing=0.4
+)
+_SAME = Drift(name="same", side="output", rows=100, psi=0.02, js_distance=0.01, unseen=0.0, missing=0.0)
 
 
 def _page() -> str:

@@ -13,7 +13,7 @@ from lepton_ray.features.columns import codes_of, combine_codes
 from lepton_ray.features.combine import fit_cross
 from lepton_ray.features.fit import fit_features
 from lepton_ray.features.graph import compile_graph
-from lepton_ray.features.prepare import prepare, to_arrays
+from lepton_ray.features.prepare import Preparer, to_arrays
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import CrossFeatures, FeaturesSpec
 
@@ -29,7 +29,7 @@ def features_of(table, cross):
     session = ort.InferenceSession(compile_graph(signature, state).SerializeToString())
     feeds = {"categories": np.array([column.to_pylist() for column in table.columns], object).T.copy()}
     (served,) = session.run(None, feeds)
-    prepared = to_arrays(prepare(state, table, signature), state)["features"]
+    prepared = to_arrays(Preparer(state, signature)(table, False), state)["features"]
     np.testing.assert_array_equal(served, prepared)
     return prepared[:, 2 * len(columns) :]
 

@@ -6,7 +6,7 @@ import pytest
 
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.features.fit import fit_features
-from lepton_ray.features.prepare import prepare, to_arrays
+from lepton_ray.features.prepare import Preparer, to_arrays
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
 
@@ -18,7 +18,7 @@ PICTURE = {"kind": "image", "height": 1, "width": 1, "channels": 1}
 def arrays_of(columns, features, table):
     data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "x.csv"}, "columns": columns})
     state = fit_features(table, data, FeaturesSpec.model_validate({"numbers": PLAIN, **features}), (), 0)
-    return to_arrays(prepare(state, table, Signature.of(data, None)), state)
+    return to_arrays(Preparer(state, Signature.of(data, None))(table, False), state)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_flat_features_are_never_null():
     )
     table = pa.table({"n": [1.0, None, 2.0], "c": ["a", "b", None], "t": ["a b", None, "a"]})
     features = FeaturesSpec.model_validate({"texts": {"encode": {"kind": "bag", "min_count": 1}}})
-    prepared = prepare(fit_features(table, data, features, (), 0), table, Signature.of(data, None))
+    prepared = Preparer(fit_features(table, data, features, (), 0), Signature.of(data, None))(table, False)
     prepared.validate(full=True)
     assert {name: prepared.schema.field(name).nullable for name in prepared.column_names} == {
         "n": False,

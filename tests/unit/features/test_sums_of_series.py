@@ -7,7 +7,7 @@ import pyarrow as pa
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.features.fit import fit_features
 from lepton_ray.features.graph import compile_graph
-from lepton_ray.features.prepare import prepare, to_arrays
+from lepton_ray.features.prepare import Preparer, to_arrays
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.features import FeaturesSpec
 
@@ -25,4 +25,4 @@ def test_means_are_the_same_to_the_bit_whichever_way_values_lie():
     signature = Signature.of(data, None)
     session = ort.InferenceSession(compile_graph(signature, state).SerializeToString())
     (served,) = session.run(None, {"series_load": values})
-    np.testing.assert_array_equal(to_arrays(prepare(state, table, signature), state)["features"], served)
+    np.testing.assert_array_equal(to_arrays(Preparer(state, signature)(table, False), state)["features"], served)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import Predictor
-from lepton_ray.artifacts.reference import Drift, Reference, read_reference
+from lepton_ray.artifacts.reference import Drift, Reference, Side, read_reference
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import ArtifactError
@@ -290,7 +290,8 @@ def test_what_is_offered_may_change_afterwards(reference: Reference) -> None:
 
 
 def test_the_worst_columns_of_each_side_are_exported() -> None:
-    drifts = [Drift(name, side, 9, 0, 0, 0, 0, 0, 0, 0) for side in ("output", "input") for name in "abc"]  # type: ignore[arg-type]
+    sides: tuple[Side, ...] = ("output", "input")
+    drifts = [Drift(name=name, side=side, rows=9, psi=0, unseen=0, missing=0) for side in sides for name in "abc"]
     assert [(one.side, one.name) for one in choose(drifts, 2)] == [
         *(("input", "a"), ("input", "b")),
         *(("output", "a"), ("output", "b")),

@@ -90,9 +90,8 @@ def test_a_folder_that_others_can_enter_is_refused(folder: Path, tmp_path: Path)
 
 def test_a_port_that_is_shared_by_reuse_is_not_free() -> None:
     port = free_port()
-    with (
-        socket.socket() as other
-    ):  # as Ray Serve's proxy binds: a second one that does the same would get half of the requests
+    # as Ray Serve's proxy binds: a second one that does the same would get half of the requests
+    with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", port))
         other.listen()

@@ -434,9 +434,8 @@ def test_no_pattern_counts_letters_of_any_language() -> None:
     schema = json.dumps(RunSpec.model_json_schema())
     patterns = [json.loads(text) for text in re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema)]
     assert len(patterns) > 10
-    assert not [
-        p for p in patterns if re.search(r"\\[wd]\S*\]\{\d*,?\d\d", p)
-    ]  # each takes 30 ms or more of every start
+    # each takes 30 ms or more of every start
+    assert not [p for p in patterns if re.search(r"\\[wd]\S*\]\{\d*,?\d\d", p)]
 
 
 def test_what_serves_needs_no_whole_spec() -> None:

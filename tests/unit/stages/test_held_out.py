@@ -103,7 +103,7 @@ def test_a_baseline_of_more_rows_than_memory_should_hold_is_fitted_on_some_and_s
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(featurize, "_GROUP_BYTES", 64)
-    monkeypatch.setattr(held_out, "_SAMPLE_BYTES", 2048)
+    monkeypatch.setattr(held_out, "BASELINE_BYTES", 2048)
     result = result_of(source, tmp_path, "classification")
     of = result["clean"].split_rows["train"]
     row_bytes = sum(given.row_bytes for given in result["featurize"].inputs)
@@ -118,9 +118,8 @@ def test_of_many_rows_a_sample_is_looked_at_from_the_first_to_the_last(
 ) -> None:
     monkeypatch.setattr(parts, "_PARQUET_ROW_GROUP", _GROUP)
     monkeypatch.setattr(held_out, "_TYPED_BYTES", 6_000)
-    result = result_of(
-        source, tmp_path, "classification"
-    )  # its parity gate holds the golden rows against their model input
+    # its parity gate holds the golden rows against their model input
+    result = result_of(source, tmp_path, "classification")
     context = context_in(Path(result["clean"].location))
     every = read_parts(folder_of(result["clean"], context), result["clean"].splits["test"])
     rows, places = held_out.sample(result["clean"], "test", context)

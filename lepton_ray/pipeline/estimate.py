@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lepton_ray.cost.bounds import Bounds
+from lepton_ray.data.connectors.files import MAX_PARTS, PART_BYTES
+from lepton_ray.data.sample import SAMPLE_BYTES
 from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn, TextColumn
+from lepton_ray.stages.held_out import BASELINE_BYTES
 
 _NUMBER_BYTES, _TIME_BYTES, _CODE_BYTES, _OFFSET_BYTES = 8, 8, 4, 4
 _CHARACTER_BYTES = 4  # of UTF-8, at most
 _PLACE_BYTES = 4 + 8 + 16 + 16 + 2  # beside each typed row: file, line, two hashes, the count of missing values
 _VERDICT_BYTES = 1 + 16 + 16  # of each row, while repeats are looked for: a code, two hashes
 _LABEL_BYTES = 8
-_SAMPLE_BYTES = 256 << 20  # as in data.sample
-_PART_BYTES = 8 << 20  # of input in a part
-_MAX_PARTS = 4096
 _JSON_ROW_BYTES, _LINE_BYTES = 3, 2  # of the shortest rows, with the line's end
 _TABULAR = ("csv", "jsonl", "text")
 
@@ -82,20 +82,20 @@ def reading(source_bytes: int | None, num_parallel: int) -> Estimate:
     rule = f"{num_parallel} parts at once, each held 1 to 6 times (text, cells, typed rows, hashes)"
     if source_bytes is None:
         return Estimate(Bounds(0.0, None), rule)
-    part = max(_PART_BYTES, -(-source_bytes // _MAX_PARTS))
+    part = max(PART_BYTES, -(-source_bytes // MAX_PARTS))
     return Estimate(Bounds.exactly(min(source_bytes, num_parallel * part)).times(1, 6), rule)
 
 
 def judging(rows: Bounds | None, typed: Bounds, num_parallel: int) -> Estimate:
     """Estimate ``clean``: 33 bytes for each row while repeats are looked for, a sample, parts that are written."""
     known = (rows or Bounds(0.0, None)).times(_VERDICT_BYTES, 2 * _VERDICT_BYTES)
-    held = typed.at_most(_SAMPLE_BYTES).times(0, 2) + typed.at_most(num_parallel * _PART_BYTES).times(1, 4)
+    held = typed.at_most(SAMPLE_BYTES).times(0, 2) + typed.at_most(num_parallel * PART_BYTES).times(1, 4)
     return Estimate(known + held, "33 to 66 B a row, 0 to 2 samples of 256 MiB at most, parts 1 to 4 times")
 
 
 def fitting(typed: Bounds, num_parallel: int) -> Estimate:
     """Estimate ``featurize``: a sample of the training rows while it is fitted on, parts that are prepared."""
-    held = typed.at_most(_SAMPLE_BYTES).times(0.5, 3) + typed.at_most(num_parallel * _PART_BYTES).times(1, 8)
+    held = typed.at_most(SAMPLE_BYTES).times(0.5, 3) + typed.at_most(num_parallel * PART_BYTES).times(1, 8)
     return Estimate(held, "a sample of 256 MiB at most, 0.5 to 3 times; parts 1 to 8 times")
 
 
@@ -130,10 +130,11 @@ def training(whole: Bounds, max_memory_bytes: int | None, window_bytes: int, num
     return Estimate(Bounds(min(in_memory.low, windows.low), kept if is_kept else max(windows.low, kept)), rule)
 
 
-def scoring(whole: Bounds) -> Estimate:
-    """Estimate ``evaluate``: the model input of training and test rows, which the baseline takes as doubles."""
+def scoring(training: Bounds) -> Estimate:
+    """Estimate ``evaluate``: the model input of the training rows that the baseline is fitted on, which takes it as doubles."""
+    held = training.at_most(BASELINE_BYTES).times(1, 4)
     return Estimate(
-        whole.times(1, 4), "model input of the training and test rows, 1 to 4 times (the baseline takes doubles)"
+        held, "training rows of the baseline, 512 MiB at most, 1 to 4 times; held-out rows a group at a time"
     )
 
 

@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_ray.cost import estimate
 from lepton_ray.cost.bounds import Bounds
-from lepton_ray.cost.estimate import PastRun, seconds_of
+from lepton_ray.pipeline import estimate
+from lepton_ray.pipeline.estimate import PastRun, seconds_of
 from lepton_ray.spec.data import DataSpec
 
 COLUMNS = {
