@@ -1,14 +1,14 @@
 """Run a package with onnxruntime: no torch, no TensorFlow, no Ray."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lepton_ray.artifacts.package import ModelPackage
-from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.artifacts.signature import Feeds, Signature
 from lepton_ray.core.errors import RecordError
 
 _TYPES: dict[str, Any] = {"BYTES": object, "FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_}
@@ -26,6 +26,17 @@ def open_session(model: bytes | str, num_threads: int = 1) -> ort.InferenceSessi
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class AnyPredictor(Protocol):
+    """What answers for a package: a ``Predictor``, or what asks one. Thread-safe."""
+
+    package: ModelPackage
+    signature: Signature
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return what ``Predictor.run`` does."""
+        ...
 
 
 class Predictor:

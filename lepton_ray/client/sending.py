@@ -7,7 +7,6 @@ another one at once. The next time it may be this request that ends them.
 """
 
 import asyncio
-import email.utils
 import random
 import ssl
 import time
@@ -24,6 +23,7 @@ import orjson
 from lepton_ray.client.errors import AnswerError, DeadlineError, UnavailableError
 from lepton_ray.client.events import read_events
 from lepton_ray.core import settings
+from lepton_ray.core.web import retry_after_s
 
 OK, NOT_FOUND = 200, 404
 _ACCEPTED = 202
@@ -244,7 +244,7 @@ class Sender:
         message = f"{url}: {_message(answer.body)}"
         if answer.status not in _PASSING:
             raise AnswerError(message, answer.status, answer.headers.get("x-request-id", request_id))
-        return Fault(message, answer.status, _retry_after_s(answer))
+        return Fault(message, answer.status, _wait_s(answer))
 
     async def _send(
         self, method: str, url: str, body: bytes, headers: Mapping[str, str], facts: SimpleNamespace
@@ -351,15 +351,10 @@ def _authorization(token: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-def _retry_after_s(answer: Answer) -> float:
-    """Seconds that an answer asks to wait, as a number or a date; 0 if it does not."""
+def _wait_s(answer: Answer) -> float:
+    """Seconds that an answer asks to wait; 0 if it does not."""
     value = answer.headers.get("retry-after", "") if answer.status in _WAITS else ""
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
+    return retry_after_s(value) or 0.0
 
 
 def _message(body: bytes) -> str:

@@ -1,8 +1,10 @@
 """JSON of other servers' HTTP APIs."""
 
+import email.utils
 import http.client
 import ipaddress
 import json
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -57,3 +59,14 @@ def get_json(url: str) -> "dict[str, Any] | str":
         return "must be a URL with a port that is a number, and without spaces or a password"
     except (OSError, ValueError, http.client.HTTPException) as error:
         return (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
+
+
+def retry_after_s(text: str) -> float | None:
+    """Return how many seconds a ``Retry-After`` header asks to wait, by a number or by a time (RFC 9110); None if it says neither."""
+    text = text.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

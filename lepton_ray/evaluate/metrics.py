@@ -67,8 +67,8 @@ def compute_label_metrics(y_NC: NDArray[np.floating], probabilities_NC: NDArray[
         "precision": float(precision),
         "recall": float(recall),
         "f1": float(f1),
-        "roc_auc": _mean([sk.roc_auc_score(is_true[:, c], p[:, c]) for c in mixed]),
-        "average_precision": _mean([sk.average_precision_score(is_true[:, c], p[:, c]) for c in mixed]),
+        "roc_auc": mean([sk.roc_auc_score(is_true[:, c], p[:, c]) for c in mixed]),
+        "average_precision": mean([sk.average_precision_score(is_true[:, c], p[:, c]) for c in mixed]),
         "log_loss": float(-np.log(right).mean()),
     }
 
@@ -115,7 +115,8 @@ def compute_errors(y: NDArray[np.float64], numbers: NDArray[np.float64]) -> dict
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of none."""
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -128,7 +129,7 @@ def _normalise(probabilities_NC: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def _roc_auc(y_N: NDArray[np.int64], p_NC: NDArray[np.float64]) -> float:
     mixed = (c for c in range(p_NC.shape[1]) if 0 < (y_N == c).sum() < len(y_N))
-    return _mean([sk.roc_auc_score(y_N == c, p_NC[:, c]) for c in mixed])
+    return mean([sk.roc_auc_score(y_N == c, p_NC[:, c]) for c in mixed])
 
 
 def calibrate(y_N: NDArray[np.int64], probabilities_NC: NDArray[np.floating], num_bins: int) -> Calibration:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.signature import Feeds
+from lepton_ray.evaluate.metrics import mean
 from lepton_ray.spec.ranking import RankingSpec
 
 Array = NDArray[Any]
@@ -51,18 +52,14 @@ def measure_ranking(
     lists = [_list(gain_N[rows], is_relevant_N[rows], answer_N[rows]) for rows in places]
     mixed = [rows for rows in lists if rows.is_relevant.any() and not rows.is_relevant.all()]
     return {
-        "ndcg": _mean([_ndcg(rows, spec.top_k) for rows in lists if np.ptp(rows.gain) > 0]),
-        "recall_at_k": _mean([_recall(rows, spec.top_k) for rows in mixed]),
-        "mean_reciprocal_rank": _mean([_reciprocal_rank(rows) for rows in mixed]),
+        "ndcg": mean([_ndcg(rows, spec.top_k) for rows in lists if np.ptp(rows.gain) > 0]),
+        "recall_at_k": mean([_recall(rows, spec.top_k) for rows in mixed]),
+        "mean_reciprocal_rank": mean([_reciprocal_rank(rows) for rows in mixed]),
     }
 
 
 def _list(gain_N: Array, is_relevant_N: Array, answer_N: Array) -> _List:
     return _List(gain_N, is_relevant_N, np.cumsum(np.diff(answer_N, prepend=answer_N[:1]) != 0))
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
 
 
 def _ndcg(rows: _List, top_k: int) -> float:

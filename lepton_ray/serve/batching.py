@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import AnyPredictor
 from lepton_ray.artifacts.tables import empty_feeds
 from lepton_ray.serve.endpoint import FAILURE, HTTP_FAILED, HTTP_UNAVAILABLE, Call, Endpoint, Response, error_response
 
@@ -43,14 +43,14 @@ class Cost:
         return self.run_s + rows * self.row_s
 
 
-def measure(predictor: Predictor) -> Cost:
+def measure(predictor: AnyPredictor) -> Cost:
     """Run a package on empty rows until it is warm, and return what its runs take."""
     one = _fastest_run_s(predictor, 1)
     row_s = max(0.0, _fastest_run_s(predictor, _WARM_UP_ROWS) - one) / (_WARM_UP_ROWS - 1)
     return Cost(max(0.0, one - row_s), row_s)
 
 
-def _fastest_run_s(predictor: Predictor, rows: int) -> float:
+def _fastest_run_s(predictor: AnyPredictor, rows: int) -> float:
     feeds = empty_feeds(predictor.signature, rows)
     seconds = []
     for _ in range(_WARM_UP_RUNS):

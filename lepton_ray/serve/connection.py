@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take no more requests from a client that does not take its answers."""
-        self._send_by = self._owner.now() + self._owner.limits.receive_s
+        self._send_by = self._owner.now() + self._owner.limits.receive_timeout_s
         self._pause_reading()
 
     def resume_writing(self) -> None:
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         elif self._receive_by is not None and not self._is_paused:
             if now >= self._receive_by:
-                rule = f"the request must come within {self._owner.limits.receive_s:g} s"
+                rule = f"the request must come within {self._owner.limits.receive_timeout_s:g} s"
                 self._end(self._refuse(HTTP_TIMEOUT, rule))
                 self.flush()
         elif not self._slots and now >= self._idle_since + self._idle_s():
@@ -278,13 +278,13 @@ class Connection(asyncio.Protocol):
     def _wait_for_end(self, now: float) -> None:
         """Close when the last answer has had its time, and cut off a client that does not take what is left."""
         if self._transport.is_closing():
-            self._cut_at = self._again(self._cut_at or now + self._owner.limits.receive_s, now)
+            self._cut_at = self._again(self._cut_at or now + self._owner.limits.receive_timeout_s, now)
             if now >= self._cut_at:
                 self._transport.abort()
         elif self._linger_until is not None:
             self._linger_until = self._again(self._linger_until, now)
             is_sending = self._transport.get_write_buffer_size() > 0  # of TLS not all that is
-            if now >= self._linger_until + (self._owner.limits.receive_s if is_sending else 0):
+            if now >= self._linger_until + (self._owner.limits.receive_timeout_s if is_sending else 0):
                 self._transport.close()
 
     def _again(self, clock: float, now: float) -> float:
@@ -292,10 +292,14 @@ class Connection(asyncio.Protocol):
         left = self._transport.get_write_buffer_size()
         has_taken = left <= self._untaken_bytes - _TAKEN_BYTES
         self._untaken_bytes = left if has_taken else max(left, self._untaken_bytes)
-        return now + self._owner.limits.receive_s if has_taken else clock
+        return now + self._owner.limits.receive_timeout_s if has_taken else clock
 
     def _idle_s(self) -> float:
-        return min(IDLE_DRAIN_S, self._owner.limits.idle_s) if self._owner.is_draining else self._owner.limits.idle_s
+        return (
+            min(IDLE_DRAIN_S, self._owner.limits.idle_timeout_s)
+            if self._owner.is_draining
+            else self._owner.limits.idle_timeout_s
+        )
 
     def start_draining(self) -> None:
         """Count the time that an idle connection stays from now."""
@@ -377,7 +381,7 @@ class Connection(asyncio.Protocol):
 
     def _is_last(self, now: float) -> bool:
         """Whether the connection is to end and no request is on its way."""
-        is_old = now >= self._opened + self._owner.limits.age_s
+        is_old = now >= self._opened + self._owner.limits.connection_age_s
         return self._receive_by is None and (is_old or self._owner.is_draining or self._is_ending)
 
     def _pause_reading(self) -> None:
@@ -389,7 +393,7 @@ class Connection(asyncio.Protocol):
         if self._is_paused and not self._transport.is_closing() and (self._linger_until or self._may_read()):
             self._is_paused = False
             if self._receive_by is not None:  # none of it could come in the meantime
-                self._receive_by = self._owner.now() + self._owner.limits.receive_s
+                self._receive_by = self._owner.now() + self._owner.limits.receive_timeout_s
             self._transport.resume_reading()
 
     def _may_read(self) -> bool:
@@ -401,7 +405,7 @@ class Connection(asyncio.Protocol):
         """Begin to receive a request; what is made of it is there since the last one was whole."""
         self._incoming.slot.started = time.perf_counter()
         self._unfinished_bytes = 0
-        self._receive_by = self._owner.now() + self._owner.limits.receive_s
+        self._receive_by = self._owner.now() + self._owner.limits.receive_timeout_s
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the target."""

@@ -21,7 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from lepton_ray import __version__
-from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.artifacts.predictor import AnyPredictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds, Signature
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.core.text import show
@@ -169,7 +169,7 @@ class Call:
 class Endpoint:
     """A package as the model ``name``. Thread-safe."""
 
-    predictor: Predictor
+    predictor: AnyPredictor
     name: str
     limits: Limits
     meter: Meter
@@ -419,7 +419,7 @@ class Endpoint:
         return response
 
 
-def answer_golden_records(predictor: Predictor) -> None:
+def answer_golden_records(predictor: AnyPredictor) -> None:
     """Have a package answer its own golden records, uncounted: afterwards all that answers records is warm.
 
     Raises:

@@ -10,26 +10,12 @@ from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.events import Parts
 from lepton_ray.serve.front import Front
-from lepton_ray.spec.release import LARGEST_JOB
+from lepton_ray.spec.release import LARGEST_JOB, ListenerSpec
 
 MAX_HEAD_BYTES = 16 << 10
 BUFFERED_REQUESTS = LARGEST_JOB  # of the largest size, in all connections together
 IDLE_DRAIN_S = 2.0  # an idle connection stays this long when the replica leaves: a request may be on its way
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """Bounds on the connections of one listener; times in seconds."""
-
-    max_connections: int = 1024
-    """More wait in the kernel's queue."""
-    receive_s: float = 30.0
-    """A request must have come this long after its first byte, and an answer must have been taken."""
-    idle_s: float = 75.0
-    """A connection without a request is closed."""
-    age_s: float = 60.0
-    """An older connection is closed with its next answer, so that its client may come to a newer replica."""
 
 
 @dataclass(slots=True)
@@ -96,7 +82,7 @@ class Owner(Protocol):
     """What a connection needs of its listener."""
 
     endpoint: Front
-    limits: ConnectionLimits
+    limits: ListenerSpec
     is_draining: bool
     date: bytes
     buffered_bytes: int

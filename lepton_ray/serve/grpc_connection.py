@@ -212,7 +212,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take no more from a client that does not take what is sent."""
-        self._send_by = self._owner.now() + self._owner.limits.receive_s
+        self._send_by = self._owner.now() + self._owner.limits.receive_timeout_s
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -236,13 +236,13 @@ class GrpcConnection(asyncio.Protocol):
             return
         for stream in [one for one in self._streams.values() if one.deadline is not None and now >= one.deadline]:
             if stream.left is None:
-                rule = f"the request must come within {self._owner.limits.receive_s:g} s"
+                rule = f"the request must come within {self._owner.limits.receive_timeout_s:g} s"
                 self._refuse(stream, HTTP_TIMEOUT, rule)
             else:
                 self._h2.reset_stream(stream.id, ErrorCodes.CANCEL)
                 self._forget(stream)
-        is_idle = not self._streams and now >= self._idle_since + self._owner.limits.idle_s
-        if self._owner.is_draining or is_idle or now >= self._opened + self._owner.limits.age_s:
+        is_idle = not self._streams and now >= self._idle_since + self._owner.limits.idle_timeout_s
+        if self._owner.is_draining or is_idle or now >= self._opened + self._owner.limits.connection_age_s:
             self._leave()
         if self._leaving_since is not None and now >= self._leaving_since + IDLE_DRAIN_S:
             self._is_told = True  # or will never be
@@ -264,7 +264,7 @@ class GrpcConnection(asyncio.Protocol):
             self._note(stream, None)
             self._forget(stream)
             return
-        stream.deadline = self._owner.now() + self._owner.limits.receive_s
+        stream.deadline = self._owner.now() + self._owner.limits.receive_timeout_s
         self._note(stream, response)
         slot = stream.slot
         slot.request_id = slot.request_id or self._owner.next_id()
@@ -316,7 +316,7 @@ class GrpcConnection(asyncio.Protocol):
             self._h2.send_headers(id, [(b":status", b"415")], end_stream=True)
             self._h2.reset_stream(id, ErrorCodes.NO_ERROR)
             return
-        stream = self._streams[id] = _Stream(self, id, self._owner.now() + self._owner.limits.receive_s)
+        stream = self._streams[id] = _Stream(self, id, self._owner.now() + self._owner.limits.receive_timeout_s)
         slot = stream.slot
         slot.method, slot.path = "POST", given[b":path"].decode("utf-8", "replace")
         slot.request_id = checked_id(given.get(b"x-request-id"))
@@ -432,7 +432,7 @@ class GrpcConnection(asyncio.Protocol):
                 return
             self._h2.send_data(stream.id, bytes(stream.left[:size]))
             stream.left = stream.left[size:]
-            stream.deadline = self._owner.now() + self._owner.limits.receive_s
+            stream.deadline = self._owner.now() + self._owner.limits.receive_timeout_s
         self._h2.send_headers(stream.id, [(b"grpc-status", b"0")], end_stream=True)
         self._end(stream)
 
@@ -496,7 +496,7 @@ class GrpcConnection(asyncio.Protocol):
         if self._transport is None:
             return
         if self._transport.is_closing():
-            self._cut_at = self._cut_at or now + self._owner.limits.receive_s
+            self._cut_at = self._cut_at or now + self._owner.limits.receive_timeout_s
             if now >= self._cut_at:
                 self._transport.abort()
         elif self._ended_since is not None and now >= self._ended_since + IDLE_DRAIN_S:

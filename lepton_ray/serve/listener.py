@@ -19,8 +19,9 @@ from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.connection import STATUS_OK, Connection
 from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.events import answer_in_events
-from lepton_ray.serve.exchange import Client, ConnectionLimits, Owner, Sender, Sending, Slot, Waiting
+from lepton_ray.serve.exchange import Client, Owner, Sender, Sending, Slot, Waiting
 from lepton_ray.serve.front import Front
+from lepton_ray.spec.release import ListenerSpec
 
 _logger = logging.getLogger("lepton_ray.serve")
 
@@ -36,7 +37,7 @@ class Listener:
     def __init__(
         self,
         endpoint: Front,
-        limits: ConnectionLimits,
+        limits: ListenerSpec,
         access_log: AccessLog | None = None,
         connect: Callable[[Owner], asyncio.Protocol] = Connection,
     ) -> None:
@@ -199,7 +200,7 @@ class Listener:
         return True
 
     async def _open(self, accepted: socket.socket, tls: ssl.SSLContext | None) -> None:
-        timeout_s = None if tls is None else self.limits.receive_s
+        timeout_s = None if tls is None else self.limits.receive_timeout_s
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._connect(self), accepted, ssl=tls, ssl_handshake_timeout=timeout_s

@@ -21,7 +21,6 @@ from lepton_ray.core.web import is_loopback
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
 from lepton_ray.serve.endpoint import HTTP_OK
-from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.guard import warn_of_openness
 from lepton_ray.serve.handles import near
 from lepton_ray.serve.jobs.on_ray import end_jobs
@@ -60,11 +59,8 @@ def listen_at(spec: ServeSpec) -> Listening | None:
     if listener is None:
         return None
     port = listener.port if listener.port is not None else spec.port and spec.port + 1
-    limits = ConnectionLimits(
-        listener.max_connections, listener.receive_timeout_s, listener.idle_timeout_s, listener.connection_age_s
-    )
     grpc_port = listener.grpc_port if listener.grpc_port != 0 else free_port()
-    return Listening(listener.host or spec.host, port if 0 < port <= _MAX_PORT else free_port(), limits, grpc_port)
+    return Listening(listener.host or spec.host, port if 0 < port <= _MAX_PORT else free_port(), listener, grpc_port)
 
 
 def build_application(served: Served, plan: TrafficPlan, spec: ServeSpec) -> Any:

@@ -20,10 +20,11 @@ from typing import Any
 import orjson
 
 from lepton_ray.artifacts.package import ModelPackage
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import AnyPredictor, Predictor
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.batching import Batcher, Cost, Done, measure
 from lepton_ray.serve.endpoint import (
+    FAILURE,
     GRPC,
     HTTP_FAILED,
     HTTP_UNAVAILABLE,
@@ -50,16 +51,16 @@ _logger = logging.getLogger("lepton_ray.serve")
 
 Find = Callable[[str, str], Response | Asked]
 Submit = Callable[[Call, Done], None]
-Take = Callable[[ModelPackage], tuple[Predictor, Cost]]
+Take = Callable[[ModelPackage], tuple[AnyPredictor, Cost]]
 
 
-class _Absent(Predictor):
+class _Absent:
     """Knows its package, and runs it while it is there."""
 
     def __init__(self, package: ModelPackage) -> None:
         self.package = package
         self.signature = package.signature
-        self.present: Predictor | None = None
+        self.present: AnyPredictor | None = None
 
     def run(self, feeds: Mapping[str, Any]) -> Outputs:
         """Return what ``Predictor.run`` does."""
@@ -226,7 +227,7 @@ class Shelf:
                 await self._take_one(shelved)
             except Exception:  # its requests are told; the next ones try again
                 _logger.exception("the model %s could not be taken up", shelved.endpoint.name)
-                self._answer_waiting(shelved, HTTP_FAILED, "the server failed; its log has the reason")
+                self._answer_waiting(shelved, HTTP_FAILED, FAILURE)
             self._wanted.popleft()
         self._loading = None
 
@@ -253,7 +254,7 @@ class Shelf:
         while shelved.waiting:
             self._use(shelved, batcher, *shelved.waiting.popleft())
 
-    async def _open(self, shelved: _Shelved) -> tuple[Predictor, Cost, int]:
+    async def _open(self, shelved: _Shelved) -> tuple[AnyPredictor, Cost, int]:
         """Return a model with what it takes, and its size."""
         before = self._resident_bytes()
         predictor, cost = await asyncio.to_thread(self._take, shelved.predictor.package)
@@ -294,7 +295,7 @@ class Shelf:
         )
 
 
-def take(package: ModelPackage, num_threads: int) -> tuple[Predictor, Cost]:
+def take(package: ModelPackage, num_threads: int) -> tuple[AnyPredictor, Cost]:
     """Open a package, warm it up, and have it answer its golden records.
 
     Raises:

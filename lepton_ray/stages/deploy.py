@@ -134,21 +134,19 @@ def make_application(ref: ModelRef, name: str, spec: ServeSpec) -> Any:
         limits=Limits.of(spec),
         max_waiting=spec.max_queued_requests,
     )
-    auth, listening = _locate_tokens(spec.auth), on_ray.listen_at(spec)
     scaling = spec.autoscaling
-    has_latency = scaling.target_p95_ms is not None or scaling.min_replicas == 0
     models = None if spec.models is None else Shelving(_locate_models(name, spec.models), spec.models.memory_limit_mb)
     served = Served(
-        serving,
-        listening,
-        auth,
-        spec.rate_limit,
-        spec.tls,
-        spec.access_log,
-        spec.monitor,
-        has_latency,
-        models,
-        spec.jobs,
+        serving=serving,
+        listening=on_ray.listen_at(spec),
+        auth=_locate_tokens(spec.auth),
+        rate_limit=spec.rate_limit,
+        tls=spec.tls,
+        access_log=spec.access_log,
+        monitor=spec.monitor,
+        has_latency=scaling.target_p95_ms is not None or scaling.min_replicas == 0,
+        shelving=models,
+        jobs=spec.jobs,
     )
     return on_ray.build_application(served, TrafficPlan(model=ref), spec)
 

@@ -227,13 +227,12 @@ def test_every_setting_that_changes_makes_new_replicas() -> None:
     from lepton_ray.artifacts.package import open_package
     from lepton_ray.serve import on_ray
     from lepton_ray.serve.endpoint import Limits
-    from lepton_ray.serve.exchange import ConnectionLimits
     from lepton_ray.serve.replica.on_ray import Listening, Served, Shelving
     from lepton_ray.serve.rollout.holding import Serving
     from lepton_ray.spec.rollout import ModelRef
 
     serving = Serving(open_package, "sizes", 1, Limits(), 10)  # type: ignore[arg-type]  # never called
-    served = Served(serving, None, None, None, None, access_log=True)
+    served = Served(serving=serving, access_log=True)
     changed = [
         served,
         replace(served, auth=AuthSpec(tokens_file="a.json")),
@@ -243,8 +242,8 @@ def test_every_setting_that_changes_makes_new_replicas() -> None:
         replace(served, access_log=False),
         replace(served, shelving=Shelving({}, 100)),
         replace(served, shelving=Shelving({"b": ModelRef(uri="b")}, 100)),
-        replace(served, listening=Listening("127.0.0.1", 1, ConnectionLimits())),
-        replace(served, listening=Listening("127.0.0.1", 1, ConnectionLimits(age_s=1.0))),
+        replace(served, listening=Listening("127.0.0.1", 1, ListenerSpec())),
+        replace(served, listening=Listening("127.0.0.1", 1, ListenerSpec(connection_age_s=1.0))),
         replace(served, serving=replace(serving, limits=Limits(receive_s=1.0))),
     ]
     assert len({on_ray._version_of(one) for one in changed}) == len(changed)

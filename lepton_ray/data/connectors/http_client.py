@@ -3,7 +3,6 @@
 Credentials go to the origin of the first address only: a redirect or a next page elsewhere is refused.
 """
 
-import email.utils
 import http.client
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from lepton_ray.core.errors import DataError, LeptonError
 from lepton_ray.core.text import show, without_credentials
+from lepton_ray.core.web import retry_after_s
 from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, describe, waits_s
 
 _CHUNK_BYTES = 1 << 16
@@ -196,7 +196,7 @@ class Client:
     def _refusal(self, error: urllib.error.HTTPError, url: str) -> Exception:
         reason = describe(ValueError(error.reason), *self.templates)
         if error.code in _PASSING:
-            return _FaultError(f"{error.code} {reason}", _retry_after_s(error.headers.get("Retry-After")))
+            return _FaultError(f"{error.code} {reason}", _wait_s(error.headers.get("Retry-After")))
         answer = f"{error.code} {reason}" + (f" ({text})" if (text := self._text(error)) else "")
         return DataError(
             f"{self.shown(url)} must answer with 200, got {answer}. Check data.source.uri and data.source.headers"
@@ -258,16 +258,12 @@ def _quoted(url: str) -> str:
     return urllib.parse.urlunsplit(parts._replace(path=path, query=query))
 
 
-def _retry_after_s(text: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header names, as a number or as a time."""
+def _wait_s(text: str | None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header names; the longest wait if it cannot be read."""
     if text is None:
         return None
-    if text.strip().isascii() and text.strip().isdecimal():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return LONGEST_WAIT_S
+    wait_s = retry_after_s(text)
+    return LONGEST_WAIT_S if wait_s is None else wait_s
 
 
 def _name(error: Exception) -> str:

@@ -8,7 +8,7 @@ from weakref import ref
 
 from ray.serve import metrics as serve_metrics
 
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import AnyPredictor
 from lepton_ray.artifacts.reference import METRIC_FIELDS, Drift, read_reference
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.errors import ArtifactError
@@ -38,7 +38,7 @@ class DriftMeters:
             {metric.name: _gauge(metric) for metric in (*METRIC_FIELDS, catalogue.DRIFT_ROWS)} if spec else {}
         )
 
-    def watch(self, predictor: Predictor) -> Predictor:
+    def watch(self, predictor: AnyPredictor) -> AnyPredictor:
         """Return a predictor whose rows are counted, or the same if there is nothing to hold them against."""
         if self._spec is None:
             return predictor
@@ -50,7 +50,7 @@ class DriftMeters:
         self._watches[version] = ref(watch)
         return WatchedPredictor(predictor, watch)
 
-    def _begin(self, predictor: Predictor, spec: MonitorSpec) -> Watch | None:
+    def _begin(self, predictor: AnyPredictor, spec: MonitorSpec) -> Watch | None:
         try:
             return Watch(read_reference(predictor.package), spec, clock())
         except ArtifactError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import AnyPredictor
 from lepton_ray.artifacts.reference import SIDES, Drift, Reference
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.spec.monitor import MonitorSpec
@@ -75,16 +75,18 @@ class Watch:
         return self._reference.judge(ended)
 
 
-class WatchedPredictor(Predictor):
+class WatchedPredictor:
     """A predictor whose runs are offered to a watch."""
 
-    def __init__(self, predictor: Predictor, watch: Watch) -> None:
-        vars(self).update(vars(predictor))
+    def __init__(self, predictor: AnyPredictor, watch: Watch) -> None:
+        self.package = predictor.package
+        self.signature = predictor.signature
+        self._predictor = predictor
         self._watch = watch
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs, as ``Predictor`` has it."""
-        outputs = super().run(feeds)
+        outputs = self._predictor.run(feeds)
         self._watch.offer(feeds, outputs)
         return outputs
 

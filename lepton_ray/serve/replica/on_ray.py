@@ -20,7 +20,6 @@ from lepton_ray.core.errors import LeptonError
 from lepton_ray.core.garbage import collect_rarely
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.drift.on_ray import DriftMeters
-from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.guard import build_guard, warn_of_openness
 from lepton_ray.serve.http import AsgiApp, asgi_app
@@ -37,7 +36,7 @@ from lepton_ray.serve.shelf import Shelf, take
 from lepton_ray.serve.sockets import SharedSocket, share
 from lepton_ray.serve.tls import watch_certificate
 from lepton_ray.spec.monitor import MonitorSpec
-from lepton_ray.spec.release import AuthSpec, JobsSpec, RateLimitSpec, TlsSpec
+from lepton_ray.spec.release import AuthSpec, JobsSpec, ListenerSpec, RateLimitSpec, TlsSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 
 _DRAIN_S = 15.0
@@ -52,7 +51,7 @@ class Listening:
 
     host: str
     port: int
-    limits: ConnectionLimits
+    limits: ListenerSpec
     grpc_port: int | None = None
 
 
@@ -79,15 +78,15 @@ class Shelving:
     memory_limit_mb: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Served:
     """What all replicas of an application have in common, whichever packages they hold."""
 
     serving: Serving
-    listening: Listening | None
-    auth: AuthSpec | None
-    rate_limit: RateLimitSpec | None
-    tls: TlsSpec | None
+    listening: Listening | None = None
+    auth: AuthSpec | None = None
+    rate_limit: RateLimitSpec | None = None
+    tls: TlsSpec | None = None
     access_log: bool
     monitor: MonitorSpec | None = None
     has_latency: bool = False
@@ -115,7 +114,7 @@ class ModelReplica:
         self._access_log = AccessLog(_access_log_file()) if served.access_log else None
         self._guard, self._tokens = build_guard(served.auth, served.rate_limit, self._meters.count_failure)
         self._drift = DriftMeters(served.serving.name, served.monitor)
-        self._holding = Holding(served.serving, self._meters.of, self._guard, self._drift.watch)
+        self._holding = Holding(served.serving, self._meters.of, guard=self._guard, watch=self._drift.watch)
         self._served = served
 
     async def __serve_build_asgi_app__(self) -> AsgiApp:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lepton_ray.artifacts.package import ModelPackage
-from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.artifacts.predictor import AnyPredictor
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.core.errors import ArtifactError, LeptonError
 from lepton_ray.core.text import show
@@ -28,7 +28,7 @@ _logger = logging.getLogger("lepton_ray.serve")
 _MAX_DIFFERENCES = 5
 _IN_THREAD_S = 2e-3  # more than may run on the event loop, which a challenger that never returns would hold for ever
 OpenModel = Callable[[ModelRef], ModelPackage]
-Watching = Callable[[Predictor], Predictor]
+Watching = Callable[[AnyPredictor], AnyPredictor]
 """Makes of a predictor one that is watched as it answers."""
 
 
@@ -48,7 +48,7 @@ class Serving:
 class _Held:
     """A package that is ready to answer."""
 
-    predictor: Predictor
+    predictor: AnyPredictor
     cost: Cost
     statistics: Statistics = field(default_factory=Statistics)
     """Of all that it answers, in a rollout or not."""
@@ -58,11 +58,7 @@ class Holding:
     """Belongs to the replica's event loop; packages are opened in threads."""
 
     def __init__(
-        self,
-        serving: Serving,
-        meter_of: Callable[[str], Meter],
-        guard: Guard | None = None,
-        watch: Watching | None = None,
+        self, serving: Serving, meter_of: Callable[[str], Meter], *, guard: Guard | None, watch: Watching
     ) -> None:
         self.front = Front(guard)
         self.plan: TrafficPlan | None = None
@@ -70,7 +66,7 @@ class Holding:
         """Why the last plan could not be followed; what answered before goes on."""
         self._serving = serving
         self._meter_of = meter_of
-        self._watch = watch or (lambda predictor: predictor)
+        self._watch = watch
         self._held: dict[str, _Held] = {}
         self._two: Two | None = None
         self._alone: Variant | None = None

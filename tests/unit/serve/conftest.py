@@ -18,13 +18,14 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.connection import Connection
-from lepton_ray.serve.endpoint import Endpoint, Limits, Meter
-from lepton_ray.serve.exchange import ConnectionLimits
+from lepton_ray.serve.endpoint import Endpoint, Limits, Meter, NoMeter
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.http import AsgiApp, asgi_app
 from lepton_ray.serve.listener import Listener
+from lepton_ray.serve.rollout.holding import Holding, Serving
 from lepton_ray.serve.shelf import Shelf, take
+from lepton_ray.spec.release import ListenerSpec
 
 RECORD = {"age": 30, "income": 10.5, "colour": "red", "size": "S"}
 """One of the mixed package."""
@@ -41,6 +42,12 @@ class CountingMeter:
     def observe(self, protocol_name: str, code: int, seconds: float, outputs: Any) -> None:
         assert seconds >= 0
         self.calls.append((protocol_name, code))
+
+
+def make_holding() -> Holding:
+    """What a replica holds, open to everybody and watched by nobody."""
+    serving = Serving(lambda ref: open_package(Path(ref.uri)), "demo", 1, Limits(), 1000)
+    return Holding(serving, lambda version: NoMeter(), guard=None, watch=lambda predictor: predictor)
 
 
 @dataclass
@@ -129,7 +136,7 @@ class Running:
         self.front = Front.of(Variant(self.endpoint, self.batcher), options.get("guard"))
         self.access_log: AccessLog | None = options.get("access_log")
         connect = options.get("connect", Connection)
-        self.listener = Listener(self.front, options.get("connections", ConnectionLimits()), self.access_log, connect)
+        self.listener = Listener(self.front, options.get("connections", ListenerSpec()), self.access_log, connect)
         self.listener.tls = options.get("tls")
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.socket.setblocking(False)

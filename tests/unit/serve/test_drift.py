@@ -4,6 +4,7 @@ import json
 import pickle
 import string
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import ModelPackage
-from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.reference import Drift, Reference, Side, read_reference
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds
@@ -316,8 +316,8 @@ def test_what_a_window_came_to_is_told_until_the_next(
     monkeypatch.setattr(on_ray, "clock", lambda: now[0])
     monkeypatch.setattr(on_ray, "read_reference", lambda package: reference)
     meters = on_ray.DriftMeters("m", MonitorSpec(window_s=10.0, min_rows=100, max_features=1))
-    predictor = object.__new__(Predictor)
-    predictor.package = package(tmp_path, {})
+    made = package(tmp_path, {})
+    predictor: Any = SimpleNamespace(package=made, signature=made.signature)
     meters.tick()
     watched = meters.watch(predictor)
     assert isinstance(watched, WatchedPredictor)

@@ -16,9 +16,9 @@ from lepton_ray.core.errors import RecordError
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import HTTP_OK, Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
-from lepton_ray.serve.exchange import ConnectionLimits
-from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.spec.release import ListenerSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
+from tests.unit.serve.conftest import make_holding
 
 from .conftest import LONG, Client, Running, build_http_app
 from .test_listener import get, post
@@ -260,7 +260,7 @@ def _table(count: int) -> bytes:
 
 def test_nothing_is_taken_behind_events_that_end_a_connection(listen: Any, caplog: Any) -> None:
     """The head of an answer in events says that it is the last; who sends more sends it to another replica."""
-    running = listen(cost=LONG, connections=ConnectionLimits(age_s=0.0))
+    running = listen(cost=LONG, connections=ListenerSpec(connection_age_s=1e-9))
     client = running.connect()
     client.send(post(records(2000), _ACCEPT))
     head = b""
@@ -290,7 +290,7 @@ def test_a_challenger_that_fails_costs_no_rows(
         return run(self, feeds)
 
     async def ask() -> list[Any]:
-        held = Holding(Serving(lambda ref: open_package(Path(ref.uri)), "demo", 1, Limits(), 1000), lambda _: NoMeter())
+        held = make_holding()
         await held.follow(plan)
         monkeypatch.setattr(Predictor, "run", run_or_fail)
         call = Call("records", json.dumps(records(50)).encode(), key=b"anybody")

@@ -33,14 +33,13 @@ from hypothesis import strategies as st
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter, error_response
-from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE, peek_model
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.rollout.shadow import HTTP_LATE
 from lepton_ray.serve.shelf import HTTP_NO_ROOM
 from lepton_ray.serve.tokens import create_token, read_tokens
-from lepton_ray.spec.release import RateLimitSpec
+from lepton_ray.spec.release import ListenerSpec, RateLimitSpec
 
 from .conftest import LONG, RECORD, Running
 
@@ -665,7 +664,7 @@ async def _hold(running: Running, until: threading.Event) -> None:
 
 
 def test_a_request_that_does_not_come_is_refused(serve: Any, connect: Any) -> None:
-    running = serve(connections=ConnectionLimits(receive_s=0.5))
+    running = serve(connections=ListenerSpec(receive_timeout_s=0.5))
     client = connect(running.port)
     id = client.open()
     client.h2.send_data(id, b"\0\0\0\1\0" + b"x" * 50)
@@ -702,13 +701,13 @@ def test_an_answer_that_is_not_taken_is_dropped(serve: Any, connect: Any) -> Non
 
 
 def test_idle_connections_are_let_go(serve: Any, connect: Any) -> None:
-    client = connect(serve(connections=ConnectionLimits(idle_s=0.2)).port)
+    client = connect(serve(connections=ListenerSpec(idle_timeout_s=0.2)).port)
     client.send()
     assert client.read_until(ConnectionTerminated)
 
 
 def test_old_connections_are_let_go_without_loss(serve: Any, call: Any) -> None:
-    running = serve(connections=ConnectionLimits(age_s=0.1))
+    running = serve(connections=ListenerSpec(connection_age_s=0.1))
     caller = call(running.port)
     seen = set()
     for _ in range(60_000):

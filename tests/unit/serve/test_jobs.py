@@ -20,16 +20,17 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, Client, DeadlineError, Options
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.batching import Cost
-from lepton_ray.serve.endpoint import FAILURE, Call, JobAsked, Limits, NoMeter, Response
+from lepton_ray.serve.endpoint import FAILURE, Call, JobAsked, Limits, Response
 from lepton_ray.serve.front import Variant
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.jobs.desk import Desk, Part, Terms, answer_part
 from lepton_ray.serve.jobs.keeper import Keeper
-from lepton_ray.serve.rollout.holding import Holding, Serving
+from lepton_ray.serve.rollout.holding import Holding
 from lepton_ray.serve.tokens import Scope, create_token, read_tokens
 from lepton_ray.spec.release import JobsSpec, ServeSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
+from tests.unit.serve.conftest import make_holding
 
 from .conftest import Answer, Running
 from .test_events import expected, records
@@ -454,7 +455,7 @@ async def _finish(keeper: Keeper, held: Holding, rows: int) -> dict[str, Any]:
 def test_all_rows_of_a_job_are_of_one_version(mixed_package: Path, rival_package: Path, change: str) -> None:
     """The packages answer otherwise, so a mixture would be seen. A canary holds the champion that the job began with; what takes its
     place makes the job begin anew."""
-    held = Holding(Serving(lambda ref: open_package(Path(ref.uri)), "demo", 1, Limits(), 1000), lambda _: NoMeter())
+    held = make_holding()
     plans = {
         "update": _plan(rival_package),
         "canary": _plan(mixed_package, rival_package, share=0.9),

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lepton_ray.serve.connection import Connection
 from lepton_ray.serve.endpoint import Asked, Limits, Response, error_response
-from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.front import Front
+from lepton_ray.spec.release import ListenerSpec
 
 from .test_listener import get, post
 
@@ -93,7 +93,7 @@ class _Endpoint:
 class _Owner:
     """A listener."""
 
-    limits, is_draining, date, access_log = ConnectionLimits(), False, b"today", None
+    limits, is_draining, date, access_log = ListenerSpec(), False, b"today", None
 
     def __init__(self) -> None:
         self.endpoint = _Endpoint()

@@ -16,7 +16,7 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.serve import protocol
 from lepton_ray.serve.batching import Cost
 from lepton_ray.serve.endpoint import Limits
-from lepton_ray.serve.exchange import ConnectionLimits
+from lepton_ray.spec.release import ListenerSpec
 
 from .conftest import LONG, RECORD, SHORT, Client, Running
 
@@ -372,9 +372,9 @@ def test_an_old_client_that_expects_to_be_asked_for_a_body_is_not(listen: Any) -
 
 
 def test_slow_requests_time_out_and_idle_connections_close(listen: Any) -> None:
-    running = listen(connections=ConnectionLimits(receive_s=0.2))
+    running = listen(connections=ListenerSpec(receive_timeout_s=0.2))
     slow_head, slow_body = (running.connect() for _ in range(2))
-    idle = listen(connections=ConnectionLimits(idle_s=0.2)).connect()
+    idle = listen(connections=ListenerSpec(idle_timeout_s=0.2)).connect()
     slow_head.send(b"GET /v2 HTTP/1.1\r\nHo")
     slow_body.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n[")
     for client in (slow_head, slow_body):
@@ -426,7 +426,7 @@ def _send_for_ever(client: Any, raw: bytes) -> None:
 
 
 def test_a_client_that_reads_nothing_is_cut_off(listen: Any) -> None:
-    running = listen(connections=ConnectionLimits(receive_s=0.2))
+    running = listen(connections=ListenerSpec(receive_timeout_s=0.2))
     client = running.connect()
     with pytest.raises(OSError, match=r"reset|Broken pipe"):
         _send_for_ever(client, get(b"/v2/models/demo") * 1000)
@@ -510,7 +510,7 @@ def test_a_client_that_goes_away_in_its_body_is_counted_and_forgotten(listen: An
 
 
 def test_connections_beyond_the_bound_wait_for_their_turn(listen: Any) -> None:
-    running = listen(connections=ConnectionLimits(max_connections=2))
+    running = listen(connections=ListenerSpec(max_connections=2))
     first, second, third = (running.connect() for _ in range(3))
     assert first.ask(get(b"/v2")).code == second.ask(get(b"/v2")).code == 200
     third.send(get(b"/v2"))
@@ -523,7 +523,7 @@ def test_connections_beyond_the_bound_wait_for_their_turn(listen: Any) -> None:
 
 
 def test_old_connections_close_with_an_answer(listen: Any) -> None:
-    client = listen(connections=ConnectionLimits(age_s=0.0)).connect()
+    client = listen(connections=ListenerSpec(connection_age_s=1e-9)).connect()
     answers = [client.ask(get(b"/v2") * 3), client.read(), client.read()]
     assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
     assert client.is_closed()
@@ -631,7 +631,7 @@ def test_draining_loses_nothing(listen: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_draining_answers_whom_the_kernel_has_let_in(listen: Any) -> None:
-    running = listen(connections=ConnectionLimits(max_connections=1))
+    running = listen(connections=ListenerSpec(max_connections=1))
     first, waiting = running.connect(), running.connect()
     assert first.ask(get(b"/v2")).code == 200
     waiting.send(post([RECORD]))
@@ -645,7 +645,7 @@ def test_draining_answers_whom_the_kernel_has_let_in(listen: Any) -> None:
 
 def test_the_socket_may_be_closed_once_a_listener_has_left_it(listen: Any) -> None:
     """Nobody else has it: who comes now is refused, not kept waiting; who was there is answered."""
-    running = listen(connections=ConnectionLimits(max_connections=1))
+    running = listen(connections=ListenerSpec(max_connections=1))
     first, waiting = running.connect(), running.connect()
     assert first.ask(get(b"/v2")).code == 200
     waiting.send(post([RECORD]))

@@ -23,7 +23,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, of_job: dict[str, Any]) -> dic
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=of_job))
     spec = ServeSpec()
     serving = Serving(open_package, "name", num_threads=1, limits=Limits.of(spec), max_waiting=1)
-    served = Served(serving, None, None, None, None, access_log=False)
+    served = Served(serving=serving, access_log=False)
     application = build_application(served, TrafficPlan(model=ModelRef(uri="package")), spec)
     found: dict[str, Any] = application._bound_deployment.ray_actor_options["runtime_env"]
     return found

@@ -22,9 +22,10 @@ from lepton_ray.serve.events import answer_in_events
 from lepton_ray.serve.front import Front, Variant
 from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.rollout.division import is_chosen
-from lepton_ray.serve.rollout.holding import Holding, Serving, check_compatible
+from lepton_ray.serve.rollout.holding import Holding, check_compatible
 from lepton_ray.serve.rollout.judge import judge
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
+from tests.unit.serve.conftest import make_holding
 
 _RECORD = {"age": 40.0, "income": 1200.0, "colour": "red", "size": "M"}
 
@@ -39,7 +40,7 @@ def _ref(folder: Path) -> ModelRef:
 
 @pytest.fixture
 def held() -> Holding:
-    return Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+    return make_holding()
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_caller_stays_with_one_version_whatever_the_replica(canary: TrafficPla
     async def ask() -> list[list[str]]:
         answers = []
         for _ in range(2):
-            holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+            holding = make_holding()
             await holding.follow(canary)
             answers.append([_version(await _predict(holding, f"user-{index % 20}")) for index in range(60)])
         return answers
@@ -531,7 +532,7 @@ def test_both_ways_in_give_a_caller_the_same_version(
 
 def test_index_and_statistics_tell_of_both(canary: TrafficPlan) -> None:
     async def ask() -> list[Any]:
-        holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+        holding = make_holding()
         await holding.follow(canary)
         versions = {_version(await _predict(holding, f"user-{index}")) for index in range(20)}
         pairs = (("POST", "/v2/repository/index"), ("GET", "/v2/models/demo/stats"), ("GET", "/v2/models/stats"))
@@ -551,7 +552,7 @@ def test_what_the_challenger_cannot_answer_comes_from_the_champion_in_the_same_f
     _fail(monkeypatch, challenger, RuntimeError("broken"))
 
     async def ask() -> list[Response]:
-        holding = Holding(Serving(_open, "demo", 1, Limits(), 1000), lambda _: NoMeter())
+        holding = make_holding()
         await holding.follow(_change(canary, share=1.0))
         read = reader_of(b"text/csv")
         calls = [Call("records", b"age,size\n1,S\n", read=read, accept=b"text/csv", key=b"a") for _ in range(2)]

@@ -15,11 +15,10 @@ from pydantic import ValidationError
 
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.serve.endpoint import Limits
-from lepton_ray.serve.exchange import ConnectionLimits
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import SERVICE
 from lepton_ray.serve.tls import watch_certificate
-from lepton_ray.spec.release import ServeSpec, TlsSpec
+from lepton_ray.spec.release import ListenerSpec, ServeSpec, TlsSpec
 
 from .conftest import RECORD, Client, Running
 from .test_listener import get, post
@@ -130,7 +129,7 @@ def test_a_client_that_takes_nothing_over_tls_is_cut_off(untaken: tuple[Running,
 
 def test_handshakes_that_fail_end_cleanly(listen: Any, folder: Path, caplog: Any) -> None:
     running = listen(tls=context_of(folder))
-    hasty = listen(tls=context_of(folder), connections=ConnectionLimits(receive_s=0.3))
+    hasty = listen(tls=context_of(folder), connections=ListenerSpec(receive_timeout_s=0.3))
     with pytest.raises(ssl.SSLCertVerificationError):
         connect(running, trusting(folder, "other-ca"))
     old = trusting(folder)
