@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from lepton_ray.client import tensors as protocol
 from lepton_ray.client.errors import AnswerError, CallError, DeadlineError
 from lepton_ray.client.events import shift_rows
-from lepton_ray.client.sending import JSON, NOT_FOUND, Answer, BrokenError, Options, Sender, Tries, strange
+from lepton_ray.client.sending import JSON, Answer, BrokenError, Options, Sender, Tries, strange
+from lepton_ray.core.status import HTTP_NOT_FOUND
 
 _LONG_AFTER = 99  # failures, of which the wait is the longest
 _POLLS = 4  # in the longest wait
@@ -197,7 +198,7 @@ class AsyncClient:
         try:
             await self._sender.call(_path_of(id), b"", {}, uuid.uuid4().hex, deadline_s, "DELETE")
         except AnswerError as error:
-            if error.status != NOT_FOUND:
+            if error.status != HTTP_NOT_FOUND:
                 raise
 
     async def predict_as_job(self, records: Sequence[Mapping[str, Any]], deadline_s: float) -> list[Any]:
@@ -222,7 +223,7 @@ class AsyncClient:
                             raise AnswerError(job.error, job.status, key)
                         return await self.job_result(job.id, end - time.monotonic())
                     except AnswerError as error:
-                        if error.status != NOT_FOUND:
+                        if error.status != HTTP_NOT_FOUND:
                             raise
         except TimeoutError:
             if not limit.expired():

@@ -23,12 +23,11 @@ import orjson
 from lepton_ray.client.errors import AnswerError, DeadlineError, UnavailableError
 from lepton_ray.client.events import read_events
 from lepton_ray.core import settings
+from lepton_ray.core.status import HTTP_ACCEPTED, HTTP_BAD_GATEWAY, HTTP_LATE, HTTP_OK, HTTP_TOO_MANY, HTTP_UNAVAILABLE
 from lepton_ray.core.web import retry_after_s
 
-OK, NOT_FOUND = 200, 404
-_ACCEPTED = 202
-_WAITS = frozenset({429, 503})  # with Retry-After
-_PASSING = frozenset({*_WAITS, 502, 504})
+_WAITS = frozenset({HTTP_TOO_MANY, HTTP_UNAVAILABLE})  # with Retry-After
+_PASSING = frozenset({*_WAITS, HTTP_BAD_GATEWAY, HTTP_LATE})
 JSON = {"content-type": "application/json"}
 _SHOWN_CHARACTERS = 500
 CLOSED = "the client must be open, and is closed. Make another"
@@ -184,7 +183,7 @@ class Sender:
             async with self._opened().post(
                 url + "/predict", data=body, headers=headers, allow_redirects=False, trace_request_ctx=facts
             ) as response:
-                if response.status != OK or response.content_type != "text/event-stream":
+                if response.status != HTTP_OK or response.content_type != "text/event-stream":
                     answer = Answer(response.status, response.headers, await response.read())
                     judged = self._judge(url, answer, tries.request_id)
                     raise BrokenError(judged) if isinstance(judged, Fault) else strange(answer, tries.request_id)
@@ -202,7 +201,9 @@ class Sender:
         except (aiohttp.ClientError, OSError) as error:
             raise BrokenError(Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)) from error
         except (ValueError, LookupError, TypeError) as error:
-            raise AnswerError(f"the events must be of the protocol, got {error!r}", OK, tries.request_id) from error
+            raise AnswerError(
+                f"the events must be of the protocol, got {error!r}", HTTP_OK, tries.request_id
+            ) from error
         raise BrokenError(Fault(f"{url}: the events broke off"))
 
     def _choose(self, ready: Mapping[str, float]) -> str:
@@ -239,7 +240,7 @@ class Sender:
         Raises:
             AnswerError: If it is neither.
         """
-        if answer.status in (OK, _ACCEPTED):
+        if answer.status in (HTTP_OK, HTTP_ACCEPTED):
             return answer
         message = f"{url}: {_message(answer.body)}"
         if answer.status not in _PASSING:

@@ -14,6 +14,7 @@ import requests
 from grafana_api.grafana_api import GrafanaAPI, GrafanaException
 
 from lepton_ray.core.errors import GrafanaError
+from lepton_ray.core.status import HTTP_NOT_FOUND
 from lepton_ray.core.text import without_credentials
 from lepton_ray.core.web import is_loopback
 from lepton_ray.observe.render import DATA_SOURCE_UID
@@ -21,7 +22,6 @@ from lepton_ray.observe.render import DATA_SOURCE_UID
 FOLDER_UID = "lepton-ray"
 CONTACT_POINT = "lepton-ray operators"
 _TAG = "lepton-ray"
-_NOT_FOUND = 404
 _TIMEOUT_S = 30.0
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -129,7 +129,7 @@ class Grafana:
         try:
             return getattr(self._api, method)(path, json=body)
         except GrafanaException as error:
-            if missing_is_none and error.status_code == _NOT_FOUND:
+            if missing_is_none and error.status_code == HTTP_NOT_FOUND:
                 return None
             raise GrafanaError(
                 f"Grafana must take {method} {path}, got {error.message}. Check the token's rights"

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from lepton_ray.artifacts.predictor import AnyPredictor
 from lepton_ray.artifacts.tables import empty_feeds
-from lepton_ray.serve.endpoint import FAILURE, HTTP_FAILED, HTTP_UNAVAILABLE, Call, Endpoint, Response, error_response
+from lepton_ray.core.status import HTTP_FAILED, HTTP_UNAVAILABLE
+from lepton_ray.serve.endpoint import FAILURE, Call, Endpoint, Response, error_response
 
 _SHORT_S = 1e-3  # most that the loop is kept from its sockets by one batch
 _LONG_S = 50e-3  # most that a batch in the thread takes, unless a single call takes more

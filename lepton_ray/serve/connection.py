@@ -17,15 +17,18 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from lepton_ray.serve.bodies import accepts_events
-from lepton_ray.serve.endpoint import (
+from lepton_ray.core.status import (
     HTTP_BAD_REQUEST,
+    HTTP_EXPECTATION,
+    HTTP_HEAD_TOO_LARGE,
+    HTTP_NOT_IMPLEMENTED,
     HTTP_OK,
     HTTP_TIMEOUT,
     HTTP_UNAVAILABLE,
-    Call,
-    Response,
+    HTTP_VERSION,
 )
+from lepton_ray.serve.bodies import accepts_events
+from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.events import Parts
 from lepton_ray.serve.exchange import (
     BUFFERED_REQUESTS,
@@ -44,7 +47,6 @@ _COPIED_BYTES = 16 << 10  # a smaller body is sent in one piece with its head
 _KNOWN_HEADS, _MAX_KNOWN_HEAD_BYTES = 8, 1 << 10  # that a connection keeps, and of each
 _TAKEN_BYTES = 1 << 20  # of a larger answer must be taken in the time that a smaller one has
 _LINGER_S = 2.0  # how long a client may go on sending after the last answer, before the connection is cut
-_HTTP_EXPECTATION, _HTTP_HEAD_TOO_LARGE, _HTTP_NOT_IMPLEMENTED, _HTTP_VERSION = 417, 431, 501, 505
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 STATUS_OK = _STATUS[HTTP_OK]
 _HEAD_RULE = f"target and headers must be at most {MAX_HEAD_BYTES} bytes"
@@ -418,7 +420,7 @@ class Connection(asyncio.Protocol):
         incoming = self._incoming
         incoming.num_headers += 1
         if incoming.num_headers > _MAX_HEADERS:
-            raise self._refusal(_HTTP_HEAD_TOO_LARGE, f"at most {_MAX_HEADERS} headers may be sent")
+            raise self._refusal(HTTP_HEAD_TOO_LARGE, f"at most {_MAX_HEADERS} headers may be sent")
         self._count_head(len(name) + len(value))
         if not incoming.is_in_head:
             return
@@ -512,13 +514,13 @@ class Connection(asyncio.Protocol):
     def _count_head(self, num_bytes: int) -> None:
         self._incoming.head_bytes += num_bytes
         if self._incoming.head_bytes > MAX_HEAD_BYTES:
-            raise self._refusal(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE)
+            raise self._refusal(HTTP_HEAD_TOO_LARGE, _HEAD_RULE)
 
     def _count_unfinished(self, num_bytes: int, *, has_body: bool) -> None:
         """Bound what the parser keeps of a target, header or trailer that does not end; where a part of the body came, none goes on."""
         self._unfinished_bytes = 0 if has_body else self._unfinished_bytes + num_bytes
         if self._unfinished_bytes > MAX_HEAD_BYTES:
-            self._end(self._refuse(_HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
+            self._end(self._refuse(HTTP_HEAD_TOO_LARGE, _HEAD_RULE))
 
     def _path(self) -> str:
         try:
@@ -529,15 +531,15 @@ class Connection(asyncio.Protocol):
     def _check_framing(self, version: str) -> None:
         coding, num_hosts = self._incoming.headers.get(b"transfer-encoding"), self._incoming.num_hosts
         if version not in ("1.0", "1.1"):
-            raise self._refusal(_HTTP_VERSION, f"the version must be HTTP/1.1, got {version}")
+            raise self._refusal(HTTP_VERSION, f"the version must be HTTP/1.1, got {version}")
         if self._incoming.slot.method == "CONNECT":
-            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "the connection must stay HTTP/1.1, got CONNECT")
+            raise self._refusal(HTTP_NOT_IMPLEMENTED, "the connection must stay HTTP/1.1, got CONNECT")
         if num_hosts != 1 and (num_hosts or version == "1.1"):
             raise self._refusal(HTTP_BAD_REQUEST, f"host must be given once, got {num_hosts}")
         if coding is None:
             return
         if coding.lower() != b"chunked" or self._incoming.num_codings > 1:
-            raise self._refusal(_HTTP_NOT_IMPLEMENTED, "transfer-encoding must be chunked")
+            raise self._refusal(HTTP_NOT_IMPLEMENTED, "transfer-encoding must be chunked")
         if version == "1.0":
             raise self._refusal(HTTP_BAD_REQUEST, "HTTP/1.0 must come without transfer-encoding")
 
@@ -548,7 +550,7 @@ class Connection(asyncio.Protocol):
 
     def _answer_expectation(self, expected: bytes) -> None:
         if expected.lower() != b"100-continue":
-            raise self._refusal(_HTTP_EXPECTATION, "expect must be 100-continue")
+            raise self._refusal(HTTP_EXPECTATION, "expect must be 100-continue")
         if (response := self._incoming.slot.response) is not None:
             raise _RefusalError(response)  # the body is not wanted, and may come or not
         if not self._slots:  # else the answers before it would come after

@@ -24,6 +24,16 @@ from lepton_ray import __version__
 from lepton_ray.artifacts.predictor import AnyPredictor, to_predictions
 from lepton_ray.artifacts.signature import Feeds, Signature
 from lepton_ray.core.errors import ArtifactError, RecordError
+from lepton_ray.core.status import (
+    HTTP_BAD_REQUEST,
+    HTTP_FAILED,
+    HTTP_NOT_ALLOWED,
+    HTTP_NOT_FOUND,
+    HTTP_OK,
+    HTTP_TOO_LARGE,
+    HTTP_UNAVAILABLE,
+    HTTP_UNPROCESSABLE,
+)
 from lepton_ray.core.text import show
 from lepton_ray.serve import protocol
 from lepton_ray.serve.bodies import Read, accepted_form, flatten
@@ -36,9 +46,6 @@ from lepton_ray.spec.release import ListenerSpec, ServeSpec
 
 _logger = logging.getLogger("lepton_ray.serve")
 
-HTTP_OK, HTTP_BAD_REQUEST, HTTP_UNAVAILABLE = 200, 400, 503
-HTTP_NOT_FOUND, HTTP_TIMEOUT, HTTP_FAILED = 404, 408, 500
-_HTTP_NOT_ALLOWED, _HTTP_TOO_LARGE, _HTTP_UNPROCESSABLE = 405, 413, 422
 _RETRY_AFTER_S = b"1"
 _MAX_DIGITS = 18
 _NO_OUTCOMES = "there must be a rollout that counts outcomes, none is under way"
@@ -296,7 +303,7 @@ class Endpoint:
     def refuse_large(self, call: Call | None) -> Response:
         """Return and count the response to a body beyond the limit."""
         return self.refuse(
-            call, _HTTP_TOO_LARGE, f"the body must be at most {self.max_bytes(call)} bytes. Split the request"
+            call, HTTP_TOO_LARGE, f"the body must be at most {self.max_bytes(call)} bytes. Split the request"
         )
 
     def parse(self, call: Call) -> Response | None:
@@ -361,7 +368,7 @@ class Endpoint:
             self.statistics.add_run([call.start for call in calls], sum([call.rows for call in calls]), times)
             return answers
         except RecordError as error:
-            code, message = _HTTP_UNPROCESSABLE, str(error)
+            code, message = HTTP_UNPROCESSABLE, str(error)
         except Exception:
             _logger.exception("a run for %d requests failed", len(calls))
             code, message = HTTP_FAILED, FAILURE
@@ -530,5 +537,5 @@ def _show_page(method: str) -> Response:
 
 
 def _only(allowed: str, method: str) -> Response:
-    response = error_response(_HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {allowed}")
+    response = error_response(HTTP_NOT_ALLOWED, f"{method} is not allowed here; allowed: {allowed}")
     return Response(response.code, response.body, (*response.headers, (b"allow", allowed.encode())))

@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 
-from lepton_ray.serve.endpoint import HTTP_OK, HTTP_UNAVAILABLE, VERSION_HEADER, Call, Response
+from lepton_ray.core.status import HTTP_OK, HTTP_UNAVAILABLE
+from lepton_ray.serve.endpoint import VERSION_HEADER, Call, Response
 from lepton_ray.serve.front import Front
 from lepton_ray.serve.guard import Headers
 

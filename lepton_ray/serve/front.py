@@ -8,25 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from lepton_ray.core.status import HTTP_OK, HTTP_UNSUPPORTED
 from lepton_ray.serve.batching import Batcher, Done
 from lepton_ray.serve.bodies import reader_of
-from lepton_ray.serve.endpoint import (
-    HTTP_OK,
-    JOB_KEY_HEADER,
-    RAW_HEADER,
-    Asked,
-    Call,
-    Endpoint,
-    Limits,
-    Response,
-    parse_length,
-)
+from lepton_ray.serve.endpoint import JOB_KEY_HEADER, RAW_HEADER, Asked, Call, Endpoint, Limits, Response, parse_length
 from lepton_ray.serve.guard import Denial, Guard, Headers
 from lepton_ray.serve.jobs.desk import Desk
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.shelf import Shelf
 
-_HTTP_UNSUPPORTED = 415
 _OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready")) | PAGE_PATHS
 """Answered without a token: who asks for health often cannot have one, and the page, which tells nothing, asks for one."""
 
@@ -151,7 +141,7 @@ class Front:
         """Return and count the response to a body that is packed: a small one can be as large as any when it is unpacked."""
         message = f"the body must come without content-encoding, got {coding[:40].decode('latin-1')}. Send it as it is"
         call = Call(asked.protocol_name, model=asked.model)
-        return self.refuse(call, _HTTP_UNSUPPORTED, message, ((b"accept-encoding", b"identity"),))
+        return self.refuse(call, HTTP_UNSUPPORTED, message, ((b"accept-encoding", b"identity"),))
 
     def _deny(self, found: Response | Asked, denial: Denial) -> Response:
         call = None if isinstance(found, Response) else Call(found.protocol_name, model=found.model)

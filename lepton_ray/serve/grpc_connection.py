@@ -32,18 +32,23 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-from lepton_ray.serve.endpoint import (
-    GRPC,
+from lepton_ray.core.status import (
     HTTP_BAD_REQUEST,
     HTTP_FAILED,
+    HTTP_FORBIDDEN,
+    HTTP_LATE,
+    HTTP_NO_ROOM,
     HTTP_NOT_FOUND,
+    HTTP_NOT_IMPLEMENTED,
     HTTP_OK,
     HTTP_TIMEOUT,
+    HTTP_TOO_LARGE,
+    HTTP_TOO_MANY,
+    HTTP_UNAUTHORIZED,
     HTTP_UNAVAILABLE,
-    Call,
-    Response,
-    error_response,
+    HTTP_UNPROCESSABLE,
 )
+from lepton_ray.serve.endpoint import GRPC, Call, Response, error_response
 from lepton_ray.serve.exchange import (
     BUFFERED_REQUESTS,
     IDLE_DRAIN_S,
@@ -74,24 +79,23 @@ _CONFIGURATION = H2Configuration(
 _MAX_ASKING_BYTES = 16 << 10  # of a message that asks for no prediction
 _MAX_MESSAGE_CHARACTERS = 1000
 _PREFIX_BYTES = 5  # whether a message is compressed, and its length in four bytes
-_HTTP_TOO_LARGE, _HTTP_NOT_IMPLEMENTED = 413, 501
 _EVERY_STREAM = 2**31 - 1
 _PING = b"goingon?"
 _UNKNOWN = 2
 _CODES = {
     HTTP_BAD_REQUEST: 3,  # INVALID_ARGUMENT
-    401: 16,  # UNAUTHENTICATED
-    403: 7,  # PERMISSION_DENIED
+    HTTP_UNAUTHORIZED: 16,  # UNAUTHENTICATED
+    HTTP_FORBIDDEN: 7,  # PERMISSION_DENIED
     HTTP_NOT_FOUND: 5,  # NOT_FOUND
     HTTP_TIMEOUT: 4,  # DEADLINE_EXCEEDED
-    _HTTP_TOO_LARGE: 8,  # RESOURCE_EXHAUSTED
-    422: 3,  # INVALID_ARGUMENT
-    429: 8,  # RESOURCE_EXHAUSTED
+    HTTP_TOO_LARGE: 8,  # RESOURCE_EXHAUSTED
+    HTTP_UNPROCESSABLE: 3,  # INVALID_ARGUMENT
+    HTTP_TOO_MANY: 8,  # RESOURCE_EXHAUSTED
     HTTP_FAILED: 13,  # INTERNAL
-    _HTTP_NOT_IMPLEMENTED: 12,  # UNIMPLEMENTED
+    HTTP_NOT_IMPLEMENTED: 12,  # UNIMPLEMENTED
     HTTP_UNAVAILABLE: 14,  # UNAVAILABLE
-    504: 4,  # DEADLINE_EXCEEDED
-    507: 8,  # RESOURCE_EXHAUSTED
+    HTTP_LATE: 4,  # DEADLINE_EXCEEDED
+    HTTP_NO_ROOM: 8,  # RESOURCE_EXHAUSTED
 }
 """What gRPC says for a status of HTTP."""
 _GRPC_HEADER = (b"content-type", b"application/grpc")
@@ -326,7 +330,7 @@ class GrpcConnection(asyncio.Protocol):
             self._admit(stream, given)
         elif stream.method not in ASKING:
             self._refuse(
-                stream, _HTTP_NOT_IMPLEMENTED, f"the method must be {INFER} or {', '.join(ASKING)} of {SERVICE}"
+                stream, HTTP_NOT_IMPLEMENTED, f"the method must be {INFER} or {', '.join(ASKING)} of {SERVICE}"
             )
 
     def _admit(self, stream: _Stream, given: dict[bytes, bytes]) -> None:
@@ -360,9 +364,9 @@ class GrpcConnection(asyncio.Protocol):
             stream.size = int.from_bytes(stream.body[1:_PREFIX_BYTES], "big")
             most = limit if stream.call is not None else _MAX_ASKING_BYTES
             if stream.body[0]:
-                return _HTTP_NOT_IMPLEMENTED, "the message must come without compression"
+                return HTTP_NOT_IMPLEMENTED, "the message must come without compression"
             if stream.size > most:
-                return _HTTP_TOO_LARGE, f"the message must be at most {most} bytes. Split the request"
+                return HTTP_TOO_LARGE, f"the message must be at most {most} bytes. Split the request"
         if len(stream.body) > _PREFIX_BYTES + (stream.size or 0):
             return HTTP_BAD_REQUEST, "the stream must hold one message"
         if self._owner.buffered_bytes > BUFFERED_REQUESTS * limit:

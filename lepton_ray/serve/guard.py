@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from lepton_ray.artifacts.store import open_filesystem
 from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.status import HTTP_FORBIDDEN, HTTP_TOO_MANY, HTTP_UNAUTHORIZED
 from lepton_ray.core.web import is_loopback
 from lepton_ray.serve.rate.ledger import Purse, Rate
 from lepton_ray.serve.tokens import MAX_FILE_BYTES, Caller, Scope, Token, TokenTable, parse_tokens
 from lepton_ray.serve.watch import Watched
 from lepton_ray.spec.release import AuthSpec, RateLimitSpec
 
-_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 _CHALLENGE = 'Bearer realm="lepton_ray"'
 ALL_CALLERS = ""
 """Name of the limit of all callers together; the others have the ids of tokens."""
@@ -70,14 +70,14 @@ class Guard:
             return caller
         challenge = _CHALLENGE if authorization is None else f'{_CHALLENGE}, error="invalid_token"'
         message = "authorization must be given once, as 'Bearer TOKEN', with a token that is known and has not expired"
-        return Denial(_UNAUTHORIZED, message, ((b"www-authenticate", challenge.encode()),))
+        return Denial(HTTP_UNAUTHORIZED, message, ((b"www-authenticate", challenge.encode()),))
 
     def admit(self, caller: Caller, scope: Scope | None) -> Denial | None:
         """Return why a caller may not have what needs ``scope``, or None; what is admitted counts for the limits."""
         if scope is not None and scope not in caller.scopes:
             challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'
             message = f"the token must have the scope {scope!r}, got {', '.join(sorted(caller.scopes))}"
-            return Denial(_FORBIDDEN, message, ((b"www-authenticate", challenge.encode()),))
+            return Denial(HTTP_FORBIDDEN, message, ((b"www-authenticate", challenge.encode()),))
         if not self.purses:
             return None
         own, common = self.purses.get(caller.id) if caller.id else None, self.purses.get(ALL_CALLERS)
@@ -92,7 +92,7 @@ class Guard:
     def _refuse(self, purse: Purse, whose: str) -> Denial:
         self.is_short = True
         message = f"at most {purse.rate.per_s:g} requests a second may come {whose}. Send it again later"
-        return Denial(_TOO_MANY, message, ((b"retry-after", str(purse.retry_after_s).encode()),))
+        return Denial(HTTP_TOO_MANY, message, ((b"retry-after", str(purse.retry_after_s).encode()),))
 
 
 def build_guard(

@@ -8,15 +8,10 @@ from dataclasses import dataclass, field
 from secrets import token_bytes
 from typing import Any
 
+from lepton_ray.core.status import HTTP_BAD_REQUEST, HTTP_OK, HTTP_TIMEOUT
 from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.bodies import accepts_events
-from lepton_ray.serve.endpoint import (
-    HTTP_BAD_REQUEST,
-    HTTP_OK,
-    HTTP_TIMEOUT,
-    Call,
-    Response,
-)
+from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.events import Parts, answer_in_events
 from lepton_ray.serve.front import Front
 

@@ -17,10 +17,10 @@ from lepton_ray import __version__
 from lepton_ray.core import settings
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.files import sha256_json
+from lepton_ray.core.status import HTTP_OK
 from lepton_ray.core.web import is_loopback
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.session import free_port
-from lepton_ray.serve.endpoint import HTTP_OK
 from lepton_ray.serve.guard import warn_of_openness
 from lepton_ray.serve.handles import near
 from lepton_ray.serve.jobs.on_ray import end_jobs

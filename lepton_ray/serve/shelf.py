@@ -22,12 +22,11 @@ import orjson
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.artifacts.predictor import AnyPredictor, Predictor
 from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.status import HTTP_FAILED, HTTP_NO_ROOM, HTTP_UNAVAILABLE
 from lepton_ray.serve.batching import Batcher, Cost, Done, measure
 from lepton_ray.serve.endpoint import (
     FAILURE,
     GRPC,
-    HTTP_FAILED,
-    HTTP_UNAVAILABLE,
     Asked,
     Call,
     Endpoint,
@@ -42,7 +41,6 @@ from lepton_ray.serve.endpoint import (
 )
 from lepton_ray.serve.openapi import add_model
 
-HTTP_NO_ROOM = 507
 _MIB = 1 << 20
 _INDEX, _STATISTICS, _DOCUMENT = "/v2/repository/index", "/v2/models/stats", "/openapi.json"
 _ABSENT = "its next request takes it up"

@@ -24,13 +24,14 @@ from lepton_ray.core.errors import QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
 from lepton_ray.core.settings import references
+from lepton_ray.core.status import HTTP_OK
 from lepton_ray.core.text import without_credentials
 from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer, spread
 from lepton_ray.export.join import with_threshold
 from lepton_ray.export.model_card import write_card
 from lepton_ray.features.reference import output_sketches
 from lepton_ray.models.catalog import build_model
-from lepton_ray.serve.endpoint import HTTP_OK, Endpoint, Limits, NoMeter
+from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import Framework, Model, library_of
 from lepton_ray.spec.release import CompressionKind, ExportSpec, ServeSpec

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from lepton_ray.artifacts.signature import Signature
-from lepton_ray.serve.endpoint import FAILURE, HTTP_FAILED, Call, Endpoint, Meter, Response, error_response
+from lepton_ray.core.status import HTTP_FAILED
+from lepton_ray.serve.endpoint import FAILURE, Call, Endpoint, Meter, Response, error_response
 from lepton_ray.spec.release import JobsSpec
 
 _logger = logging.getLogger("lepton_ray.serve")

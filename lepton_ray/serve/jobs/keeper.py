@@ -18,14 +18,19 @@ from typing import Any, Literal
 
 import orjson
 
-from lepton_ray.serve.endpoint import (
-    FAILURE,
+from lepton_ray.core.status import (
+    HTTP_ACCEPTED,
     HTTP_BAD_REQUEST,
+    HTTP_CONFLICT,
     HTTP_FAILED,
     HTTP_NOT_FOUND,
     HTTP_OK,
     HTTP_TIMEOUT,
     HTTP_UNAVAILABLE,
+    HTTP_UNPROCESSABLE,
+)
+from lepton_ray.serve.endpoint import (
+    FAILURE,
     VERSION_HEADER,
     Call,
     JobAsked,
@@ -42,7 +47,6 @@ State = Literal["queued", "running", "done", "failed"]
 AnswerPart = Callable[[list[Any], str], Awaitable[Part]]
 """Has rows answered by a version, or by any if that is empty."""
 
-_ACCEPTED, _CONFLICT, _UNPROCESSABLE = 202, 409, 422
 _MOST_VERSIONS = 5  # that a job begins with
 _NO_JOB = "the id must be that of a job of this token, that is not forgotten or lost. Send the job again"
 
@@ -129,7 +133,7 @@ class Keeper:
         job, digest = self._jobs.get(id), hashlib.sha256(call.body).digest()
         if job is not None and job.body_digest != digest:
             message = "idempotency-key must be another one for another body, got that of a job which is kept"
-            return error_response(_UNPROCESSABLE, message)
+            return error_response(HTTP_UNPROCESSABLE, message)
         if job is None:
             spec = terms.spec
             if len(self._jobs) >= spec.max_jobs:
@@ -140,8 +144,8 @@ class Keeper:
             job = self._jobs[id] = _Job(id, terms, call, asked.caller, finish_by, digest, size_bytes=len(call.body))
             self._waiting.append(job)
             self._start_next()
-        response = json_response(job.tell(), _ACCEPTED)
-        return Response(_ACCEPTED, response.body, (*response.headers, (b"location", f"jobs/{id}".encode())))
+        response = json_response(job.tell(), HTTP_ACCEPTED)
+        return Response(HTTP_ACCEPTED, response.body, (*response.headers, (b"location", f"jobs/{id}".encode())))
 
     def _refuse(self, rule: str) -> Response:
         return error_response(HTTP_UNAVAILABLE, f"{rule}. Delete one that has ended, or send it again later")
@@ -149,7 +153,7 @@ class Keeper:
     def _give(self, job: _Job) -> Response:
         if job.state != "done":
             rest = f", as {job.failure[1]}" if job.failure else ". Ask again later"
-            return error_response(_CONFLICT, f"the job must be done, it is {job.state}{rest}")
+            return error_response(HTTP_CONFLICT, f"the job must be done, it is {job.state}{rest}")
         body = b"".join([_head(job), b",".join(job.parts), b"]}"])
         headers = ((b"content-type", b"application/json"), (VERSION_HEADER, job.version.encode()))
         return Response(HTTP_OK, body, headers)

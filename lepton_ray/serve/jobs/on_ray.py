@@ -15,9 +15,10 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from lepton_ray.core import metrics as catalogue
+from lepton_ray.core.status import HTTP_FAILED, HTTP_UNAVAILABLE
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
-from lepton_ray.serve.endpoint import HTTP_FAILED, HTTP_UNAVAILABLE, Call, Response, error_response, json_response
+from lepton_ray.serve.endpoint import Call, Response, error_response, json_response
 from lepton_ray.serve.jobs.desk import Part, Terms
 from lepton_ray.serve.jobs.keeper import Keeper
 

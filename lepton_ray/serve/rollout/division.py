@@ -14,11 +14,9 @@ from typing import Any
 
 import orjson
 
+from lepton_ray.core.status import HTTP_BAD_REQUEST, HTTP_FAILED, HTTP_LATE, HTTP_OK
 from lepton_ray.serve.batching import PARSED_SHORT_BYTES, Done
 from lepton_ray.serve.endpoint import (
-    HTTP_BAD_REQUEST,
-    HTTP_FAILED,
-    HTTP_OK,
     Asked,
     Call,
     Endpoint,
@@ -30,7 +28,7 @@ from lepton_ray.serve.endpoint import (
     json_response,
 )
 from lepton_ray.serve.front import Variant
-from lepton_ray.serve.rollout.shadow import HTTP_LATE, Shadow
+from lepton_ray.serve.rollout.shadow import Shadow
 from lepton_ray.serve.rollout.tally import TallyMeter
 from lepton_ray.spec.rollout import TrafficPlan
 

@@ -5,10 +5,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from lepton_ray.serve.endpoint import HTTP_FAILED, Call, Endpoint, Outputs
+from lepton_ray.core.status import HTTP_FAILED, HTTP_LATE
+from lepton_ray.serve.endpoint import Call, Endpoint, Outputs
 from lepton_ray.serve.rollout.tally import TallyMeter
 
-HTTP_LATE = 504
 _MAX_WAITING = 64  # requests; more are dropped, and counted
 _logger = logging.getLogger("lepton_ray.serve")
 

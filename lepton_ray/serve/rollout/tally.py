@@ -17,7 +17,8 @@ import numpy as np
 
 from lepton_ray.artifacts.package import ModelPackage
 from lepton_ray.core.files import read_json
-from lepton_ray.serve.endpoint import HTTP_FAILED, HTTP_OK, Meter, Outputs
+from lepton_ray.core.status import HTTP_FAILED, HTTP_OK
+from lepton_ray.serve.endpoint import Meter, Outputs
 
 _GROWTH = math.log(1.1)  # of a bin of times to the next: a percentile is right to 5 %
 _LIKELY = 0.5

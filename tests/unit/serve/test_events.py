@@ -13,8 +13,9 @@ import pytest
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.core.errors import RecordError
+from lepton_ray.core.status import HTTP_OK
 from lepton_ray.serve.access import AccessLog
-from lepton_ray.serve.endpoint import HTTP_OK, Call, Limits, NoMeter
+from lepton_ray.serve.endpoint import Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
 from lepton_ray.spec.release import ListenerSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan

@@ -31,13 +31,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.artifacts.package import open_package
+from lepton_ray.core.status import HTTP_LATE, HTTP_NO_ROOM
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter, error_response
 from lepton_ray.serve.grpc_connection import GrpcConnection
 from lepton_ray.serve.grpc_messages import ASKING, CLASSES, SERVICE, peek_model
 from lepton_ray.serve.guard import Guard
-from lepton_ray.serve.rollout.shadow import HTTP_LATE
-from lepton_ray.serve.shelf import HTTP_NO_ROOM
 from lepton_ray.serve.tokens import create_token, read_tokens
 from lepton_ray.spec.release import ListenerSpec, RateLimitSpec
 
