@@ -17,8 +17,8 @@ TimeoutOption = Annotated[float, typer.Option(help="Longest wait, in seconds.", 
 _DESCRIPTION, _FOLDER = Path("cluster/clusters.yaml"), Path("cluster/ray")
 
 
-@app.command()
-def render(
+@app.command("render")
+def render_(
     description: Annotated[Path, typer.Argument(help="Description of the clusters (YAML).")] = _DESCRIPTION,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = _FOLDER,
     check_only: Annotated[
@@ -28,13 +28,14 @@ def render(
     """Write a launcher file for each place of a description."""
     with errors_explained():
         from lepton_ray.launch.description import load_description
-        from lepton_ray.launch.ray_yaml import check_fresh, write_all
+        from lepton_ray.launch.ray_yaml import COMMAND, render
+        from lepton_ray.launch.rendered import check_fresh, write_all
 
-        loaded = load_description(description)
+        texts = render(load_description(description), description.name)
         if check_only:
-            check_fresh(loaded, output)
+            check_fresh(texts, output, COMMAND)
             return
-        for path in write_all(loaded, output):
+        for path in write_all(texts, output, COMMAND):
             typer.echo(path)
 
 

@@ -27,21 +27,12 @@ def render(
     with errors_explained():
         from lepton_ray.launch import kuberay
         from lepton_ray.launch.kuberay_description import load_description
+        from lepton_ray.launch.rendered import check_fresh, write_all
 
         documents = kuberay.render(load_description(description))
-        texts = {output / name: kuberay.to_text(parts, description.as_posix()) for name, parts in documents.items()}
+        texts = {name: kuberay.to_text(parts, description.name) for name, parts in documents.items()}
         if check:
-            _check(texts)
+            check_fresh(texts, output, kuberay.COMMAND)
             return
-        output.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
+        for path in write_all(texts, output, kuberay.COMMAND):
             typer.echo(path)
-
-
-def _check(texts: dict[Path, str]) -> None:
-    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    for path in stale:
-        typer.echo(f"{path} is not what the description says. Run: lepton-ray kube render", err=True)
-    if stale:
-        raise typer.Exit(1)

@@ -11,7 +11,7 @@ import yaml
 from lepton_ray.core.errors import SpecError
 from lepton_ray.core.text import show
 from lepton_ray.launch.allowed import schema_of
-from lepton_ray.launch.on_ray import is_tpu_type, launcher_schema, what_ray_refuses
+from lepton_ray.launch.on_ray import aws_image_regions, is_tpu_type, launcher_schema, what_ray_refuses
 from lepton_ray.spec.yaml_text import STANDS_ONCE, parse
 
 Config = dict[str, Any]
@@ -138,6 +138,12 @@ def _check_node_types(config: Config) -> Iterator[str]:
             yield from _check_gcp(node, f"{path}.node_config")
         else:
             yield from _breaches(node, schema_of(kind), f"{path}.node_config")
+        if (
+            kind == "aws"
+            and "ImageId" not in node
+            and (region := config["provider"].get("region")) not in aws_image_regions()
+        ):
+            yield f"{path}.node_config.ImageId must be given in {region}, for which Ray has no image of its own. Add it"
 
 
 def _check_gcp(node: Config, path: str) -> Iterator[str]:

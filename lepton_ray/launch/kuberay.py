@@ -19,10 +19,12 @@ from typing import Any
 import yaml
 
 from lepton_ray.core.errors import SpecError
-from lepton_ray.launch.kuberay_description import KubeDescription, RocksDbSpec, SizeSpec, WorkersSpec
+from lepton_ray.launch.kuberay_description import KubeDescription, RedisSpec, RocksDbSpec, SizeSpec, WorkersSpec
 from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, METRICS_PORT, PORT
+from lepton_ray.launch.rendered import mark
 from lepton_ray.spec.load import read_text
 
+COMMAND = "lepton-ray kube render"
 _AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS = 52365, 44217, 44227
 _OF_RAY = frozenset({PORT, DASHBOARD_PORT, METRICS_PORT, _AGENT, _AUTOSCALER_METRICS, _DASHBOARD_METRICS})
 _TOKEN_KEY, _REDIS_KEY = "auth_token", "redis_password"  # the first is the name that KubeRay reads
@@ -58,7 +60,7 @@ def render(description: KubeDescription) -> dict[str, list[Manifest]]:
 
 def to_text(documents: list[Manifest], origin: str) -> str:
     """Return a file's text; ``origin`` is the description's name."""
-    head = f"# Made by `lepton-ray kube render` from {origin}: change that, not this.\n"
+    head = f"{mark(COMMAND)}{origin}: change that, not this.\n"
     bodies = [
         yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000) for document in documents
     ]
@@ -133,7 +135,7 @@ def _credentials_secret(description: KubeDescription) -> str:
 
 def _secrets(description: KubeDescription) -> list[Manifest]:
     """Empty: Ray starts no node without a token, so a template that was not filled in lets nobody in."""
-    token = {_TOKEN_KEY: ""} | ({_REDIS_KEY: ""} if description.gcs.kind == "redis" else {})
+    token = {_TOKEN_KEY: ""} | ({_REDIS_KEY: ""} if isinstance(description.gcs, RedisSpec) else {})
     kinds = {_token_secret(description): token, _credentials_secret(description): {}}
     return [
         {
@@ -274,15 +276,17 @@ def _cluster(description: KubeDescription, head: Manifest, workers: Manifest) ->
 
 
 def _gcs(description: KubeDescription) -> Manifest:
+    """Return the part of a cluster that lets its head's memory outlive it."""
+    if description.gcs is None:
+        return {}
     if isinstance(description.gcs, RocksDbSpec):
         storage = {"size": f"{description.gcs.gib}Gi", "deletionPolicy": "DeleteWithCluster"}
-        return {"backend": "rocksdb", "storage": {**storage, "accessModes": ["ReadWriteOnce"]}}
-    password = {"secretKeyRef": {"name": _token_secret(description), "key": _REDIS_KEY}}
-    return {
-        "backend": "redis",
-        "redisAddress": f"redis://{description.gcs.address}",
-        "redisPassword": {"valueFrom": password},
-    }
+        options = {"backend": "rocksdb", "storage": {**storage, "accessModes": ["ReadWriteOnce"]}}
+    else:
+        password = {"secretKeyRef": {"name": _token_secret(description), "key": _REDIS_KEY}}
+        address = f"redis://{description.gcs.address}"
+        options = {"backend": "redis", "redisAddress": address, "redisPassword": {"valueFrom": password}}
+    return {"gcsFaultToleranceOptions": options}
 
 
 def _training_cluster(description: KubeDescription) -> Manifest:
@@ -299,7 +303,7 @@ def _ray_cluster(description: KubeDescription) -> Manifest:
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
         "metadata": _metadata(description, f"{description.name}-training", _TRAINING),
-        "spec": {"gcsFaultToleranceOptions": _gcs(description), **_training_cluster(description)},
+        "spec": {**_gcs(description), **_training_cluster(description)},
     }
 
 
@@ -358,10 +362,7 @@ def _ray_service(description: KubeDescription, serve: Mapping[str, Any]) -> Mani
             "rayClusterDeletionDelaySeconds": 120,
             "excludeHeadPodFromServeSvc": True,
             "serveConfigV2": yaml.safe_dump(serve, sort_keys=False),
-            "rayClusterConfig": {
-                "gcsFaultToleranceOptions": _gcs(description),
-                **_cluster(description, head, workers),
-            },
+            "rayClusterConfig": {**_gcs(description), **_cluster(description, head, workers)},
         },
     }
 

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from lepton_ray.spec.base import PositiveInt, Section
 from lepton_ray.spec.load import parse_model, read_text
 
-DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
-"""Lower-case letters, digits and ``-``; at most 40 characters, as KubeRay adds to it."""
+DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,35}[a-z0-9])?$")]
+"""Lower-case letters, digits and ``-``; at most 37 characters: KubeRay 1.7 takes 47 for a RayService, whose name has ``-serving`` behind it."""
 
 
 class SizeSpec(Section):
@@ -55,7 +55,10 @@ class RedisSpec(Section):
 
 
 class RocksDbSpec(Section):
-    """The head's memory on a volume of its own; alpha in Ray 2.60."""
+    """The head's memory on a volume of its own; alpha in Ray 2.60.
+
+    KubeRay's operator refuses it unless it is started with ``--feature-gates=GCSFaultToleranceEmbeddedStorage=true``.
+    """
 
     kind: Literal["rocksdb"]
     gib: PositiveInt
@@ -107,8 +110,9 @@ class KubeDescription(Section):
     """MLflow server, as pods reach it."""
     head: SizeSpec
     """Runs no tasks."""
-    gcs: Annotated[RedisSpec | RocksDbSpec, Field(discriminator="kind")]
-    """Where the head's memory outlives it, in the RayCluster and the RayService; a RayJob starts its cluster again instead."""
+    gcs: Annotated[RedisSpec | RocksDbSpec, Field(discriminator="kind")] | None = None
+    """Where the head's memory outlives it, in the RayCluster and the RayService; a RayJob starts its cluster again instead. None loses it:
+    with the head the whole cluster begins anew, and nobody answers until then."""
     training: TrainingSpec
     serving: ServingSpec
 

@@ -22,7 +22,7 @@ from typing import Any
 from lepton_ray.core.errors import EngineError, SpecError
 from lepton_ray.core.web import open_url
 from lepton_ray.engine.session import free_port
-from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, Config
+from lepton_ray.launch.ray_yaml import DASHBOARD_PORT, PROJECT, Config
 
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 _POLL_S = 5.0  # each time asks anew, which takes seconds of its own
@@ -109,6 +109,12 @@ def _check_mounts(config: Config, path: Path) -> None:
         for remote, local in config.get("file_mounts", {}).items()
         if not Path(local).expanduser().exists()
     ]
+    mounts = config.get("file_mounts", {})
+    if mounts.get(PROJECT) == "." and not Path("constraints.txt").is_file():
+        problems.append(
+            f"file_mounts.{PROJECT} must be the folder of the project, with constraints.txt, got {str(Path.cwd())!r}, all of which would be "
+            "copied to the machines. Go to the project's folder"
+        )
     if problems:
         raise SpecError(problems, str(path))
 

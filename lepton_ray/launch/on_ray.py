@@ -1,5 +1,6 @@
 """What Ray itself says of a launcher file. The private names of Ray 2.60 are here alone."""
 
+import ast
 import copy
 import json
 import logging
@@ -35,3 +36,15 @@ def what_ray_refuses(config: dict[str, Any]) -> str | None:
 def is_tpu_type(text: str) -> bool:
     """Whether Ray takes a text such as ``v4-8`` for a TPU's type."""
     return bool(TPUAcceleratorManager.is_valid_tpu_accelerator_type(text))
+
+
+@cache
+def aws_image_regions() -> frozenset[str]:
+    """Return the regions of AWS whose machine image Ray knows; its module is read, as importing it takes boto3."""
+    module = ast.parse((Path(ray.__file__).parent / "autoscaler" / "_private" / "aws" / "config.py").read_text("utf-8"))
+    (images,) = (
+        node.value
+        for node in module.body
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["DEFAULT_AMI"]
+    )
+    return frozenset(ast.literal_eval(images))

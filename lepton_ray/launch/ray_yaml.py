@@ -2,13 +2,10 @@
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lepton_ray.core.errors import LeptonError
-from lepton_ray.core.files import write_atomic
 from lepton_ray.launch.description import (
     AwsCluster,
     AzureCluster,
@@ -21,11 +18,14 @@ from lepton_ray.launch.description import (
     RocksDbStorage,
     VenvSoftware,
 )
+from lepton_ray.launch.rendered import mark
 
 Config = dict[str, Any]
 
+COMMAND = "lepton-ray cluster render"
 PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8080
-_PROJECT = "~/lepton_ray"
+PROJECT = "~/lepton_ray"
+"""Where the files of the project lie on each machine."""
 _ENVIRONMENT = "~/.lepton_ray_env"
 _VENV = "~/lepton-venv"
 _TOKEN = "~/.ray/auth_token"  # noqa: S105  where Ray looks for it
@@ -50,9 +50,9 @@ _HEADERS = {
 }
 
 
-def render(description: Description) -> dict[str, str]:
-    """Return the text of each place's launcher file, by its name: ``local``, ``aws``, ``gcp``, ``azure``."""
-    return {name: _text_of(name, config) for name, config in build(description).items()}
+def render(description: Description, origin: str) -> dict[str, str]:
+    """Return the launcher files of all places, by name; ``origin`` is the description's name."""
+    return {f"{name}.yaml": _text_of(name, config, origin) for name, config in build(description).items()}
 
 
 def build(description: Description) -> dict[str, Config]:
@@ -67,30 +67,9 @@ def build(description: Description) -> dict[str, Config]:
     return {name: makers[name](description, place) for name, place in places.items() if place is not None}
 
 
-def write_all(description: Description, folder: Path) -> list[Path]:
-    """Write every launcher file into ``folder``; returns their paths."""
-    texts = {folder / f"{name}.yaml": text for name, text in render(description).items()}
-    for path, text in texts.items():
-        write_atomic(path, text)
-    return list(texts)
-
-
-def check_fresh(description: Description, folder: Path) -> None:
-    """Check that the files in ``folder`` are what the description renders to.
-
-    Raises:
-        LeptonError: If one is missing or differs; names all of them.
-    """
-    expected = {folder / f"{name}.yaml": text for name, text in render(description).items()}
-    stale = [path for path, text in expected.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    if stale:
-        names = ", ".join(map(str, stale))
-        raise LeptonError(f"{names} must be what the description renders to. Run lepton-ray cluster render")
-
-
-def _text_of(name: str, config: Config) -> str:
+def _text_of(name: str, config: Config, origin: str) -> str:
     header = f"# {_HEADERS[name]}:  lepton-ray cluster up cluster/ray/{name}.yaml\n"
-    made = "# Made by `lepton-ray cluster render` from cluster/clusters.yaml: change that file, not this one.\n"
+    made = f"{mark(COMMAND)}{origin}: change that, not this.\n"
     return header + made + yaml.safe_dump(config, sort_keys=False, width=10_000, allow_unicode=True)
 
 
@@ -245,9 +224,10 @@ def _common(
     config: Config = {}
     if isinstance(software, ImageSoftware):
         config["docker"] = _docker(description, software)
-        config["initialization_commands"] = [_make_folder(description.spill.folder, "&& chmod 777")]
+        # the image's user is another than the one that Docker makes folders for
+        config["initialization_commands"] = [_make_folder(folder, "&& chmod 777") for folder in _folders(description)]
     if not isinstance(software, InstalledSoftware):
-        mounts[_PROJECT] = "."
+        mounts[PROJECT] = "."
         config["rsync_exclude"] = list(description.exclude)
     head_packages = [] if isinstance(software, InstalledSoftware) else list(_HEAD_PACKAGES.get(name, ()))
     return {
@@ -283,24 +263,31 @@ def _docker(description: Description, software: ImageSoftware) -> Config:
 
 
 def _install(description: Description, software: VenvSoftware | ImageSoftware | InstalledSoftware) -> list[str]:
+    folders = [_make_folder(folder) for folder in _folders(description)]
     if isinstance(software, InstalledSoftware):
-        return [_make_folder(description.spill.folder)]
+        return folders
     make = (
         [f"test -x {_VENV}/bin/python || {software.python} -m venv {_VENV}"]
         if isinstance(software, VenvSoftware)
         else []
     )
-    project = f'-e "$HOME/{_PROJECT[2:]}[{",".join(description.extras)}]"'
-    return [_make_folder(description.spill.folder), *make, f"{_pip(software)} {project}"]
+    project = f'-e "$HOME/{PROJECT[2:]}[{",".join(description.extras)}]"'
+    return [*folders, *make, f"{_pip(software)} {project}"]
 
 
 def _pip(software: VenvSoftware | ImageSoftware | InstalledSoftware) -> str:
     pip = f"{_VENV}/bin/pip" if isinstance(software, VenvSoftware) else "pip"
-    return f"{pip} install -q -c {_PROJECT}/constraints.txt"
+    return f"{pip} install -q -c {PROJECT}/constraints.txt"
 
 
 def _pip_in(software: VenvSoftware | ImageSoftware | InstalledSoftware, packages: list[str] | tuple[str, ...]) -> str:
     return f"{_pip(software)} {shlex.join(packages)}"
+
+
+def _folders(description: Description) -> list[str]:
+    """Return what must be there before Ray starts; a worker does not use the head's."""
+    storage = description.gcs_storage
+    return [description.spill.folder, *([storage.folder] if isinstance(storage, RocksDbStorage) else [])]
 
 
 def _make_folder(folder: str, then: str = "") -> str:

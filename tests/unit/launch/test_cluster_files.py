@@ -16,7 +16,8 @@ from lepton_ray.core.errors import LeptonError, SpecError
 from lepton_ray.launch import machines
 from lepton_ray.launch.check import find_problems
 from lepton_ray.launch.description import Description, load_description
-from lepton_ray.launch.ray_yaml import build, check_fresh, render
+from lepton_ray.launch.ray_yaml import COMMAND, build, render
+from lepton_ray.launch.rendered import check_fresh, write_all
 from lepton_ray.spec.load import parse_model
 from lepton_ray.stages.deploy import AppArgs
 
@@ -42,7 +43,7 @@ def changed(**changes: Any) -> Description:
 
 def test_launcher_files_are_what_the_description_renders_to(description: Description) -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(PLACES)
-    check_fresh(description, FOLDER)
+    check_fresh(render(description, DESCRIPTION.name), FOLDER, COMMAND)
 
 
 def test_a_stale_or_missing_file_is_named(description: Description, tmp_path: Path) -> None:
@@ -50,8 +51,40 @@ def test_a_stale_or_missing_file_is_named(description: Description, tmp_path: Pa
     with (tmp_path / "ray/aws.yaml").open("a") as file:
         file.write("max_workers: 9\n")
     (tmp_path / "ray/gcp.yaml").unlink()
-    with pytest.raises(LeptonError, match=r"aws\.yaml.*gcp\.yaml must be what the description renders to"):
-        check_fresh(description, tmp_path / "ray")
+    with pytest.raises(LeptonError, match=r"aws\.yaml, \S+gcp\.yaml must be what the description says"):
+        check_fresh(render(description, DESCRIPTION.name), tmp_path / "ray", COMMAND)
+
+
+def test_the_file_of_a_place_that_is_gone_is_stale_until_it_is_removed(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "ray")
+    (tmp_path / "ray/mine.yaml").write_text("cluster_name: mine\n")
+    texts = render(changed(azure=None), DESCRIPTION.name)
+    with pytest.raises(LeptonError, match=r"^\S+azure\.yaml must be what the description says"):
+        check_fresh(texts, tmp_path / "ray", COMMAND)
+    (tmp_path / "ray/aws.yaml").write_bytes(b"\xff")
+    write_all(texts, tmp_path / "ray", COMMAND)
+    check_fresh(texts, tmp_path / "ray", COMMAND)
+    assert sorted(path.name for path in (tmp_path / "ray").iterdir()) == [
+        "aws.yaml",
+        "gcp.yaml",
+        "local.yaml",
+        "mine.yaml",
+    ]
+
+
+def test_folders_of_the_state_may_be_written_by_the_user_of_an_image() -> None:
+    config = build(changed(gcs_storage={"kind": "rocksdb", "folder": "/var/lib/state"}))
+    assert "mkdir -p /var/lib/state && chmod 777 /var/lib/state" in config["aws"]["initialization_commands"]
+    assert "mkdir -p /var/lib/state" in config["local"]["setup_commands"]
+
+
+def test_a_region_without_an_image_of_rays_wants_one() -> None:
+    place = {**load(DESCRIPTION)["aws"], "region": "eu-north-1"}
+    problems = find_problems(build(changed(aws=place))["aws"])
+    assert [problem.partition(" must")[0] for problem in problems] == [
+        f"available_node_types.{name}.node_config.ImageId" for name in ("head", "worker")
+    ]
+    assert not find_problems(build(changed(aws={**place, "machine_image": "ami-0123456789abcdef0"}))["aws"])
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -206,7 +239,7 @@ def test_a_machine_alone_is_a_cluster() -> None:
 
 
 def test_rendering_is_the_same_each_time(description: Description) -> None:
-    assert render(description) == render(load_description(DESCRIPTION))
+    assert render(description, "d") == render(load_description(DESCRIPTION), "d")
 
 
 @pytest.mark.parametrize("path", SERVE_CONFIGS, ids=lambda path: path.stem)

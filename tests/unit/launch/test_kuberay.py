@@ -145,9 +145,8 @@ def _stored(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((KUBERAY / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def _redis() -> KubeDescription:
-    data = yaml.safe_load(DESCRIPTION.read_text())
-    data["gcs"] = {"kind": "redis", "address": "redis.redis:6379"}
+def _with_memory(gcs: dict[str, Any]) -> KubeDescription:
+    data = {**yaml.safe_load(DESCRIPTION.read_text()), "gcs": gcs}
     data["training"]["workers"]["gpus"] = 1
     return KubeDescription.model_validate(data)
 
@@ -166,7 +165,7 @@ def test_a_stale_manifest_is_found(tmp_path: Path) -> None:
     (tmp_path / "rayjob.yaml").write_text("kind: RayJob\n")
     done = run("--check")
     assert done.exit_code == 1
-    assert [line.split()[0] for line in done.stderr.splitlines()] == [str(tmp_path / "rayjob.yaml")]
+    assert f"{tmp_path / 'rayjob.yaml'} must be what the description says" in " ".join(done.stderr.split())
     assert (tmp_path / "rayjob.yaml").read_text() == "kind: RayJob\n"
 
 
@@ -175,9 +174,14 @@ def test_manifests_are_valid(name: str) -> None:
     assert [_problem(manifest) for manifest in _stored(name)] == [None] * len(_stored(name))
 
 
+_REDIS = {"kind": "redis", "address": "redis.redis:6379"}
+_ROCKSDB = {"kind": "rocksdb", "gib": 5}
+
+
+@pytest.mark.parametrize("gcs", [_REDIS, _ROCKSDB], ids=["redis", "rocksdb"])
 @pytest.mark.parametrize("name", FILES)
-def test_manifests_with_redis_and_gpus_are_valid(name: str) -> None:
-    text = to_text(render(_redis())[f"{name}.yaml"], "")
+def test_manifests_with_memory_and_gpus_are_valid(name: str, gcs: dict[str, Any]) -> None:
+    text = to_text(render(_with_memory(gcs))[f"{name}.yaml"], "")
     assert [_problem(manifest) for manifest in yaml.safe_load_all(text)] == [None] * len(_stored(name))
 
 
@@ -217,7 +221,7 @@ MISTAKES: list[tuple[str, int, Callable[[Any], None]]] = [
     ("raycluster", 0, _put("spec", "authOptions", "mode", value="tokens")),
     ("raycluster", 0, _put("spec", "workerGroupSpecs", 0, "maxReplicas", value="8")),
     ("raycluster", 0, _put("spec", "headGroupSpec", "rayStartParams", "num-cpus", value=0)),
-    ("raycluster", 0, _put("spec", "gcsFaultToleranceOptions", "storage", "size", value="5 GB")),
+    ("raycluster", 0, _put("spec", "gcsFaultToleranceOptions", value={"backend": "sqlite"})),
     ("raycluster", 0, _drop("spec", "headGroupSpec")),
     ("raycluster", 0, _drop(*_HEAD, "name")),
     ("rayjob", 0, _rename("spec", "ttlSecondsAfterFinished", to="ttlSecondsAfterFinish")),
@@ -358,7 +362,7 @@ def test_secrets_that_are_named_are_in_the_template_and_empty() -> None:
     for pod in ALL_PODS:
         for source in pod["spec"]["containers"][0].get("envFrom", []):
             assert source["secretRef"]["name"] in secrets
-    documents = render(_redis())
+    documents = render(_with_memory(_REDIS))
     password = documents["raycluster.yaml"][0]["spec"]["gcsFaultToleranceOptions"]["redisPassword"]
     reference = password["valueFrom"]["secretKeyRef"]
     assert reference["key"] in next(
@@ -376,7 +380,8 @@ def test_rays_version_is_the_tested_one() -> None:
     [
         (_put("name", value="Lepton"), "name must match"),
         (_put("head", "cpu", value=2), "head.cpu must be a known key. Did you mean 'cpus'?"),
-        (_put("gcs", "kind", value="etcd"), "gcs.kind must be one of"),
+        (_put("gcs", value={"kind": "etcd"}), "gcs.kind must be one of"),
+        (_put("name", value="l" * 38), "name must match"),
         (_put("serving", "config", value="no.yaml"), "serving.config must be a file of serve deploy, got 'no.yaml'"),
         (
             _put("training", "storage", value="runs/"),
