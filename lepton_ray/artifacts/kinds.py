@@ -61,6 +61,10 @@ class RawDataset(Artifact):
     quarantine: Parts
     ledger: Ledger
     ignored_columns: Texts = ()
+    mended_used: int = 0
+    """Mended records that stand in the place of the source's."""
+    mended_unused: int = 0
+    """Others: the source has no longer what they mend."""
 
     def part_files(self) -> list[PartFile]:
         """Rows and quarantine."""
@@ -69,7 +73,10 @@ class RawDataset(Artifact):
     def account(self) -> list[str]:
         """Rows in and out."""
         names = [name or "one without a name" for name in self.ignored_columns]
-        return [str(self.ledger), *([f"columns left out: {', '.join(names)}"] if names else [])]
+        left_out = [f"columns left out: {', '.join(names)}"] if names else []
+        mended = [f"mended records: {self.mended_used} in their place"] if self.mended_used else []
+        unused = f"mended records: {self.mended_unused} not used, as the source no longer has what they mend"
+        return [str(self.ledger), *left_out, *mended, *([unused] if self.mended_unused else [])]
 
 
 class Dataset(Artifact):

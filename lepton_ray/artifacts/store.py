@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import PART_FOLDERS, Artifact
 from lepton_ray.core import settings
-from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.errors import ArtifactError, InUseError
 from lepton_ray.core.files import list_files, sha256_file, sha256_json, temporary_folder, write_atomic
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
@@ -338,7 +338,7 @@ class Store:
         """Hold the run directory for this process; a killed process releases it.
 
         Raises:
-            ArtifactError: If another run holds it.
+            InUseError: If another run holds it.
         """
         with self._lock_file() if self.is_local else self._lease():
             try:
@@ -421,7 +421,7 @@ def _changed(path: str, step: StepId) -> ArtifactError:
     )
 
 
-def _in_use(root: str, holder: str) -> ArtifactError:
-    return ArtifactError(
+def _in_use(root: str, holder: str) -> InUseError:
+    return InUseError(
         f"{root} must be used by one run at a time, and {holder or 'another run'} uses it. Wait for it, or change name or storage"
     )

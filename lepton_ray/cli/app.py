@@ -156,6 +156,10 @@ def run(
         from lepton_ray.spec import load_spec
 
         loaded = load_spec(spec, overrides or [])
+        if settings.in_job_folder():
+            from lepton_ray.launch.jobs.request import check_places
+
+            check_places(loaded)
         if serve and loaded.serve is None:
             raise SpecError(["--serve must be given a spec with the section serve. Add --set serve={}"], "the command")
         with _ray_closed_after():

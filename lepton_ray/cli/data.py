@@ -1,13 +1,16 @@
 """``lepton-ray data``: the snapshots of runs - list, show, compare, profile and prune them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lepton_ray.cli.options import JsonOption, StorageOption
 from lepton_ray.cli.output import errors_explained, keep_input, open_output, print_json
 from lepton_ray.cli.tables import print_table, show_bytes, show_cell
+
+if TYPE_CHECKING:
+    from lepton_ray.stages.prune import Unused
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare, profile and prune the data of runs.")
 
@@ -207,24 +210,31 @@ def prune(
     with errors_explained(as_json):
         from lepton_ray.stages.prune import prune as prune_storage
 
-        found, problems = prune_storage(storage, name, idle_days, is_dry=not yes)
+        found, in_use, problems = prune_storage(storage, name, idle_days, is_dry=not yes)
         size = sum(unused.size_bytes for unused in found)
         if as_json:
             steps = [unused.to_json() for unused in found]
-            print_json({"removed": yes, "size_bytes": size, "steps": steps, "problems": problems})
-            return
-        if found:
-            rows = [
-                [
-                    one.name,
-                    "" if one.is_finished else "interrupted or failed",
-                    f"{one.idle_days:.1f}",
-                    show_bytes(one.size_bytes),
-                ]
-                for one in found
-            ]
-            print_table(["step", "", "idle days", "size"], rows, num_text_columns=2)
-        done = "removed" if yes else "to remove; do it with --yes"
-        typer.echo(f"{len(found)} steps, {show_bytes(size)}: {done}" if found else "nothing to remove")
-        for problem in problems:
-            typer.echo(f"left out: {show_cell(problem)}", err=True)
+            print_json({"removed": yes, "size_bytes": size, "steps": steps, "in_use": in_use, "problems": problems})
+        else:
+            _show_unused(found, f"{show_bytes(size)}: {'removed' if yes else 'to remove; do it with --yes'}")
+            for problem in (*in_use, *problems):
+                typer.echo(f"left out: {show_cell(problem)}", err=True)
+        if problems:
+            raise typer.Exit(1)
+
+
+def _show_unused(found: "list[Unused]", outcome: str) -> None:
+    if not found:
+        typer.echo("nothing to remove")
+        return
+    rows = [
+        [
+            one.name,
+            "" if one.is_finished else "interrupted or failed",
+            f"{one.idle_days:.1f}",
+            show_bytes(one.size_bytes),
+        ]
+        for one in found
+    ]
+    print_table(["step", "", "idle days", "size"], rows, num_text_columns=2)
+    typer.echo(f"{len(found)} steps, {outcome}")

@@ -1,5 +1,6 @@
 """``lepton-ray drift``: recent records beside what a package was trained on."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -134,12 +135,25 @@ def retrain(
     """Wait for alerts of Alertmanager, and run a command that submits a retraining job."""
     with errors_explained():
         from lepton_ray.core.errors import LeptonError, SpecError
+        from lepton_ray.core.files import write_json
         from lepton_ray.core.settings import expand, is_set
-        from lepton_ray.observe.retrain import PATH, Retrainer, RetrainRule
+        from lepton_ray.observe.retrain import PATH, Retrainer, RetrainRule, read_starts
 
         token = expand(f"${{{variable}}}") if is_set(variable) else ""
         if len(token) < _LEAST_TOKEN:
             raise SpecError([f"{variable} must be set to a token of at least {_LEAST_TOKEN} characters"], "the command")
+        if shutil.which(command[0]) is None:
+            raise SpecError(
+                [f"COMMAND must begin with a program, got {command[0]!r}, which there is not. Check its spelling"],
+                "the command",
+            )
+        try:
+            write_json(starts, read_starts(starts))
+        except (OSError, ValueError) as error:
+            raise LeptonError(
+                f"--starts must be a file of times that can be written, got {str(starts)!r} ({getattr(error, 'strerror', error)}). "
+                "Mend or remove it, or name another"
+            ) from error
         rule = RetrainRule(model, tuple(alerts or _ALERTS), cooldown_hours * 3600, max_per_week)
         try:
             server = Retrainer(port, token, rule, command, starts)

@@ -179,6 +179,8 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
         sys.stderr.close()
         raise typer.Exit(1) from None
     except Exception as error:  # noqa: BLE001  the last place to explain an error; its traceback goes to a file
+        if _was_interrupted(error):
+            _fail(error, "interrupted", _INTERRUPTED, as_json, progress)
         if isinstance(error, ModuleNotFoundError) and (explained := explain(error, "this command")):
             _fail(error, str(explained), explained.exit_status, as_json, progress)
         if isinstance(error, _OF_PLACES) and error.filename is not None:
@@ -190,6 +192,13 @@ def errors_explained(as_json: bool = False, progress: RichProgress | None = None
         lines = str(error).strip().splitlines()
         message = f"unexpected {type(error).__name__}: {lines[0] if lines else ''}\n{_write_details(error)}"
         _fail(error, message, 1, as_json, progress)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a module that is interrupted as it is imported makes another of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Commands(typer.core.TyperGroup):

@@ -47,6 +47,10 @@ class ArtifactError(LeptonError):
     """A stored artifact is missing, changed, or in use by another run."""
 
 
+class InUseError(ArtifactError):
+    """Another run holds the run directory."""
+
+
 class EngineError(LeptonError, RuntimeError):
     """Ray could not do what was asked; ``retryable`` says whether trying again can help."""
 

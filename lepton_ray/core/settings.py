@@ -83,6 +83,11 @@ def in_ray_job() -> bool:
     return "RAY_JOB_ID" in os.environ or "RAY_JOB_SUBMISSION_ID" in os.environ
 
 
+def in_job_folder() -> bool:
+    """Whether this process runs in the folder that was sent with its job, which Ray deletes afterwards."""
+    return in_ray_job() and any(part.startswith("_ray_pkg_") for part in Path.cwd().parts)
+
+
 def has_cluster() -> bool:
     """Whether the environment names a cluster; else a local one is started that ends with the process."""
     return ray_address() is not None or in_ray_job()

@@ -3,13 +3,13 @@
 ``STORAGE/NAME/mended/0001.jsonl`` and so on hold a line for each record: its place, its values, and the original text that
 the person saw. Ingest reads them with the source: a mended record takes the place of the record there, so the rows that come
 in stay as many; whether it is kept, the rules decide again. A later file wins over an earlier one. Without the original text
-at that place, or the values where these were seen, nothing is replaced: then the source, or how it is read, has changed since.
-To take a file back, delete it.
+at that place, or the values where these were seen, nothing is replaced: then the source, or how it is read, has changed since,
+which ingest tells. To take a file back, delete it.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -113,6 +113,22 @@ def write_mended(filesystem: pafs.FileSystem, root: str, records: Iterable[Mende
 def mended_by_place(files: Iterable[MendedFile]) -> dict[Place, MendedRecord]:
     """Return the record of each place; of several the last."""
     return {record.place: record for file in files for record in file.records}
+
+
+def relocate(mended: Mapping[Place, MendedRecord], sources: Collection[str]) -> dict[Place, MendedRecord]:
+    """Return the records as their sources lie now: a file that is gone is the one of its name elsewhere, if there is one only.
+
+    A project that was moved, or sent to a cluster with a job, has its files at other paths.
+    """
+    named: dict[str, list[str]] = {}
+    for source in sources:
+        named.setdefault(source.rpartition("/")[2], []).append(source)
+    moved = {}
+    for record in mended.values():
+        found = named.get(record.source.rpartition("/")[2], []) if record.source not in sources else []
+        at = record.model_copy(update={"source": found[0]}) if len(found) == 1 else record
+        moved[at.place] = at
+    return moved
 
 
 def fingerprint(mended: Mapping[Place, MendedRecord]) -> str | None:

@@ -81,7 +81,7 @@ class Retrainer(HTTPServer):
 
     def take(self, message: Any) -> dict[str, Any]:
         """Start the job if the rule lets it, and return what was done. A start counts also if its command fails."""
-        starts: list[float] = read_json(self._starts) if self._starts.is_file() else []
+        starts = read_starts(self._starts)
         now = time.time()
         if reason := self._rule.refuse(message, starts, now):
             return {"started": False, "reason": reason}
@@ -98,6 +98,19 @@ class Retrainer(HTTPServer):
             return {"started": False, "reason": f"the command failed with status {done.returncode}; the log says why"}
         _logger.warning("started: %s", done.stdout[-500:].strip())
         return {"started": True}
+
+
+def read_starts(path: Path) -> list[float]:
+    """Return the Unix times of earlier starts; none if there is no file.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it holds something else.
+    """
+    starts = read_json(path) if path.is_file() else []
+    if not isinstance(starts, list) or not all(isinstance(start, int | float) for start in starts):
+        raise ValueError(f"{str(path)!r} is no list of Unix times")
+    return starts
 
 
 class _Answers(BaseHTTPRequestHandler):

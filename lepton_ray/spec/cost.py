@@ -50,6 +50,8 @@ class CostSpec(Section):
         if (self.provider is None) != (self.head is None):
             lacking, there = ("head", "provider") if self.head is None else ("provider", "head")
             raise ValueError(f"{lacking} must be given with {there}. Add it, or give usd_per_hour instead")
+        if self.prices is not None and self.provider is None:
+            raise ValueError("provider and head must be given with prices: they say which of them count. Add both")
         if self.worker is not None and self.head is None:
             raise ValueError("head must be given with worker: the machine that the run starts on costs too. Add it")
         if self.worker is None and (self.spot or self.num_workers):

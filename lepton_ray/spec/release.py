@@ -114,13 +114,18 @@ def bounds_of(metric: str) -> tuple[float, float]:
     return -math.inf if metric == "r2" else 0.0, math.inf if metric in _ERRORS else 1.0
 
 
+def is_database(tracking_uri: str) -> bool:
+    """Whether MLflow finds a database at a URI, which keeps no files, not a server, which knows where to keep them."""
+    return tracking_uri.startswith(("sqlite:", "postgresql", "mysql", "mssql"))
+
+
 class RegisterSpec(Section):
     """A version in the MLflow registry."""
 
     model_name: Annotated[str, Field(pattern=r"^[\w .-]+$", max_length=200)] | None = None
     """Registered model; None takes the run's name."""
     tracking_uri: Uri | None = None
-    """MLflow server or database; None takes the file ``mlflow.db`` in ``storage``."""
+    """MLflow server, or database, whose files lie in ``storage``; None takes the file ``mlflow.db`` there."""
     experiment: str = "lepton_ray"
     alias: Alias = "champion"
     """Given to the new version, which is what ``models:/NAME@champion`` then means."""

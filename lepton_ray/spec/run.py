@@ -20,7 +20,16 @@ from lepton_ray.spec.model import Model, TrainSpec
 from lepton_ray.spec.model_check import check_model, check_task, id_columns, image_shape, inputs_of
 from lepton_ray.spec.pairs import check_pairs
 from lepton_ray.spec.ranking import check_ranking
-from lepton_ray.spec.release import BASELINE, EvaluateSpec, ExportSpec, RegisterSpec, ServeSpec, bounds_of, metrics_of
+from lepton_ray.spec.release import (
+    BASELINE,
+    EvaluateSpec,
+    ExportSpec,
+    RegisterSpec,
+    ServeSpec,
+    bounds_of,
+    is_database,
+    metrics_of,
+)
 from lepton_ray.spec.space_check import find_problems
 from lepton_ray.spec.tune import TuneSpec
 
@@ -128,11 +137,13 @@ class RunSpec(Section):
                 yield f"evaluate.gates.{name}.max must be at least {low:g}, got {gate.max:g}: no model meets it. Raise it"
 
     def _problems_of_release(self) -> Iterator[str]:
-        if self.register_ and self.register_.tracking_uri is None and settings.local_path(self.storage) is None:
-            yield (
-                f"register.tracking_uri must be given when storage is not local, got storage {self.storage!r}. "
-                "Name an MLflow server"
-            )
+        if self.register_ and settings.local_path(self.storage) is None:
+            uri = self.register_.tracking_uri
+            if uri is None or is_database(uri):
+                yield (
+                    f"register.tracking_uri must name an MLflow server when storage is not local, got storage {self.storage!r} and "
+                    f"{'none' if uri is None else 'a database, which keeps no files'}. Give the server's address"
+                )
         if self.serve and self.serve.max_rows_per_request < self.export.golden_rows:
             yield (
                 f"serve.max_rows_per_request must be at least export.golden_rows ({self.export.golden_rows}), which the "

@@ -17,7 +17,7 @@ from lepton_ray.data.connectors import check_source, fingerprint_of, open_connec
 from lepton_ray.data.connectors.base import Connector, Part
 from lepton_ray.data.connectors.faults import describe
 from lepton_ray.data.connectors.files import FileConnector
-from lepton_ray.data.mended import Mender, mended_by_place, read_mended
+from lepton_ray.data.mended import Mender, Place, mended_by_place, read_mended, relocate
 from lepton_ray.data.mended import fingerprint as mended_fingerprint
 from lepton_ray.data.parts import Folder, read_parquet
 from lepton_ray.spec.data import DataSpec
@@ -38,7 +38,10 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     """
     connector = open_connector(data)
     parts = _plan(connector, ctx)
-    mender = Mender(mended_by_place(read_mended(ctx.filesystem, ctx.run_folder)), data)
+    mended = mended_by_place(read_mended(ctx.filesystem, ctx.run_folder))
+    if mended and isinstance(connector, FileConnector):
+        mended = relocate(mended, {file.path for file in connector.files})
+    mender = Mender(mended, data)
     read = partial(read_part, connector, mender, ctx.output)
     size_bytes = connector.size_bytes()
     facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
@@ -50,7 +53,15 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     ctx.work.update(rows=ledger.rows_in, bytes=size_bytes or 0)
     known = connector.columns() or {}
     ignored = tuple(name for name in known if name not in data.columns)
-    return RawDataset(rows=rows, quarantine=quarantine, ledger=ledger, ignored_columns=ignored)
+    num_used = sum(fact.get("mended", 0) for fact in facts)
+    return RawDataset(
+        rows=rows,
+        quarantine=quarantine,
+        ledger=ledger,
+        ignored_columns=ignored,
+        mended_used=num_used,
+        mended_unused=len(mended) - num_used,
+    )
 
 
 def preflight(data: DataSpec) -> None:
@@ -109,14 +120,15 @@ def read_part(connector: Connector, mender: Mender, folder: Folder, index: int, 
 def _read_part(connector: Connector, mender: Mender, folder: Folder, index: int, part: Part) -> dict[str, Any]:
     removed: Counter[str] = Counter()
     files: dict[str, list[dict[str, Any]]] = {"rows": [], "quarantine": []}
-    for number, (rows, bad) in enumerate(in_groups(mender(connector.read(part)))):
+    mended: list[Place] = []
+    for number, (rows, bad) in enumerate(in_groups(mender(connector.read(part), mended))):
         name = f"{index:05d}" + (f"-{number:05d}" if number else "")
         removed.update(bad.column(REASON).to_pylist())
         if rows.num_rows:
             files["rows"].append(folder.write_arrow(f"rows/{name}.arrow", rows).model_dump())
         if bad.num_rows:
             files["quarantine"].append(folder.write_parquet(f"quarantine/{name}.parquet", bad).model_dump())
-    return {"removed": removed, **files}
+    return {"removed": removed, "mended": len(mended), **files}
 
 
 def _part_files(facts: list[dict[str, Any]], name: str) -> tuple[PartFile, ...]:

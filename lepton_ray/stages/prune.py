@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from lepton_ray.artifacts.store import MANIFEST, StepId, Store
-from lepton_ray.core.errors import ArtifactError
+from lepton_ray.core.errors import ArtifactError, InUseError
 from lepton_ray.data.parts import Folder
 from lepton_ray.data.snapshots import list_folders
 from lepton_ray.stages.snapshots import open_runs
@@ -52,7 +52,9 @@ class Unused:
         return {**facts, "idle_days": round(self.idle_days, 2), "is_finished": self.is_finished}
 
 
-def prune(storage: str, run: str | None, min_idle_days: float, is_dry: bool) -> tuple[list[Unused], list[str]]:
+def prune(
+    storage: str, run: str | None, min_idle_days: float, is_dry: bool
+) -> tuple[list[Unused], list[str], list[str]]:
     """Find what nothing uses, and remove it.
 
     Args:
@@ -62,12 +64,12 @@ def prune(storage: str, run: str | None, min_idle_days: float, is_dry: bool) -> 
         is_dry: Only find it.
 
     Returns:
-        What was found, and which runs were left out and why: those that somebody runs now, or that cannot be read.
+        What was found, and which runs were left out and why: those that somebody runs now, and those that cannot be read or changed.
 
     Raises:
         ArtifactError: If there is no such storage or run.
     """
-    root, found, problems = open_runs(storage, run), list[Unused](), list[str]()
+    root, found, in_use, problems = open_runs(storage, run), list[Unused](), list[str](), list[str]()
     for name in dict.fromkeys(folder.path.split("/")[-3] for folder in _steps(root, run, _PRUNED)):
         store = Store.look_at(storage, name)
         try:
@@ -76,9 +78,11 @@ def prune(storage: str, run: str | None, min_idle_days: float, is_dry: bool) -> 
                     if not is_dry:
                         store.remove(unused.step)
                     found.append(unused)
+        except InUseError as error:
+            in_use.append(f"{name}: {error}")
         except (ArtifactError, OSError) as error:
             problems.append(f"{name}: {error}")
-    return found, problems
+    return found, in_use, problems
 
 
 def _steps(root: Folder, run: str | None, stages: tuple[str, ...]) -> Iterator[Folder]:

@@ -5,7 +5,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.core import settings
 from lepton_ray.core.extras import check_installed, require
 from lepton_ray.core.files import read_json
-from lepton_ray.spec.release import RegisterSpec
+from lepton_ray.spec.release import RegisterSpec, is_database
 from lepton_ray.stages.context import RunContext
 
 VERSION = 1
@@ -26,7 +26,8 @@ def register(
     opened = open_package(package.path)
     storage = settings.local_path(ctx.storage)
     uri = register.tracking_uri or f"sqlite:///{storage}/mlflow.db"  # RunSpec has seen to it that one of them is there
-    artifact_root = None if register.tracking_uri else f"{storage}/mlflow-artifacts"
+    expanded = settings.expand(uri)
+    artifact_root = f"{storage}/mlflow-artifacts" if is_database(expanded) else None
     name = register.model_name or ctx.name
     params = {"model": opened.lineage["spec"]["model"]["kind"], **read_json(checkpoint.folder / "train.json")}
     candidate = on_mlflow.Candidate(
@@ -38,7 +39,7 @@ def register(
         metrics={f"test_{key}": value for key, value in evaluation.metrics.items()},
         history=list(checkpoint.history),
     )
-    registered = on_mlflow.register(candidate, settings.expand(uri), register.experiment, register.alias, artifact_root)
+    registered = on_mlflow.register(candidate, expanded, register.experiment, register.alias, artifact_root)
     return RegisteredModel(
         name=name, version=registered.version, alias=register.alias, run_id=registered.run_id, tracking_uri=uri
     )

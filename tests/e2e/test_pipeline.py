@@ -100,14 +100,16 @@ def test_champion_follows_the_run_also_when_a_setting_is_changed_back(workplace:
     (workplace.folder / "rows.csv").write_text(f"x,y\n{rows}\n")
     (workplace.folder / "spec.yaml").write_text(
         "name: c\ndata: {source: {kind: csv, uri: rows.csv}, columns: {x: number, y: category}, label: y}\n"
-        "model: {kind: mlp, hidden: []}\ntrain: {epochs: 2}\nregister: {}\n"
+        "model: {kind: mlp, hidden: []}\ntrain: {epochs: 2}\nregister: {tracking_uri: 'sqlite:///own.db'}\n"
     )
-    client = MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
+    client = MlflowClient(f"sqlite:///{workplace.folder}/own.db")
     champions = []
     for epochs in ("2", "3", "2"):
         workplace.run_json("run", "spec.yaml", "--set", f"train.epochs={epochs}")
         champions.append(client.get_model_version_by_alias("c", "champion").version)
     assert [int(version) for version in champions] == [1, 2, 1]
+    assert list((workplace.folder / "runs/mlflow-artifacts").rglob("model.onnx")), "a database has no place for files"
+    assert not (workplace.folder / "mlruns").exists()
 
 
 def test_endpoint_that_would_refuse_its_golden_rows_is_stopped_before_it_is_registered(workplace: Workplace) -> None:

@@ -38,7 +38,7 @@ def pack(folder: Path, target: Path) -> Package:
     sizes: dict[str, int] = {}
     num_files = 0
     with zipfile.ZipFile(target, "x", zipfile.ZIP_DEFLATED) as archive:
-        for path in _files(folder):
+        for path in files_in(folder):
             name = path.relative_to(folder)
             before = _written(archive)
             _add(archive, path, str(name))
@@ -50,7 +50,8 @@ def pack(folder: Path, target: Path) -> Package:
     return Package(target, num_files, target.stat().st_size)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield what of a folder is sent."""
     for root, folders, files in os.walk(folder):
         is_top = Path(root) == folder
         folders[:] = sorted(

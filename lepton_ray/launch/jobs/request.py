@@ -11,9 +11,14 @@ import yaml
 
 from lepton_ray.core import settings
 from lepton_ray.core.errors import SpecError
+from lepton_ray.launch.jobs.package import files_in
 from lepton_ray.spec import RunSpec, load_spec
 
 _SOURCE = "the command"
+_NOT_TAKEN = {
+    "working_dir": "Give it as --working-dir",
+    "excludes": "It would not be looked at: move what is not to be sent into data or runs, or give another --working-dir",
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,20 @@ def build_request(
         SpecError: If anything is wrong; the spec's problems come all at once.
     """
     loaded = load_spec(spec, overrides)
-    _check_places(loaded)
+    check_places(loaded)
     if not working_dir.is_dir():
         raise SpecError([f"--working-dir must be a folder, got {str(working_dir)!r}. Check the path"], _SOURCE)
     if not spec.resolve().is_relative_to(working_dir.resolve()):
         raise SpecError(
             [f"the spec must lie in --working-dir ({str(working_dir)!r}), which is sent, got {str(spec)!r}. Move it"],
+            _SOURCE,
+        )
+    if spec.resolve() not in files_in(working_dir.resolve()):
+        raise SpecError(
+            [
+                f"the spec must be sent with the job, which {str(spec)!r} is not: data and runs at the top of --working-dir stay here, as "
+                "does what begins with a dot. Move it"
+            ],
             _SOURCE,
         )
     environment = _read_runtime_env(runtime_env) if runtime_env else {}
@@ -73,8 +86,12 @@ def build_request(
     return JobRequest(loaded.name, shlex.join(["python", "-m", "lepton_ray", "run", path, *sets]), environment, unsent)
 
 
-def _check_places(spec: RunSpec) -> None:
-    """What a run keeps must not lie in the job's own folder, which is deleted with it."""
+def check_places(spec: RunSpec) -> None:
+    """Check that nothing that a run keeps lies in the job's own folder, which is deleted with it.
+
+    Raises:
+        SpecError: If something does.
+    """
     places = [("storage", spec.storage, "/shared/runs")]
     if spec.register_ is not None and (uri := spec.register_.tracking_uri) is not None:
         places.append(("register.tracking_uri", uri, "http://MLFLOW:5000"))
@@ -107,8 +124,9 @@ def _read_runtime_env(path: Path) -> dict[str, Any]:
         raise SpecError([f"--runtime-env must be YAML or JSON, got: {error}"], _SOURCE) from error
     if not isinstance(content, dict) or not isinstance(content.get("env_vars", {}), dict):
         raise SpecError([f"--runtime-env must be a mapping as Ray takes it, got {str(path)!r}"], _SOURCE)
-    if "working_dir" in content:
-        raise SpecError([f"{str(path)!r} must not have working_dir. Give it as --working-dir"], _SOURCE)
+    for key, instead in _NOT_TAKEN.items():
+        if key in content:
+            raise SpecError([f"{str(path)!r} must not have {key}. {instead}"], _SOURCE)
     return content
 
 

@@ -338,6 +338,28 @@ def test_a_failing_run_exits_with_its_status_and_notes(
             Path(details).unlink()
 
 
+def test_a_module_that_is_interrupted_as_it_is_imported_is_an_interruption(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert "interrupted" in _error(_run("run", spec), 130)
+
+
+def test_a_job_keeps_nothing_in_its_own_folder(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: pytest.fail("it ran"))
+    monkeypatch.setenv("RAY_JOB_ID", "02000000")
+    folder = spec.parent / "_ray_pkg_0123"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert "storage must be a URI or an absolute path" in _error(_run("run", spec), 2)
+
+
 def test_an_error_is_explained_where_nothing_can_be_written(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(28, "No space left on device")
 

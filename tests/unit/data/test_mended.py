@@ -21,6 +21,7 @@ from lepton_ray.data.mended import (
     fingerprint,
     mended_by_place,
     read_mended,
+    relocate,
     write_mended,
 )
 from lepton_ray.spec.data import DataSpec
@@ -235,3 +236,13 @@ def test_values_that_were_seen_tell_a_record_whose_text_is_not_known() -> None:
         assert replaced == []
         assert rows[0]["age"] == 30.0
     assert _mend(MendedRecord(source="a.csv", line=3, values={"age": 31}, seen=seen))[2] == []
+
+
+def test_records_follow_a_file_that_was_moved_if_there_is_one_of_its_name_only() -> None:
+    first, second = (MendedRecord(source=f"/old/{name}.csv", line=2, values={}) for name in ("a", "b"))
+    mended = {record.place: record for record in (first, second)}
+    assert set(relocate(mended, {"/old/a.csv", "/old/b.csv"})) == set(mended)
+    moved = relocate(mended, {"/new/a.csv", "/new/1/b.csv", "/new/2/b.csv"})
+    assert set(moved) == {("/new/a.csv", 2), ("/old/b.csv", 2)}
+    assert moved["/new/a.csv", 2].source == "/new/a.csv"
+    assert set(relocate(mended, {"/old/a.csv", "/new/a.csv", "/old/b.csv"})) == set(mended), "what is there stays"

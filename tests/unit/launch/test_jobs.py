@@ -100,6 +100,9 @@ def test_packages_that_the_cluster_lacks_are_asked_for(folder: Path) -> None:
         ({"runtime_env": "data/raw.csv"}, None),
         ({"runtime_env": "list.yaml"}, "--runtime-env must be a mapping"),
         ({"runtime_env": "dir.yaml"}, "must not have working_dir"),
+        ({"runtime_env": "less.yaml"}, "must not have excludes"),
+        ({"spec": "data/a.yaml"}, "the spec must be sent with the job"),
+        ({"spec": ".own/a.yaml"}, "the spec must be sent with the job"),
         ({"runtime_env": "broken.yaml"}, "--runtime-env must be YAML"),
     ],
 )
@@ -108,14 +111,18 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
 ) -> None:
     (folder / "list.yaml").write_text("[a]")
     (folder / "dir.yaml").write_text("working_dir: .")
+    (folder / "less.yaml").write_text("excludes: [a.bin]")
     (folder / "broken.yaml").write_text("a: [")
+    spec = folder / options.get("spec", "specs/a b.yaml")
+    spec.parent.mkdir(exist_ok=True)
+    spec.write_text(_SPEC)
     paths = {name: folder / options[name] for name in ("working_dir", "pip", "runtime_env") if name in options}
-    rest = {"overrides": [], "working_dir": folder, **options, **paths}
+    rest = {"overrides": [], "working_dir": folder, **options, **paths, "spec": spec}
     if message is None:  # any mapping is for Ray to judge
-        assert build_request(folder / "specs/a b.yaml", **rest).runtime_env["name"] == "table"
+        assert build_request(**rest).runtime_env["name"] == "table"
         return
     with pytest.raises(SpecError) as caught:
-        build_request(folder / "specs/a b.yaml", **rest)
+        build_request(**rest)
     assert message in str(caught.value)
 
 

@@ -126,6 +126,32 @@ def test_the_command_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "HOOK must be set to a token" in done.output
 
 
+@pytest.mark.parametrize(
+    ("content", "command", "told"),
+    [
+        ("{}", "true", "--starts must be a file of times that can be written"),
+        ("[", "true", "--starts must be a file of times that can be written"),
+        (None, "true", "--starts must be a file of times that can be written"),
+        ("[]", "no-such-program", "COMMAND must begin with a program, got 'no-such-program'"),
+    ],
+)
+def test_what_would_fail_on_the_day_of_the_alert_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None, command: str, told: str
+) -> None:
+    monkeypatch.setenv("HOOK", "a" * 16)
+    starts = tmp_path / "starts.json" if content is not None else tmp_path / "none" / "starts.json"
+    if content is not None:
+        starts.write_text(content)
+    else:
+        (tmp_path / "none").write_text("a file where a folder should be")
+    done = CliRunner().invoke(
+        app,
+        ["drift", "retrain", "--model", "sizes", "--token-env", "HOOK", "--starts", str(starts), "--", command],
+    )
+    assert done.exit_code in (1, 2)
+    assert told in " ".join(done.output.split())
+
+
 def test_a_command_may_write_what_is_no_text(place: Path) -> None:
     code = r"import sys; sys.stdout.buffer.write(b'caf\xe9')"
     with Retrainer(0, "secret", _RULE, [sys.executable, "-c", code], place / "starts.json") as made:

@@ -314,8 +314,14 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
         (
             _TABLE,
             ["storage=s3://bucket", "register={}"],
-            "register.tracking_uri must be given when storage is not local",
+            "register.tracking_uri must name an MLflow server when storage is not local",
         ),
+        (
+            _TABLE,
+            ["storage=s3://bucket", "register={tracking_uri: 'postgresql://host/db'}"],
+            "got storage 's3://bucket' and a database, which keeps no files. Give the server's address",
+        ),
+        (_TABLE, ["cost={prices: mine.yaml}"], "provider and head must be given with prices"),
         (
             _TABLE,
             ["serve.max_rows_per_request=8"],

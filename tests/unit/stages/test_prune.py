@@ -70,18 +70,18 @@ def test_the_data_of_old_settings_goes_and_packages_stay(made: tuple[Path, dict[
     before = _steps(storage)
     old = {(stage, key) for stage in ("featurize", "train") for key in made[1][stage]}
     assert len(old) == 3
-    found, problems = prune(str(storage), None, 0, is_dry=True)
+    found, in_use, problems = prune(str(storage), None, 0, is_dry=True)
     assert {(one.step.stage, one.step.key) for one in found} == old
     assert _steps(storage) == before
-    assert problems == []
+    assert in_use == problems == []
     sizes = {one.step: sum(f.stat().st_size for f in (storage / one.name).rglob("*") if f.is_file()) for one in found}
     assert {one.step: one.size_bytes for one in found} == sizes
     assert all(one.is_finished for one in found)
 
-    removed, _ = prune(str(storage), "sizes", 0, is_dry=False)
+    removed, *_ = prune(str(storage), "sizes", 0, is_dry=False)
     assert [one.name for one in removed] == [one.name for one in found]
     assert _steps(storage) == before - old
-    assert prune(str(storage), None, 0, is_dry=False) == ([], [])
+    assert prune(str(storage), None, 0, is_dry=False) == ([], [], [])
 
 
 def test_the_last_run_is_skipped_afterwards_and_an_older_one_is_done_anew(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_the_last_run_took_stays_though_another_is_newer(tmp_path: Path) ->
 
 
 def test_what_has_changed_lately_stays(storage: Path) -> None:
-    assert prune(str(storage), None, 1.0, is_dry=False) == ([], [])
+    assert prune(str(storage), None, 1.0, is_dry=False) == ([], [], [])
     for path in storage.rglob("*"):
         os.utime(path, (time.time() - 2 * 86_400,) * 2, follow_symlinks=False)
     assert len(prune(str(storage), None, 1.0, is_dry=True)[0]) == 3
@@ -122,10 +122,23 @@ def test_an_interrupted_step_goes_when_it_is_old_enough(storage: Path) -> None:
 def test_a_run_under_way_is_left_out(storage: Path) -> None:
     before = _steps(storage)
     with Store.open(str(storage), "sizes").lock():
-        found, (problem,) = prune(str(storage), None, 0, is_dry=False)
-    assert found == []
+        found, (problem,), problems = prune(str(storage), None, 0, is_dry=False)
+    assert found == problems == []
     assert "one run at a time" in problem
     assert _steps(storage) == before
+
+
+def test_what_cannot_be_removed_ends_with_1(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(app, ["data", "prune", "--storage", str(storage), "--idle-days", "0", *options])
+
+    with Store.open(str(storage), "sizes").lock():
+        assert run("--yes").exit_code == 0
+    monkeypatch.setattr(Store, "remove", lambda self, step: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    done = run("--yes", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["in_use"]) == (1, [])
+    assert "denied" in json.loads(done.stdout)["problems"][0]
+    assert run().exit_code == 0
 
 
 def test_a_damaged_manifest_stops_nothing(made: tuple[Path, dict[str, set[str]]], storage: Path) -> None:
@@ -163,7 +176,7 @@ def test_what_is_no_step_is_left_alone(tmp_path: Path) -> None:
     image = tmp_path / "cifar" / "train" / "cat" / "1.png"
     image.parent.mkdir(parents=True)
     image.touch()
-    assert prune(str(tmp_path), None, 0, is_dry=False) == ([], [])
+    assert prune(str(tmp_path), None, 0, is_dry=False) == ([], [], [])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [image]
 
 
@@ -179,7 +192,7 @@ def test_what_goes_while_one_looks_is_a_problem_of_its_run(
 
     look = prune_module._look
     monkeypatch.setattr(prune_module, "_look", gone)
-    found, (problem,) = prune(str(storage), None, 0, is_dry=True)
+    found, _, (problem,) = prune(str(storage), None, 0, is_dry=True)
     assert found == []
     assert problem.startswith("sizes: ")
 
@@ -209,9 +222,9 @@ def test_another_storage_has_no_links_and_keeps_what_was_finished_last(
     monkeypatch.setattr("lepton_ray.stages.snapshots.open_filesystem", lambda uri: (remote, "runs"))
     monkeypatch.setattr(store_module, "open_filesystem", lambda uri: (remote, "runs"))
     monkeypatch.setattr(store_module, "_SETTLE_S", 0.0)
-    found, problems = prune("remote", None, 0, is_dry=False)
+    found, in_use, problems = prune("remote", None, 0, is_dry=False)
     assert {(one.step.stage, one.step.key) for one in found} == {("train", key) for key in made[1]["train"]}
-    assert problems == []
+    assert in_use == problems == []
 
 
 def test_the_command_tells_first_and_removes_when_it_is_told_to(storage: Path) -> None:
