@@ -9,6 +9,7 @@ from pydantic import Field, Strict
 
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.core.frozen import Frozen, Ints, Texts
+from lepton_ray.core.text import show_metric
 from lepton_ray.spec.data import Task
 
 History = Annotated[tuple[dict[str, float], ...], Strict(False)]
@@ -252,7 +253,7 @@ class Trials(Artifact):
         """Best settings."""
         values = ", ".join(f"{path}={_plain(value)}" for path, value in self.best.items())
         return [
-            f"{self.num_trials} trials, {self.num_stopped_early} stopped early; best validation loss {self.best_loss:.4f}",
+            f"{self.num_trials} trials, {self.num_stopped_early} stopped early; best validation loss {show_metric(self.best_loss)}",
             *([f"the search was ended: {self.stopped}"] if self.stopped else []),
             f"best: {values}",
         ]
@@ -270,7 +271,7 @@ class Checkpoint(Artifact):
 
     def account(self) -> list[str]:
         """Best epoch and its metrics."""
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        metrics = ", ".join(f"{name} {show_metric(value)}" for name, value in self.metrics.items())
         workers = "1 worker" if self.num_workers == 1 else f"{self.num_workers} workers"
         return [f"{len(self.history)} epochs with {workers}; best {self.best_epoch}: {metrics}"]
 
@@ -334,7 +335,7 @@ def _shown(metrics: dict[str, float]) -> str:
         "ndcg",
         "flagged_fraction",
     )
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+    return ", ".join(f"{name} {show_metric(metrics[name])}" for name in names if name in metrics)
 
 
 class RegisteredModel(Artifact):

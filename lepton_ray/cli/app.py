@@ -27,6 +27,7 @@ from lepton_ray.cli.output import (
 )
 from lepton_ray.cli.tables import show_cell
 from lepton_ray.core.garbage import collect_rarely, leave_all
+from lepton_ray.core.text import show_metric
 
 app = typer.Typer(
     cls=Commands,
@@ -338,7 +339,7 @@ def _format_package(facts: dict[str, Any]) -> str:
         "outputs",
         *(f"  {t['name']}: {t['datatype']} {t['shape']}  {', '.join(t['columns'])}" for t in facts["outputs"]),
     ]
-    lines += ["validation metrics", *(f"  {name}: {value:.4f}" for name, value in facts["metrics"].items())]
+    lines += ["validation metrics", *(f"  {name}: {show_metric(value)}" for name, value in facts["metrics"].items())]
     lines += ["files", *(f"  {digest[:12]}  {name}" for name, digest in facts["files"].items())]
     return "\n".join(lines)
 

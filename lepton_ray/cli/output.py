@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import math
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from rich.status import Status
 
 from lepton_ray.core.errors import LeptonError
 from lepton_ray.core.extras import explain
+from lepton_ray.core.files import finite
 from lepton_ray.core.settings import local_path
 
 _INTERRUPTED = 130
@@ -76,16 +76,8 @@ class RichProgress:
 
 def print_json(value: Any) -> None:
     """Print JSON to standard output; a number that is not finite becomes null, for which JSON has no other word."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     typer.echo(text.encode("utf-8", "backslashreplace").decode())  # a path may hold bytes that are not UTF-8
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep_input(output: Path | None, read: str) -> None:

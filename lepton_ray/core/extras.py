@@ -18,6 +18,7 @@ _EXTRA_OF_MODULE = {
     "pandas": "pipeline",
     "charset_normalizer": "pipeline",
     "onnxscript": "torch",
+    "onnx_ir": "torch",
     "safetensors": "torch",
     "torch": "torch",
     "transformers": "pretrained",

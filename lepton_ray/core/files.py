@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -44,6 +45,15 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write JSON atomically; without an indent it is compact."""
     separators = None if indent else (",", ":")
     write_atomic(path, json.dumps(value, indent=indent, separators=separators, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Return a value with null for each number that is not finite, for which JSON has no other word."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

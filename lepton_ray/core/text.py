@@ -1,10 +1,12 @@
 """Values as messages show them."""
 
+import math
 import re
 import reprlib
 from typing import Any
 
 _MAX_LENGTH = 80
+_SMALL = 0.01
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 4
@@ -28,3 +30,9 @@ def show(value: Any) -> str:
 def cut(text: str) -> str:
     """Return the first 80 characters of a text."""
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."
+
+
+def show_metric(value: float) -> str:
+    """Return a metric with four digits behind the point, or four in all where these would show nothing."""
+    is_usual = value == 0 or not math.isfinite(value) or abs(value) >= _SMALL
+    return f"{value:.4f}" if is_usual else f"{value:.4g}"

@@ -125,8 +125,7 @@ def _measure_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSp
 
 
 def _draw_anomalies(y_N: Array, answers: Feeds, target: Target, _: EvaluateSpec, __: str) -> list[str]:
-    threshold = float(answers["score"][~answers["is_anomaly"]].max(initial=0.0))
-    return [plots.plot_scores(answers["score"], target.is_normal(y_N), threshold)]
+    return [plots.plot_scores(answers["score"], target.is_normal(y_N), target.threshold)]
 
 
 def _fit_anomalies(x_train: Any, y_N: Array, target: Target) -> Answer:

@@ -14,6 +14,7 @@ from lepton_ray.artifacts.tables import find_reproduced
 from lepton_ray.core.errors import QualityGateError
 
 _TRIED_PER_ROW = 4
+PARITY = "export.parity_tolerance"
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # where scores and their threshold are 0
 
 
@@ -74,8 +75,12 @@ def read_answer(body: bytes, classes: Sequence[str]) -> dict[str, Any]:
     return outputs
 
 
-def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> float:
+def check_parity(
+    place: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float, setting: str = PARITY
+) -> float:
     """Return the greatest absolute difference from the training code: of a probability, or of a number in its ``scale``.
+
+    ``setting`` is where the tolerance stands in the spec, for messages.
 
     Raises:
         QualityGateError: If it exceeds the tolerance, a label differs that is not a tie within it, or rows are lacking.
@@ -91,7 +96,7 @@ def check_parity(place: str, got: Mapping[str, Any], expected: Mapping[str, Any]
     if not difference <= tolerance:
         raise QualityGateError(
             f"{place} must answer as the training code within {tolerance:g}, but differs by {difference:.3g}. Nothing was promoted. "
-            "Numbers far beyond the others cost digits: clip them (features.numbers.clip), or allow more in export"
+            f"Numbers far beyond the others cost digits: clip them (features.numbers.clip), or raise {setting}"
         )
     if "label" in expected:
         _check_labels(place, got["label"], expected["label"], wanted, tolerance)

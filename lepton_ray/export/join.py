@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import TensorProto, compose, helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from lepton_ray.artifacts.kinds import ModelInput, Target
 from lepton_ray.artifacts.predictor import MAX_BATCH_ROWS
@@ -80,3 +80,8 @@ def with_threshold(model: onnx.ModelProto, threshold: float) -> onnx.ModelProto:
     (tensor,) = (weight for weight in model.graph.initializer if weight.name == _THRESHOLD)
     tensor.CopyFrom(helper.make_tensor(_THRESHOLD, TensorProto.FLOAT, [], [threshold]))
     return model
+
+
+def threshold_of(model: onnx.ModelProto) -> float:
+    """Return the threshold in the graph of a detector of anomalies."""
+    return next(float(numpy_helper.to_array(weight)) for weight in model.graph.initializer if weight.name == _THRESHOLD)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.core.text import show_metric
 from lepton_ray.spec.data import DataSpec
 
 _NUMBERS = {"value": "a number", "values": "a series of numbers"}
@@ -15,7 +16,7 @@ def write_card(signature: Signature, lineage: Mapping[str, Any], metrics: Mappin
     data = lineage["spec"]["data"]
     rows = ", ".join(f"{split} {count}" for split, count in lineage["split_rows"].items())
     kinds = ", ".join(f"{len(signature.of_kind(kind))} {kind}" for kind in _KINDS if signature.of_kind(kind))
-    values = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    values = "\n".join(f"| {name} | {show_metric(value)} |" for name, value in metrics.items())
     classes = ", ".join(f"`{name}`" for name in signature.classes)
     output = signature.outputs[-1].name
     what = _score(data) if output == "score" else f"`{data['label']}` ({classes or _NUMBERS[output]})"

@@ -3,16 +3,19 @@
 import contextlib
 import io
 import logging
-import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
+import onnx_ir.passes.common as common_passes
 import torch
 from numpy.typing import NDArray
+from onnxscript import rewriter
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -91,29 +94,46 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, ops
     batch = torch.export.Dim("batch")
     with (
         _one_at_a_time,
-        tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
         for name in ("torch.onnx", "onnxscript.optimizer"):  # which tell of constants that they leave as they are
             logging.getLogger(name).setLevel(logging.ERROR)
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
+        program = torch.onnx.export(
             model.eval(),
             examples,
-            str(path),
             dynamo=True,
+            optimize=False,  # see _simplify
             input_names=[f"{_PREFIX}{i.name}" for i in inputs],
             output_names=[output_name],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
             opset_version=opset,
-            external_data=False,
             verbose=False,
         )
-        core = onnx.load(path)
+        assert program is not None  # noqa: S101  no file is given
+        core = _simplify(program.model)
     if opset_of(core) != opset:
         raise EngineError(
             f"the exported model must have opset {opset}, got {opset_of(core)}. Use the pinned versions of torch and onnx"
         )
     return core
+
+
+def _simplify(model: onnx_ir.Model) -> onnx.ModelProto:
+    """Compute what depends on no input, and leave out what nobody needs: also from which line of which file a node came.
+
+    Of onnxscript's rewriting the part that looks at no number: its other rules take what is below 1e-8 for nothing.
+    """
+    common_passes.InlinePass()(model)
+    fold_constants_ir(model, onnx_shape_inference=True)
+    rewriter.rewrite(model, [materialize_reshape_shape_rule])
+    clean = onnx_ir.passes.Sequential(
+        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common_passes.DeduplicateInitializersPass(),
+        common_passes.CommonSubexpressionEliminationPass(),
+        common_passes.OutputFixPass(),
+        common_passes.NameFixPass(),
+        common_passes.ClearMetadataAndDocStringPass(),
+    )
+    return onnx_ir.to_proto(clean(model).model)

@@ -82,13 +82,14 @@ def _channels(graph: Graph, values: Sequence[float]) -> str:
 
 
 def _add_resize(graph: Graph, value: str, size: Sequence[int]) -> str:
+    # All four sizes, not two and their axes: onnxruntime 1.32 moves layers in 8 bits past it, and cannot load what comes of that.
+    others = graph.add("Shape", value, start=0, end=2)
     return graph.add(
         "Resize",
         value,
         "",
         "",
-        graph.constant(np.array(size, np.int64)),
-        axes=[2, 3],
+        graph.add("Concat", others, graph.constant(np.array(size, np.int64)), axis=0),
         mode="linear",
         antialias=1,
         exclude_outside=1,  # as torch and Pillow do at the edges

@@ -42,6 +42,7 @@ TAKES: dict[str, Takes] = {
     **dict.fromkeys(("vit", "resnet", "convnext", "efficientnet_lite"), "image"),
 }
 """By ``model_type``; those of torch."""
+_STAGED = ("resnet", "convnext")  # whose groups of layers are the stages, each of so many layers (``depths``)
 BUILT_HERE = ("efficientnet_lite",)
 """What needs no library."""
 KERAS_TYPE = "keras_applications"
@@ -63,6 +64,7 @@ ARCHITECTURES = {
     **dict.fromkeys(("ResNet50V2", "ResNet101V2", "ResNet152V2"), Architecture(_STAGES)),
 }
 """By name; all of them have learned from pixels between -1 and 1."""
+_LEAST_SIDE = 32  # of an image, for keras.applications
 _KERAS_PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
@@ -89,6 +91,8 @@ class Backbone(NamedTuple):
         if self.library == "keras":
             return len(ARCHITECTURES[self.config["architecture"]].groups)
         layers = self.config.get("num_hidden_layers", self.config.get("n_layers"))
+        if self.config["model_type"] in _STAGED:
+            layers = len(self.config.get("depths", ())) or None
         return None if layers is None else int(layers) + 1
 
 
@@ -202,6 +206,9 @@ def check_backbone(
     groups = backbone.num_groups
     if isinstance(model.freeze, int) and groups is not None and model.freeze >= groups:
         yield f"{place}.freeze must be less than {groups}, the backbone's groups of layers, got {model.freeze}. Use all, or lower it"
+    kind = backbone.config["model_type"]
+    if model.pooling != "mean" and backbone.takes == "image" and kind != "vit":
+        yield f"{place}.pooling must be mean for a {kind}, which has no place of its own for the whole image, got {model.pooling!r}. Remove it"
     found = False
     for name, column in data.features.items():
         section = features.of(name, column.kind)
@@ -269,6 +276,8 @@ def _check_image(place: str, section: ImageFeatures, column: ImageColumn, backbo
         yield f"data.columns must give images of {channels} channels to the backbone, got {column.channels}. Set channels: {channels}"
         return
     shape = section.crop or section.resize or (column.height, column.width)
+    if backbone.library == "keras" and min(shape) < _LEAST_SIDE:
+        yield f"{place}.resize must give the backbone at least {_LEAST_SIDE}x{_LEAST_SIDE}, got {list(shape)}. Set it"
     side = facts.get("image_size")
     if backbone.config["model_type"] == "vit" and isinstance(side, int) and shape != (side, side):
         yield f"{place}.resize must be {[side, side]}, which the backbone takes alone, got {list(shape)}. Set it"

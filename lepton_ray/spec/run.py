@@ -12,7 +12,7 @@ from lepton_ray.spec.base import Name, Section, Uri, raise_problems, replace
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.clean_check import check_clean, check_windows
 from lepton_ray.spec.cost import CostSpec
-from lepton_ray.spec.data import DataSpec
+from lepton_ray.spec.data import DataSpec, ImageColumn
 from lepton_ray.spec.features import FeaturesSpec
 from lepton_ray.spec.features_check import check_features, numbers_kept
 from lepton_ray.spec.framework_check import check_framework
@@ -33,6 +33,7 @@ from lepton_ray.spec.release import (
 from lepton_ray.spec.space_check import find_problems
 from lepton_ray.spec.tune import TuneSpec
 
+_VALUE_BYTES, _PIXEL_BYTES = 4, 2  # of a pixel in JSON: three digits and a comma each, brackets around
 _OF_MODEL = ("tune", "register_", "serve")
 
 
@@ -148,6 +149,17 @@ class RunSpec(Section):
             yield (
                 f"serve.max_rows_per_request must be at least export.golden_rows ({self.export.golden_rows}), which the "
                 f"endpoint is asked, got {self.serve.max_rows_per_request}. Lower export.golden_rows"
+            )
+        images = [column for column in self.data.features.values() if isinstance(column, ImageColumn)]
+        pixels_bytes = sum(one.height * one.width * (_VALUE_BYTES * one.channels + _PIXEL_BYTES) for one in images)
+        if (
+            self.model
+            and self.serve
+            and self.serve.max_request_bytes < (most := self.export.golden_rows * pixels_bytes)
+        ):
+            yield (
+                f"serve.max_request_bytes must be at least {most}, what {self.export.golden_rows} golden rows (export.golden_rows) of such images "
+                f"take in JSON, as the endpoint is asked, got {self.serve.max_request_bytes}. Raise it, or lower export.golden_rows"
             )
 
     def _problems_of_search(self) -> Iterator[str]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import yaml
 from numpy.typing import NDArray
 
@@ -14,11 +15,12 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.profile import Profile
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.core.extras import check_installed
-from lepton_ray.core.files import write_json
+from lepton_ray.core.files import finite, write_json
 from lepton_ray.data.parts import read_parts
 from lepton_ray.data.snapshots import PROFILE
 from lepton_ray.evaluate.data_report import DataReport
 from lepton_ray.evaluate.ranking import measure_ranking
+from lepton_ray.export.join import threshold_of
 from lepton_ray.features.columns import codes_of
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.ranking import group_of
@@ -32,7 +34,7 @@ from lepton_ray.stages.train_data import target_of
 if TYPE_CHECKING:
     from lepton_ray.evaluate.judge import Judge
 
-VERSION = 7
+VERSION = 8
 
 
 def preflight() -> None:
@@ -61,6 +63,8 @@ def evaluate(
     opened = open_package(package.path)
     answers = held_out.answer(Predictor(opened), dataset, "test", ctx)
     target = target_of(feature_set)
+    if target.task == "anomaly_detection":
+        target = target.model_copy(update={"threshold": threshold_of(onnx.load(opened.path / "model.onnx"))})
     judge, y_test = JUDGES[target.task], held_out.labels(feature_set, "test", ctx)
     measure = partial(_measure, judge, evaluate, target, y_test, _groups(evaluate, data, dataset, ctx))
     metrics = measure(answers)
@@ -99,7 +103,7 @@ def evaluate(
         )
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
-    write_json(ctx.folder / "metrics.json", {"model": metrics, "baseline": baseline})
+    write_json(ctx.folder / "metrics.json", finite({"model": metrics, "baseline": baseline}))
     return Evaluation(metrics=metrics, baseline=baseline, gates=missed, num_gates=len(evaluate.gates))
 
 

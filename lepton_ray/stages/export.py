@@ -20,13 +20,13 @@ from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.reference import REFERENCE
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds, to_records
-from lepton_ray.core.errors import QualityGateError
+from lepton_ray.core.errors import EngineError, QualityGateError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import list_files, read_json, write_json
 from lepton_ray.core.settings import references
 from lepton_ray.core.status import HTTP_OK
 from lepton_ray.core.text import without_credentials
-from lepton_ray.export.golden import check_parity, choose_rows, outputs_to_json, read_answer, spread
+from lepton_ray.export.golden import PARITY, check_parity, choose_rows, outputs_to_json, read_answer, spread
 from lepton_ray.export.join import with_threshold
 from lepton_ray.export.model_card import write_card
 from lepton_ray.features.reference import output_sketches
@@ -40,7 +40,7 @@ from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
-VERSION = 11
+VERSION = 12
 WITHOUT_EFFECT = {"serve": set(ServeSpec.model_fields) - {"max_request_bytes", "max_rows_per_request"}}
 _ROWS_AT_ONCE = 4096
 _MAX_REFERENCE_ROWS = 20_000
@@ -98,7 +98,9 @@ def export(
         if target.task == "anomaly_detection":
             _move_threshold(package, target, feature_set, dataset, ctx)
         bound = export.compress.max_difference
-        outputs, parity["compressed"] = _hold("the compressed package", package, golden, outputs, bound)
+        outputs, parity["compressed"] = _hold(
+            "the compressed package", package, golden, outputs, bound, "export.compress.max_difference"
+        )
         write_json(package / "golden_outputs.json", outputs)
         seal(package)
     _add_answers(package, [held_out.sample(dataset, "val", ctx)[0], test])
@@ -112,13 +114,13 @@ def export(
 
 
 def _hold(
-    place: str, package: Path, golden: pa.Table, outputs: dict[str, Any], tolerance: float
+    place: str, package: Path, golden: pa.Table, outputs: dict[str, Any], tolerance: float, setting: str = PARITY
 ) -> tuple[dict[str, Any], float]:
     """Hold a sealed package against outputs for the golden rows, asked for together and each alone; returns its own, and how far they are apart."""
     predictor = Predictor(open_package(package))
     feeds = to_feeds(golden, predictor.signature)
     answer = predictor.run(feeds)
-    difference = check_parity(place, answer, outputs, tolerance)
+    difference = check_parity(place, answer, outputs, tolerance, setting)
     alone = [
         predictor.run({name: values[row : row + 1] for name, values in feeds.items()}) for row in range(len(golden))
     ]
@@ -139,9 +141,15 @@ def _compress(package: Path, feature_set: FeatureSet, dataset: Dataset, kind: Co
     places = spread(np.arange(dataset.split_rows["val"]), compressing.CALIBRATION_ROWS)
     feeds = to_feeds(held_out.take(dataset, "val", places.tolist(), ctx), open_package(package).signature)
     graph = compressing.compress(onnx.load(path), onnx.load(feature_set.folder / "prep.onnx"), kind, feeds)
-    path.write_bytes(graph.SerializeToString())
+    content = graph.SerializeToString()
+    after = len(content)
+    if after >= before:
+        raise EngineError(
+            f"export.compress.kind {kind!r} must make a smaller graph, but {before:,} bytes become {after:,}: what it adds to each layer is more "
+            "than such small ones save. Take float16, or leave export.compress out: the training is kept"
+        )
+    path.write_bytes(content)
     lineage = read_json(package / "lineage.json")
-    after = path.stat().st_size
     compression = {"kind": kind, "bytes_before": before, "bytes": after}
     write_json(package / "lineage.json", {**lineage, "compression": compression})
     _write_card(package)

@@ -45,7 +45,7 @@ from lepton_ray.stages.blocks import Mapper, folder_of
 from lepton_ray.stages.context import RunContext
 from lepton_ray.stages.data_report import describe_data
 
-VERSION = 13
+VERSION = 14
 WITHOUT_EFFECT = {"data": {"engine"}, "clean": set(CleanSpec.model_fields) - {"checks"}}
 LABEL = "_label"
 GROUP = "_group"

@@ -216,8 +216,12 @@ class _Trainer:
         with tf.GradientTape() as tape:
             totals = run_forward(model, self._spec, self._task, x, target, scale[0])
             loss = totals[0] / scale[1]
-        gradients = tape.gradient(loss, model.trainable_variables)
-        return [tf.convert_to_tensor(gradient) for gradient in gradients], _stack(totals)
+        variables = model.trainable_variables
+        gradients = zip(tape.gradient(loss, variables), variables, strict=True)
+        # with a side of 1 a gradient's shape is not known to the loop over passes, which must know it
+        return [tf.ensure_shape(tf.convert_to_tensor(one), variable.shape) for one, variable in gradients], _stack(
+            totals
+        )
 
     def _run_validation(self, x: list[Tensor], y: Tensor) -> Tensor:
         return _stack(sums(self._task, call(self._state.evaluated, x, training=False), y))

@@ -2,6 +2,8 @@
 
 import time
 
+from lepton_ray.core.text import show_metric
+
 
 class Pace:
     """Told of each finished epoch, it says how fast they go; what was done before it was made does not count."""
@@ -13,7 +15,7 @@ class Pace:
     def words(self, epoch: int, val_loss: float) -> str:
         """Return the progress after an epoch, counted from 1; with a rate from the second one on."""
         now = time.monotonic()
-        text = f"epoch {epoch} of {self._epochs}, validation loss {val_loss:.4f}"
+        text = f"epoch {epoch} of {self._epochs}, validation loss {show_metric(val_loss)}"
         if self._first is None:
             self._first = epoch, now
             return text

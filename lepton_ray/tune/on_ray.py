@@ -21,6 +21,7 @@ from lepton_ray.core.errors import BudgetError, EngineError
 from lepton_ray.core.files import read_json, write_json
 from lepton_ray.core.garbage import collect_again, collect_rarely
 from lepton_ray.core.spent import within_budget
+from lepton_ray.core.text import show_metric
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.engine.resources import num_held, wait_for_capacity
@@ -361,5 +362,5 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
         best = best_of(self.done)
         if best.loss is not None:
             self._best_loss.set(best.loss)
-        shown = "none yet" if best.loss is None else f"{best.loss:.4f}"
+        shown = "none yet" if best.loss is None else show_metric(best.loss)
         self.update(f"trial {len(self.done)} of {self.spec.total_trials}, best validation loss {shown}")

@@ -271,6 +271,14 @@ def test_averages_and_passes_are_those_of_torch(settings: dict[str, Any]) -> Non
         assert max(apart) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["lstm_of_steps", "transformer_of_steps"])
+def test_passes_of_one_series_are_those_of_torch(kind: str) -> None:
+    """A gradient with a side of 1 has no static shape."""
+    family = Family(FAMILIES[kind].settings, (ModelInput(name="steps", shape=(6, 1)),))
+    state, torch_state = _train_both(family, _spec(optimizer="sgd", lr=0.1, max_rows_per_pass=2))
+    assert _difference(state.model, torch_state.model, family) < 1e-5
+
+
 def test_passes_take_the_step_of_one_pass_with_mixed_labels_too() -> None:
     family = FAMILIES["mlp"]
     spec = _spec(optimizer="sgd", lr=0.1, augment={"mixup_alpha": 0.4, "balance": "weights"}, clip_norm=0.5)

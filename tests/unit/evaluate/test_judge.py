@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.evaluate.judge import JUDGES
 from lepton_ray.spec.data import Task
+from lepton_ray.spec.release import EvaluateSpec
 
 
 def test_a_baseline_of_one_class_answers_it() -> None:
@@ -50,3 +51,10 @@ def test_rows_that_are_mostly_zeros_are_fitted_as_sparse_ones_with_the_same_answ
         expected = np.stack([fit.predict_proba(x[:50])[:, 1] for fit in fits], axis=1)
     # lbfgs ends at a gradient of 1e-4; where the loss is least curved, by the penalty's 1/400, that leaves 0.04 of a weight
     np.testing.assert_allclose(got, expected, atol=2e-2)
+
+
+def test_the_picture_of_scores_has_the_threshold_of_the_package() -> None:
+    target = Target(task="anomaly_detection", normal_class="fine", classes=("fine", "odd"), threshold=5.625)
+    answers = {"score": np.array([0.1, 0.4, 0.2]), "is_anomaly": np.zeros(3, bool)}
+    (figure,) = JUDGES["anomaly_detection"].draw(np.zeros(3, np.int64), answers, target, EvaluateSpec(), "state")
+    assert "threshold 5.625" in figure

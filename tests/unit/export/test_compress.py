@@ -212,3 +212,24 @@ def test_ranges_are_those_of_rows_from_the_whole_split(tmp_path: Path, monkeypat
 def test_a_change_beyond_its_bound_is_a_gate(tmp_path: Path) -> None:
     with pytest.raises(QualityGateError, match=r"the compressed package must answer .* within 1e-09"):
         run(_spec(tmp_path, compress={"kind": "int8", "max_difference": 1e-9}))
+
+
+def test_layers_in_8_bits_stand_behind_images_of_another_size() -> None:
+    state = FeatureState(images={"p": ImageState(shape=(8, 8, 1), factor=1 / 255, resize=(6, 6))})
+    inputs = inputs_of(state)
+    prepare = compile_graph(Signature.of(_PICTURES, _TARGET), state)
+    model = build_model(CnnModel(kind="cnn", channels=(16, 32), hidden=64), inputs, 3)
+    graph = export_model(model, inputs, prepare, _TARGET)
+    rows = _rows("cnn", 50)
+    before = _answer(graph, rows)
+    assert np.abs(_answer(compress(graph, prepare, "int8", rows), rows) - before).max() < 0.05
+
+
+def test_what_does_not_become_smaller_is_an_error_that_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lepton_ray.export.compress.compress", lambda graph, prepare, kind, rows: graph)
+    with pytest.raises(
+        EngineError, match=r"export\.compress\.kind 'int8' must make a smaller graph, but [\d,]+ bytes become"
+    ):
+        run(_spec(tmp_path, compress={"kind": "int8"}))

@@ -102,6 +102,30 @@ def test_an_exported_cnn_answers_as_torch_does(cnn: tuple[Any, Any], rows: int) 
     assert label.tolist() == [_CLASSES[index] for index in wanted.argmax(1)]
 
 
+class _Norm(torch.nn.Module):
+    """Rows of length 1, or of none; with constants that are easily taken for 0 and 1."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        length = values.pow(2).sum(1, keepdim=True).sqrt() + 1e-8
+        return values / length * 1.000001 - 3e-9
+
+
+def test_small_constants_stay_and_where_code_came_from_does_not() -> None:
+    state = FeatureState(numbers={name: NumberState(impute=0.0, offset=0.0, scale=1.0) for name in "ab"})
+    columns = {"a": "number", "b": "number", "y": "number"}
+    data = DataSpec.model_validate({"source": {"kind": "csv", "uri": "a"}, "label": "y", "columns": columns})
+    target = Target(task="regression", num_values=2, mean=2e-9, std=1e-7)
+    prepare = compile_graph(Signature.of(data, target), state)
+    graph = export_model(_Norm(), inputs_of(state), prepare, target)
+    rows = np.array([[0.0, 0.0], [3.0, 4.0]])
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (values,) = session.run(["values"], {"numbers": rows})
+    wanted = np.array([[0.0, 0.0], [0.6, 0.8]]) * 1.000001 - 3e-9
+    np.testing.assert_allclose(values, wanted * 1e-7 + 2e-9, rtol=1e-6)
+    assert np.all(values[0] > 0), "the mean is added to a row of zeros too"
+    assert b"test_export.py" not in graph.SerializeToString()
+
+
 def test_the_training_codes_answer_is_without_dropout(mlp: tuple[Any, Any]) -> None:
     model, _ = mlp
     features = np.ones((2, 4), np.float32)

@@ -119,7 +119,7 @@ def test_settings_that_contradict_each_other(tmp_path: Path, settings: Any, expe
     assert expected in _problem(folder, _subwords(folder / "tokenizer.json"), model=settings)
 
 
-def _image_spec(folder: Path, images: Any, channels: int = 3) -> RunSpec:
+def _image_spec(folder: Path, images: Any, channels: int = 3, model: Any = None, framework: str = "torch") -> RunSpec:
     return parse_spec(
         json.dumps(
             {
@@ -133,7 +133,8 @@ def _image_spec(folder: Path, images: Any, channels: int = 3) -> RunSpec:
                     },
                 },
                 "features": {"images": images},
-                "model": {"kind": "pretrained", "backbone": str(folder)},
+                "model": {"kind": "pretrained", "backbone": str(folder), **(model or {})},
+                "train": {"framework": framework},
             }
         )
     )
@@ -158,6 +159,24 @@ def test_an_image_must_come_as_the_backbone_has_learned_it(tmp_path: Path) -> No
         SpecError, match=r"features.images.resize must be \[16, 16\], which the backbone takes alone, got \[32, 32\]"
     ):
         _image_spec(fixed, {})
+
+
+def test_what_a_configuration_tells_of_an_image_backbone_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    stages = _write(tmp_path / "stages", {"model_type": "convnext", "depths": [1, 1, 2]})
+    with pytest.raises(SpecError, match=r"model\.freeze must be less than 4, the backbone's groups of layers, got 4"):
+        _image_spec(stages, {}, model={"freeze": 4})
+    assert _image_spec(stages, {}, model={"freeze": 3})
+    with pytest.raises(SpecError, match=r"model\.pooling must be mean for a convnext, .* got 'first'\. Remove it"):
+        _image_spec(stages, {}, model={"pooling": "first"})
+    vit = _write(tmp_path / "patches", {"model_type": "vit", "image_size": 32, "num_hidden_layers": 2})
+    assert _image_spec(vit, {}, model={"pooling": "first"})
+    keras = _write(tmp_path / "keras", {"model_type": "keras_applications", "architecture": "MobileNetV2"})
+    given = {"kind": "given", "mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(
+        SpecError, match=r"features\.images\.resize must give the backbone at least 32x32, got \[28, 28\]"
+    ):
+        _image_spec(keras, {"resize": [28, 28], "normalise": given}, framework="keras")
+    assert _image_spec(keras, {"normalise": given}, framework="keras")
 
 
 def test_a_model_that_cannot_be_downloaded_is_one_sentence() -> None:

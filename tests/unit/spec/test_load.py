@@ -321,6 +321,11 @@ def test_the_environment_may_stand_nowhere_else(override: str) -> None:
             ["storage=s3://bucket", "register={tracking_uri: 'postgresql://host/db'}"],
             "got storage 's3://bucket' and a database, which keeps no files. Give the server's address",
         ),
+        (
+            _IMAGES,
+            ["serve.max_request_bytes=4000"],
+            "serve.max_request_bytes must be at least 6912, what 16 golden rows (export.golden_rows) of such images",
+        ),
         (_TABLE, ["cost={prices: mine.yaml}"], "provider and head must be given with prices"),
         (
             _TABLE,
