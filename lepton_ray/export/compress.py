@@ -10,8 +10,9 @@ The graph of the features is left alone.
 """
 
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lepton_ray.spec.release import CompressionKind
 CALIBRATION_ROWS = 512
 _ROWS_AT_ONCE = 32
 _OPERATIONS = ("Conv", "MatMul", "Gemm")
+_LEAST_NUMBERS_A_CHANNEL = 8
 _LEAST_NUMBERS = 256  # in a matrix: a smaller one is not worth another node
 
 
@@ -59,9 +61,20 @@ def compress(graph: onnx.ModelProto, prepare: onnx.ModelProto, kind: Compression
 
 
 def _layers(graph: onnx.ModelProto, prepare: onnx.ModelProto) -> list[str]:
-    """Names of the model's layers that can run in 8 bits; nodes of the features have none, or those that ``prepare`` has."""
+    """Names of the model's layers that run in 8 bits to some use; nodes of the features have none, or those that ``prepare`` has."""
     of_features = {node.name for node in prepare.graph.node} | {""}
-    return [node.name for node in graph.graph.node if node.op_type in _OPERATIONS and node.name not in of_features]
+    shapes = {weight.name: tuple(weight.dims) for weight in graph.graph.initializer}
+    layers = [node for node in graph.graph.node if node.op_type in _OPERATIONS and node.name not in of_features]
+    return [node.name for node in layers if node.input[1] not in shapes or _is_worth(node, shapes[node.input[1]])]
+
+
+def _is_worth(node: onnx.NodeProto, shape: Sequence[int]) -> bool:
+    """Whether 8 bits save something: the scale, zero and bias of each channel may be more than the weights of a small matrix."""
+    if node.op_type == "Conv":  # few weights, much to compute
+        return True
+    is_first = any(one.name == "transB" and one.i for one in node.attribute)
+    num_numbers, num_channels = math.prod(shape), shape[0 if is_first else -1]
+    return num_numbers >= max(_LEAST_NUMBERS, _LEAST_NUMBERS_A_CHANNEL * num_channels)
 
 
 def _quantize(graph: onnx.ModelProto, names: list[str], rows: Feeds) -> onnx.ModelProto:

@@ -89,6 +89,7 @@ def exported(*prefixes: str) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_spent_is_exported(cluster: None) -> None:
     from lepton_ray.cost import on_ray
 

@@ -214,6 +214,7 @@ def test_a_killed_node_fails_no_call_of_the_client(package: str) -> None:
     assert len(failed) <= connections, "one for each connection of the lost replica, the one that was under way"
 
 
+@pytest.mark.slow
 def test_further_models_answer_at_both_ways_in(application: Application, tmp_path: Path) -> None:
     """Of the same replica, whose packages the others are; the index says which of them is in memory."""
     other = train_package(tmp_path, "other", 2, is_turned=True)

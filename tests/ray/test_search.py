@@ -189,6 +189,7 @@ def test_pbt_goes_on_from_the_weights_of_the_best(cluster: None, tmp_path: Path)
             assert ratio == pytest.approx(0.8) or ratio == pytest.approx(1.2) or after["values"]["train.lr"] == 0.3
 
 
+@pytest.mark.slow
 def test_pbt_keeps_no_states_that_nobody_goes_on_from(cluster: None, tmp_path: Path) -> None:
     """With a look after every epoch each trial saves up to twice an epoch; every exchange still finds what it takes over."""
     space = {"train.lr": {"kind": "uniform", "low": 0.0, "high": 0.3}}

@@ -182,6 +182,7 @@ def replicas_of(url: str) -> set[str]:
     return {ask(f"{url}/v2")[1]["x-request-id"].partition("-")[0] for _ in range(20)}
 
 
+@pytest.mark.slow
 def test_both_ways_in_answer_alike(application: Application) -> None:
     at = application.deploy()
     assert at.through.startswith("the replicas' listener; Ray Serve's proxy is at http://127.0.0.1:")

@@ -33,6 +33,10 @@ SHORT, LONG = Cost(0.0, 0.0), Cost(1.0, 1.0)
 """With these all parsed calls run on the event loop, or all in the thread."""
 
 
+OLD = ListenerSpec().model_copy(update={"connection_age_s": 0.0})
+"""Every connection is old at once: a clock of milliseconds does not see the least age that a spec may have."""
+
+
 class CountingMeter:
     """Keeps what it is told."""
 

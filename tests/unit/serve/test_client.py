@@ -24,7 +24,7 @@ from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, AsyncClient, CallError, Client, DeadlineError, Options, UnavailableError
 from lepton_ray.client.tensors import decode, encode
-from lepton_ray.spec.release import ListenerSpec
+from tests.unit.serve.conftest import OLD
 
 _RECORDS = [{"age": 30, "income": 1200.5, "colour": "red", "size": "S"}, {"age": 45, "size": "L"}]
 _TENSORS = {
@@ -217,7 +217,7 @@ def test_a_full_queue_is_waited_for(
 def test_connections_that_the_listener_closes_at_their_age_lose_nothing(
     listen: Callable[..., Any], connect: Callable[..., Any]
 ) -> None:
-    running = listen(connections=ListenerSpec(connection_age_s=1e-9))
+    running = listen(connections=OLD)
     client = connect(f"http://127.0.0.1:{running.port}", options=Options(max_tries=1))
     for _ in range(20):
         assert len(client.predict(_RECORDS)) == 2

@@ -17,11 +17,10 @@ from lepton_ray.core.status import HTTP_OK
 from lepton_ray.serve.access import AccessLog
 from lepton_ray.serve.endpoint import Call, Limits, NoMeter
 from lepton_ray.serve.events import answer_in_events
-from lepton_ray.spec.release import ListenerSpec
 from lepton_ray.spec.rollout import ModelRef, TrafficPlan
 from tests.unit.serve.conftest import make_holding
 
-from .conftest import LONG, Client, Running, build_http_app
+from .conftest import LONG, OLD, Client, Running, build_http_app
 from .test_listener import get, post
 
 _ACCEPT = b"Accept: text/event-stream"
@@ -261,7 +260,7 @@ def _table(count: int) -> bytes:
 
 def test_nothing_is_taken_behind_events_that_end_a_connection(listen: Any, caplog: Any) -> None:
     """The head of an answer in events says that it is the last; who sends more sends it to another replica."""
-    running = listen(cost=LONG, connections=ListenerSpec(connection_age_s=1e-9))
+    running = listen(cost=LONG, connections=OLD)
     client = running.connect()
     client.send(post(records(2000), _ACCEPT))
     head = b""

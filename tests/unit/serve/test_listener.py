@@ -18,7 +18,7 @@ from lepton_ray.serve.batching import Cost
 from lepton_ray.serve.endpoint import Limits
 from lepton_ray.spec.release import ListenerSpec
 
-from .conftest import LONG, RECORD, SHORT, Client, Running
+from .conftest import LONG, OLD, RECORD, SHORT, Client, Running
 
 _SMUGGLED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]"
 _CHUNKED = b"Host: x\r\nTransfer-Encoding: chunked\r\n"
@@ -523,7 +523,7 @@ def test_connections_beyond_the_bound_wait_for_their_turn(listen: Any) -> None:
 
 
 def test_old_connections_close_with_an_answer(listen: Any) -> None:
-    client = listen(connections=ListenerSpec(connection_age_s=1e-9)).connect()
+    client = listen(connections=OLD).connect()
     answers = [client.ask(get(b"/v2") * 3), client.read(), client.read()]
     assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
     assert client.is_closed()

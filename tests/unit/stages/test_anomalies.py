@@ -68,7 +68,7 @@ _RECORDS = [{"flow": 1.0, "power": 2.0, "kind": "a"}, {"flow": 1.0, "power": -4.
 
 def test_a_compressed_package_flags_as_many_normal_rows_as_asked(folder: Path) -> None:
     """Its scores are others than those of what was trained, and so must its threshold be."""
-    model = {"kind": "autoencoder", "hidden": [64], "code_width": 2}
+    model = {"kind": "autoencoder", "hidden": [512], "code_width": 2}
     compress = {"kind": "int8", "max_difference": 1000.0}
     spec = _spec(folder, name="compressed", model=model, export={"compress": compress})
     result = run(_parsed(spec))
