@@ -89,8 +89,8 @@ def init(
 ) -> None:
     """Write a commented starter spec from data."""
     with errors_explained():
+        from lepton_ray.commands.starter import write_starter
         from lepton_ray.spec import parse_spec
-        from lepton_ray.stages.starter import write_starter
 
         text = write_starter(data, label)
         if output is None:
@@ -180,7 +180,7 @@ def run(
 def inspect(package: PackageArgument, as_json: JsonOption = False) -> None:
     """Show what a model package takes, gives and came from; every file is checked."""
     with errors_explained(as_json):
-        from lepton_ray.stages.score import describe
+        from lepton_ray.commands.score import describe
 
         facts = describe(package)
         if as_json:
@@ -229,7 +229,7 @@ def predict(
             raise SpecError([f"--output {rule}, got {output!r}. Choose one of them"], "the command")
         ref, opened = locate_model(package, tracking_uri)
         if output is not None and is_folder:
-            from lepton_ray.stages.score_dataset import score_dataset
+            from lepton_ray.commands.score_dataset import score_dataset
 
             progress.started("predict")
             with _ray_closed_after():
@@ -250,7 +250,7 @@ def _tell_unknown(names: list[str]) -> None:
 
 
 def _predict_lines(package: str, file: str, output: Path | None) -> tuple[int, int]:
-    from lepton_ray.stages.score import score_file
+    from lepton_ray.commands.score import score_file
 
     with contextlib.ExitStack() as files:
 

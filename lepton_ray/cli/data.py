@@ -10,7 +10,7 @@ from lepton_ray.cli.output import errors_explained, keep_input, open_output, pri
 from lepton_ray.cli.tables import print_table, show_bytes, show_cell
 
 if TYPE_CHECKING:
-    from lepton_ray.stages.prune import Unused
+    from lepton_ray.commands.prune import Unused
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare, profile and prune the data of runs.")
 
@@ -26,7 +26,7 @@ def list_(
 ) -> None:
     """List snapshots: what each run has read, cleaned and prepared, and from what."""
     with errors_explained(as_json):
-        from lepton_ray.stages.snapshots import list_snapshots
+        from lepton_ray.commands.snapshots import list_snapshots
 
         snapshots, problems = list_snapshots(storage, name)
         if as_json:
@@ -66,7 +66,7 @@ def show(
 ) -> None:
     """Show a snapshot: schema, counts, ledger, and its profile in short."""
     with errors_explained(as_json):
-        from lepton_ray.stages.snapshots import show_snapshot
+        from lepton_ray.commands.snapshots import show_snapshot
 
         facts = show_snapshot(snapshot, storage)
         if as_json:
@@ -105,7 +105,7 @@ def diff(
 ) -> None:
     """Compare two snapshots: schema, counts, ledger and distributions, the largest changes first."""
     with errors_explained(as_json):
-        from lepton_ray.stages.snapshots import diff_snapshots
+        from lepton_ray.commands.snapshots import diff_snapshots
 
         difference = diff_snapshots(before, after, storage)
         if as_json:
@@ -168,7 +168,7 @@ def profile(
 ) -> None:
     """Profile a data file, an image folder or a snapshot: a page for people, JSON for programs, or a table."""
     with errors_explained(as_json):
-        from lepton_ray.stages.snapshots import profile_anything, shorten, write_page_of
+        from lepton_ray.commands.snapshots import profile_anything, shorten, write_page_of
 
         keep_input(output, what)
         found = profile_anything(what, storage)
@@ -208,7 +208,7 @@ def prune(
 ) -> None:
     """Remove the data of old settings: what is neither the last of its stage nor what that was made from. Packages stay."""
     with errors_explained(as_json):
-        from lepton_ray.stages.prune import prune as prune_storage
+        from lepton_ray.commands.prune import prune as prune_storage
 
         found, in_use, problems = prune_storage(storage, name, idle_days, is_dry=not yes)
         size = sum(unused.size_bytes for unused in found)

@@ -35,8 +35,8 @@ def report(
 ) -> None:
     """Tell how far records and answers have moved from training, and, with labels, how good the answers are."""
     with errors_explained(as_json):
+        from lepton_ray.commands.drift import measure_drift, missed_gates, read_gates, show_unknown, write_page_of
         from lepton_ray.stages.deploy import locate_model
-        from lepton_ray.stages.drift import measure_drift, missed_gates, read_gates, show_unknown, write_page_of
 
         keep_input(output, file)
         gates = read_gates(least or [], most or [], labelled)

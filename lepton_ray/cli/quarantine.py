@@ -20,7 +20,7 @@ _DEFAULT_LIMIT = 20
 def list_(run: RunArgument, storage: StorageOption = "runs", as_json: JsonOption = False) -> None:
     """Count removed records by stage, reason and source."""
     with errors_explained(as_json):
-        from lepton_ray.stages.quarantine import count_quarantine, open_quarantine
+        from lepton_ray.commands.quarantine import count_quarantine, open_quarantine
 
         quarantine = open_quarantine(run, storage)
         counts = count_quarantine(quarantine)
@@ -49,7 +49,7 @@ def show(
 ) -> None:
     """Show removed records with reason, place, rule, and original text or values; or export them to be mended."""
     with errors_explained(as_json):
-        from lepton_ray.stages.quarantine import count_quarantine, export, open_quarantine, read_quarantine
+        from lepton_ray.commands.quarantine import count_quarantine, export, open_quarantine, read_quarantine
 
         quarantine = open_quarantine(run, storage)
         most = limit if limit is not None or output is not None or as_json else _DEFAULT_LIMIT
@@ -93,7 +93,7 @@ def replay(
 ) -> None:
     """Return mended records to the flow: the next run reads them in the place of the original ones."""
     with errors_explained(as_json):
-        from lepton_ray.stages.quarantine import replay as replay_file
+        from lepton_ray.commands.quarantine import replay as replay_file
 
         result = replay_file(run, mended, storage)
         if as_json:

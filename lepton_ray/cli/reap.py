@@ -23,8 +23,8 @@ def reap(
 ) -> None:
     """Find what is idle on the cluster that RAY_ADDRESS names, and with --yes stop it. Run it every few minutes."""
     with errors_explained(as_json):
+        from lepton_ray.commands.reap import reap as reap_cluster
         from lepton_ray.engine.session import close
-        from lepton_ray.stages.reap import reap as reap_cluster
 
         try:
             with only_json_on_stdout(as_json):

@@ -60,7 +60,7 @@ def start(  # noqa: PLR0913  typer takes options as parameters
     """Start a rollout: every replica opens the challenger and has it answer its golden records first."""
     parsed_steps = None if steps is None else _parse_steps(steps)
     with errors_explained(as_json):
-        from lepton_ray.stages.rollout import build_spec, start_rollout
+        from lepton_ray.commands.rollout import build_spec, start_rollout
 
         percent = share if share is not None else {"ab": 50.0, "shadow": 100.0}.get(mode.value, 10.0)
         spec = build_spec(
@@ -111,7 +111,7 @@ def abort(application: ApplicationArgument, as_json: JsonOption = False) -> None
 
 def _ask(application: str, what: str, as_json: bool) -> None:
     with errors_explained(as_json):
-        from lepton_ray.stages.rollout import ask_rollout
+        from lepton_ray.commands.rollout import ask_rollout
 
         _print(ask_rollout(application, what), as_json)
 

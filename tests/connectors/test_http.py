@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from lepton_ray.commands.file_profile import profile_file
+from lepton_ray.commands.starter import write_starter
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import faults, open_connector
 from lepton_ray.spec import parse_spec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import HttpSource
-from lepton_ray.stages.file_profile import profile_file
-from lepton_ray.stages.starter import write_starter
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
 from .conftest import Reply, Request, Server

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from lepton_ray.commands.starter import write_starter
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import kafka, open_connector
 from lepton_ray.spec import parse_spec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import KafkaSource
-from lepton_ray.stages.starter import write_starter
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
 confluent_kafka = pytest.importorskip(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from lepton_ray.commands.starter import write_starter
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.connectors import check_source, faults, open_connector, sql
 from lepton_ray.spec import parse_spec
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.stages.starter import write_starter
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
 
 from .conftest import PASSWORD, Postgres

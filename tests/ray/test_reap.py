@@ -43,9 +43,9 @@ def test_it_finds_what_is_idle_and_stops_it_when_told(cluster: None, tmp_path: P
     import ray
     from ray import serve
 
+    from lepton_ray.commands.reap import reap
     from lepton_ray.cost.idle import on_ray
     from lepton_ray.engine.session import free_port
-    from lepton_ray.stages.reap import reap
 
     port = free_port()
     quiet(port)
@@ -104,7 +104,7 @@ def test_it_finds_what_is_idle_and_stops_it_when_told(cluster: None, tmp_path: P
 
 
 def test_a_command_that_is_none_is_refused_before_anything_is_looked_at() -> None:
-    from lepton_ray.stages.reap import reap
+    from lepton_ray.commands.reap import reap
 
     for wrong in ("", "ray 'down"):
         with pytest.raises(SpecError, match="--down must be a command"):

@@ -120,13 +120,13 @@ class Rolling:
     port: int
 
     def start(self, package: str, **spec: Any) -> dict[str, Any]:
-        from lepton_ray.stages.rollout import start_rollout
+        from lepton_ray.commands.rollout import start_rollout
 
         rules = RolloutSpec.model_validate({**_EASY, "sticky_header": "x-user-id", **spec})
         return start_rollout(self.application.name, getattr(self.packages, package), rules, str(self.storage))
 
     def ask(self, what: str) -> dict[str, Any]:
-        from lepton_ray.stages.rollout import ask_rollout
+        from lepton_ray.commands.rollout import ask_rollout
 
         return ask_rollout(self.application.name, what)
 
@@ -252,8 +252,8 @@ def test_the_keeper_ends_with_an_application_that_ray_serve_removes(
 ) -> None:
     from ray import serve
 
+    from lepton_ray.commands.rollout import ask_rollout, start_rollout
     from lepton_ray.serve.rollout.on_ray import find_keeper
-    from lepton_ray.stages.rollout import ask_rollout, start_rollout
 
     application = Application(packages.first)
     application.deploy()

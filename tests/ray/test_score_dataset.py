@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from lepton_ray.artifacts.package import ModelPackage, open_package
+from lepton_ray.commands.score_dataset import score_dataset
 from lepton_ray.data import csv_text
 from lepton_ray.data.connectors import files
 from lepton_ray.pipeline import run as run_pipeline
 from lepton_ray.spec import load_spec
-from lepton_ray.stages.score_dataset import score_dataset
 
 from .conftest import REPOSITORY, wait_until
 

@@ -155,7 +155,7 @@ def test_version() -> None:
 def test_rollouts_need_a_cluster_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_JOB_SUBMISSION_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("lepton_ray.stages.rollout.is_connected", lambda: False)
+    monkeypatch.setattr("lepton_ray.commands.rollout.is_connected", lambda: False)
     for arguments in (["status", "a"], ["promote", "a"], ["abort", "a"], ["start", "a", "package"]):
         assert "RAY_ADDRESS must name the cluster" in _error(_run("rollout", *arguments), 1)
 
@@ -443,7 +443,7 @@ def test_only_of_a_rollout_under_way_a_verdict_is_shown(monkeypatch: pytest.Monk
     }
     facts = {"application": "a", "mode": "canary", "phase": phase, "reason": "too slow", "audit": "x"}
     status = {**facts, **verdict, "champion": counts, "challenger": counts}
-    monkeypatch.setattr("lepton_ray.stages.rollout.ask_rollout", lambda *arguments: status)
+    monkeypatch.setattr("lepton_ray.commands.rollout.ask_rollout", lambda *arguments: status)
     text = _run("rollout", "status", "a").stdout
     assert f"a: canary {phase}. too slow" in text
     assert ("verdict: waiting, 0 of 20" in text) is (phase == "running")

@@ -108,7 +108,7 @@ def test_a_budget_that_is_spent_has_a_status_of_its_own(spec: Path) -> None:
 
 
 def test_reaping_needs_a_cluster_to_be_named(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lepton_ray.stages.reap.is_connected", lambda: False)
+    monkeypatch.setattr("lepton_ray.commands.reap.is_connected", lambda: False)
     result = run("reap")
     assert result.exit_code == 1
     assert "RAY_ADDRESS must name the cluster to look at" in result.stderr

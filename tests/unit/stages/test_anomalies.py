@@ -14,6 +14,7 @@ from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.tables import to_feeds
+from lepton_ray.commands.drift import measure_drift
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.files import read_json
 from lepton_ray.data.parts import Folder, read_parts
@@ -21,7 +22,6 @@ from lepton_ray.pipeline import run
 from lepton_ray.serve import protocol
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages import export, held_out
-from lepton_ray.stages.drift import measure_drift
 
 _ROWS = 600
 

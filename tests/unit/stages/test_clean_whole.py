@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lepton_ray.commands.quarantine import export, open_quarantine, read_quarantine, replay
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.connectors import files
 from lepton_ray.pipeline.runner import run as run_spec
@@ -13,7 +14,6 @@ from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean, fingerprint
 from lepton_ray.stages.clean import preflight as clean_preflight
 from lepton_ray.stages.ingest import ingest, preflight
-from lepton_ray.stages.quarantine import export, open_quarantine, read_quarantine, replay
 
 from .contexts import context_in
 

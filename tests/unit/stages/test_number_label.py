@@ -12,13 +12,13 @@ import yaml
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.reference import read_reference
+from lepton_ray.commands.drift import measure_drift
+from lepton_ray.commands.score import score_file
+from lepton_ray.commands.starter import write_starter
 from lepton_ray.core.errors import SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages.drift import measure_drift
-from lepton_ray.stages.score import score_file
-from lepton_ray.stages.starter import write_starter
 
 
 def _write(path: Path, rows: int = 400) -> None:

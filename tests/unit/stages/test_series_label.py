@@ -16,6 +16,7 @@ from pyarrow.fs import LocalFileSystem
 
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor, to_predictions
+from lepton_ray.commands.score import score_file
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.data.parts import Folder, read_parts
 from lepton_ray.data.split import SPLITS, assign_in_order
@@ -23,7 +24,6 @@ from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
 from lepton_ray.stages.clean import clean
 from lepton_ray.stages.ingest import ingest
-from lepton_ray.stages.score import score_file
 
 from .contexts import context_in
 

@@ -14,6 +14,7 @@ import yaml
 from lepton_ray.artifacts.kinds import Dataset
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.commands.drift import measure_drift
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.serve.endpoint import Endpoint, Limits, NoMeter
@@ -21,7 +22,6 @@ from lepton_ray.spec import parse_spec
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.clean import clean
-from lepton_ray.stages.drift import measure_drift
 from lepton_ray.stages.featurize import load_split
 from lepton_ray.stages.ingest import ingest
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from lepton_ray.commands.infer import Guess, Inferred, infer_data
 from lepton_ray.core.errors import DataError
 from lepton_ray.spec import parse_spec, yaml_text
 from lepton_ray.spec.data import CategoryColumn, Column, IgnoredColumn, ImageColumn, NumberColumn
-from lepton_ray.stages.infer import Guess, Inferred, infer_data
 
 _MIN_COLUMNS = 2  # a feature and the label
 _MIN_CLASSES, _MAX_CLASSES = 2, 50  # of a label

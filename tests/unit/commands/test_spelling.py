@@ -8,7 +8,7 @@ import pytest
 
 from lepton_ray.artifacts.numbers import parse_numbers
 from lepton_ray.artifacts.times import read_times
-from lepton_ray.stages.written import guess_delimiter, guess_encoding, guess_number, guess_time, has_decimal_points
+from lepton_ray.commands.spelling import guess_delimiter, guess_encoding, guess_number, guess_time, has_decimal_points
 
 
 @pytest.mark.parametrize(

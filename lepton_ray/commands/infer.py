@@ -20,6 +20,16 @@ from pydantic import TypeAdapter, ValidationError
 from lepton_ray.artifacts.numbers import parse_numbers
 from lepton_ray.artifacts.pixels import SUFFIXES
 from lepton_ray.artifacts.times import read_times, spell_times
+from lepton_ray.commands.score import source_of
+from lepton_ray.commands.spelling import (
+    LOOKS_LIKE,
+    guess_delimiter,
+    guess_encoding,
+    guess_number,
+    guess_time,
+    has_decimal_points,
+    mixed_money,
+)
 from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
@@ -48,16 +58,6 @@ from lepton_ray.spec.data import (
 )
 from lepton_ray.spec.load import parse_model, read_text
 from lepton_ray.spec.sources import Source
-from lepton_ray.stages.score import source_of
-from lepton_ray.stages.written import (
-    LOOKS_LIKE,
-    guess_delimiter,
-    guess_encoding,
-    guess_number,
-    guess_time,
-    has_decimal_points,
-    mixed_money,
-)
 
 _HEAD_ROWS = 10_000
 _WRITTEN_BYTES = 1 << 16  # that show how a text file is written

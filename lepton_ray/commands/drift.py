@@ -17,6 +17,7 @@ from lepton_ray.artifacts.reference import Drift, Sketch, Window, read_reference
 from lepton_ray.artifacts.signature import Feeds
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.artifacts.tags import encode_tags
+from lepton_ray.commands.score import features_of, run_each, source_of
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
@@ -29,7 +30,6 @@ from lepton_ray.evaluate.drift_page import ColumnPicture, write_drift_page
 from lepton_ray.features.columns import codes_of, series_of
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.release import EvaluateSpec, Gate
-from lepton_ray.stages.score import features_of, run_each, source_of
 
 _SHOWN_LABELS = 5
 _ALARM_NAMES = {"excess_psi": "distribution", "excess_unseen": "unseen categories", "excess_missing": "missing values"}

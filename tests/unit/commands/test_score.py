@@ -18,9 +18,9 @@ from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import seal
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.signature import Signature
+from lepton_ray.commands.score import score_file, source_of
 from lepton_ray.core.errors import DataError, RecordError
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.stages.score import score_file, source_of
 
 TABLE = {"x": {"kind": "number", "max": 100}, "c": {"kind": "category", "required": True}, "y": "category"}
 IMAGES = {"image": {"kind": "image", "height": 2, "width": 2, "channels": 1}, "y": "category"}

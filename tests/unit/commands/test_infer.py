@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import orc
 
+from lepton_ray.commands import infer
+from lepton_ray.commands.infer import Inferred, infer_data
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.connectors import check_source, open_connector
-from lepton_ray.stages import infer
-from lepton_ray.stages.infer import Inferred, infer_data
 
 WRITERS: dict[str, Callable[[pa.Table, Path], object]] = {
     "parquet": pq.write_table,

@@ -28,6 +28,7 @@ from lepton_ray.artifacts.predictor import Predictor, to_predictions
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.store import MANIFEST, WORK, Store, open_filesystem
 from lepton_ray.artifacts.tables import to_feeds
+from lepton_ray.commands.score import SUFFIXES, features_of, run_each, source_of, unknown_columns
 from lepton_ray.core.errors import ArtifactError, DataError
 from lepton_ray.core.files import sha256_json
 from lepton_ray.core.text import without_credentials
@@ -40,7 +41,6 @@ from lepton_ray.data.parts import Folder
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
-from lepton_ray.stages.score import SUFFIXES, features_of, run_each, source_of, unknown_columns
 
 VERSION = 2
 _PLAN = "plan.json"

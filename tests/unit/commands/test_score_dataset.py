@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.cli.app import app
+from lepton_ray.commands.score_dataset import score_dataset
 from lepton_ray.core.errors import ArtifactError, DataError, RecordError
 from lepton_ray.data import csv_text, in_process
 from lepton_ray.data.connectors import files
 from lepton_ray.data.parts import Folder
 from lepton_ray.stages import blocks
-from lepton_ray.stages.score_dataset import score_dataset
 
 
 def _record(index: int) -> dict[str, Any]:

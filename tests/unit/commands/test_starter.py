@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lepton_ray.commands.starter import write_starter
 from lepton_ray.core.errors import DataError, LeptonError, SpecError
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages.starter import write_starter
 
 ODD_NAMES = [
     *(

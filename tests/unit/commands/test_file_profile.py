@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from lepton_ray.artifacts.profile import CategoryProfile, ImageProfile, NumberProfile
+from lepton_ray.commands.file_profile import Profiled, profile_file
+from lepton_ray.commands.snapshots import profile_anything, write_page_of
 from lepton_ray.core.errors import ArtifactError, DataError
 from lepton_ray.evaluate.page import escape
-from lepton_ray.stages.file_profile import Profiled, profile_file
-from lepton_ray.stages.snapshots import profile_anything, write_page_of
 
 
 def _number(found: Profiled, name: str) -> NumberProfile:

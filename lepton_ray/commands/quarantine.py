@@ -16,6 +16,7 @@ from typing import Any
 
 from lepton_ray.artifacts.numbers import parse_number
 from lepton_ray.artifacts.store import Store
+from lepton_ray.commands.snapshots import open_folder
 from lepton_ray.core.errors import ArtifactError, DataError
 from lepton_ray.data.mended import MendedRecord, Place, Value, mended_by_place, read_mended, write_mended
 from lepton_ray.data.mending import Given, csv_cell, export_csv, export_json_lines, is_csv, read_mended_file, stop_for
@@ -30,7 +31,6 @@ from lepton_ray.data.quarantine import (
 )
 from lepton_ray.data.snapshots import Snapshot, list_folders, read_snapshot
 from lepton_ray.spec.data import NumberColumn
-from lepton_ray.stages.snapshots import open_folder
 
 __all__ = ["Replayed", "count_quarantine", "export", "open_quarantine", "read_quarantine", "replay"]
 

@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 from lepton_ray.artifacts.pixels import SUFFIXES as IMAGE_SUFFIXES
 from lepton_ray.artifacts.profile import ColumnProfile, TimeProfile, summary_of
 from lepton_ray.artifacts.store import MANIFEST, open_filesystem
+from lepton_ray.commands.file_profile import Profiled, profile_file
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.data.compare import Difference, Side, compare
 from lepton_ray.data.connectors.filesystems import list_files, open_location
@@ -27,7 +28,6 @@ from lepton_ray.data.snapshots import (
 )
 from lepton_ray.evaluate.data_report import write_profile_page
 from lepton_ray.spec.data import Column
-from lepton_ray.stages.file_profile import Profiled, profile_file
 
 DEFAULT_STORAGE = "runs"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

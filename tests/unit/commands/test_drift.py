@@ -13,10 +13,10 @@ from lepton_ray.artifacts.package import open_package, seal
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.artifacts.reference import ALARMS
 from lepton_ray.cli.app import app
+from lepton_ray.commands.drift import measure_drift, read_gates, show_unknown
 from lepton_ray.core.errors import DataError, RecordError, SpecError
 from lepton_ray.pipeline import run
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages.drift import measure_drift, read_gates, show_unknown
 
 _RULES = Path(__file__).parent.parent.parent.parent / "cluster/observability/rules/alerts.yml"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lepton_ray.commands import rollout
 from lepton_ray.core.errors import SpecError
-from lepton_ray.stages import rollout
 from lepton_ray.stages.deploy import find_model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.artifacts.profile import Profile
+from lepton_ray.commands.infer import infer_data
 from lepton_ray.core.errors import DataError
 from lepton_ray.data.block import REASON
 from lepton_ray.data.check import ROW_HASH, check_block
@@ -19,7 +20,6 @@ from lepton_ray.data.in_process import map_parts
 from lepton_ray.data.profile import profile
 from lepton_ray.data.sample import RowSample
 from lepton_ray.spec.data import DataSpec
-from lepton_ray.stages.infer import infer_data
 
 _SAMPLE_BYTES = 1 << 30  # of typed rows in memory
 

@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from lepton_ray.artifacts.store import MANIFEST, StepId, Store
+from lepton_ray.commands.snapshots import open_runs
 from lepton_ray.core.errors import ArtifactError, InUseError
 from lepton_ray.data.parts import Folder
 from lepton_ray.data.snapshots import list_folders
-from lepton_ray.stages.snapshots import open_runs
 
 _PRUNED = ("ingest", "clean", "featurize", "tune", "train")
 _ROOTS = (*_PRUNED, "export", "evaluate", "register", "deploy")

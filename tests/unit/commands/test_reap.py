@@ -2,7 +2,7 @@
 
 import pytest
 
-from lepton_ray.stages import reap
+from lepton_ray.commands import reap
 
 
 def test_what_the_command_prints_is_not_among_our_json(capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,11 @@ from lepton_ray.artifacts import store as store_module
 from lepton_ray.artifacts.kinds import Dataset
 from lepton_ray.artifacts.store import StepId, Store
 from lepton_ray.cli.app import app
+from lepton_ray.commands import prune as prune_module
+from lepton_ray.commands.prune import prune
 from lepton_ray.core.errors import ArtifactError
 from lepton_ray.pipeline import RunResult, run
 from lepton_ray.spec import parse_spec
-from lepton_ray.stages import prune as prune_module
-from lepton_ray.stages.prune import prune
 
 _STAGES = ("ingest", "clean", "featurize", "train", "export", "evaluate")
 
@@ -219,7 +219,7 @@ def test_another_storage_has_no_links_and_keeps_what_was_finished_last(
 ) -> None:
     shutil.rmtree(storage / "sizes" / "latest")
     remote = pafs.SubTreeFileSystem(str(storage.parent), pafs.LocalFileSystem())
-    monkeypatch.setattr("lepton_ray.stages.snapshots.open_filesystem", lambda uri: (remote, "runs"))
+    monkeypatch.setattr("lepton_ray.commands.snapshots.open_filesystem", lambda uri: (remote, "runs"))
     monkeypatch.setattr(store_module, "open_filesystem", lambda uri: (remote, "runs"))
     monkeypatch.setattr(store_module, "_SETTLE_S", 0.0)
     found, in_use, problems = prune("remote", None, 0, is_dry=False)
