@@ -30,9 +30,10 @@ import pyarrow.fs as pafs
 from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import PART_FOLDERS, Artifact
+from lepton_ray.artifacts.whole import write_whole
 from lepton_ray.core import settings
 from lepton_ray.core.errors import ArtifactError, InUseError
-from lepton_ray.core.files import list_files, sha256_file, sha256_json, temporary_folder, write_atomic
+from lepton_ray.core.files import list_files, sha256_file, sha256_json, temporary_folder
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
 
@@ -267,14 +268,10 @@ class Store:
         data = artifact.model_dump(mode="json")
         digest = _digest_of(type(artifact), data, files)
         manifest = {**facts, "kind": type(artifact).__name__, "artifact": data, "files": files, "digest": digest}
-        text = json.dumps(manifest, indent=2)
-        if self.is_local:
-            write_atomic(folder / MANIFEST, text)
-        else:
+        if not self.is_local:
             self.filesystem.create_dir(self.path(step), recursive=True)
             self._upload(step, list(fetched), folder)
-            with self.filesystem.open_output_stream(f"{self.path(step)}/{MANIFEST}") as stream:
-                stream.write(text.encode())
+        write_whole(self.filesystem, f"{self.path(step)}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
         if self.filesystem.get_file_info(self.work_path(step)).type != pafs.FileType.NotFound:
             self.filesystem.delete_dir(self.work_path(step))  # after the manifest: half a work folder resumes nothing
         return artifact.model_copy(update={"folder": folder, "location": self.path(step), "digest": digest})

@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from lepton_ray.artifacts.whole import write_whole
 from lepton_ray.core.errors import ArtifactError
-from lepton_ray.core.files import write_atomic
 from lepton_ray.core.spent import Spent, together
 
 _HOUR_S = 3600.0
@@ -136,9 +135,4 @@ class SpentFile:
         """Replace the file."""
         counted = {stage: {"seconds": spent.seconds, "usd": spent.usd} for stage, spent in stages.items()}
         content = {"stages": counted, "is_finished": is_finished}
-        text = json.dumps(content, indent=2)
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
-            write_atomic(Path(self.path), text)
-            return
-        with self.filesystem.open_output_stream(self.path) as stream:
-            stream.write(text.encode())
+        write_whole(self.filesystem, self.path, json.dumps(content, indent=2).encode())

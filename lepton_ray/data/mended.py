@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lepton_ray.artifacts.times import TIMESTAMP, read_times
+from lepton_ray.artifacts.whole import write_whole
 from lepton_ray.core.errors import ArtifactError
-from lepton_ray.core.files import sha256_json, write_atomic
+from lepton_ray.core.files import sha256_json
 from lepton_ray.data.block import LINE, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.parts import Folder
@@ -101,12 +101,7 @@ def write_mended(filesystem: pafs.FileSystem, root: str, records: Iterable[Mende
     numbers = [int(name.partition(".")[0]) for name in folder.names() if name.partition(".")[0].isdecimal()]
     name = f"{max(numbers, default=0) + 1:0{_DIGITS}d}.jsonl"
     data = "".join(f"{record.model_dump_json()}\n" for record in records).encode()
-    if folder.is_local:
-        write_atomic(Path(folder.path) / name, data)
-    else:
-        folder.filesystem.create_dir(folder.path, recursive=True)
-        with folder.filesystem.open_output_stream(f"{folder.path}/{name}") as stream:
-            stream.write(data)
+    write_whole(filesystem, f"{folder.path}/{name}", data)
     return name
 
 

@@ -23,6 +23,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from lepton_ray.artifacts.whole import write_whole
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core import settings
 from lepton_ray.core.errors import BudgetError, EngineError
@@ -61,9 +62,7 @@ class Storage:
     def take_over(self) -> str:
         """Make the caller the only one to report from now on; returns its mark."""
         mark = uuid.uuid4().hex
-        self.filesystem.create_dir(self.path, recursive=True)
-        with self.filesystem.open_output_stream(f"{self.path}/{_OWNER}") as stream:
-            stream.write(mark.encode())
+        write_whole(self.filesystem, f"{self.path}/{_OWNER}", mark.encode())
         return mark
 
     def check_owner(self, mark: str) -> None:
@@ -83,7 +82,7 @@ class Storage:
             self.filesystem.delete_dir(self.path)
 
     def read_progress(self) -> dict[str, Any] | None:
-        """Return the last report, None before the first, while it is written, or where the storage does not answer just now."""
+        """Return the last report, None before the first, or where the storage does not answer just now."""
         with contextlib.suppress(OSError, ValueError):
             with self.filesystem.open_input_stream(f"{self.path}/{_PROGRESS}") as stream:
                 report: dict[str, Any] = json.loads(stream.read())
@@ -347,8 +346,7 @@ class _WriteProgress(ray.train.UserCallback):  # type: ignore[misc]  # Ray has n
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Write the metrics of rank 0."""
-        with self.storage.filesystem.open_output_stream(f"{self.storage.path}/{_PROGRESS}") as stream:
-            stream.write(json.dumps(metrics[0]).encode())
+        write_whole(self.storage.filesystem, f"{self.storage.path}/{_PROGRESS}", json.dumps(metrics[0]).encode())
 
 
 class _Meter:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from lepton_ray.artifacts.whole import write_whole
 from lepton_ray.tune.space import Values
 
 _CLOCK = "clock"
@@ -79,10 +80,7 @@ class Journal:
         return content if isinstance(content, dict) else None
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        text = json.dumps(content, allow_nan=False)
-        self.filesystem.create_dir(self.path, recursive=True)
-        with self.filesystem.open_output_stream(f"{self.path}/{name}.json") as stream:
-            stream.write(text.encode())
+        write_whole(self.filesystem, f"{self.path}/{name}.json", json.dumps(content, allow_nan=False).encode())
 
 
 def _to_trial(content: dict[str, Any] | None) -> Trial | None:

@@ -7,6 +7,7 @@ from typing import Any
 from pyarrow.fs import FileType, LocalFileSystem
 
 from lepton_ray.artifacts.store import open_filesystem
+from lepton_ray.artifacts.whole import write_whole
 from lepton_ray.serve.rollout.course import Course
 
 
@@ -28,8 +29,7 @@ class Records:
     def write_course(self, course: Course | None) -> None:
         """Write the course, whole or not at all."""
         text = b"" if course is None else course.model_dump_json(indent=2).encode()
-        self._write(f"{self._course_path}.new", text)
-        self._filesystem.move(f"{self._course_path}.new", self._course_path)
+        write_whole(self._filesystem, self._course_path, text)
 
     def last_serial(self, rollout: str) -> int:
         """Return the serial of the course that the audit's last line of a rollout tells of; -1 without a line that tells it."""
@@ -47,14 +47,10 @@ class Records:
             with self._filesystem.open_append_stream(self.audit_path) as stream:
                 stream.write(text)
         else:
-            self._write(self.audit_path, self._read(self.audit_path) + text)
+            write_whole(self._filesystem, self.audit_path, self._read(self.audit_path) + text)
 
     def _read(self, path: str) -> bytes:
         if self._filesystem.get_file_info(path).type == FileType.NotFound:
             return b""
         with self._filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
-
-    def _write(self, path: str, text: bytes) -> None:
-        with self._filesystem.open_output_stream(path) as stream:
-            stream.write(text)
