@@ -17,10 +17,11 @@ from ray.util.state import list_actors, list_jobs
 from lepton_ray.core.errors import EngineError
 from lepton_ray.core.web import open_url
 from lepton_ray.cost.idle.judge import Look, Memory
+from lepton_ray.engine.actors import NAMESPACE
 from lepton_ray.engine.faults import last_line
 
-_KEY, _NAMESPACE = "idle", "lepton_ray"
-_OWN_NAMESPACES = ("serve", "lepton_ray", "SUPERVISOR_ACTOR_RAY_NAMESPACE", "AutoscalingCoordinator")
+_KEY = "idle"
+_OWN_NAMESPACES = ("serve", NAMESPACE, "SUPERVISOR_ACTOR_RAY_NAMESPACE", "AutoscalingCoordinator")
 _COUNTERS = re.compile(
     r'^ray_(?:lepton_requests|serve_deployment_request_counter)_total\{[^}]*application="([^"]+)"[^}]*\} (\S+)$', re.M
 )
@@ -65,11 +66,11 @@ def keep(memory: Memory) -> None:
     """Leave it in the cluster, for as long as that lives."""
     looks = [*(one for one in _stored().get("looks", ()) if one != _own_job()), _own_job()]
     content = {"memory": memory.to_json(), "looks": looks[-_MOST_LOOKS:]}
-    _internal_kv_put(_KEY, json.dumps(content), overwrite=True, namespace=_NAMESPACE)
+    _internal_kv_put(_KEY, json.dumps(content), overwrite=True, namespace=NAMESPACE)
 
 
 def _stored() -> dict[str, Any]:
-    content = _internal_kv_get(_KEY, namespace=_NAMESPACE)
+    content = _internal_kv_get(_KEY, namespace=NAMESPACE)
     return {} if content is None else dict(json.loads(content))
 
 

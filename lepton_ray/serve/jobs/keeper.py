@@ -88,7 +88,7 @@ class _Job:
         return told if self.failure is None else {**told, "status": self.failure[0], "error": self.failure[1]}
 
 
-class Keeper:
+class JobKeeper:
     """Answers requests about jobs."""
 
     def __init__(self, answer_part: AnswerPart, count: Callable[[str, str], None] = lambda model, end: None) -> None:

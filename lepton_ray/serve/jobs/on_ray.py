@@ -16,13 +16,13 @@ from ray.serve.exceptions import RayServeException
 
 from lepton_ray.core import metrics as catalogue
 from lepton_ray.core.status import HTTP_FAILED, HTTP_UNAVAILABLE
+from lepton_ray.engine.actors import end_actor, keep_actor
 from lepton_ray.engine.faults import last_line
 from lepton_ray.engine.meters import counter, gauge
 from lepton_ray.serve.endpoint import Call, Response, error_response, json_response
 from lepton_ray.serve.jobs.desk import Part, Terms
-from lepton_ray.serve.jobs.keeper import Keeper
+from lepton_ray.serve.jobs.keeper import JobKeeper
 
-_NAMESPACE = "lepton_ray"
 _MOST_DEATHS = 3  # of replicas over one part
 _PAUSE_S = 0.5  # before a part that no replica could take is tried again
 _TELL_S = 1.0
@@ -32,14 +32,14 @@ _ASK_TIMEOUT_S, _ASK_TRIES = 30.0, 3
 _logger = logging.getLogger("lepton_ray.serve")
 
 
-class KeeperActor:
+class JobKeeperActor:
     """Keeps the jobs of one application."""
 
     def __init__(self, application: str) -> None:
         self._application = application
         self._ended, self._held = counter(catalogue.JOBS), gauge(catalogue.JOBS_HELD)
         self._bytes = gauge(catalogue.JOBS_BYTES)
-        self._keeper = Keeper(self._answer_part, self._count)
+        self._keeper = JobKeeper(self._answer_part, self._count)
         self._handle: Any = None
         self._ticking = asyncio.create_task(self._tick())  # one that Ray starts again may never be asked
 
@@ -108,19 +108,13 @@ class KeeperLink:
     def _send(self, call: Call, terms: Terms | None) -> Any:
         """In a thread, as a large body is copied here."""
         if self._actor is None:
-            options = {"name": _name(self._application), "namespace": _NAMESPACE, "get_if_exists": True}
-            detached = {"lifetime": "detached", "max_restarts": -1, "num_cpus": 0}
-            self._actor = ray.remote(KeeperActor).options(**options, **detached).remote(self._application)
+            self._actor = keep_actor(_name(self._application), JobKeeperActor, self._application)
         return self._actor.ask.remote(call, terms)
 
 
 def end_jobs(application: str) -> None:
     """End the keeper of an application's jobs, if there is one, and with it all jobs."""
-    try:
-        keeper = ray.get_actor(_name(application), namespace=_NAMESPACE)
-    except ValueError:
-        return
-    ray.kill(keeper)
+    end_actor(_name(application))
 
 
 def _name(application: str) -> str:

@@ -22,6 +22,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
 from lepton_ray.core.errors import EngineError, LeptonError
+from lepton_ray.engine.actors import end_actor, find_actor, keep_actor
 from lepton_ray.engine.faults import last_line
 from lepton_ray.serve.handles import near
 from lepton_ray.serve.plans.on_ray import FOLLOW_TIMEOUT_S, give_plan, no_application, read_plan
@@ -31,7 +32,6 @@ from lepton_ray.serve.rollout.records import Records
 from lepton_ray.serve.rollout.tally import Tally, total
 from lepton_ray.spec.rollout import ModelRef, RolloutSpec, TrafficPlan
 
-_NAMESPACE = "lepton_ray"
 _PREPARE_TIMEOUT_S = 300.0
 _REPORT_TIMEOUT_S = 30.0
 _CHUNK_S, _WINDOW_S = 5.0, 600.0  # the verdict is on what the last ten minutes of a step have brought
@@ -67,16 +67,12 @@ class Reporter:
 
 def find_keeper(application: str) -> Any:
     """Return the actor that keeps the rollouts of an application, or None."""
-    try:
-        return ray.get_actor(_name(application), namespace=_NAMESPACE)
-    except ValueError:
-        return None
+    return find_actor(_name(application))
 
 
 def end_keeper(application: str) -> None:
     """End the actor that keeps the rollouts of an application, if there is one."""
-    if (keeper := find_keeper(application)) is not None:
-        ray.kill(keeper)
+    end_actor(_name(application))
 
 
 def _name(application: str) -> str:
@@ -85,12 +81,7 @@ def _name(application: str) -> str:
 
 def start_keeper(application: str, storage: str, move_alias: MoveAlias) -> Any:
     """Return the actor that keeps the rollouts of an application; a new one keeps its records in ``storage``."""
-    options = {"name": _name(application), "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    return (
-        ray.remote(RolloutKeeper)
-        .options(**options, num_cpus=0, max_restarts=-1)
-        .remote(application, storage, move_alias)
-    )
+    return keep_actor(_name(application), RolloutKeeper, application, storage, move_alias)
 
 
 def ask_keeper(keeper: Any, method: str, *args: Any) -> Any:

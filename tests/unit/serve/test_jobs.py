@@ -25,7 +25,7 @@ from lepton_ray.serve.front import Variant
 from lepton_ray.serve.guard import Guard
 from lepton_ray.serve.http import asgi_app
 from lepton_ray.serve.jobs.desk import Desk, Part, Terms, answer_part
-from lepton_ray.serve.jobs.keeper import Keeper
+from lepton_ray.serve.jobs.keeper import JobKeeper
 from lepton_ray.serve.rollout.holding import Holding
 from lepton_ray.serve.tokens import Scope, create_token, read_tokens
 from lepton_ray.spec.release import JobsSpec, ServeSpec
@@ -47,7 +47,7 @@ class Office:
     """A listener that takes jobs, with their keeper in its loop."""
 
     running: Running
-    keeper: Keeper
+    keeper: JobKeeper
     ends: list[str]
 
     def submit(self, content: Any, *headers: bytes) -> str:
@@ -89,8 +89,8 @@ def open_office(listen: Callable[..., Running]) -> Iterator[Callable[..., Office
         async def answer_here(rows: list[Any], version: str) -> Part:
             return await answer_part(running.front, rows, version)
 
-        async def open_it() -> Keeper:
-            keeper = Keeper(answer or answer_here, lambda model, end: ends.append(end))
+        async def open_it() -> JobKeeper:
+            keeper = JobKeeper(answer or answer_here, lambda model, end: ends.append(end))
 
             async def reach(call: Call, terms: Terms | None) -> Response:
                 return keeper.ask(call, terms)
@@ -337,7 +337,7 @@ def test_a_job_is_forgotten_in_its_time_and_not_with_one_that_was_sent_before(mi
     terms = Terms(JobsSpec(keep_s=1000.0), "demo", opened.signature)
 
     async def go() -> list[int]:
-        keeper = Keeper(gate)
+        keeper = JobKeeper(gate)
         call = Call("jobs", json.dumps(records(1)).encode(), key=b"a", job=JobAsked("submit", caller="me"))
 
         async def finish() -> str:
@@ -437,7 +437,7 @@ def _plan(*folders: Path, **values: Any) -> TrafficPlan:
     return TrafficPlan.model_validate({"model": refs[0].model_dump(), **challenger, **values})
 
 
-async def _finish(keeper: Keeper, held: Holding, rows: int) -> dict[str, Any]:
+async def _finish(keeper: JobKeeper, held: Holding, rows: int) -> dict[str, Any]:
     champion = held.front.champion
     terms = Terms(JobsSpec(), champion.name, champion.predictor.signature)
     body = json.dumps(records(rows)).encode()
@@ -472,7 +472,7 @@ def test_all_rows_of_a_job_are_of_one_version(mixed_package: Path, rival_package
             return part
 
         await held.follow(_plan(mixed_package))
-        told = await _finish(Keeper(answer), held, 200)
+        told = await _finish(JobKeeper(answer), held, 200)
         held.close()
         return told
 

@@ -21,7 +21,7 @@ def test_a_keeper_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(on_ray.ray, "kill", lambda actor: killed.set())
 
     async def run() -> Any:
-        kept = on_ray.KeeperActor("sizes")
+        kept = on_ray.JobKeeperActor("sizes")
         await asyncio.wait_for(killed.wait(), 20)
         return kept
 
