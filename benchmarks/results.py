@@ -1,14 +1,34 @@
 """RESULTS.md: one section for each benchmark, between markers, so that each replaces its own and leaves the others alone."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PATH = Path(__file__).parent / "RESULTS.md"
+
+
+Section = Callable[[argparse.Namespace], str]
+
+
+def write_sections(group: str, sections: Mapping[str, Section], arguments: argparse.Namespace) -> None:
+    """Measure ``arguments.what``, one of the sections or all of them, print each and write it unless ``arguments.dry``.
+
+    ``{load}`` in a section becomes the machine's load before and after it.
+    """
+    for name in sections if arguments.what == "all" else [arguments.what]:
+        before = os.getloadavg()[0]
+        print(f"load before the run: {before:.2f}", flush=True)
+        section = sections[name](arguments)
+        section = section.replace("{load}", f"{before:.1f} before and {os.getloadavg()[0]:.1f} after")
+        print(section, flush=True)
+        if not arguments.dry:
+            replace_section(f"{group} {name}", section)
+            print(f"wrote {PATH}", flush=True)
 
 
 def replace_section(name: str, body: str, path: Path = PATH) -> None:

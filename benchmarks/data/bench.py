@@ -12,7 +12,6 @@ says more.
 
 import argparse
 import contextlib
-import os
 import shlex
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 from check import check_equal  # noqa: E402  beside this file
 from generate import ROWS, write_table  # noqa: E402
 from measure import Measured, run_command  # noqa: E402
-from results import PATH, describe_machine, replace_section, spread  # noqa: E402
+from results import PATH, describe_machine, spread, write_sections  # noqa: E402
 
 CONTENDERS = {
     "ours, in process": ("ours.py", "local"),
@@ -62,13 +61,7 @@ def main() -> None:
     parser.add_argument("--inputs", nargs="+", choices=["csv", "parquet"], default=["csv", "parquet"])
     parser.add_argument("--dry", action="store_true", help="print the section, do not write RESULTS.md")
     arguments = parser.parse_args()
-    print(f"load before the run: {os.getloadavg()[0]:.2f}", flush=True)
-    for what in parts if arguments.what == "all" else [arguments.what]:
-        section = parts[what](arguments)
-        print(section, flush=True)
-        if not arguments.dry:
-            replace_section(f"data {what}", section)
-            print(f"wrote {PATH}", flush=True)
+    write_sections("data", parts, arguments)
 
 
 def compare(arguments: argparse.Namespace) -> str:

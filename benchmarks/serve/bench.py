@@ -9,7 +9,6 @@ process, in turn, each round in another order. Peers run in environments of thei
 """
 
 import argparse
-import os
 import signal
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[1:1] = [str(HERE.parent), str(HERE.parent / "train")]
 
-from results import PATH, replace_section  # noqa: E402  one folder up
+from results import write_sections  # noqa: E402
 from servers import SERVERS  # noqa: E402  beside this file
 from several import growth, one_more, overload  # noqa: E402
 from single import batches, haproxy, images, small_table  # noqa: E402
@@ -46,14 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does: with the servers that are running
-    for name in SECTIONS if arguments.what == "all" else [arguments.what]:
-        before = os.getloadavg()[0]
-        section = SECTIONS[name](arguments)
-        section = section.replace("{load}", f"{before:.1f} before and {os.getloadavg()[0]:.1f} after")
-        print(section, flush=True)
-        if not arguments.dry:
-            replace_section(f"serve {name}", section)
-            print(f"wrote {PATH}", flush=True)
+    write_sections("serve", SECTIONS, arguments)
 
 
 if __name__ == "__main__":

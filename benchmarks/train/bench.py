@@ -8,7 +8,6 @@ Each contender is a fresh process (contender.py trains the plain CNN, distribute
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 from contender import CONTENDERS  # noqa: E402  beside this file
 from distributed import EPOCHS, IMAGES_PER_WORKER, TRIALS  # noqa: E402  beside this file
 from images import write_images  # noqa: E402
-from results import PATH, describe_machine, replace_section, spread  # noqa: E402
+from results import PATH, describe_machine, spread, write_sections  # noqa: E402
 
 VAL_ROWS = 5_000
 PEERS = {"ours, Keras": "Keras fit", "ours, torch": "bare torch loop"}
@@ -47,13 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="print the section, do not write RESULTS.md")
     arguments = parser.parse_args()
-    print(f"load before the run: {os.getloadavg()[0]:.2f}", flush=True)
-    for name in SECTIONS if arguments.what == "all" else [arguments.what]:
-        section = SECTIONS[name](arguments)
-        print(section, flush=True)
-        if not arguments.dry:
-            replace_section(f"train {name}", section)
-            print(f"wrote {PATH}", flush=True)
+    write_sections("train", SECTIONS, arguments)
 
 
 def compare(arguments: argparse.Namespace) -> str:
