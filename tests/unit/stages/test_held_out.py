@@ -21,16 +21,9 @@ from lepton_ray.spec import parse_spec
 from lepton_ray.stages import export, featurize, held_out
 from lepton_ray.stages.blocks import folder_of
 
-from .contexts import context_in
+from .contexts import LABELS, context_in, label_columns
 
 _ROWS, _GROUP, _GOLDEN = 600, 7, 16
-_LABELS: dict[str, Any] = {
-    "classification": {"label": "kind"},
-    "regression": {"label": "weight"},
-    "multi_label": {"label": "marks"},
-    "anomaly_detection": {"label": "kind", "anomalies": {"normal_class": "a"}},
-    "unlabelled": {"label": None, "anomalies": {"quantile": 0.9}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +43,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def result_of(source: Path, folder: Path, task: str) -> dict[str, Any]:
-    section = _LABELS[task]
+    section = LABELS[task]
     kinds: dict[str, Any] = {"number": "ignored", "size": "number", "colour": "category", "user": "ignored"}
-    labels: dict[str, Any] = {
-        "kind": "category",
-        "weight": {"kind": "number", "min": 0},
-        "marks": {"kind": "tags", "separator": "|"},
-    }
-    kinds |= {name: kind if name == section.get("label") else "ignored" for name, kind in labels.items()}
     evaluate = {"ranking": {"group_by": "user", "relevant": 1.5}} if task == "regression" else {}
     spec = {
         "name": "rows",
         "storage": str(folder),
-        "data": {"source": {"kind": "csv", "uri": str(source)}, "columns": kinds, **section},
+        "data": {"source": {"kind": "csv", "uri": str(source)}, "columns": {**kinds, **label_columns(task)}, **section},
         "model": {"kind": "autoencoder"} if "anomalies" in section else {"kind": "mlp", "hidden": [4]},
         "train": {"epochs": 2, "global_batch_size": 32},
         "export": {"golden_rows": _GOLDEN},
@@ -72,7 +59,7 @@ def result_of(source: Path, folder: Path, task: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow_but("classification")
-@pytest.mark.parametrize("task", list(_LABELS))
+@pytest.mark.parametrize("task", list(LABELS))
 def test_groups_change_nothing_and_are_answered_one_by_one(
     source: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,16 +19,9 @@ from lepton_ray.stages.train_data import load_data
 from lepton_ray.train.rows import Cut, TrainData
 from lepton_ray.train.streamed.data import StreamedData
 
-from .contexts import context_in
+from .contexts import LABELS, context_in, label_columns
 
 _ROWS = 400
-_LABELS: dict[str, Any] = {
-    "classification": {"label": "kind"},
-    "regression": {"label": "weight"},
-    "multi_label": {"label": "marks"},
-    "anomaly_detection": {"label": "kind", "anomalies": {"normal_class": "a"}},
-    "unlabelled": {"label": None, "anomalies": {"quantile": 0.9}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +41,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _spec(source: Path, folder: Path, task: str, **train: Any) -> Any:
-    section = _LABELS[task]
+    section = LABELS[task]
     kinds = {"number": "ignored", "size": "number", "colour": "category", "text": "text"}
-    labels = {"kind": "category", "weight": "number", "marks": {"kind": "tags", "separator": "|"}}
-    labels = {name: kind if name == section.get("label") else "ignored" for name, kind in labels.items()}
     inner = {"kind": "autoencoder"} if "anomalies" in section else {"kind": "mlp", "hidden": [8]}
-    data = {"source": {"kind": "csv", "uri": str(source)}, "columns": {**kinds, **labels}, **section}
+    data = {"source": {"kind": "csv", "uri": str(source)}, "columns": {**kinds, **label_columns(task)}, **section}
     step = {"epochs": 3, "global_batch_size": 16, "lr": 0.02, "data": "stream", "shuffle_window_bytes": 1 << 12}
     spec = {"name": "rows", "storage": str(folder), "data": data, "model": inner, "train": {**step, **train}}
     return parse_spec(yaml.safe_dump(spec), source="x")
@@ -81,7 +72,7 @@ def _whole(data: Any, split: str) -> tuple[dict[str, Any], Any]:
 
 
 @pytest.mark.slow_but("classification", "unlabelled")
-@pytest.mark.parametrize("task", list(_LABELS))
+@pytest.mark.parametrize("task", list(LABELS))
 def test_streamed_rows_are_those_read_whole_and_give_a_package(
     source: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
