@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from lepton_ray.spec.data import NumberColumn
 
-_PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_PLAIN = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _INFINITE = r"[+-]?[iI][nN][fF](?:[iI][nN][iI][tT][yY])?"
 _SPACES = " \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"  # look the same, and group digits alike
 
-_plain = re.compile(_PLAIN)
+# Python's own engine tries what RE2 need not: digits are given back one by one, unless they are held on to.
+_plain = re.compile(_PLAIN.replace("[0-9]+", "[0-9]++").replace("[0-9]*", "[0-9]*+"))
 _infinite = re.compile(_INFINITE)
 
 

@@ -15,6 +15,13 @@ MAX_IMAGE_BYTES = 64 << 20
 _UNREADABLE = (OSError, SyntaxError, EOFError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error)
 """What Pillow lets through from its readers, by kind of file and damage; also ``ValueError``."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+"""Of files with these endings, whatever their bytes are: of others Pillow would start programs, such as Ghostscript."""
+_JPEG_BEGIN, _SCAN, _MOST_SCANS = (
+    b"\xff\xd8",
+    b"\xff\xda",
+    100,
+)  # of a progressive JPEG, which has about ten, each over all pixels
 
 
 def read_pixels(content: bytes, column: ImageColumn) -> bytes:
@@ -33,13 +40,13 @@ def num_pixel_bytes(column: ImageColumn) -> int:
     return column.height * column.width * column.channels
 
 
-def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] | None = None) -> bytes:
+def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] = FORMATS) -> bytes:
     """Return the pixels of an image file, rows x columns x channels of uint8.
 
     Args:
         content: The file.
         column: What it must be.
-        formats: Pillow's names of those that are read; None reads all.
+        formats: Pillow's names of those that are read.
 
     Raises:
         ValueError: If it is no image, or of another size than the column's; an image of another size is never decoded.
@@ -47,6 +54,8 @@ def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] | N
     image_module = require("PIL.Image", "reading images")
     if len(content) > MAX_IMAGE_BYTES:
         raise ValueError(f"must be at most {MAX_IMAGE_BYTES} bytes, got {len(content)}")
+    if content.startswith(_JPEG_BEGIN) and (scans := content.count(_SCAN)) > _MOST_SCANS:
+        raise ValueError(f"must be a JPEG of at most {_MOST_SCANS} scans, got {scans}")
     try:
         with image_module.open(io.BytesIO(content), formats=formats) as image:
             if image.size != (column.width, column.height):
@@ -56,10 +65,10 @@ def decode_image(content: bytes, column: ImageColumn, formats: Sequence[str] | N
         raise ValueError(f"must be an image file that can be read: {_why(error, content, formats)}") from error
 
 
-def _why(error: Exception, content: bytes, formats: Sequence[str] | None) -> str:
+def _why(error: Exception, content: bytes, formats: Sequence[str]) -> str:
     """Return what is wrong with a file; what Pillow says where it says it for people."""
     if type(error).__name__ == "UnidentifiedImageError":
-        return f"{len(content)} bytes that begin as no {' or '.join(formats) if formats else 'image'} does"
+        return f"{len(content)} bytes that begin as no {' or '.join(formats)} does"
     return cut(str(error)) if isinstance(error, OSError | SyntaxError) else type(error).__name__
 
 

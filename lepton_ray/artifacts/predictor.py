@@ -96,6 +96,8 @@ def to_predictions(outputs: Mapping[str, NDArray[Any]], classes: Sequence[str]) 
 
 def _slices(feeds: Mapping[str, NDArray[Any]], rows: int, most: int) -> Iterator[Feeds]:
     row_bytes = sum(values[:1].nbytes for values in feeds.values())
+    if rows > 1 and (texts := feeds.get("texts")) is not None:
+        row_bytes += max(map(len, texts.flat)) * texts.shape[1]  # rows are padded to the longest among them
     size = max(1, min(most, _MAX_BATCH_BYTES // row_bytes))
     for start in range(0, rows, size):
         yield {name: values[start : start + size] for name, values in feeds.items()}

@@ -6,6 +6,7 @@ import reprlib
 from typing import Any
 
 _MAX_LENGTH = 80
+_ONLY_NAMES = re.compile(r"(?:\$\{\w+\}:?)+")
 _SMALL = 0.01
 
 _repr = reprlib.Repr()
@@ -14,8 +15,8 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = _MAX_LENGTH
 
 
 def without_credentials(text: str) -> str:
-    """Return a text with ``user:password@`` taken out of its URIs."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """Return a text with ``user:password@`` taken out of its URIs; a part that is the name of a variable, ``${NAME}``, may stay."""
+    return re.sub(r"//([^/\s]*)@", lambda found: found[0] if _ONLY_NAMES.fullmatch(found[1]) else "//", text)
 
 
 def show(value: Any) -> str:

@@ -7,10 +7,11 @@ import hmac
 import json
 import logging
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class RetrainRule:
         return is_named and alert.get("status") == "firing"
 
 
-class Retrainer(HTTPServer):
-    """Listens on the loopback interface; one message after the other."""
+class Retrainer(ThreadingHTTPServer):
+    """Listens on the loopback interface; takes one message after the other, and waits for no slow caller."""
 
     def __init__(self, port: int, token: str, rule: RetrainRule, command: Sequence[str], starts: Path) -> None:
         super().__init__(("127.0.0.1", port), _Answers)
@@ -74,6 +75,7 @@ class Retrainer(HTTPServer):
         self._rule = rule
         self._command = list(command)
         self._starts = starts
+        self._one_at_a_time = threading.Lock()
 
     def is_known(self, authorization: str | None) -> bool:
         """Whether a caller has the token."""
@@ -81,6 +83,10 @@ class Retrainer(HTTPServer):
 
     def take(self, message: Any) -> dict[str, Any]:
         """Start the job if the rule lets it, and return what was done. A start counts also if its command fails."""
+        with self._one_at_a_time:
+            return self._take(message)
+
+    def _take(self, message: Any) -> dict[str, Any]:
         starts = read_starts(self._starts)
         now = time.time()
         if reason := self._rule.refuse(message, starts, now):

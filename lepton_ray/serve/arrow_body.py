@@ -26,7 +26,7 @@ MAX_VALUES = 4 << 20
 MAX_TEXT_BYTES = 64 << 20
 """Of words that stand in rows, which each row has for its own in the model; batches have no more words together either."""
 _HEADER, _RECORD_BATCH, _DICTIONARY = 2, "record batch", "dictionary"  # fields and kinds of a message
-_DICTIONARY_DATA, _LENGTH, _COMPRESSION = 1, 0, 3
+_DICTIONARY_DATA, _IS_DELTA, _LENGTH, _COMPRESSION = 1, 2, 0, 3
 _INDEX = re.compile(r"__index_level_\d+__")
 """Name that pandas gives a column for the nameless index of a table, such as a filtered one; a spec has no names with such a beginning."""
 _NO_TIME = "a time outside the years 1 to 9999"
@@ -48,9 +48,10 @@ def read_arrow(body: bytes | bytearray, signature: Signature, max_rows: int) -> 
             if rows * len(stream.schema) > MAX_VALUES:
                 raise ProtocolError(f"an Arrow stream must have at most {MAX_VALUES} values. Split the request")
             table = stream.read_all()
-        check_words(table, is_valid=False)
-        table.validate(full=True)
-        check_words(table, is_valid=True)
+        features = table.select([name for name in table.schema.names if name in signature.columns])
+        check_words(features, is_valid=False)
+        features.validate(full=True)
+        check_words(features, is_valid=True)
         columns = {name: to_values(table.column(name), name in signature.columns) for name in names_of(table.schema)}
     except ProtocolError:
         raise
@@ -78,6 +79,9 @@ def _check_messages(body: bytes | bytearray, max_rows: int) -> int:
         flat = _Flat(bytes(message.metadata))
         batch = flat.follow(flat.root(), _HEADER)
         if message.type == _DICTIONARY:
+            is_delta = flat.field(batch, _IS_DELTA)
+            if is_delta is not None and flat.data[is_delta]:
+                raise ProtocolError("the dictionaries of an Arrow stream must come whole, not in deltas. Write them so")
             batch = flat.follow(batch, _DICTIONARY_DATA)
         else:
             place = flat.field(batch, _LENGTH)

@@ -28,9 +28,9 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import H2Error
+from h2.exceptions import DenialOfServiceError, H2Error
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import Frame, GoAwayFrame
+from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame, SettingsFrame
 
 from lepton_ray.core.status import (
     HTTP_BAD_REQUEST,
@@ -61,6 +61,9 @@ from lepton_ray.serve.exchange import (
 from lepton_ray.serve.grpc_messages import ASKING, INFER, SERVICE, peek_model, read_path, write_answer
 from lepton_ray.serve.protocol import ProtocolError
 
+_PATIENCE, _PATIENCE_AGAIN = 1000, 2  # resets of streams and settings, at first and for each answer
+_KNOWN_SETTINGS = frozenset(int(code) for code in SettingCodes)
+_TAKEN_BYTES = 1 << 20  # of a larger answer must be taken in the time that a smaller one has
 _MAX_STREAMS = 100  # of one connection, with those that were reset and are still computed
 _WINDOW_BYTES = 1 << 20  # that a client may send ahead, on a stream and on all together
 _FRAME_BYTES, _FRAME_HEAD_BYTES = 256 << 10, 9
@@ -119,6 +122,7 @@ class _Stream:
         "method",
         "size",
         "slot",
+        "taken_bytes",
     )
 
     def __init__(self, connection: "GrpcConnection", id: int, deadline: float) -> None:
@@ -140,6 +144,8 @@ class _Stream:
         """The client waits for an answer."""
         self.left: memoryview | None = None
         """Of an answer that is being sent."""
+        self.taken_bytes = 0
+        """Of it, since the deadline was set."""
 
     def flush(self) -> None:
         """Send the answer."""
@@ -147,10 +153,31 @@ class _Stream:
 
 
 class _H2(H2Connection):
-    """Goes on with the streams that are there when the client says in peace that it opens no more; h2's own takes it for the end.
+    """h2 4.4, but for what strangers could misuse.
 
-    Source: RFC 9113, section 6.8.
+    It goes on with the streams that are there when the client says in peace that it opens no more, which h2 takes for the end (RFC 9113,
+    section 6.8). It remembers no settings that nobody knows, of which h2 keeps all (section 6.5.2). And it ends a connection that resets
+    streams or changes settings over and over: each costs more to do than to send (CVE-2023-44487).
     """
+
+    def __init__(self) -> None:
+        super().__init__(_CONFIGURATION)
+        self.patience = _PATIENCE
+        """What else than calls may still come."""
+
+    def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Frame], list[Event]]:
+        self._lose_patience(1 + len(frame.settings))
+        frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
+        return super()._receive_settings_frame(frame)
+
+    def _receive_rst_stream_frame(self, frame: RstStreamFrame) -> tuple[list[Frame], list[Event]]:
+        self._lose_patience(1)
+        return super()._receive_rst_stream_frame(frame)
+
+    def _lose_patience(self, much: int) -> None:
+        self.patience -= much
+        if self.patience < 0:
+            raise DenialOfServiceError("streams are reset, or settings changed, over and over")
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         if frame.error_code != ErrorCodes.NO_ERROR:
@@ -165,7 +192,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._h2 = _H2(_CONFIGURATION)
+        self._h2 = _H2()
         self._streams: dict[int, _Stream] = {}
         self._transport: Any = None
         self._opened = self._idle_since = owner.now()
@@ -203,8 +230,11 @@ class GrpcConnection(asyncio.Protocol):
         except H2Error:  # h2 has a GOAWAY ready that says why
             self._end_at_once()
             return
-        if len(self._h2.incoming_buffer._data) > _FRAME_BYTES + _FRAME_HEAD_BYTES:
-            self._end_at_once()  # h2 4.4 gathers a frame, of up to 16 MiB, before it refuses its size
+        # h2 4.4 gathers a frame, of up to 16 MiB, before it refuses its size, and 64 frames of one head
+        buffer = self._h2.incoming_buffer
+        head_bytes = sum(len(frame.data) for frame in buffer._headers_buffer)
+        if len(buffer._data) > _FRAME_BYTES + _FRAME_HEAD_BYTES or head_bytes > MAX_HEAD_BYTES:
+            self._end_at_once()
         self._write()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -212,6 +242,9 @@ class GrpcConnection(asyncio.Protocol):
         self._transport = None
         for id in list(self._streams):
             self._lose(id)
+        # what refers to each other is collected rarely: what was buffered goes now
+        self._h2.incoming_buffer._data.clear()
+        self._h2.incoming_buffer._headers_buffer.clear()
         self._owner.closed(self)
 
     def pause_writing(self) -> None:
@@ -269,6 +302,7 @@ class GrpcConnection(asyncio.Protocol):
             self._forget(stream)
             return
         stream.deadline = self._owner.now() + self._owner.limits.receive_timeout_s
+        self._h2.patience = min(_PATIENCE, self._h2.patience + _PATIENCE_AGAIN)
         self._note(stream, response)
         slot = stream.slot
         slot.request_id = slot.request_id or self._owner.next_id()
@@ -436,7 +470,10 @@ class GrpcConnection(asyncio.Protocol):
                 return
             self._h2.send_data(stream.id, bytes(stream.left[:size]))
             stream.left = stream.left[size:]
-            stream.deadline = self._owner.now() + self._owner.limits.receive_timeout_s
+            stream.taken_bytes += size
+            if stream.taken_bytes >= _TAKEN_BYTES:
+                stream.taken_bytes = 0
+                stream.deadline = self._owner.now() + self._owner.limits.receive_timeout_s
         self._h2.send_headers(stream.id, [(b"grpc-status", b"0")], end_stream=True)
         self._end(stream)
 

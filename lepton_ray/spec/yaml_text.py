@@ -29,7 +29,7 @@ _SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile(r"^(?:~|null|)$"), lambda text: None),
     "bool": (re.compile(r"^(?:true|false)$"), lambda text: text == "true"),
     "int": (re.compile(r"^[-+]?[0-9]+$"), int),
-    "float": (re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"), float),
+    "float": (re.compile(r"^[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?$"), float),
 }
 _Loader.yaml_implicit_resolvers = {}
 for _kind, (_pattern, _) in _SCALARS.items():

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,7 @@ from lepton_ray.stages.train_data import target_of, without_normal
 from lepton_ray.train.frameworks import load_library
 
 VERSION = 12
+_SECRET = re.compile("auth|token|secret|password|passwd|cookie|api.?key|access.?key", re.IGNORECASE)
 WITHOUT_EFFECT = {"serve": set(ServeSpec.model_fields) - {"max_request_bytes", "max_rows_per_request"}}
 _ROWS_AT_ONCE = 4096
 _MAX_REFERENCE_ROWS = 20_000
@@ -260,12 +262,20 @@ def _write_facts(
 
 
 def _without_passwords(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a data section as a package may carry it: with the names of variables, but no user and password in an address."""
-    source = {
-        name: without_credentials(value) if isinstance(value, str) and not references(value) else value
-        for name, value in data["source"].items()
-    }
-    return {**data, "source": source}
+    """Return a data section as a package may carry it: with the names of variables, but no user and password in an address.
+
+    Nor what stands in a header or an option that is called as secrets are.
+    """
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            secret = {name for name, item in value.items() if _SECRET.search(name) and not references(str(item))}
+            return {name: without(item) for name, item in value.items() if name not in secret}
+        if isinstance(value, list):
+            return [without(item) for item in value]
+        return without_credentials(value) if isinstance(value, str) else value
+
+    return {**data, "source": without(data["source"])}
 
 
 def _write_card(package: Path) -> None:

@@ -1,6 +1,8 @@
 """Numbers and series from texts: Arrow arrays and single texts give the same, and what Decimal and JSON say."""
 
+import itertools
 import json
+import time
 from decimal import Context, Decimal
 from typing import Any
 
@@ -211,3 +213,22 @@ def test_series_of_strange_cells() -> None:
     values, breaches = rules.parse_series(column, pa.nulls(2))
     assert (values.to_pylist(), breaches) == ([[None, None]] * 2, [])
     assert read_series([10**400, -(10**400), 1]).tolist() == [np.inf, np.inf, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 100_000 + "x", "1" * 100_000 + ".", "." + "1" * 100_000 + "e", "1." + "1" * 100_000 + "e+x"]
+)
+def test_a_long_text_is_looked_at_once(text: str) -> None:
+    """By the square of its length it would take minutes, in which a replica answers nobody."""
+    began = time.process_time()
+    assert (parse_number(text, NumberColumn(kind="number")) is None) == (not text.endswith("."))
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("text", ["".join(signs) for n in range(6) for signs in itertools.product("+1.e", repeat=n)])
+def test_what_is_a_number_is_what_python_takes_for_one(text: str) -> None:
+    try:
+        wanted: float | None = float(text)
+    except ValueError:
+        wanted = None
+    assert parse_number(text, NumberColumn(kind="number")) == wanted

@@ -330,3 +330,18 @@ def test_entities_of_any_length_are_read() -> None:
     assert read_markup("&#" + "9" * 10**6 + ";x") == "\ufffdx"
     assert read_markup("&#" + "0" * 10**6 + "65;") == "A"
     assert read_markup("&#x" + "f" * 10**6 + ";") == "\ufffd"
+
+
+@pytest.mark.parametrize("step", ["nfc", "nfkc", "accents"])
+def test_marks_without_end_are_cut_and_others_are_not(step: Any) -> None:
+    """Marks are sorted, by the square of how many there are."""
+    column = TextColumn(kind="text", normalise=(step,))
+    marks = "\u0315\u0300" * 200_000
+    began = time.process_time()
+    got = form(column).apply("a" + marks + "b")
+    assert time.process_time() - began < 10
+    assert len(got) <= 32
+    assert form(column)(pa.array(["a" + marks + "b"])).to_pylist() == [got]
+    letters = "e\u0301\u0323" * 1_000
+    plain = unicodedata.normalize({"nfkc": "NFKC"}.get(step, "NFC"), letters)
+    assert form(column).apply(letters) == ("e" * 1_000 if step == "accents" else plain)

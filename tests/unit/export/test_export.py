@@ -26,6 +26,7 @@ from lepton_ray.models.catalog import build_model
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.model import CnnModel, MlpModel
 from lepton_ray.stages import export
+from lepton_ray.stages.export import _without_passwords
 from lepton_ray.stages.featurize import inputs_of
 
 _CLASSES = ("", "ja, sí", "no\n'\"")
@@ -294,3 +295,21 @@ def test_the_card_names_every_kind_of_source_and_no_password(source: dict[str, A
     }
     target = Target(task="classification", classes=("n", "p"))
     assert f"- Data: {place}; rows: train 1" in write_card(Signature.of(_TABLE, target), lineage, {"val_loss": 1.0})
+
+
+def test_a_package_carries_no_secret_of_its_source() -> None:
+    source = {
+        "kind": "http",
+        "uri": "https://me:a@b@${HOST}/x",
+        "headers": {"Authorization": "Bearer s", "X-Api-Key": "${KEY}", "Accept": "text/csv"},
+        "options": [{"endpoint": "s3://${ID}:${PASSWORD}@bucket", "secret": "s", "level": 3}],
+    }
+    assert _without_passwords({"label": "y", "source": source}) == {
+        "label": "y",
+        "source": {
+            "kind": "http",
+            "uri": "https://${HOST}/x",
+            "headers": {"X-Api-Key": "${KEY}", "Accept": "text/csv"},
+            "options": [{"endpoint": "s3://${ID}:${PASSWORD}@bucket", "level": 3}],
+        },
+    }

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -94,6 +95,12 @@ def test_a_file_of_starts_that_is_broken_is_told(
     assert post(server, json.dumps(message()).encode())[0] == 500
     assert "Mend or remove the file" in caplog.text
     assert not (place / "runs").exists()
+
+
+def test_a_slow_caller_keeps_nobody_waiting(server: Retrainer, place: Path) -> None:
+    with socket.create_connection(server.server_address[:2], timeout=20) as slow:
+        slow.sendall(b"POST /alerts HTTP/1.1\r\n")
+        assert post(server, json.dumps(message()).encode())[1] == {"started": True}
 
 
 def test_only_who_has_the_token_is_heard(server: Retrainer, place: Path) -> None:

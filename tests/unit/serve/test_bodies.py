@@ -235,6 +235,25 @@ def test_spaces_around_the_names_of_csv_mean_nothing(client: Any) -> None:
     )
 
 
+def _deltas() -> bytes:
+    """A dictionary of which each batch adds a word: together they would be a dictionary for each batch."""
+    words, sink = ["S"], pa.BufferOutputStream()
+    schema = pa.schema([("size", pa.dictionary(pa.int32(), pa.string()))])
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)) as writer:
+        for number in range(3):
+            words.append(f"w{number}")
+            column = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(words))
+            writer.write_batch(pa.record_batch([column], schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_column_of_no_feature_is_not_read(client: Any) -> None:
+    """Its views may all be of the same bytes: checking them takes their product."""
+    wrong = pa.Array.from_buffers(pa.string_view(), 1, [None, pa.py_buffer(b"\xff" * 16)])
+    answer = _post(client, _arrow(pa.table({"age": [1.0], "size": ["S"], "note": wrong})), _ARROW)
+    assert (answer.status_code, "note" in answer.json()["error"]) == (422, True), "its name is looked at"
+
+
 def _rows(rows: int) -> pa.Table:
     return pa.table({"age": [1.0] * rows, "size": ["S"] * rows})
 
@@ -257,6 +276,7 @@ def _rows(rows: int) -> pa.Table:
             _arrow(pa.table({"size": pa.array(["S"]).dictionary_encode()}), compression="zstd"),
             "the buffers of an Arrow stream must come without compression",
         ),
+        (_deltas(), "the dictionaries of an Arrow stream must come whole, not in deltas"),
         (
             _arrow(pa.table({"age": pa.array(["1"], pa.string_view())})),
             "age must be of a type that its kind 'number' is",

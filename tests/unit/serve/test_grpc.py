@@ -25,6 +25,7 @@ from h2.events import (
     StreamReset,
 )
 from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
 from hpack import Encoder
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 from hypothesis import given, settings
@@ -474,6 +475,82 @@ def test_a_frame_that_is_too_long_is_not_gathered(serve: Any, connect: Any) -> N
             pass
 
 
+def _header_block() -> bytes:
+    return bytes(Encoder().encode(_HEADERS))
+
+
+def _frame(kind: int, id: int, body: bytes = b"", flags: int = 0) -> bytes:
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + id.to_bytes(4, "big") + body
+
+
+def _setting(code: int, value: int = 0) -> bytes:
+    return code.to_bytes(2, "big") + value.to_bytes(4, "big")
+
+
+_RST, _SETTINGS_FRAME, _CONTINUATION = 3, 4, 9
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        _frame(_SETTINGS_FRAME, 0) * 1_100,
+        _frame(_SETTINGS_FRAME, 0, b"".join(_setting(code) for code in range(9, 9 + 1_100))),
+        b"".join(_frame(1, id, _header_block(), 4) + _frame(_RST, id, b"\0\0\0\x08") for id in range(1, 2_400, 2)),
+        _frame(1, 1, _header_block()) + _frame(_CONTINUATION, 1, bytes(16_000)) * 3,
+    ],
+    ids=["settings", "unknown settings", "rapid reset", "a head without an end"],
+)
+def test_what_costs_more_than_it_is_worth_ends_the_connection(serve: Any, connect: Any, sent: bytes) -> None:
+    running = serve()
+    client = connect(running.port)
+    client.send()
+    with contextlib.suppress(OSError):
+        client.socket.sendall(sent)
+    with contextlib.suppress(ConnectionResetError):
+        while client.socket.recv(1 << 16):
+            pass
+    _wait_until(lambda: not running.listener._connections)
+
+
+def test_a_client_that_gives_up_on_some_calls_goes_on(serve: Any, connect: Any) -> None:
+    client = connect(serve().port)
+    client.send()
+    client.socket.sendall(_frame(_SETTINGS_FRAME, 0, _setting(0xF00D, 1)))
+    for _ in range(300):
+        client.h2.reset_stream(client.open())
+        client.send()
+    id = client.open()
+    client.h2.send_data(id, b"\0\0\0", end_stream=True)
+    client.send()
+    assert client.status(id) == "3"
+
+
+def test_an_answer_of_which_a_byte_is_taken_now_and_then_is_dropped(serve: Any, connect: Any) -> None:
+    """Each window opens by a byte: what counts is that a MiB goes in the time, or all that is left."""
+    running = serve(limits=Limits(max_rows=1 << 20))
+    client = connect(running.port)
+    message = CLASSES["ModelInferRequest"](**tensors(5_000)).SerializeToString()
+    client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1})
+    id = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(id, _HEADERS)
+    client.send()
+    body = memoryview(b"\0%b%b" % (len(message).to_bytes(4, "big"), message))
+    while body:
+        size = min(client.h2.local_flow_control_window(id), client.h2.max_outbound_frame_size, len(body))
+        if size == 0:
+            client.events += client.h2.receive_data(client.socket.recv(1 << 16))
+            continue
+        client.h2.send_data(id, bytes(body[:size]), end_stream=size == len(body))
+        body = body[size:]
+        client.send()
+    assert client.read_until(DataReceived, id)
+    for second in range(15, 40, 5):
+        client.h2.increment_flow_control_window(1, id)
+        client.send()
+        running.sweep(second)
+    assert client.read_until(StreamReset, id).error_code == 8
+
+
 def test_a_refusal_does_not_wait_for_the_message(serve: Any, connect: Any, tmp_path: Path) -> None:
     guard = Guard()
     create_token(tmp_path / "tokens.json", "app", ("predict",), None, None)
@@ -756,10 +833,6 @@ def test_nothing_that_is_sent_breaks_a_listener(fuzzed: Running, data: st.DataOb
         except ConnectionResetError:
             pass
     assert fuzzed.faults == []
-
-
-def _header_block() -> bytes:
-    return bytes(Encoder().encode(_HEADERS))
 
 
 @pytest.fixture(scope="module")

@@ -158,3 +158,21 @@ def test_whatever_pillow_says_of_a_damaged_file_is_one_fault(monkeypatch: pytest
     column = ImageColumn(kind="image", height=2, width=2)
     with pytest.raises(ValueError, match=rf"must be an image file that can be read: {type(error).__name__}"):
         read_pixels(b"junk", column)
+
+
+def test_a_file_of_another_kind_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="bytes that begin as no PNG or JPEG"):
+        decode_image(content, ImageColumn(kind="image", height=8, width=8, channels=3))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_jpeg_of_very_many_scans_is_not_decoded() -> None:
+    content = b"\xff\xd8" + b"\xff\xda" * 101
+    with pytest.raises(ValueError, match="a JPEG of at most 100 scans, got 101"):
+        decode_image(content, ImageColumn(kind="image", height=8, width=8, channels=3))
