@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_ray.artifacts.kinds import Target
+from lepton_ray.artifacts.predictor import _slices
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import find_reproduced, to_feeds, to_records
 from lepton_ray.spec.data import MISSING_WORDS, DataSpec
@@ -129,3 +130,12 @@ def test_a_slice_of_a_long_dictionary_costs_no_more_than_its_rows(rows: int) -> 
     )
     table = pa.table({"c": words}).slice(5, rows)
     assert to_feeds(table, signature)["categories"][:, 0].tolist() == [f"word {index + 5}" for index in range(rows)]
+
+
+def test_rows_beside_a_long_text_are_run_in_groups_that_fit() -> None:
+    """Texts are padded to the longest among them."""
+    texts = np.array([["x" * 100_000], *([["y"]] * 999)], object)
+    sizes = [len(part["texts"]) for part in _slices({"texts": texts, "n": np.zeros((1_000, 1))}, 1_000, 1024)]
+    assert sum(sizes) == 1_000
+    assert 1 < max(sizes) * 100_000 <= 4 << 20
+    assert [len(part["texts"]) for part in _slices({"texts": texts[1:]}, 999, 1024)] == [999]
