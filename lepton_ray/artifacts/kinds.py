@@ -248,12 +248,15 @@ class Trials(Artifact):
     """What was minimised beside the loss, in words."""
     stopped: str = ""
     """Why the search ended before all its trials had run."""
+    failed: str = ""
+    """How many trials failed, and with what the first."""
 
     def account(self) -> list[str]:
         """Best settings."""
         values = ", ".join(f"{path}={_plain(value)}" for path, value in self.best.items())
         return [
             f"{self.num_trials} trials, {self.num_stopped_early} stopped early; best validation loss {show_metric(self.best_loss)}",
+            *([f"of the trials {self.failed}"] if self.failed else []),
             *([f"the search was ended: {self.stopped}"] if self.stopped else []),
             f"best: {values}",
         ]

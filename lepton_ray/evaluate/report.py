@@ -42,6 +42,7 @@ class ReportData:
     data: DataReport | None = None
     """The data section; without it the ledger and the classes are shown alone."""
     search_stopped: str = ""
+    search_failed: str = ""
     """Why the search ended before all its trials had run."""
     compression: str = ""
     """How the package is compressed, if it is; what is measured is the compressed one."""
@@ -60,7 +61,7 @@ def write_report(data: ReportData) -> str:
         "<h2>Held-out split</h2>" + _metrics_table(data) + _beside(data.plots),
         _rows(data) if data.data is None else data_section(data.data),
         "<h2>Training</h2>" + _beside(history),
-        search_section(data.trials, data.search_stopped, data.second_objective),
+        search_section(data.trials, data.search_stopped, data.second_objective, data.search_failed),
         _cost(data.spent),
         f"<h2>Spec</h2><pre>{spec}</pre>",
     ]

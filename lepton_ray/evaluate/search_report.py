@@ -31,19 +31,21 @@ Trial = Mapping[str, Any]
 """A line of ``trials.jsonl``."""
 
 
-def search_section(trials: Sequence[Trial], stopped: str, cost: str = "") -> str:
+def search_section(trials: Sequence[Trial], stopped: str, cost: str = "", failed: str = "") -> str:
     """Return the section; empty without trials.
 
     Args:
         trials: In the order in which they ended.
         stopped: Why there are fewer than were asked for.
+        failed: How many others failed, and with what.
         cost: What is minimised beside the loss, in words, if anything is.
     """
     if not trials:
         return ""
     cost = "" if trials[0].get("cost") is None else cost or "second objective"
     ranked = sorted(trials, key=lambda trial: (not trial.get("taken"), _rank(trial)))
-    note = f"{len(trials)} trials; the search was ended: {stopped}." if stopped else f"{len(trials)} trials."
+    ended = f"; the search was ended: {stopped}" if stopped else ""
+    note = f"{len(trials)} trials{f'; {failed}' if failed else ''}{ended}."
     return "".join(
         [
             f'<h2>Search</h2><p class="soft">{escape(note)}</p>',

@@ -344,6 +344,11 @@ class TuneSpec(Section):
                 f"tune.epochs must be more than tune.scheduler.perturb_epochs ({self.scheduler.perturb_epochs}), "
                 f"got {self.epochs}. Raise it: nothing would be changed"
             )
+        if self.stop_after_trials_without_improvement is not None:
+            yield (
+                "tune.stop_after_trials_without_improvement must be left out for pbt, whose trials end together, "
+                f"got {self.stop_after_trials_without_improvement}. Remove it, or use max_seconds"
+            )
         if self.max_concurrent_trials is not None:
             yield (
                 f"tune.max_concurrent_trials must be left out for pbt, whose trials take turns, "

@@ -95,6 +95,7 @@ def evaluate(
             best_epoch=checkpoint.best_epoch,
             trials=_read_trials(trials),
             search_stopped=trials.stopped if trials else "",
+            search_failed=trials.failed if trials else "",
             compression=opened.lineage.get("compression", {}).get("kind", ""),
             second_objective=trials.second_objective if trials else "",
             spec_text=yaml.safe_dump(opened.lineage["spec"], sort_keys=False),

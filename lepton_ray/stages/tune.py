@@ -70,6 +70,7 @@ def tune(model: Model, train: TrainSpec, tune: TuneSpec, feature_set: FeatureSet
         num_stopped_early=sum(trial.stopped_early for trial in found.trials),
         second_objective=_SAID[tune.second_objective.what] if tune.second_objective else "",
         stopped=found.stopped,
+        failed=found.failed,
     )
 
 

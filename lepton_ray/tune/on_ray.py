@@ -66,7 +66,9 @@ class Found:
     trials: list[Trial]
     """In the order in which they ended; at least one has a loss."""
     stopped: str
-    """Why there are fewer than were asked for; empty if all ran."""
+    """Why the search ended before it had tried as many as were asked for; empty if it did not."""
+    failed: str
+    """How many trials failed, and with what the first; empty if none did."""
 
     best: Trial
     """With the least loss; with a second objective the one on the front that the spec's rule takes."""
@@ -114,21 +116,21 @@ def search(
     if watcher.over:
         raise BudgetError(watcher.over)
     if not any(trial.loss is not None for trial in watcher.done):
-        failed = f"{watcher.num_failed} failed, the first with: {watcher.first_failure}" if watcher.num_failed else ""
-        reasons = "; ".join(reason for reason in (watcher.stopped, failed) if reason)
+        reasons = "; ".join(reason for reason in (watcher.stopped, watcher.failed) if reason)
         raise EngineError(
             f"tune must find a trial with a finite loss, got none of {len(watcher.done)} trials"
             f"{f' ({reasons})' if reasons else ''}. Change tune.space, such as a lower train.lr, or raise tune.max_seconds"
         )
     if spec.second_objective is None:
-        return Found(watcher.done, watcher.stopped, best_of(watcher.done), [], num_concurrent)
+        return Found(watcher.done, watcher.stopped, watcher.failed, best_of(watcher.done), [], num_concurrent)
     front = pareto_front(watcher.done)
     best = cheapest_of(front, spec.second_objective.max_loss_excess_fraction)
-    return Found(watcher.done, watcher.stopped, best, front, num_concurrent)
+    return Found(watcher.done, watcher.stopped, watcher.failed, best, front, num_concurrent)
 
 
 def _run(spec: TuneSpec, trainable: Any, seed: int, watcher: "_Watcher", max_concurrent: int) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of result files that nobody asked for
+    # it warns of result files that nobody asked for, and writes the tracebacks of failed trials, which are told as the others are
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     found = build_search(spec, seed, watcher.done, max_concurrent)
     with tempfile.TemporaryDirectory(prefix="lepton-ray-tune-") as scratch:
         tuner = tune.Tuner(
@@ -194,7 +196,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Start a trial with other values."""
         self.cleanup()
         self._values = decode(self._spec.space, new_config)
-        self._training = self._start_training(self._values, self._data, None)
+        self._is_new = True  # started with its first epoch: a trial that fails in a reset Tune 2.60 does not try again
         self._schedule = [{"from_epoch": 1, "values": self._values}]
         self._last: dict[str, Any] = {LOSS: DIVERGED, BEST: DIVERGED, COST: 0.0, "epochs": 0}
         return True
@@ -210,6 +212,8 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     def _train_epoch(self) -> dict[str, Any]:
         """Train an epoch; after early stopping the last result stands."""
         start = time.monotonic()
+        if self._is_new:
+            self._training, self._is_new = self._start_training(self._values, self._data, None), False
         epoch = next(self._training, None) if self._training else None
         if epoch is not None:
             epochs = self._last["epochs"] + 1
@@ -241,7 +245,7 @@ class _TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         self._last, self._schedule = facts["last"], facts["schedule"]
         if self._last["epochs"]:
             self.cleanup()
-            self._training = self._start_training(self._values, self._data, Path(checkpoint))
+            self._training, self._is_new = self._start_training(self._values, self._data, Path(checkpoint)), False
         if self._schedule[-1]["values"] != self._values:
             self._schedule.append({"from_epoch": self._last["epochs"] + 1, "values": self._values})
 
@@ -282,6 +286,11 @@ class _Watcher(tune.Callback, tune.Stopper):  # type: ignore[misc]  # Ray has no
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Leave single trials to the scheduler."""
         return False
+
+    @property
+    def failed(self) -> str:
+        """How many trials failed, and with what the first; empty if none did."""
+        return f"{self.num_failed} failed, the first with: {self.first_failure}" if self.num_failed else ""
 
     def stop_all(self) -> bool:
         """Whether the search ends now."""

@@ -82,6 +82,27 @@ def test_a_trial_whose_process_is_lost_begins_anew(cluster: None, tmp_path: Path
     assert [trial.epochs for trial in found.trials] == [3, 3]
 
 
+def lost_at_its_start(marker: Path, values: dict[str, Any], data: Any, folder: Path | None) -> Iterator[Any]:
+    """The process of a later trial is killed before its first epoch, once."""
+    if values["train.lr"] == 0.4 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return shrink(values, data, folder)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_lost_as_it_starts_begins_anew(cluster: None, tmp_path: Path) -> None:
+    """A later one, in a process that has run another: models are built there, and memory is taken."""
+    space = {"train.lr": {"kind": "choice", "values": [0.2, 0.4, 0.1]}}
+    asked = {"epochs": 1, "searcher": "grid", "scheduler": "none", "space": space, "cpus_per_trial": 4.0}
+    found = run_search(tmp_path, partial(lost_at_its_start, tmp_path / "lost"), **asked)
+    assert (tmp_path / "lost").exists()
+    assert {trial.values["train.lr"]: trial.loss for trial in found.trials} == pytest.approx(
+        {0.2: 0.8, 0.4: 0.6, 0.1: 0.9}
+    )
+    assert found.failed == ""
+
+
 class Shrinking:
     """A weight of 1 of which each epoch takes the share lr; its loss is the weight."""
 
@@ -131,6 +152,8 @@ def test_failed_trials_and_losses_that_are_no_number(cluster: None, tmp_path: Pa
         0.5: None,
     }
     assert found.best.values == {"train.lr": 0.1}
+    assert found.failed.startswith("1 failed, the first with: ")
+    assert "lr is 0.6" in found.failed
     with pytest.raises(EngineError, match=r"1 of 6 trials failed, more than tune.max_failed_trials \(0\).*lr is 0.6"):
         run_search(tmp_path, constant, **asked)
 

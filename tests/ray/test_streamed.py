@@ -45,7 +45,6 @@ def test_ray_data_gives_rows_in_their_order_where_workers_hold_all_processors(cl
     from lepton_ray.train.streamed.on_ray import read_ahead
     from lepton_ray.train.streamed.reading import Pass
 
-    @ray.remote(num_cpus=4)
     def take_all() -> Any:
         stored = streamed(row_numbers(100), group_size=3).train
         for rank in (0, 1):
@@ -62,7 +61,15 @@ def test_ray_data_gives_rows_in_their_order_where_workers_hold_all_processors(cl
             assert here == there
         return here
 
-    assert len(ray.get(take_all.remote(), timeout=100)) == 13
+    class Worker:
+        """An actor: a task gives its processors back while it waits."""
+
+        def take_all(self) -> Any:
+            return take_all()
+
+    worker = ray.remote(Worker).options(num_cpus=4).remote()
+    assert len(ray.get(worker.take_all.remote(), timeout=100)) == 13
+    ray.kill(worker)
 
 
 def no_rows(window: Any) -> Any:

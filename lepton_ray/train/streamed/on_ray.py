@@ -37,7 +37,8 @@ def read_ahead(window_bytes: int, read: Callable[[Window], Chunk], windows: Sequ
         return {_PLACES: chunk.places, _LABELS: chunk.y, **inputs}
 
     blocks = [pa.table({_NUMBER: [place]}) for place in range(len(windows))]
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    # from_blocks, not from_arrow: that asks a task of a CPU for each block, and workers may hold all CPUs
+    dataset = ray.data.from_blocks(blocks).map_batches(
         work, batch_size=None, batch_format="numpy", num_cpus=0, compute=ray.data.TaskPoolStrategy(_TASKS)
     )
     dataset.context.execution_options.preserve_order = True

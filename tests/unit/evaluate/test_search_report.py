@@ -163,3 +163,12 @@ def test_two_settings_that_decide_alike_share_it() -> None:
 )
 def test_no_importance_where_nothing_can_be_said(trials: list[dict[str, Any]]) -> None:
     assert importance(trials) == {}
+
+
+def test_trials_that_failed_are_told() -> None:
+    page = search_section(
+        [{"values": {"train.lr": 0.1}, "loss": 0.5, "epochs": 1, "taken": True}],
+        "",
+        failed="2 failed, the first with: <no room>",
+    )
+    assert "1 trials; 2 failed, the first with: &lt;no room&gt;." in page

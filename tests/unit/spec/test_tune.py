@@ -78,6 +78,10 @@ def _problems(text: str) -> list[str]:
             "tune.epochs must be more than tune.scheduler.perturb_epochs (10), got 10.",
         ),
         (
+            f"scheduler: pbt, searcher: random, stop_after_trials_without_improvement: 2, space: {{{_LR}}}",
+            "tune.stop_after_trials_without_improvement must be left out for pbt, whose trials end together, got 2",
+        ),
+        (
             f"scheduler: pbt, searcher: random, max_concurrent_trials: 2, space: {{{_LR}}}",
             "tune.max_concurrent_trials must be left out for pbt",
         ),
