@@ -17,11 +17,8 @@ _UNREADABLE = (OSError, SyntaxError, EOFError, TypeError, AttributeError, Lookup
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """Of files with these endings, whatever their bytes are: of others Pillow would start programs, such as Ghostscript."""
-_JPEG_BEGIN, _SCAN, _MOST_SCANS = (
-    b"\xff\xd8",
-    b"\xff\xda",
-    100,
-)  # of a progressive JPEG, which has about ten, each over all pixels
+# a progressive JPEG has about ten scans, each over all pixels
+_JPEG_BEGIN, _SCAN, _MOST_SCANS = b"\xff\xd8", b"\xff\xda", 100
 
 
 def read_pixels(content: bytes, column: ImageColumn) -> bytes:

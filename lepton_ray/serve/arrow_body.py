@@ -80,7 +80,7 @@ def _check_messages(body: bytes | bytearray, max_rows: int) -> int:
         batch = flat.follow(flat.root(), _HEADER)
         if message.type == _DICTIONARY:
             is_delta = flat.field(batch, _IS_DELTA)
-            if is_delta is not None and flat.data[is_delta]:
+            if is_delta is not None and struct.unpack_from("<?", flat.data, is_delta)[0]:
                 raise ProtocolError("the dictionaries of an Arrow stream must come whole, not in deltas. Write them so")
             batch = flat.follow(batch, _DICTIONARY_DATA)
         else:
