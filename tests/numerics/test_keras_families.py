@@ -271,6 +271,7 @@ def test_averages_and_passes_are_those_of_torch(settings: dict[str, Any]) -> Non
         assert max(apart) > 1e-3
 
 
+@pytest.mark.slow_but("lstm_of_steps")
 @pytest.mark.parametrize("kind", ["lstm_of_steps", "transformer_of_steps"])
 def test_passes_of_one_series_are_those_of_torch(kind: str) -> None:
     """A gradient with a side of 1 has no static shape."""

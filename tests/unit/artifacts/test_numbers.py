@@ -225,10 +225,11 @@ def test_a_long_text_is_looked_at_once(text: str) -> None:
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize("text", ["".join(signs) for n in range(6) for signs in itertools.product("+1.e", repeat=n)])
-def test_what_is_a_number_is_what_python_takes_for_one(text: str) -> None:
-    try:
-        wanted: float | None = float(text)
-    except ValueError:
-        wanted = None
-    assert parse_number(text, NumberColumn(kind="number")) == wanted
+def test_what_is_a_number_is_what_python_takes_for_one() -> None:
+    column = NumberColumn(kind="number")
+    for text in ("".join(signs) for n in range(6) for signs in itertools.product("+1.e", repeat=n)):
+        try:
+            wanted: float | None = float(text)
+        except ValueError:
+            wanted = None
+        assert parse_number(text, column) == wanted, text
