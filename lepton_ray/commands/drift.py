@@ -21,7 +21,7 @@ from lepton_ray.commands.score import features_of, run_each, source_of
 from lepton_ray.core.errors import DataError, SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.core.files import read_json
-from lepton_ray.core.text import show
+from lepton_ray.core.text import show, show_metric
 from lepton_ray.data.block import DETAIL
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
@@ -173,7 +173,7 @@ def missed_gates(report: DriftReport, gates: Mapping[str, Gate]) -> list[str]:
         if gate.max is not None
     ]
     return [
-        f"{name} must be at {word} {bound:g}, got {metrics[name]:.4f}"
+        f"{name} must be at {word} {bound:g}, got {show_metric(metrics[name])}"
         for name, bound, word, is_met in bounds
         if not is_met
     ]

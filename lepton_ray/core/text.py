@@ -7,7 +7,7 @@ from typing import Any
 
 _MAX_LENGTH = 80
 _ONLY_NAMES = re.compile(r"(?:\$\{\w+\}:?)+")
-_SMALL = 0.01
+_SMALL = 1e-3
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 4

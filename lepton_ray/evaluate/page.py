@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from lepton_ray.core.text import show_metric
+
 STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5c6b7a; --line: #dfe5ea; --pale: #f5f7f9; --blue: #2463a5;
   --before: #b9c3cd; --after: #2463a5; --bad: #b3261e; --good: #1b7f4b; }
@@ -87,8 +89,7 @@ def plain(value: Any) -> str:
     """Return a metric or another value of a table as text."""
     if not isinstance(value, float):
         return str(value)
-    is_usual = value == 0 or not math.isfinite(value) or _SMALL <= abs(value) < _WIDE
-    return f"{value:.4f}" if is_usual else number(value)
+    return number(value) if math.isfinite(value) and abs(value) >= _WIDE else show_metric(value)
 
 
 def number(value: float | None) -> str:

@@ -100,7 +100,7 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, ops
         warnings.simplefilter("ignore")
         for name in ("torch.onnx", "onnxscript.optimizer"):  # which tell of constants that they leave as they are
             logging.getLogger(name).setLevel(logging.ERROR)
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model.eval(),
             examples,
             dynamo=True,
@@ -111,7 +111,6 @@ def _trace(model: nn.Module, inputs: Sequence[ModelInput], output_name: str, ops
             opset_version=opset,
             verbose=False,
         )
-        assert program is not None  # noqa: S101  no file is given
         core = _simplify(program.model)
     if opset_of(core) != opset:
         raise EngineError(

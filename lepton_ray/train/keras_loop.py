@@ -217,11 +217,10 @@ class _Trainer:
             totals = run_forward(model, self._spec, self._task, x, target, scale[0])
             loss = totals[0] / scale[1]
         variables = model.trainable_variables
-        gradients = zip(tape.gradient(loss, variables), variables, strict=True)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
         # with a side of 1 a gradient's shape is not known to the loop over passes, which must know it
-        return [tf.ensure_shape(tf.convert_to_tensor(one), variable.shape) for one, variable in gradients], _stack(
-            totals
-        )
+        shaped = [tf.ensure_shape(gradient, of.shape) for gradient, of in zip(gradients, variables, strict=True)]
+        return shaped, _stack(totals)
 
     def _run_validation(self, x: list[Tensor], y: Tensor) -> Tensor:
         return _stack(sums(self._task, call(self._state.evaluated, x, training=False), y))

@@ -392,6 +392,20 @@ class Raw:
         self.send()
         return id
 
+    def ask(self, message: bytes) -> int:
+        """Send a whole message, as the windows allow, and return its stream."""
+        id = self.open()
+        body = memoryview(b"\0%b%b" % (len(message).to_bytes(4, "big"), message))
+        while body:
+            size = min(self.h2.local_flow_control_window(id), self.h2.max_outbound_frame_size, len(body))
+            if size == 0:
+                self.events += self.h2.receive_data(self.socket.recv(1 << 16))
+                continue
+            self.h2.send_data(id, bytes(body[:size]), end_stream=size == len(body))
+            body = body[size:]
+            self.send()
+        return id
+
     def read_until(self, kind: Any, id: int | None = None) -> Any:
         """Return the first event of a kind, or None if the connection ends before."""
         while True:
@@ -531,18 +545,7 @@ def test_an_answer_of_which_a_byte_is_taken_now_and_then_is_dropped(serve: Any, 
     client = connect(running.port)
     message = CLASSES["ModelInferRequest"](**tensors(5_000)).SerializeToString()
     client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1})
-    id = client.h2.get_next_available_stream_id()
-    client.h2.send_headers(id, _HEADERS)
-    client.send()
-    body = memoryview(b"\0%b%b" % (len(message).to_bytes(4, "big"), message))
-    while body:
-        size = min(client.h2.local_flow_control_window(id), client.h2.max_outbound_frame_size, len(body))
-        if size == 0:
-            client.events += client.h2.receive_data(client.socket.recv(1 << 16))
-            continue
-        client.h2.send_data(id, bytes(body[:size]), end_stream=size == len(body))
-        body = body[size:]
-        client.send()
+    id = client.ask(message)
     assert client.read_until(DataReceived, id)
     for second in range(15, 40, 5):
         client.h2.increment_flow_control_window(1, id)
@@ -752,19 +755,7 @@ def test_a_request_that_does_not_come_is_refused(serve: Any, connect: Any) -> No
 def test_an_answer_that_is_not_taken_is_dropped(serve: Any, connect: Any) -> None:
     running = serve(limits=Limits(max_rows=1 << 20))
     client = connect(running.port)
-    id = client.h2.get_next_available_stream_id()
-    message = CLASSES["ModelInferRequest"](**tensors(20_000)).SerializeToString()
-    client.h2.send_headers(id, _HEADERS)
-    client.send()
-    body = memoryview(b"\0%b%b" % (len(message).to_bytes(4, "big"), message))
-    while body:
-        size = min(client.h2.local_flow_control_window(id), client.h2.max_outbound_frame_size, len(body))
-        if size == 0:
-            client.events += client.h2.receive_data(client.socket.recv(1 << 16))
-            continue
-        client.h2.send_data(id, bytes(body[:size]), end_stream=size == len(body))
-        body = body[size:]
-        client.send()
+    id = client.ask(CLASSES["ModelInferRequest"](**tensors(20_000)).SerializeToString())
 
     def received() -> int:
         return sum(len(event.data) for event in client.events if isinstance(event, DataReceived))
