@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -83,13 +84,13 @@ class _Numbers(_Columns[NumberColumn]):
     def __init__(self, columns: Mapping[str, NumberColumn], missing_words: Sequence[str]) -> None:
         super().__init__(columns, missing_words)
         self._names = tuple(columns)
+        self._pick = itemgetter(*columns) if len(columns) > 1 else None
         self._rules = NumberRules(columns.values())
         numbers = {name: missing_numbers(column, missing_words) for name, column in columns.items()}
         self._missing_numbers = {name: found for name, found in numbers.items() if found}
 
     def read(self, records: Records, problems: Problems) -> NDArray[np.float64]:
-        names = self._names
-        flat = [get(name) for get in [record.get for record in records] for name in names]
+        names, flat = self._names, self._flatten(records)
         types = set(map(type, flat))
         if _NUMBER_TYPES.issuperset(types):
             with contextlib.suppress(OverflowError):  # an integer beyond float64
@@ -105,6 +106,13 @@ class _Numbers(_Columns[NumberColumn]):
                 else:
                     matrix[row, position] = number
         return matrix
+
+    def _flatten(self, records: Records) -> list[Any]:
+        """Return the values of one record after the other, None for a missing one."""
+        if self._pick is not None:
+            with contextlib.suppress(KeyError):
+                return list(chain.from_iterable(map(self._pick, records)))
+        return [record.get(name) for record in records for name in self._names]
 
     def _read(self, value: Any, column: NumberColumn) -> float | None:
         return _to_float(self._tidy(value) if isinstance(value, str) else value, column)

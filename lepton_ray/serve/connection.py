@@ -40,6 +40,7 @@ from lepton_ray.serve.exchange import (
     checked_id,
     entry_of,
 )
+from lepton_ray.serve.front import Headers
 
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 32
@@ -51,6 +52,8 @@ _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
 STATUS_OK = _STATUS[HTTP_OK]
 _HEAD_RULE = f"target and headers must be at most {MAX_HEAD_BYTES} bytes"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEAD = b"%bcontent-length: %d\r\nx-request-id: %b\r\ndate: %b\r\n%b"
+_CLOSED, _KEPT_OPEN = b"connection: close\r\n\r\n", b"connection: keep-alive\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class _Head:
     method: str
     path: str
     """Decoded."""
-    headers: dict[bytes, bytes]
+    headers: Headers
     request_id: bytes | None
     is_http_10: bool
     keep_alive: bool
@@ -140,6 +143,14 @@ class Connection(asyncio.Protocol):
         """Parse what has come."""
         if self._is_ending:
             return
+        if self._receive_by is not None or not self._take_known(data):
+            self._receive(data)
+        if self._slots and self._slots[0].response is not None:
+            self.flush()
+        if len(self._slots) >= _MAX_PIPELINED:
+            self._pause_reading()
+
+    def _receive(self, data: bytes) -> None:
         begun = None if self._receive_by is None else self._incoming
         body_bytes = self._incoming.slot.request_bytes
         try:
@@ -155,19 +166,13 @@ class Connection(asyncio.Protocol):
         else:
             if self._incoming is begun:
                 self._count_unfinished(len(data), has_body=begun.slot.request_bytes > body_bytes)
-        if self._slots and self._slots[0].response is not None:
-            self.flush()
-        if len(self._slots) >= _MAX_PIPELINED:
-            self._pause_reading()
 
     def _parse(self, data: bytes) -> None:
+        begun = None if self._receive_by is not None else self._incoming
         self._is_parsing = True
         try:
-            if self._receive_by is not None:
-                self._feed(data)
-            elif not self._take_known(data):
-                begun = self._incoming
-                self._feed(data)
+            self._feed(data)
+            if begun is not None:
                 self._learn(data, begun)
         finally:
             self._is_parsing = False
@@ -199,18 +204,25 @@ class Connection(asyncio.Protocol):
         """Take a whole request without parsing its head again; the parser, which is between two requests, does not see it."""
         end = data.find(b"\r\n\r\n") + 4
         head = self._known.get(data[:end])
-        if head is None or len(data) - end != head.body_bytes:
+        size = len(data) - end
+        if head is None or size != head.body_bytes or not self._has_room(size):
             return False
-        self.on_message_begin()
-        self._take_head(head)
-        self.on_body(data[end:])
-        self.on_message_complete()
+        slot = _slot_of(head)
+        slot.request_bytes = size
+        call = self._admit(head, slot)
+        if call is not None:
+            self._owner.buffered_bytes += size
+        self._complete(slot, call, data[end:])
         return True
+
+    def _has_room(self, size: int) -> bool:
+        limit = self._owner.endpoint.limits.max_request_bytes
+        return size <= limit and self._owner.buffered_bytes + size <= BUFFERED_REQUESTS * limit
 
     def _learn(self, data: bytes, incoming: _Incoming) -> None:
         """Keep the head of a request that was all of ``data``."""
         head = incoming.head
-        if head is None or not head.body_bytes or not head.keep_alive or b"expect" in head.headers:
+        if head is None or not head.body_bytes or not head.keep_alive or b"expect" in head.headers.given:
             return
         end = len(data) - head.body_bytes
         is_whole = 0 < end <= _MAX_KNOWN_HEAD_BYTES and data.find(b"\r\n\r\n") == end - 4
@@ -363,7 +375,7 @@ class Connection(asyncio.Protocol):
         slot.keep_alive = slot.keep_alive and not (len(self._slots) == 1 and self._is_last(self._owner.now()))
         self._is_ending = self._is_ending or not slot.keep_alive
         head = b"transfer-encoding: chunked\r\nx-request-id: %b\r\ndate: %b\r\n" % (slot.request_id, self._owner.date)
-        end = b"\r\n" if slot.keep_alive else b"connection: close\r\n\r\n"
+        end = b"\r\n" if slot.keep_alive else _CLOSED
         self._transport.write(_head_of(response.code, response.headers) + head + end)
         self._send_part(sending, response.body)
         sending.turn.set_result(None)
@@ -444,35 +456,35 @@ class Connection(asyncio.Protocol):
         head = _Head(
             method=incoming.slot.method,
             path=self._path(),
-            headers=headers,
+            headers=Headers.of(headers),
             request_id=incoming.slot.request_id,
             is_http_10=version == "1.0",
             keep_alive=self._parser.should_keep_alive(),
             body_bytes=None if size is None else int(size),
         )
-        self._take_head(head)
-
-    def _take_head(self, head: _Head) -> None:
-        incoming, slot, headers = self._incoming, self._incoming.slot, head.headers
-        incoming.head = head
-        slot.method, slot.path, slot.request_id = head.method, head.path, head.request_id
-        slot.is_http_10, slot.keep_alive = head.is_http_10, head.keep_alive
-        found, slot.caller = self._owner.endpoint.admit(slot.method, slot.path, headers.get(b"authorization"))
-        if isinstance(found, Response):
-            slot.response = found
-        elif isinstance(call := self._owner.endpoint.call_of(found, headers, slot.caller, self._own_id), Response):
-            slot.response = call
-        else:
-            incoming.call = call
+        incoming.head, incoming.slot = head, _slot_of(head, incoming.slot.started)
+        incoming.call = self._admit(head, incoming.slot)
         if head.body_bytes is not None:
             self._check_size(head.body_bytes)
         if (expected := headers.get(b"expect")) is not None and not head.is_http_10:
             self._answer_expectation(expected)
 
-    def _own_id(self) -> bytes:
-        slot = self._incoming.slot
-        slot.request_id = slot.request_id or self._owner.next_id()
-        return slot.request_id
+    def _admit(self, head: _Head, slot: Slot) -> Call | None:
+        """Return the call that a head asks for; if there is none, its slot has the response."""
+
+        def own_id() -> bytes:
+            slot.request_id = slot.request_id or self._owner.next_id()
+            return slot.request_id
+
+        front = self._owner.endpoint
+        found, slot.caller = front.admit(head.method, head.path, head.headers.digest)
+        if isinstance(found, Response):
+            slot.response = found
+        elif isinstance(call := front.call_of(found, head.headers, slot.caller, own_id), Response):
+            slot.response = call
+        else:
+            return call
+        return None
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""
@@ -498,8 +510,10 @@ class Connection(asyncio.Protocol):
         if self._incoming.head is None:  # it comes again, without its wish
             return
         self._receive_by = None
-        slot, call, body = self._incoming.slot, self._incoming.call, self._incoming.body
-        self._incoming = _Incoming()
+        whole, self._incoming = self._incoming, _Incoming()
+        self._complete(whole.slot, whole.call, whole.body)
+
+    def _complete(self, slot: Slot, call: Call | None, body: bytes | bytearray) -> None:
         self._is_ending = not slot.keep_alive
         self._slots.append(slot)
         if call is not None:
@@ -587,22 +601,15 @@ class Connection(asyncio.Protocol):
     def _send(self, slot: Slot, response: Response, must_close: bool) -> None:
         slot.request_id = slot.request_id or self._owner.next_id()
         self._note(slot, response)
-        head = [
-            _head_of(response.code, response.headers),
-            b"content-length: %d\r\nx-request-id: %b\r\ndate: %b\r\n"
-            % (len(response.body), slot.request_id, self._owner.date),
-        ]
-        if must_close:
-            head.append(b"connection: close\r\n")
-        elif slot.is_http_10:
-            head.append(b"connection: keep-alive\r\n")
-        head.append(b"\r\n")
+        end = _CLOSED if must_close else _KEPT_OPEN if slot.is_http_10 else b"\r\n"
+        length, start = len(response.body), _head_of(response.code, response.headers)
+        head = _HEAD % (start, length, slot.request_id, self._owner.date, end)
         if slot.method == "HEAD":
-            self._transport.write(b"".join(head))
-        elif len(response.body) <= _COPIED_BYTES:
-            self._transport.write(b"".join([*head, response.body]))
+            self._transport.write(head)
+        elif length <= _COPIED_BYTES:
+            self._transport.write(head + response.body)
         else:
-            self._transport.writelines([b"".join(head), response.body])
+            self._transport.writelines([head, response.body])
 
     def _finish(self) -> None:
         """End after the last answer: a client that still sends must be able to read it, so its bytes are let in for a while."""
@@ -617,6 +624,11 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._resume_reading()
+
+
+def _slot_of(head: _Head, started: float | None = None) -> Slot:
+    now = time.perf_counter() if started is None else started
+    return Slot(now, head.request_id, head.method, head.path, head.is_http_10, head.keep_alive)
 
 
 @lru_cache(maxsize=64)

@@ -10,10 +10,9 @@ version; 408 too slow; 413 too large; 422 a record that breaks the signature; 42
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -90,16 +89,16 @@ class Asked(NamedTuple):
 
 
 class Meter(Protocol):
-    """Receives one call for each prediction request, from any thread."""
+    """Is told of each prediction request once, from any thread."""
 
-    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
-        """Count a request; ``outputs`` are the predictor's, None when it failed."""
+    def observe(self, protocol_name: str, code: int, seconds: Sequence[float], outputs: Outputs | None) -> None:
+        """Count requests that have come to the same, by what each took; ``outputs`` are the predictor's of all, None when they failed."""
 
 
 class NoMeter:
     """Counts nothing."""
 
-    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
+    def observe(self, protocol_name: str, code: int, seconds: Sequence[float], outputs: Outputs | None) -> None:
         """Ignore."""
 
 
@@ -289,11 +288,12 @@ class Endpoint:
         self, call: Call | None, code: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> Response:
         """Return the response to what comes to nothing; counted if it was a call."""
-        response = error_response(code, message, headers)
-        if call is None:
-            return response
-        self.statistics.add_failure(time.perf_counter() - call.start)
-        return self._finish(call, response, None)
+        if call is not None:
+            seconds = time.perf_counter() - call.start
+            self.statistics.add_failure(seconds)
+            if not call.is_late:
+                self.meter.observe(call.protocol_name, code, [seconds], None)
+        return error_response(code, message, headers)
 
     def max_bytes(self, call: Call | None) -> int:
         """Return how large the body of a call may be."""
@@ -359,13 +359,11 @@ class Endpoint:
             encoded = time.perf_counter()
             outputs = self.predictor.run(feeds)
             ran = time.perf_counter()
-            predictions = self._predictions(calls, outputs)
-            answers = [
-                self._finish(call, self._respond(call, own, predictions), own)
-                for call, own in zip(calls, _divide(calls, outputs), strict=True)
-            ]
+            predictions, places = self._predictions(calls, outputs), _places(calls)
+            answers = [self._respond(*one, outputs, predictions) for one in zip(calls, places, strict=True)]
             times = RunTimes(begun, encoded, ran, time.perf_counter())
             self.statistics.add_run([call.start for call in calls], sum([call.rows for call in calls]), times)
+            self._count(calls, places, outputs, times.answered)
             return answers
         except RecordError as error:
             code, message = HTTP_UNPROCESSABLE, str(error)
@@ -388,22 +386,20 @@ class Endpoint:
             parts.append(feeds)
         return _join(parts)
 
-    def _predictions(self, calls: list[Call], outputs: Outputs) -> Iterator[dict[str, Any]]:
+    def _predictions(self, calls: list[Call], outputs: Outputs) -> list[dict[str, Any]]:
         """Return what JSON has of the rows of all calls with records, which stand first: at once, as each piece of it has its price."""
         rows = sum([call.rows for call in calls if call.tensors is None])
-        of_records = {name: values[:rows] for name, values in outputs.items()}
-        return iter(to_predictions(of_records, self.predictor.signature.classes)) if rows else iter(())
+        return to_predictions(cut(outputs, slice(rows)), self.predictor.signature.classes) if rows else []
 
-    def _respond(self, call: Call, outputs: Outputs, all_predictions: Iterator[dict[str, Any]]) -> Response:
+    def _respond(self, call: Call, place: slice, outputs: Outputs, predictions: list[dict[str, Any]]) -> Response:
         signature, tensors = self.predictor.signature, call.tensors
         if tensors is None:
-            predictions = list(islice(all_predictions, call.rows))
             if call.accept is not None and (form := accepted_form(call.accept)) is not None:
                 headers = ((b"content-type", form.content_type), *self._headers[1:])
-                return Response(HTTP_OK, form.write(flatten(outputs, signature)), headers)
-            body = {"model": self.name, "version": self.version, "predictions": predictions}
+                return Response(HTTP_OK, form.write(flatten(cut(outputs, place), signature)), headers)
+            body = {"model": self.name, "version": self.version, "predictions": predictions[place]}
             return json_response(body, headers=self._headers)
-        given, blobs = protocol.infer_answer(outputs, signature, tensors.wanted, tensors.raw)
+        given, blobs = protocol.infer_answer(cut(outputs, place), signature, tensors.wanted, tensors.raw)
         if call.protocol_name == GRPC:
             from lepton_ray.serve import grpc_messages  # noqa: PLC0415  protobuf is optional
 
@@ -420,10 +416,14 @@ class Endpoint:
         headers = ((b"content-type", b"application/octet-stream"), *self._headers[1:], (RAW_HEADER, length))
         return Response(HTTP_OK, b"".join([response.body, *blobs]), headers)
 
-    def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
-        if not call.is_late:
-            self.meter.observe(call.protocol_name, response.code, time.perf_counter() - call.start, outputs)
-        return response
+    def _count(self, calls: list[Call], places: list[slice], outputs: Outputs, now: float) -> None:
+        """Count answers: at once, as each piece of it has its price, or one by one if they are not alike."""
+        if len({(call.protocol_name, call.is_late) for call in calls}) > 1:
+            for call, place in zip(calls, places, strict=True):
+                self._count([call], [slice(call.rows)], cut(outputs, place), now)
+        elif not calls[0].is_late:
+            seconds = [now - call.start for call in calls]
+            self.meter.observe(calls[0].protocol_name, HTTP_OK, seconds, outputs)
 
 
 def answer_golden_records(predictor: AnyPredictor) -> None:
@@ -480,16 +480,23 @@ def answer_statistics(method: str, endpoints: Sequence[Endpoint]) -> Response:
     return _get(method, {"model_stats": stats})
 
 
-def _divide(calls: list[Call], outputs: Outputs) -> list[Outputs]:
-    """Return the outputs of each call, of those of one run for all."""
-    if len(calls) == 1:
-        return [outputs]
-    by_call: dict[int, Outputs] = {}
-    end = 0
-    for call in sorted(calls, key=lambda call: call.tensors is not None):  # as they were encoded
-        start, end = end, end + call.rows
-        by_call[id(call)] = {name: values[start:end] for name, values in outputs.items()}
-    return [by_call[id(call)] for call in calls]
+def _places(calls: list[Call]) -> list[slice]:
+    """Return where the rows of each call stand in the run for all: those of records come first."""
+    of_records, of_tensors = 0, sum([call.rows for call in calls if call.tensors is None])
+    places = []
+    for call in calls:
+        if call.tensors is None:
+            places.append(slice(of_records, of_records + call.rows))
+            of_records += call.rows
+        else:
+            places.append(slice(of_tensors, of_tensors + call.rows))
+            of_tensors += call.rows
+    return places
+
+
+def cut(outputs: Outputs, rows: slice) -> Outputs:
+    """Return some rows of outputs."""
+    return {name: values[rows] for name, values in outputs.items()}
 
 
 def _join(parts: Sequence[Feeds], is_copied: bool = False) -> Feeds:

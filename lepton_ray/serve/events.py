@@ -18,7 +18,7 @@ import orjson
 from lepton_ray.core.status import HTTP_OK, HTTP_UNAVAILABLE
 from lepton_ray.serve.endpoint import VERSION_HEADER, Call, Response
 from lepton_ray.serve.front import Front
-from lepton_ray.serve.guard import Headers
+from lepton_ray.serve.guard import ResponseHeaders
 
 FIRST_ROWS, _MAX_ROWS = 16, 1024  # of an event
 _SOON_S = 50e-3  # an event of fewer seconds is followed by a larger one, of four times as many by a smaller one
@@ -68,7 +68,7 @@ async def _answer(front: Front, call: Call) -> Parts:
     yield _event("end", start, orjson.dumps({"rows": start}))
 
 
-def _event(name: str, row: int, data: bytes, headers: Headers = ()) -> Response:
+def _event(name: str, row: int, data: bytes, headers: ResponseHeaders = ()) -> Response:
     body = b"event: %b\nid: %d\ndata: %b\n\n" % (name.encode(), row, data)
     version = tuple(header for header in headers if header[0] == VERSION_HEADER)
     return Response(HTTP_OK, body, ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), *version))

@@ -6,19 +6,49 @@ With one package its ``find`` and ``submit`` are that package's own, so a rollou
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from lepton_ray.core.status import HTTP_OK, HTTP_UNSUPPORTED
 from lepton_ray.serve.batching import Batcher, Done
-from lepton_ray.serve.bodies import reader_of
+from lepton_ray.serve.bodies import Read, reader_of
 from lepton_ray.serve.endpoint import JOB_KEY_HEADER, RAW_HEADER, Asked, Call, Endpoint, Limits, Response, parse_length
-from lepton_ray.serve.guard import Denial, Guard, Headers
+from lepton_ray.serve.guard import Denial, Guard, ResponseHeaders
 from lepton_ray.serve.jobs.desk import Desk
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.shelf import Shelf
+from lepton_ray.serve.tokens import digest_of
 
 _OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready")) | PAGE_PATHS
 """Answered without a token: who asks for health often cannot have one, and the page, which tells nothing, asks for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What the headers of a request say of its caller, body and answer: read once where a client sends the same again and again."""
+
+    given: Mapping[bytes, bytes]
+    """By their names in lower case; ``authorization`` is empty if it came more than once."""
+    digest: bytes | None
+    """Of the token, by ``tokens.digest_of``."""
+    coding: bytes | None
+    """How the body is packed; None if it is not."""
+    json_bytes: int | None
+    read: Read | None
+    accept: bytes | None
+    """These three as ``Call`` has them."""
+
+    @classmethod
+    def of(cls, given: Mapping[bytes, bytes]) -> Self:
+        """Read headers."""
+        coding, length = given.get(b"content-encoding", b"identity"), given.get(RAW_HEADER)
+        return cls(
+            given,
+            digest_of(given.get(b"authorization")),
+            None if coding.lower() == b"identity" else coding,
+            None if length is None else parse_length(length),
+            reader_of(given.get(b"content-type", b"")),
+            given.get(b"accept"),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,18 +121,18 @@ class Front:
         if self.desk is not None:
             self.submit = self.desk.behind(self.submit)
 
-    def admit(self, method: str, path: str, authorization: bytes | None) -> tuple[Response | Asked, str]:
+    def admit(self, method: str, path: str, digest: bytes | None) -> tuple[Response | Asked, str]:
         """Return what ``find`` does if the guard lets the caller in, else the refusal, and the id of the caller's token, if any.
 
         Args:
             method: Of the request.
             path: Decoded.
-            authorization: Value of that header; empty if it came more than once.
+            digest: Of the caller's token, by ``tokens.digest_of``.
         """
         guard = self._guard
         if guard is None or path in _OPEN_PATHS:
             return self.find(method, path), ""
-        caller = guard.identify(authorization)
+        caller = guard.identify(digest)
         found = self.find(method, path)
         if isinstance(caller, Denial):
             return self._deny(found, caller), ""
@@ -112,29 +142,23 @@ class Front:
             denial = guard.admit(caller, "predict")
         return found if denial is None else self._deny(found, denial), caller.id
 
-    def call_of(
-        self, asked: Asked, headers: Mapping[bytes, bytes], caller: str, make_key: Callable[[], bytes]
-    ) -> Call | Response:
+    def call_of(self, asked: Asked, headers: Headers, caller: str, make_key: Callable[[], bytes]) -> Call | Response:
         """Return the call that a head asks for, without its body, or what refuses it.
 
         Args:
             asked: What ``admit`` has found.
-            headers: By their names in lower case.
+            headers: Of the same head.
             caller: Id of its token.
             make_key: Gives the name of a caller that gives none, where one is needed.
         """
-        if (coding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
-            return self._refuse_encoded(asked, coding)
-        length = headers.get(RAW_HEADER)
-        json_bytes = None if length is None else parse_length(length)
-        call = Call(asked.protocol_name, json_bytes=json_bytes, version=asked.version, model=asked.model)
-        if (content_type := headers.get(b"content-type")) is not None:
-            call.read = reader_of(content_type)
-        call.accept = headers.get(b"accept")
+        if headers.coding is not None:
+            return self._refuse_encoded(asked, headers.coding)
+        call = Call(asked.protocol_name, b"", headers.json_bytes)
+        call.version, call.model, call.read, call.accept = asked.version, asked.model, headers.read, headers.accept
         if self.key_header is not None:
-            call.key = headers.get(self.key_header) or make_key()
+            call.key = headers.given.get(self.key_header) or make_key()
         if asked.job is not None:
-            call.job, call.key = asked.job._replace(caller=caller), headers.get(JOB_KEY_HEADER)
+            call.job, call.key = asked.job._replace(caller=caller), headers.given.get(JOB_KEY_HEADER)
         return call
 
     def _refuse_encoded(self, asked: Asked, coding: bytes) -> Response:
@@ -162,7 +186,7 @@ class Front:
         self.submit(call, answer)
         return await future
 
-    def refuse(self, call: Call | None, code: int, message: str, headers: Headers = ()) -> Response:
+    def refuse(self, call: Call | None, code: int, message: str, headers: ResponseHeaders = ()) -> Response:
         """Return the response to what comes to nothing; counted, for the model that is asked for, if it was a call."""
         return self._asked(call).refuse(call, code, message, headers)
 

@@ -60,6 +60,7 @@ from lepton_ray.serve.exchange import (
 )
 from lepton_ray.serve.grpc_messages import ASKING, INFER, SERVICE, peek_model, read_path, write_answer
 from lepton_ray.serve.protocol import ProtocolError
+from lepton_ray.serve.tokens import digest_of
 
 _PATIENCE, _PATIENCE_AGAIN = 1000, 2  # resets of streams and settings, at first and for each answer
 _KNOWN_SETTINGS = frozenset(int(code) for code in SettingCodes)
@@ -112,10 +113,10 @@ class _Stream:
 
     __slots__ = (
         "_connection",
-        "authorization",
         "body",
         "call",
         "deadline",
+        "digest",
         "id",
         "is_open",
         "left",
@@ -133,7 +134,7 @@ class _Stream:
         self.slot = Slot()
         self.method = ""
         """Without the service."""
-        self.authorization: bytes | None = None
+        self.digest: bytes | None = None
         self.call: Call | None = None
         """Of a prediction whose message has not come yet."""
         self.body = bytearray()
@@ -358,7 +359,7 @@ class GrpcConnection(asyncio.Protocol):
         slot = stream.slot
         slot.method, slot.path = "POST", given[b":path"].decode("utf-8", "replace")
         slot.request_id = checked_id(given.get(b"x-request-id"))
-        stream.authorization = given.get(b"authorization")
+        stream.digest = digest_of(given.get(b"authorization"))
         stream.method = slot.path.removeprefix(SERVICE)
         if stream.method == INFER:
             self._admit(stream, given)
@@ -370,7 +371,7 @@ class GrpcConnection(asyncio.Protocol):
     def _admit(self, stream: _Stream, given: dict[bytes, bytes]) -> None:
         endpoint, slot = self._owner.endpoint, stream.slot
         path = f"/v2/models/{endpoint.champion.name}/infer"  # which model is meant stands in the message
-        found, slot.caller = endpoint.admit(GRPC, path, stream.authorization)
+        found, slot.caller = endpoint.admit(GRPC, path, stream.digest)
         if isinstance(found, Response):
             slot.response = found
             self.answer(stream)
@@ -440,7 +441,7 @@ class GrpcConnection(asyncio.Protocol):
         endpoint = self._owner.endpoint
         try:
             path = read_path(stream.method, body)
-            found, stream.slot.caller = endpoint.admit(ASKING[stream.method].method, path, stream.authorization)
+            found, stream.slot.caller = endpoint.admit(ASKING[stream.method].method, path, stream.digest)
             if not isinstance(found, Response):
                 raise ProtocolError("name must be that of a model")
             if found.code != HTTP_OK:

@@ -21,7 +21,7 @@ ALL_CALLERS = ""
 """Name of the limit of all callers together; the others have the ids of tokens."""
 ANYBODY = Caller("", frozenset(("predict", "metadata")))
 
-Headers = tuple[tuple[bytes, bytes], ...]
+ResponseHeaders = tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Denial:
 
     code: int
     message: str
-    headers: Headers
+    headers: ResponseHeaders
 
 
 @dataclass
@@ -61,14 +61,14 @@ class Guard:
             name: old[name] if name in old and old[name].rate == rate else Purse(rate) for name, rate in rates.items()
         }
 
-    def identify(self, authorization: bytes | None) -> Caller | Denial:
-        """Return who sent the value of the header ``authorization``; empty if it came twice."""
+    def identify(self, digest: bytes | None) -> Caller | Denial:
+        """Return whose token it is that ``tokens.digest_of`` has given."""
         if self.table is None:
             return ANYBODY
-        caller = self.table.find(authorization)
+        caller = self.table.find(digest) if digest else None
         if caller is not None:
             return caller
-        challenge = _CHALLENGE if authorization is None else f'{_CHALLENGE}, error="invalid_token"'
+        challenge = _CHALLENGE if digest is None else f'{_CHALLENGE}, error="invalid_token"'
         message = "authorization must be given once, as 'Bearer TOKEN', with a token that is known and has not expired"
         return Denial(HTTP_UNAUTHORIZED, message, ((b"www-authenticate", challenge.encode()),))
 

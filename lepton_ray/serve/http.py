@@ -13,7 +13,7 @@ from lepton_ray.serve.access import AccessLog, Entry
 from lepton_ray.serve.bodies import accepts_events
 from lepton_ray.serve.endpoint import Call, Response
 from lepton_ray.serve.events import Parts, answer_in_events
-from lepton_ray.serve.front import Front
+from lepton_ray.serve.front import Front, Headers
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -92,13 +92,14 @@ def _entry(exchange: _Exchange, scope: Mapping[str, Any]) -> Entry:
 
 
 async def _respond(endpoint: Front, exchange: _Exchange, scope: Mapping[str, Any], receive: _Receive) -> Response:
-    given = [value for name, value in scope["headers"] if name == b"authorization"]
-    authorization = (given[0] if len(given) == 1 else b"") if given else None
-    found, exchange.caller = endpoint.admit(scope["method"], _path(scope), authorization)
+    given = dict(scope["headers"])
+    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+        given[b"authorization"] = b""  # which of two is meant nobody can know
+    headers = Headers.of(given)
+    found, exchange.caller = endpoint.admit(scope["method"], _path(scope), headers.digest)
     if isinstance(found, Response):
         return found
-    headers = dict(scope["headers"])
-    call = endpoint.call_of(found, headers, exchange.caller, lambda: headers.get(b"x-request-id") or token_bytes(8))
+    call = endpoint.call_of(found, headers, exchange.caller, lambda: given.get(b"x-request-id") or token_bytes(8))
     if isinstance(call, Response):
         return call
     exchange.call = call

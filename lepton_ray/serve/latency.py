@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 
 _LEAST_S, _MOST_S, _GROWTH = 1e-5, 1e3, 1.1
 _EDGES_S = [_LEAST_S * _GROWTH**power for power in range(math.ceil(math.log(_MOST_S / _LEAST_S, _GROWTH)) + 1)]
@@ -16,9 +17,10 @@ class RecentLatency:
         self._counts = [0] * (len(_EDGES_S) + 1)
         self._slots: deque[list[int]] = deque(maxlen=num_slots)
 
-    def add(self, seconds: float) -> None:
-        """Count a request."""
-        self._counts[bisect_left(_EDGES_S, seconds)] += 1
+    def add(self, seconds: Iterable[float]) -> None:
+        """Count requests."""
+        for one in seconds:
+            self._counts[bisect_left(_EDGES_S, one)] += 1
 
     def read(self) -> tuple[int, float]:
         """Return how many requests the last slots hold, and their 95th percentile in seconds, 0 of none; begins a new slot.

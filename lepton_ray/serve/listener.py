@@ -57,7 +57,8 @@ class Listener:
         self._is_accepting = False
         self._under_way = 0
         self._under_way_s = 0.0
-        self._changed = self._asked = time.perf_counter()
+        """Of all requests since the last question; of one that is under way, less the moment at which it began."""
+        self._asked = time.perf_counter()
 
     def start(self, listening: socket.socket) -> None:
         """Accept from a listening socket, which must not block and stays the caller's."""
@@ -110,9 +111,9 @@ class Listener:
 
         A count at one moment would say little: batches of short calls begin and end between two moments of the loop.
         """
-        self._count(0)
-        seconds, total = self._changed - self._asked, self._under_way_s
-        self._asked, self._under_way_s = self._changed, 0.0
+        now = time.perf_counter()
+        seconds, total = now - self._asked, self._under_way_s + self._under_way * now
+        self._asked, self._under_way_s = now, -self._under_way * now
         return total / seconds if seconds > 0 else 0.0
 
     # the connections' side
@@ -163,10 +164,8 @@ class Listener:
         self._resume_accepting()
 
     def _count(self, change: int) -> None:
-        now = time.perf_counter()
-        self._under_way_s += self._under_way * (now - self._changed)
-        self._changed = now
         self._under_way += change
+        self._under_way_s -= change * time.perf_counter()
 
     def _resume_accepting(self) -> None:
         if not self._is_accepting and not self.is_draining and not self._is_full():

@@ -87,17 +87,21 @@ class TokenTable:
         self.callers = [_caller(token) for token in tokens]
         self._by_key = {caller.digest[:_KEY_BYTES]: caller for caller in self.callers}
 
-    def find(self, authorization: bytes | None) -> Caller | None:
-        """Return whose token the value of the header ``authorization`` holds, None if nobody's or an expired one."""
-        scheme, _, token = (authorization or b"").partition(b" ")
-        if scheme.lower() != b"bearer" or len(token) > _MAX_CREDENTIALS:
-            return None
-        digest = hashlib.sha256(token).digest()
+    def find(self, digest: bytes) -> Caller | None:
+        """Return whose token it is that ``digest_of`` has given, None if nobody's or an expired one."""
         # found by a part of the hash, which is no secret; what follows decides
         caller = self._by_key.get(digest[:_KEY_BYTES])
         if caller is None or not hmac.compare_digest(caller.digest, digest) or caller.expires <= time.time():
             return None
         return caller
+
+
+def digest_of(authorization: bytes | None) -> bytes | None:
+    """Return the hash of the token in the value of the header ``authorization``; empty if it holds none, None without it."""
+    if authorization is None:
+        return None
+    scheme, _, token = authorization.partition(b" ")
+    return hashlib.sha256(token).digest() if scheme.lower() == b"bearer" and len(token) <= _MAX_CREDENTIALS else b""
 
 
 def _caller(token: Token) -> Caller:

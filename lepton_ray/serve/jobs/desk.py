@@ -85,7 +85,7 @@ class Desk:
         except Exception:  # of Ray, say: told in the log and to who asks, as nobody must wait for ever
             _logger.exception("a request about jobs failed")
             response = error_response(HTTP_FAILED, FAILURE)
-        self._meter_of(champion.version).observe("jobs", response.code, time.perf_counter() - call.start, None)
+        self._meter_of(champion.version).observe("jobs", response.code, [time.perf_counter() - call.start], None)
         done(response)
 
 

@@ -3,7 +3,7 @@
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, get_args
@@ -18,6 +18,7 @@ from lepton_ray.serve.rollout.tally import Tally
 from lepton_ray.spec.rollout import TrafficPlan
 
 _TOLD_AGAIN_FLUSHES = 10
+_MS = 1000
 
 
 class RequestMeters:
@@ -100,18 +101,18 @@ class _VersionMeter:
         self._latencies: defaultdict[str, _Latency] = defaultdict(_Latency)
         """By protocol, since the start."""
 
-    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
-        """Count a request."""
+    def observe(self, protocol_name: str, code: int, seconds: Sequence[float], outputs: Outputs | None) -> None:
+        """Count requests."""
         labels = outputs["label"].tolist() if outputs is not None and "label" in outputs else ()
+        # parts of jobs are as large as they may be, whatever the load
+        recent = None if protocol_name == "job_parts" else self._to.recent
         with self._lock:
-            self._latencies[protocol_name].add(seconds * 1000)
-            self._counts.requests[protocol_name, code] += 1
-            for label in labels:  # most often one
-                self._counts.labels[label] += 1
+            self._latencies[protocol_name].add(seconds)
+            self._counts.requests[protocol_name, code] += len(seconds)
+            self._counts.labels.update(labels)
             self._counts.rows += 0 if outputs is None else len(next(iter(outputs.values())))
-            # parts of jobs are as large as they may be, whatever the load
-            if self._to.recent is not None and protocol_name != "job_parts":
-                self._to.recent.add(seconds)
+            if recent is not None:
+                recent.add(seconds)
 
     def flush(self, tells_again: bool) -> None:
         """Hand the counts to Ray; those of latency only if there are new ones, or they must be told again."""
@@ -150,10 +151,11 @@ class _Latency:
         self._counts = [0] * (len(catalogue.LATENCY.buckets) + 1)
         self._sum_ms = 0.0
 
-    def add(self, ms: float) -> None:
-        """Count a request."""
-        self._counts[bisect_left(catalogue.LATENCY.buckets, ms)] += 1
-        self._sum_ms += ms
+    def add(self, seconds: Sequence[float]) -> None:
+        """Count requests."""
+        for one in seconds:
+            self._counts[bisect_left(catalogue.LATENCY.buckets, one * _MS)] += 1
+        self._sum_ms += sum(seconds) * _MS
 
     def tell(self) -> Iterator[tuple[str, float, dict[str, str]]]:
         """Yield parts, their values, and the labels that tell them apart."""

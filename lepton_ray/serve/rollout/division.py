@@ -9,7 +9,7 @@ comes of it later.
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -24,6 +24,7 @@ from lepton_ray.serve.endpoint import (
     Response,
     answer_index,
     answer_statistics,
+    cut,
     error_response,
     json_response,
 )
@@ -45,17 +46,17 @@ def is_chosen(rollout: str, key: bytes, share: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ObservedResponse(Response):
-    """A response with the outputs that it was made of; None if it is an error."""
+    """A response with the outputs that it was made of."""
 
-    outputs: Outputs | None = None
+    outputs: Outputs = field(default_factory=dict)
 
 
 class ObservedEndpoint(Endpoint):
-    """Gives ``ObservedResponse``."""
+    """Gives ``ObservedResponse`` where it has an answer."""
 
-    def _finish(self, call: Call, response: Response, outputs: Outputs | None) -> Response:
-        super()._finish(call, response, outputs)
-        return ObservedResponse(response.code, response.body, response.headers, outputs)
+    def _respond(self, call: Call, place: slice, outputs: Outputs, predictions: list[dict[str, Any]]) -> Response:
+        response = super()._respond(call, place, outputs, predictions)
+        return ObservedResponse(response.code, response.body, response.headers, cut(outputs, place))
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Divided:
 
         def give_up() -> None:
             call.is_late = True
-            self._two.challenger_meter.observe(call.protocol_name, HTTP_LATE, timeout_s, None)
+            self._two.challenger_meter.observe(call.protocol_name, HTTP_LATE, [timeout_s], None)
             done(error_response(HTTP_LATE, f"the challenger must answer within {timeout_s:g} s"))
 
         timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
@@ -165,7 +166,7 @@ class Divided:
     def _then_copy(self, call: Call, done: Done, shadow: Shadow) -> Done:
         def take(response: Response) -> None:
             done(response)
-            if isinstance(response, ObservedResponse) and response.outputs is not None and self._is_chosen(call.key):
+            if isinstance(response, ObservedResponse) and self._is_chosen(call.key):
                 shadow.copy(call, response.outputs)
 
         return take

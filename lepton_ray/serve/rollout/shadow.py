@@ -29,7 +29,7 @@ class Shadow:
     def copy(self, call: Call, outputs: Outputs) -> None:
         """Have the challenger answer a call too, and compare with the champion's outputs; never an error."""
         if self._is_late():  # what would wait behind it fails with it
-            self._meter.observe(call.protocol_name, HTTP_LATE, self._timeout_s, None)
+            self._meter.observe(call.protocol_name, HTTP_LATE, [self._timeout_s], None)
         elif not self._is_closed and self._places.acquire(blocking=False):  # calls that waited outlive their rollout
             running = self._worker.submit(self._run, call, outputs)
             running.add_done_callback(lambda _: self._places.release())

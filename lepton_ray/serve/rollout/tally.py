@@ -123,17 +123,18 @@ class TallyMeter:
         self._lock = threading.Lock()
         self._tally = Tally()
 
-    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Outputs | None) -> None:
-        """Count a request."""
+    def observe(self, protocol_name: str, code: int, seconds: Sequence[float], outputs: Outputs | None) -> None:
+        """Count requests."""
         self._meter.observe(protocol_name, code, seconds, outputs)
         if protocol_name == "job_parts":  # the champion alone has them, and they take longer than other requests
             return
         answers = [] if outputs is None else self._answers.counted(outputs)
-        index = math.ceil(math.log(max(seconds * 1000, 1e-3)) / _GROWTH)
+        # a refusal takes no time, and most are the champion's
+        times = [math.ceil(math.log(max(one * 1000, 1e-3)) / _GROWTH) for one in seconds] if code == HTTP_OK else ()
         with self._lock:
-            self._tally.requests += 1
-            self._tally.errors += code >= HTTP_FAILED
-            self._tally.times[index] += code == HTTP_OK  # a refusal takes no time, and most are the champion's
+            self._tally.requests += len(seconds)
+            self._tally.errors += len(seconds) if code >= HTTP_FAILED else 0
+            self._tally.times.update(times)
             self._tally.answers.update(answers)
 
     def add_error(self) -> None:

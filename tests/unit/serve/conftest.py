@@ -5,7 +5,7 @@ import contextlib
 import http.client
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ class CountingMeter:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
 
-    def observe(self, protocol_name: str, code: int, seconds: float, outputs: Any) -> None:
-        assert seconds >= 0
-        self.calls.append((protocol_name, code))
+    def observe(self, protocol_name: str, code: int, seconds: Sequence[float], outputs: Any) -> None:
+        assert min(seconds) >= 0
+        self.calls += [(protocol_name, code)] * len(seconds)
 
 
 def make_holding() -> Holding:

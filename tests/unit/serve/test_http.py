@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ class _Counts:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, list[str] | None]] = []
 
-    def observe(self, protocol_name: str, code: int, seconds: float, outputs: dict[str, NDArray[Any]] | None) -> None:
-        assert seconds >= 0
+    def observe(
+        self, protocol_name: str, code: int, seconds: Sequence[float], outputs: dict[str, NDArray[Any]] | None
+    ) -> None:
+        assert min(seconds) >= 0
         self.calls.append((protocol_name, code, None if outputs is None else outputs["label"].tolist()))
 
 

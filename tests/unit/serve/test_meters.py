@@ -55,7 +55,7 @@ def test_the_latency_is_a_histogram(registry: _Registry) -> None:
     meters = RequestMeters("demo", None)
     for number, seconds in enumerate(_LATENCIES_S * 2):
         version, protocol = ("a", "records") if number % 3 else ("b", "oip")
-        meters.of(version).observe(protocol, 200, seconds, None)
+        meters.of(version).observe(protocol, 200, [seconds], None)
         expected.labels("demo", version, protocol).observe(seconds * 1000)
         meters.flush()
     samples = {
@@ -71,7 +71,7 @@ def test_what_has_not_changed_is_told_before_ray_forgets_it(registry: _Registry)
     """Ray drops a gauge that was not set for 20 s; a flush is a second, and one of many models must not take it."""
     meters = RequestMeters("demo", None)
     for number in range(20):
-        meters.of_model(f"model {number}", "a").observe("records", 200, 0.001, None)
+        meters.of_model(f"model {number}", "a").observe("records", 200, [0.001], None)
     meters.flush()
     everything, most = len(registry.of_latency()), 0
     assert everything == 20 * (len(LATENCY.buckets) + 3)

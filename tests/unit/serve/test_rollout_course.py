@@ -27,7 +27,7 @@ def _tally(
     requests: int, errors: int = 0, ms: float = 1.0, answers: dict[str, int] | None = None, **more: Any
 ) -> Tally:
     meter = TallyMeter(_Silent(), None)  # type: ignore[arg-type]  it is asked for outputs only
-    meter.observe("records", 200, ms / 1000, None)
+    meter.observe("records", 200, [ms / 1000], None)
     (index,) = meter.tally().times
     return Tally(requests, errors, Counter({index: requests}), Counter(answers or {"yes": requests}), **more)
 
@@ -124,7 +124,7 @@ def test_percentiles_are_right_to_five_percent() -> None:
     meter = TallyMeter(_Silent(), None)  # type: ignore[arg-type]
     times_ms = np.random.default_rng(2).lognormal(0, 1, 5000)
     for time_ms in times_ms:
-        meter.observe("records", 200, time_ms / 1000, None)
+        meter.observe("records", 200, [time_ms / 1000], None)
     for fraction in (0.5, 0.95):
         expected = np.quantile(times_ms, fraction, method="inverted_cdf")
         assert meter.tally().percentile_ms(fraction) == pytest.approx(expected, rel=0.05)

@@ -273,8 +273,7 @@ def test_a_percentile_is_that_of_all_replicas_and_needs_enough_answers() -> None
 @given(st.lists(st.floats(2e-5, 900), min_size=1, max_size=200), st.integers(1, 4))
 def test_the_recent_percentile_is_at_most_a_tenth_too_long(seconds: list[float], num_slots: int) -> None:
     recent = RecentLatency(num_slots)
-    for one in seconds:
-        recent.add(one)
+    recent.add(seconds)
     total, p95 = recent.read()
     assert total == len(seconds)
     exact = float(np.quantile(seconds, 0.95, method="inverted_cdf"))
@@ -302,8 +301,8 @@ def test_parts_of_jobs_are_no_answers_that_a_target_is_held_for(monkeypatch: pyt
     recent = RecentLatency(5)
     meter = on_ray.RequestMeters("m", recent).of("v")
     for _ in range(30):
-        meter.observe("job_parts", 200, 0.1, None)
-        meter.observe("records", 200, 0.001, None)
+        meter.observe("job_parts", 200, [0.1], None)
+        meter.observe("records", 200, [0.001], None)
     answered, p95_s = recent.read()
     assert answered == 30
     assert p95_s < 0.01
