@@ -41,7 +41,7 @@ def export_csv(records: Iterable[QuarantinedRecord], columns: Sequence[str]) -> 
 
 def _csv_line(cells: Sequence[Any]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    csv.writer(buffer).writerow(cells)  # its usual line end has it quote what any reader takes for one
     return buffer.getvalue()
 
 
@@ -64,7 +64,7 @@ def read_mended_file(path: Path, columns: Sequence[str]) -> list[Given]:
         DataError: If it is no such file, or names another column than ``columns``; all problems at once.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # as text its line ends would be changed
     except OSError as error:
         raise DataError(
             f"the mended file must be a readable file, got {str(path)!r} ({error.strerror}). Check the path"

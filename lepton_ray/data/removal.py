@@ -18,7 +18,7 @@ from lepton_ray.data.parts import Folder, part_name, read_arrow
 from lepton_ray.data.rules import row_breaches
 from lepton_ray.data.sample import in_sample
 from lepton_ray.data.split import SPLITS, TRAIN
-from lepton_ray.data.verdicts import FIRST_REASON, Codes, Removal
+from lepton_ray.data.verdicts import FIRST_REASON, Codes, Removal, has_enough
 from lepton_ray.spec.clean import CleanSpec
 from lepton_ray.spec.data import DataSpec
 
@@ -35,7 +35,8 @@ def judge_part(
         DataError: If a rule with ``on_fail: stop`` is broken.
     """
     table = read_arrow(rows, part)
-    is_kept = table.column(NUM_MISSING).to_numpy() <= clean.max_missing_fraction * len(data.read_features)
+    num_missing_N = table.column(NUM_MISSING).to_numpy()
+    is_kept = has_enough(num_missing_N, len(data.read_features), clean.max_missing_fraction)
     found = []
     for breach in row_breaches(table, clean, references, is_kept):
         if breach.is_stop:

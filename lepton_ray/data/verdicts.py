@@ -30,6 +30,12 @@ Mask = NDArray[np.bool_]
 Number = TypeVar("Number", np.int32, np.uint64, np.float64)
 
 
+def has_enough(num_missing_N: NDArray[np.integer], num_features: int, max_missing_fraction: float) -> Mask:
+    """Which rows have no more missing features than may be."""
+    # not counts held against the product: 0.58 of 50 is a little less than 29
+    return num_missing_N / max(num_features, 1) <= max_missing_fraction
+
+
 @dataclass(frozen=True)
 class Removal:
     """Why rows are removed; ``detail`` is None where it differs from row to row: then it is handed on beside the codes."""
@@ -80,8 +86,8 @@ class Verdicts:
             return
         counts = [read_arrow(self.folder, part, [NUM_MISSING]).column(0).to_numpy() for part in self.parts]
         rule = f"at most {max_fraction * num_features:g} of {num_features} features may be missing"
-        # not counts above the product: 0.58 of 50 is a little less than 29
-        self.remove(Removal("too_many_missing", rule), np.concatenate(counts) / max(num_features, 1) > max_fraction)
+        is_wrong = ~has_enough(np.concatenate(counts), num_features, max_fraction)
+        self.remove(Removal("too_many_missing", rule), is_wrong)
 
     def remove_repeats(self, removal: Removal, columns: Sequence[str], prefer: Preference, skip_missing: bool) -> int:
         """Remove all rows but one of those that have equal values in some columns.

@@ -160,6 +160,7 @@ def test_the_seed_decides_random_selections():
     table = table_of()
     spec = spec_of(SECTIONS, SELECT)
     assert fitted(table, spec, seed=1) == fitted(table, spec, seed=1)
+    assert any(fitted(table, spec, seed=seed) != fitted(table, spec, seed=1) for seed in range(2, 6))
 
 
 VALUES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40)

@@ -21,6 +21,7 @@ from lepton_ray.evaluate.metrics import (
     calibrate,
     compute_metrics,
     confusion,
+    f1_by_label,
     missed_gates,
     to_matrix,
 )
@@ -52,6 +53,12 @@ def test_metrics_of_three_classes_are_the_worked_example() -> None:
     assert metrics.keys() == wanted.keys()
     for name, value in wanted.items():
         assert metrics[name] == pytest.approx(value, abs=1e-6), name  # float32 probabilities
+
+
+def test_a_label_is_given_from_one_half_on() -> None:
+    is_true = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    p = np.array([[0.5, 0.1, 0.2], [0.49, 0.9, 0.3], [0.5, 0.8, 0.1], [0.1, 0.2, 0.4]], np.float32)
+    np.testing.assert_allclose(f1_by_label(is_true, p), [0.5, 1.0, 0.0])
 
 
 def test_a_perfect_and_a_constant_classifier() -> None:

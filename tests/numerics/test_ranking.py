@@ -78,6 +78,9 @@ def test_only_groups_that_tell_something_count() -> None:
     got = _measure(y, answers, groups)
     wrong_way = (1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3))
     assert got == pytest.approx({"ndcg": (wrong_way + 1 + 1) / 3, "recall_at_k": 1.0, "mean_reciprocal_rank": 1.0})
+    answers[6:8] = [2, 9]  # of the only group that tells, the row that is not relevant comes first
+    got = _measure(y, answers, groups, top_k=1)
+    assert (got["recall_at_k"], got["mean_reciprocal_rank"]) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize("groups", [[0, 0], [-1, -1]])

@@ -1,5 +1,6 @@
 """The store: a manifest means done, damage is found and named, one run at a time also when its holder is killed."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from lepton_ray.artifacts import store as module
-from lepton_ray.artifacts.kinds import Evaluation, PackageRef
+from lepton_ray.artifacts.kinds import Evaluation, PackageRef, PartFile, RawDataset
+from lepton_ray.artifacts.ledger import Ledger
 from lepton_ray.artifacts.store import StepId, Store, open_filesystem
 from lepton_ray.core.errors import ArtifactError, SpecError
 
@@ -159,6 +161,55 @@ def test_a_damaged_file_is_named_with_what_to_do(store: Store, tmp_path: Path, n
         _again(store, tmp_path).load(_STEP, Evaluation)
     assert name in str(caught.value)
     assert "Run with --from evaluate" in str(caught.value)
+
+
+def _put(store: Store, name: str, content: bytes) -> PartFile:
+    """Write a file of a step where tasks write parts: in the storage, whatever it is."""
+    path = f"{store.path(_STEP)}/{name}"
+    store.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with store.filesystem.open_output_stream(path) as stream:
+        stream.write(content)
+    return PartFile(name=name, rows=1, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _is_file(store: Store, name: str) -> bool:
+    return bool(store.filesystem.get_file_info(f"{store.path(_STEP)}/{name}").type == pafs.FileType.File)
+
+
+def _commit_parts(store: Store) -> RawDataset:
+    store.begin(_STEP, fresh=False)
+    rows, gone = _put(store, "rows/00000.arrow", b"rows"), _put(store, "quarantine/00000.parquet", b"gone")
+    for name in ("rows/00001.arrow", "rows/.00000.arrow.tmp", "quarantine/00007.parquet"):
+        _put(store, name, b"of a killed run")
+    raw = RawDataset(rows=(rows,), quarantine=(gone,), ledger=Ledger.of(2, {"type_error": 1}))
+    return store.commit(_STEP, raw, {})
+
+
+def test_of_parts_only_those_of_the_artifact_stay(store: Store, tmp_path: Path) -> None:
+    written = _commit_parts(store)
+    assert [_is_file(store, f"rows/{name}") for name in ("00000.arrow", "00001.arrow", ".00000.arrow.tmp")] == [
+        True,
+        False,
+        False,
+    ]
+    assert not _is_file(store, "quarantine/00007.parquet")
+    loaded = _again(store, tmp_path).load(_STEP, RawDataset)
+    assert loaded is not None
+    assert (loaded.digest, loaded.location) == (written.digest, store.path(_STEP))
+
+
+@pytest.mark.parametrize("content", [None, b"row", b"rows and more"])
+@pytest.mark.parametrize("name", ["rows/00000.arrow", "quarantine/00000.parquet"])
+def test_a_part_that_is_gone_or_of_another_size_is_named(
+    store: Store, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    _commit_parts(store)
+    if content is None:
+        store.filesystem.delete_file(f"{store.path(_STEP)}/{name}")
+    else:
+        _put(store, name, content)
+    with pytest.raises(ArtifactError, match=f"{name} must be as the stage evaluate wrote it, but it has changed"):
+        _again(store, tmp_path).load(_STEP, RawDataset)
 
 
 def _change(manifest: dict[str, Any]) -> Iterator[bytes]:
@@ -313,3 +364,19 @@ def test_of_two_that_take_a_lease_together_the_later_writer_wins(lease: Path, tm
     with pytest.raises(ArtifactError, match="and the other run uses it"), store.lock():
         pass
     assert json.loads(lease.read_text())["owner"] == "the other run"
+
+
+def test_a_run_that_has_lost_its_lease_writes_nothing_any_more(
+    lease: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that was suspended for longer than a lease lasts."""
+    monkeypatch.setattr(module, "_RENEW_S", 0.01)
+    store = _remote(tmp_path)
+    taken = json.dumps({"owner": "other", "time": time.time()})
+    with store.lock():
+        _write(store)
+        assert _becomes(lambda: lease.write_text(taken) and store.lost_lease)
+        with pytest.raises(ArtifactError, match="one run at a time"):
+            store.commit(_STEP, _evaluation(), {})
+    assert lease.read_text() == taken
+    assert _again(store, tmp_path).load(_STEP, Evaluation) is None

@@ -175,3 +175,25 @@ def test_tags_differ_as_much_as_the_tag_that_differs_most() -> None:
     assert found.distance == pytest.approx(0.2)
     assert found.unseen == ("new",)
     assert compare(before, before).columns[0].distance == 0
+
+
+@pytest.mark.parametrize(
+    ("shares", "level"),
+    [
+        ((0.5, 0.5), "none"),
+        ((0.54, 0.46), "none"),
+        ((0.56, 0.44), "small"),  # by distance
+        ((0.7, 0.3), "large"),  # by distance, at a PSI of 0.17
+        ((0.48, 0.48, 0.04), "small"),  # by PSI: 0.04 are of a new value
+        ((0.47, 0.47, 0.06), "large"),  # by PSI, at a distance of 0.06
+    ],
+)
+def test_a_level_comes_from_the_distance_or_from_psi(shares: tuple[float, ...], level: str) -> None:
+    sides = [
+        _side(
+            {"c": "category"},
+            c=[name for name, share in zip("abc", of, strict=False) for _ in range(round(share * 100))],
+        )
+        for of in ((0.5, 0.5), shares)
+    ]
+    assert compare(*sides).columns[0].level == level

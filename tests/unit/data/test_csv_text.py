@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lepton_ray.core.errors import DataError
 from lepton_ray.data import csv_text
+from lepton_ray.data.csv_records import MAX_RECORD_BYTES, find_records
 from lepton_ray.spec.data import IgnoredColumn, NumberColumn, TextColumn
 
 HEAD = 4 << 20
@@ -166,6 +167,23 @@ def test_planted_faults_keep_line_reason_and_text(chunk):
     assert rows_of(records) == [*good, ["\x00", "x"]]
     assert [r["_line"] for r in records if r["_reason"] is None] == [2, 5, 7, 10, 13, 14, 15]
     assert len(records) == 12
+
+
+def test_a_cell_that_is_open_at_the_end_of_a_chunk_waits_for_the_rest():
+    """Also where a stray quote before it makes a long chunk irregular."""
+    line = b'5" pipe,' + b"x" * 1000 + b"\n"
+    data = line * (2 * MAX_RECORD_BYTES // len(line))
+    records = find_records(data + b'1,"open\nline', ",", is_last=False)
+    assert (records.next_start, len(records.starts)) == (len(data), len(data) // len(line))
+    assert not records.is_unclosed.any()
+
+
+def test_a_quote_that_is_never_closed_does_not_hold_up_what_follows():
+    line = b"2," + b"x" * 1000 + b"\n"
+    data = b'1,"open\n' + line * (3 * MAX_RECORD_BYTES // len(line))
+    records = find_records(data, ",", is_last=False)
+    assert records.next_start > len(data) - 2 * len(line)
+    assert records.is_unclosed.tolist() == [True] + [False] * (len(records.starts) - 1)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from lepton_ray.data.mended import (
     relocate,
     write_mended,
 )
+from lepton_ray.data.mending import export_csv, read_mended_file
+from lepton_ray.data.quarantine import QuarantinedRecord
 from lepton_ray.spec.data import DataSpec
 
 _LOCAL = pafs.LocalFileSystem()
@@ -246,3 +248,13 @@ def test_records_follow_a_file_that_was_moved_if_there_is_one_of_its_name_only()
     assert set(moved) == {("/new/a.csv", 2), ("/old/b.csv", 2)}
     assert moved["/new/a.csv", 2].source == "/new/a.csv"
     assert set(relocate(mended, {"/old/a.csv", "/new/a.csv", "/old/b.csv"})) == set(mended), "what is there stays"
+
+
+@pytest.mark.parametrize("text", ["x\r\ny", "p\rq", "\r", "l\nm"])
+def test_line_ends_in_cells_come_back_from_csv_as_they_went(tmp_path: Path, text: str) -> None:
+    fate = {"source": "a.csv", "line": 2, "stage": "clean", "reason": "duplicate", "detail": "", "text": None}
+    record = QuarantinedRecord.model_validate({**fate, "values": {"a": text, "b": "z"}})
+    file = tmp_path / "mend.csv"
+    file.write_text("".join(export_csv([record], ["a", "b"])), encoding="utf-8")
+    (given,) = read_mended_file(file, ["a", "b"])
+    assert given.values == {"a": text, "b": "z"}

@@ -229,3 +229,11 @@ def test_times_and_numbers_are_put_in_order_and_a_missing_one_comes_first():
     times = pa.chunked_array([pa.array([5, None, -7], pa.timestamp("us", "UTC"))])
     assert to_order(times).tolist() == [5.0, -np.inf, -7.0]
     assert to_order(pa.chunked_array([pa.array([0.5, None])])).tolist() == [0.5, -np.inf]
+
+
+def test_times_far_away_have_their_place_in_the_order():
+    """Such as 9999-12-31, which stands for an end that is open: float64 does not hold its microseconds to the last."""
+    times = pa.chunked_array([pa.array([253402300799999999, None, 0, -62135596800000000], pa.timestamp("us", "UTC"))])
+    ordered = to_order(times)
+    assert np.argsort(ordered).tolist() == [1, 3, 2, 0]
+    assert np.isfinite(ordered).tolist() == [True, False, True, True]

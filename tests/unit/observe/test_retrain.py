@@ -1,11 +1,13 @@
 """An alert starts a retraining job: which ones, how soon again, how often, and whose."""
 
+import contextlib
 import http.client
 import json
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from lepton_ray.cli.app import app
 from lepton_ray.core.files import write_json
+from lepton_ray.observe import retrain as module
 from lepton_ray.observe.retrain import Retrainer, RetrainRule
 
 _RULE = RetrainRule("sizes", ("LeptonInputDrift",), cooldown_s=3600, max_per_week=2)
@@ -82,6 +85,26 @@ def test_an_alert_runs_the_command_once(server: Retrainer, place: Path) -> None:
     assert (place / "runs").read_text() == "x"
 
 
+def test_alerts_that_come_together_start_one_job(
+    server: Retrainer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+    read = module.read_starts
+
+    def read_together(path: Path) -> list[float]:
+        starts = read(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # for one that reads before the first has written
+        return starts
+
+    monkeypatch.setattr(module, "read_starts", read_together)
+    body = json.dumps(message()).encode()
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: post(server, body)[1]["started"], range(2)))
+    assert sorted(answers) == [False, True]
+    assert (place / "runs").read_text() == "x"
+
+
 def test_starts_are_remembered(server: Retrainer, place: Path) -> None:
     write_json(place / "starts.json", [0.0])
     assert post(server, json.dumps(message()).encode())[1] == {"started": True}
@@ -91,8 +114,9 @@ def test_starts_are_remembered(server: Retrainer, place: Path) -> None:
 def test_a_file_of_starts_that_is_broken_is_told(
     server: Retrainer, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (place / "starts.json").write_text("[1.0,")
-    assert post(server, json.dumps(message()).encode())[0] == 500
+    for content in ("[1.0,", "3", '["1.0"]', "[null]"):
+        (place / "starts.json").write_text(content)
+        assert post(server, json.dumps(message()).encode())[0] == 500
     assert "Mend or remove the file" in caplog.text
     assert not (place / "runs").exists()
 

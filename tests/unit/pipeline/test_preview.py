@@ -189,6 +189,7 @@ def test_times_come_from_past_runs_and_scale_with_rows(folder: Path) -> None:
     assert more["ingest"].high == pytest.approx(4 * seconds["ingest"], rel=0.05)
     assert found.sizes.rows == Bounds.exactly(pytest.approx(4 * ROWS, rel=0.05))
     assert found.sizes.rows_from.startswith("those of the last ingest")
+    assert found.to_json()["rows"] == {**found.sizes.rows.to_json(), "from": found.sizes.rows_from}
 
 
 def test_a_stage_that_was_resumed_tells_no_time(folder: Path) -> None:

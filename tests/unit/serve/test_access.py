@@ -170,17 +170,20 @@ def test_ray_serves_http_notes_the_same(
         client.post("/predict", json=[RECORD]),
         client.request("HEAD", "/v2/health/live?a=b"),
         client.post("/predict", content=b" " * 1001, headers=headers),
+        client.post("/predict", json=[RECORD], headers={**headers, "accept": "text/event-stream"}),
     ]
+    assert "event: end" in answers[4].text
     _write(log)
     lines = _lines(tmp_path / "logs" / "access.log")
     assert [line["answer_bytes"] for line in lines] == [len(answer.content) for answer in answers]
-    assert [line["version"] for line in lines] == [endpoint.version, None, None, None]
+    assert [line["version"] for line in lines] == [endpoint.version, None, None, None, endpoint.version]
     size = len(answers[0].request.content)
     assert [_facts(line) for line in lines] == [
         ("job-7", "POST", "/predict", 200, size, 2, "mobile-app"),
         ("", "POST", "/predict", 401, 0, 0, None),
         ("", "HEAD", "/v2/health/live", 200, 0, 0, None),
         ("job-7", "POST", "/predict", 413, 1001, 0, "mobile-app"),
+        ("job-7", "POST", "/predict", 200, len(json.dumps([RECORD], separators=(",", ":"))), 1, "mobile-app"),
     ]
 
 

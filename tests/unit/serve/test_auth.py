@@ -1,10 +1,13 @@
 """Tokens and limits at both ways in: who is let in, who is not, and that no token is ever written anywhere."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +58,24 @@ def test_the_file_keeps_no_token(file: Path, all_scopes: str) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     revoke_token(file, "app")
     assert [token.id for token in read_tokens(file)] == ["other"]
+
+
+def test_tokens_that_are_made_at_once_are_all_kept(
+    file: Path, all_scopes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+    read = tokens.read_tokens
+
+    def read_together(path: Path) -> list[tokens.Token]:
+        found = read(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # for one that reads before the first has written
+        return found
+
+    monkeypatch.setattr(tokens, "read_tokens", read_together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda id: create_token(file, id, ("predict",), None, None), ("one", "two")))
+    assert sorted(token.id for token in read(file)) == ["app", "one", "two"]
 
 
 def test_wrong_ids_are_refused(file: Path, all_scopes: str) -> None:
@@ -266,6 +287,9 @@ def test_the_commands(file: Path) -> None:
     assert (facts["id"], facts["expired"], facts["rate_limit"]["requests_per_second"]) == ("app", True, 3.0)
     assert "sha256" not in facts
     assert "app" in run("list").stdout
+    assert run("create", "forever").exit_code == 0
+    assert [facts["expired"] for facts in json.loads(run("list", "--json").stdout)["tokens"]] == [True, False]
+    assert "never" in run("list").stdout
     assert run("create", "b", "--scope", "rule").exit_code == 2
     assert run("revoke", "app").exit_code == 0
     assert run("revoke", "app").exit_code == 2

@@ -102,6 +102,21 @@ def test_a_replica_alone_goes_on_with_its_part() -> None:
     assert 10 * (10 - 2 * ALONE_S) <= accepted <= 10 + 10 * 10
 
 
+def test_what_a_replica_spends_alone_is_told_when_it_comes_back() -> None:
+    rate = Rate(10.0, 10)
+    ledger, purse = Ledger(10.0), Purse(rate)
+    exchange(ledger, "a", purse, 0.0)
+    assert purse.units == 10
+    spent = 0
+    for step in range(1, 9):  # two seconds without an answer
+        spent += spend(purse, 20)
+        purse.miss(purse.report(), step * 0.25)
+    report = purse.report()
+    assert (report.spent, report.asked) == (spent, 8 * 20)
+    assert spent > 10
+    assert ledger.exchange("a", report, 2.25).granted <= 10 + 22 - spent
+
+
 def test_nothing_is_spent_before_the_first_answer() -> None:
     purse = Purse(Rate(10.0, 10))
     for step in range(40):

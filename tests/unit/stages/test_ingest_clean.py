@@ -253,6 +253,16 @@ def test_removed_rows_with_series_can_be_read(tmp_path):
     }
 
 
+def test_a_missing_value_is_no_key_of_unique_and_one_of_duplicates(tmp_path):
+    columns = {"x": "number", "k": "category", "y": "category"}
+    keys = [*(f"k{i}" for i in range(20)), "", "", "k3"]
+    text = "x,k,y\n" + "".join(f"{i},{key},{'ab'[i % 2]}\n" for i, key in enumerate(keys))
+    run_text(tmp_path / "unique", text, columns, rules=[{"kind": "unique", "columns": "k"}], **LOOSE)
+    assert quarantine(tmp_path / "unique") == {24: ("not_unique", None)}
+    run_text(tmp_path / "duplicates", text, columns, duplicates={"columns": ["k"]}, **LOOSE)
+    assert quarantine(tmp_path / "duplicates") == {23: ("duplicate", None), 24: ("duplicate", None)}
+
+
 def test_the_same_rows_in_any_format_fall_into_the_same_splits(tmp_path):
     rows = [{"id": f"r{i}", "age": i % 50, "city": "ä" * (i % 4) or None, "y": "yn"[i % 2]} for i in range(50)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -341,3 +351,16 @@ def test_rows_that_differ_in_an_undeclared_column_are_duplicates_and_told_why(tm
     assert row["_detail"] == "the row is the same as an earlier one in every column of data.columns"
     _, dataset = run_text(tmp_path / "note", content, {**COLUMNS, "note": "ignored"})
     assert dataset.ledger.removed == {}
+
+
+@pytest.mark.parametrize(("fraction", "missing"), [(0.29, 29), (0.57, 57), (0.58, 58)])
+def test_a_row_with_as_many_missing_as_may_be_is_judged_by_the_rules(tmp_path, fraction, missing):
+    """As a float 0.29 of 100 is a little less than 29."""
+    names = [f"f{i}" for i in range(100)]
+    columns = {**dict.fromkeys(names, "number"), "y": "category"}
+    full = [[*range(1 + k, 101 + k), "ab"[k % 2]] for k in range(20)]
+    bad = [-1, *[""] * missing, *range(99 - missing), "a"]
+    text = "\n".join(",".join(map(str, row)) for row in ([*names, "y"], *full, bad))
+    rules = [{"kind": "compare", "left": "f0", "operator": ">", "value": 0}]
+    run_text(tmp_path, text, columns, max_missing_fraction=fraction, rules=rules, **LOOSE)
+    assert quarantine(tmp_path) == {22: ("rule_broken", None)}

@@ -33,6 +33,7 @@ def test_values_come_back_as_they_went(hidden: Any, size: int, rate: float, lr: 
     back = decode(_SPACE, encode(_SPACE, values))
     assert back == values
     assert [type(value) for value in back.values()] == [type(value) for value in values.values()]
+    assert clip(_SPACE, encode(_SPACE, values)) == encode(_SPACE, values)
 
 
 @given(st.tuples(*[st.floats(-1e9, 1e9)] * 4))
@@ -42,6 +43,11 @@ def test_any_point_is_clipped_into_the_space(coordinates: tuple[float, ...]) -> 
     assert values["model.size"] in (16, 32, 48, 64)
     assert values["model.rate"] in (0.1, 0.2, 0.3)
     assert 1e-4 <= values["model.lr"] <= 1e-1
+
+
+def test_what_is_outside_goes_to_the_nearest_end() -> None:
+    ends = [decode(_SPACE, clip(_SPACE, dict.fromkeys(_SPACE, far))) for far in (-1e9, 1e9)]
+    assert [tuple(values.values()) for values in ends] == [(_HIDDEN[0], 16, 0.1, 1e-4), (_HIDDEN[-1], 64, 0.3, 1e-1)]
 
 
 def test_the_grid_is_the_product() -> None:
