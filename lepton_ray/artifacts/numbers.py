@@ -57,7 +57,7 @@ def parse_number(text: str, column: NumberColumn) -> float | None:
     plain = form.to_plain(text) if form.expression else text
     if _plain.fullmatch(plain):
         return float(plain) + 0.0
-    return np.inf if _infinite.fullmatch(text) else None
+    return float(text) if _infinite.fullmatch(text) else None
 
 
 def parse_numbers(texts: pa.Array, column: NumberColumn) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -68,7 +68,8 @@ def parse_numbers(texts: pa.Array, column: NumberColumn) -> tuple[NDArray[np.flo
     is_infinite = pc.fill_null(pc.match_substring_regex(texts, rf"\A(?:{_INFINITE})\z"), False)
     numbers = pc.if_else(is_plain, plain, None).cast(pa.float64()).to_numpy(zero_copy_only=False) + 0.0
     is_number = pc.or_(is_plain, is_infinite).to_numpy(zero_copy_only=False)
-    return np.where(is_infinite.to_numpy(zero_copy_only=False), np.inf, numbers), is_number
+    infinite = np.where(pc.starts_with(texts, "-").to_numpy(zero_copy_only=False), -np.inf, np.inf)
+    return np.where(is_infinite.to_numpy(zero_copy_only=False), infinite, numbers), is_number
 
 
 def to_floats(numbers: pa.Array) -> NDArray[np.float64]:

@@ -283,6 +283,12 @@ def serve(
         typer.Option(help="Port of Ray Serve; its replicas listen on the next; 0 takes free ones.", min=0, max=65535),
     ] = 8000,
     max_replicas: Annotated[int, typer.Option(help="Most replicas that autoscaling starts.", min=1)] = 2,
+    set_values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Set a value of the section serve, such as jobs={}; may be repeated."
+        ),
+    ] = None,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Serve a package on a local cluster, or on the one that RAY_ADDRESS names."""
@@ -290,7 +296,9 @@ def serve(
         from lepton_ray.stages.deploy import check_keeps, locate_model, start_application
 
         ref, package = locate_model(model, tracking_uri)
-        spec = _serve_spec(host, port, max_replicas)
+        spec = _serve_spec(
+            [f"host={host}", f"port={port}", f"autoscaling.max_replicas={max_replicas}", *(set_values or ())]
+        )
         typer.echo(f"starting {name or package.name}; Ray takes a while", err=True)
         with _ray_closed_after():
             check_keeps(spec, name or package.name)
@@ -299,11 +307,11 @@ def serve(
             wait_for_interrupt(url)
 
 
-def _serve_spec(host: str, port: int, max_replicas: int) -> Any:
-    from lepton_ray.spec.autoscaling import AutoscalingSpec
+def _serve_spec(values: list[str]) -> Any:
+    from lepton_ray.spec.load import parse_model
     from lepton_ray.spec.release import ServeSpec
 
-    return ServeSpec(host=host, port=port, autoscaling=AutoscalingSpec(max_replicas=max_replicas))
+    return parse_model(ServeSpec, "{}", values, "the section serve")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from lepton_ray.artifacts.signature import Feeds, Signature
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import DataError, RecordError
 from lepton_ray.core.files import read_json
+from lepton_ray.core.text import show
 from lepton_ray.data.block import DETAIL, LINE, SOURCE, RawBlock
 from lepton_ray.data.check import check_block
 from lepton_ray.data.connectors import open_connector
@@ -85,10 +86,21 @@ def score_file(
 
 
 def unknown_columns(connector: Connector, signature: Signature) -> list[str]:
-    """Return the columns that the training data did not have; of JSON lines those of the first records."""
+    """Return the columns that the training data did not have; of JSON lines those of the first records.
+
+    Raises:
+        DataError: If it had none of them.
+    """
     records = connector.first_records() if isinstance(connector, JsonLinesConnector) else [connector.columns() or {}]
     known = {*signature.columns, *signature.unused}
-    return [name for name in dict.fromkeys(name for record in records for name in record) if name not in known]
+    given = dict.fromkeys(name for record in records for name in record)
+    unknown = [name for name in given if name not in known]
+    if given and len(unknown) == len(given):
+        rule = f"the records must have columns of the training data, such as {show(next(iter(signature.columns)))}"
+        raise DataError(
+            f"{rule}, got only {show(unknown)}. A JSON file has an object in each line, and nothing around them"
+        )
+    return unknown
 
 
 def features_of(trained: dict[str, Any], source: dict[str, Any], path: str) -> DataSpec:

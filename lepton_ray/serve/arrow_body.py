@@ -29,6 +29,7 @@ _HEADER, _RECORD_BATCH, _DICTIONARY = 2, "record batch", "dictionary"  # fields 
 _DICTIONARY_DATA, _IS_DELTA, _LENGTH, _COMPRESSION = 1, 2, 0, 3
 _INDEX = re.compile(r"__index_level_\d+__")
 """Name that pandas gives a column for the nameless index of a table, such as a filtered one; a spec has no names with such a beginning."""
+_FILE = b"ARROW1"  # begins a file, which is no stream
 _NO_TIME = "a time outside the years 1 to 9999"
 
 UNREADABLE = (pa.ArrowException, struct.error, OSError, OverflowError, MemoryError)
@@ -56,7 +57,8 @@ def read_arrow(body: bytes | bytearray, signature: Signature, max_rows: int) -> 
     except ProtocolError:
         raise
     except (*UNREADABLE, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        is_file = bytes(body[: len(_FILE)]) == _FILE
+        reason = "it is of Arrow's file format (Feather)" if is_file else str(error).partition("\n")[0][:200]
         raise ProtocolError(f"the body must be an Arrow stream: {reason}") from error
     return [{name: values[row] for name, values in columns.items()} for row in range(table.num_rows)]
 

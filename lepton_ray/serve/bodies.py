@@ -44,7 +44,8 @@ class Form:
 def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
     """Return the records of a CSV text in UTF-8, whose first line names the columns; an empty cell is missing.
 
-    Spaces around a name are left out, as those of a file to train on are.
+    Spaces around a name are left out, as those of a file to train on are. An empty line is no record, but where there is a
+    single column: there it is how most writers spell an empty cell.
 
     Raises:
         ProtocolError: If it is none.
@@ -57,8 +58,9 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
         if count > 1:
             raise ProtocolError(f"the first line must name each column once, got {twice[:80]!r} again")
         records: Records = []
-        for cells in lines:
-            if not cells:
+        for line in lines:
+            cells = line or [""]
+            if not line and len(names) > 1:
                 continue
             if len(records) == max_rows:
                 raise refuse_rows(max_rows, "more")
@@ -69,6 +71,11 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
             records.append(dict(zip(names, cells, strict=True)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ProtocolError(f"the body must be CSV in UTF-8: {str(error)[:200]}") from error
+    if not records:
+        rule = "the body must have a line that names the columns, and a further one for each record"
+        raise ProtocolError(
+            f"{rule}, got {min(1, len(names))}. curl keeps ends of lines with --data-binary, not with -d"
+        )
     return records
 
 
@@ -89,6 +96,8 @@ _READERS: dict[bytes, Read] = {
     b"image/png": image_body.read_image,
     b"image/jpeg": image_body.read_image,
 }
+MEDIA_TYPES = (*(name.decode() for name in _READERS), "multipart/form-data")
+"""Of bodies that are not JSON."""
 _FORMS = {
     b"text/csv": Form(b"text/csv; charset=utf-8", write_csv),
     arrow_body.MEDIA_TYPE: Form(arrow_body.MEDIA_TYPE, arrow_body.write_arrow),

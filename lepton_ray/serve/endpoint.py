@@ -35,7 +35,7 @@ from lepton_ray.core.status import (
 )
 from lepton_ray.core.text import show
 from lepton_ray.serve import protocol
-from lepton_ray.serve.bodies import Read, accepted_form, flatten
+from lepton_ray.serve.bodies import MEDIA_TYPES, Read, accepted_form, flatten
 from lepton_ray.serve.openapi import describe
 from lepton_ray.serve.page import PATHS as PAGE_PATHS
 from lepton_ray.serve.page import read_page
@@ -57,7 +57,7 @@ JOB_KEY_HEADER = b"idempotency-key"
 GRPC = "grpc"
 """In place of a method: of predictions over gRPC; nothing of HTTP."""
 
-_OTHER_KINDS = ". A body of another kind says so in content-type, such as text/csv"
+_OTHER_KINDS = f". A body of another kind says so in content-type: {', '.join(MEDIA_TYPES)}"
 _JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 Outputs = dict[str, NDArray[Any]]
@@ -203,6 +203,7 @@ class Endpoint:
         return {
             **jobs,
             ("POST", "/predict"): Asked("records"),
+            ("POST", f"{model}/predict"): Asked("records"),
             ("POST", f"{model}/infer"): Asked("oip"),
             ("POST", f"{model}/versions/{self.version}/infer"): Asked("oip", self.version),
             (GRPC, f"{model}/infer"): Asked("grpc"),
@@ -268,13 +269,14 @@ class Endpoint:
     def _find_model(self, method: str, path: str, name: str, version: str | None, what: str) -> Response:
         if what == "outcomes" and name == self.name:
             return error_response(HTTP_NOT_FOUND, _NO_OUTCOMES)
-        if what not in ("", "ready", "infer", "config", "stats"):
+        if what not in ("", "ready", "infer", "predict", "config", "stats"):
             return _not_found(path)
         if name != self.name:
-            return error_response(HTTP_NOT_FOUND, f"the model must be {self.name!r}, got {name[:200]!r}")
+            rule = f"the model must be {self.name!r}, or another that POST /v2/repository/index lists"
+            return error_response(HTTP_NOT_FOUND, f"{rule}, got {name[:200]!r}")
         if version not in (None, self.version):
             return error_response(HTTP_NOT_FOUND, f"the version must be {self.version!r}, got {version[:200]!r}")
-        if what == "infer":
+        if what in ("infer", "predict"):
             return _only("POST", method)
         if what == "ready":
             return _get(method, {"name": self.name, "ready": True})
@@ -452,7 +454,7 @@ def parse_records(call: Call, signature: Signature, max_rows: int) -> list[Any]:
     else:
         records = call.read(call.body, signature, max_rows)
     if not isinstance(records, list):
-        rule = 'the body must be a list of records or {"records": [...]}'
+        rule = 'the body must be a list of records, or {"records": [...]} and nothing else'
         raise protocol.ProtocolError(f"{rule}, got {show(records)}. A single record is a list of one")
     if not 1 <= len(records) <= max_rows:
         raise protocol.refuse_rows(max_rows, str(len(records)))
@@ -529,7 +531,7 @@ def error_response(code: int, message: str, headers: tuple[tuple[bytes, bytes], 
 
 def _not_found(path: str) -> Response:
     return error_response(
-        HTTP_NOT_FOUND, f"the path must be /predict, /v2..., /openapi.json or /docs, got {path[:200]!r}"
+        HTTP_NOT_FOUND, f"the path must be /predict, /jobs, /v2..., /openapi.json or /docs, got {path[:200]!r}"
     )
 
 

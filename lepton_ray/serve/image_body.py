@@ -42,10 +42,10 @@ def read_form(
     most = len(signature.columns) + len(signature.unused)
     values: defaultdict[str, list[Any]] = defaultdict(list)
     for name, content, is_file in _parts(bytes(body), content_type):
-        if is_file != (name == image):
-            raise ProtocolError(
-                f"the files of the form, and nothing else, must have the name {image!r}, got {name[:80]!r}"
-            )
+        if name == image and not is_file:
+            raise ProtocolError(f"{image!r} must be a file of the form, with a filename, got a field")
+        if is_file and name != image:
+            raise ProtocolError(f"the files of the form must have the name {image!r}, got {name[:80]!r}")
         if len(values) > most + 1:  # a single unknown one is named where records are read
             raise ProtocolError(f"the form must have the names of columns, got more than those {most}")
         if len(values[name]) == max_rows:

@@ -53,7 +53,7 @@ _SURFACE = {
     "reap": {"--idle-minutes", "--yes", "--down", "--json"},
     "inspect": {"package", "--json"},
     "predict": {"package", "file", "--output", "-o", "--ray", "--tracking-uri"},
-    "serve": {"model", "--name", "--host", "--port", "--max-replicas", "--tracking-uri"},
+    "serve": {"model", "--name", "--host", "--port", "--max-replicas", "--set", "--tracking-uri"},
     "data list": {"name", "--storage", "--json"},
     "data show": {"snapshot", "--storage", "--json"},
     "data diff": {"before", "after", "--storage", "--json"},
@@ -585,6 +585,12 @@ def test_a_registered_model_without_a_registry_is_told_where_one_is(
     message = _error(_run(command, "models:/x@champion", *([tmp_path] if command == "predict" else [])), 2)
     assert "'models:/x@champion' needs an MLflow server or database: --tracking-uri, or MLFLOW_TRACKING_URI" in message
     assert "sqlite:///runs/mlflow.db" in message
+
+
+def test_what_serve_sets_is_checked_before_ray_starts(mixed_package: Path) -> None:
+    message = _error(_run("serve", mixed_package, "--set", "jobs.max_rows=none", "--set", "rats=1"), 2)
+    assert "jobs.max_rows must be" in message
+    assert "rats" in message
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.Parquet"])

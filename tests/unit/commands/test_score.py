@@ -104,6 +104,21 @@ def test_columns_that_the_training_data_did_not_have_are_told(tmp_path, name, co
     assert told == [["zip"]]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("d.json", '{"records": [{"c": "a", "x": 3}, {"c": "b", "x": 30}]}', r"such as 'x', got only \['records'\]"),
+        ("d.jsonl", '{"zip": 3, "town": "Ulm"}\n', r"such as 'x', got only \['zip', 'town'\]"),
+    ],
+)
+def test_records_of_which_no_column_is_known_are_refused(tmp_path, name, content, rule):
+    """A body for the endpoint is one record, of whose columns the model has none: its answer would look like any other."""
+    package = write_package(tmp_path / "p", TABLE, kind="csv")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rule):
+        score(package, tmp_path / name)
+
+
 def test_a_file_is_read_in_the_encoding_of_the_training(tmp_path):
     package = write_package(tmp_path / "p", TABLE, kind="csv", encoding="utf-16")
     (tmp_path / "d.csv").write_bytes("c,x\na,3\nb,30\n".encode("utf-16"))

@@ -204,8 +204,11 @@ def test_a_record_that_breaks_the_signature_is_refused_as_in_json(client: Any, f
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the body must have 1 to 3 records, got 0"),
-        (b"age,size\r\n", "the body must have 1 to 3 records, got 0"),
+        (b"", "the body must have a line that names the columns, and a further one for each record, got 0"),
+        (
+            b"age,size1,S",
+            "the body must have a line that names the columns, and a further one for each record, got 1. curl",
+        ),
         (b"age,size\n" + b"1,S\n" * 4, "the body must have 1 to 3 records, got more. Split"),
         (b"age,size\n1,S\n\n1\n", "records[1] must have 2 cells between commas, got 1"),
         (b"age;size\n1,5;S\n", "records[0] must have 1 cells between commas, got 2"),
@@ -219,6 +222,17 @@ def test_csv_that_cannot_be_read_is_refused_with_400(client: Any, body: bytes, m
     answer = _post(client, body, "text/csv")
     assert answer.status_code == 400
     assert answer.json()["error"].startswith(message)
+
+
+@pytest.mark.parametrize(("body", "ages"), [(b"age\n30\n\n1\n", [30, None, 1]), (b'"age"\r\n\r\n""\r\n', [None, None])])
+def test_an_empty_line_is_the_empty_cell_of_a_single_column(body: bytes, ages: list[Any]) -> None:
+    """So write pandas, polars and Arrow; without it the answers would stand beside other rows."""
+    read = reader_of(b"text/csv")
+    assert read is not None
+    assert [record["n"] or None for record in read(body.replace(b"age", b"n"), _TYPED, 9)] == [
+        None if age is None else str(age) for age in ages
+    ]
+    assert len(read(b"n,c\n1,a\n\n2,b\n", _TYPED, 9)) == 2
 
 
 def test_a_mark_of_the_byte_order_is_no_part_of_the_first_name(client: Any) -> None:
@@ -263,6 +277,7 @@ def _rows(rows: int) -> pa.Table:
     [
         (b"", "the body must be an Arrow stream: "),
         (b"age,size\n1,S\n", "the body must be an Arrow stream: "),
+        (b"ARROW1\0\0" + b"x" * 99, "the body must be an Arrow stream: it is of Arrow's file format (Feather)"),
         (_arrow(_rows(3))[:-300], "the body must be an Arrow stream: "),
         (_arrow(_rows(3), compression="zstd"), "the buffers of an Arrow stream must come without compression"),
         (_arrow(_rows(3), compression="lz4"), "the buffers of an Arrow stream must come without compression"),

@@ -250,7 +250,7 @@ def test_wrong_bodies_of_predict(serve: Any, mixed_package: Path, body: bytes, c
 @pytest.mark.parametrize(
     ("body", "way_out"),
     [
-        (b"age,colour\n3,red\n", ". A body of another kind says so in content-type, such as text/csv"),
+        (b"age,colour\n3,red\n", ", image/png, image/jpeg, multipart/form-data"),
         (b'{"age": 3}', ", got {'age': 3}. A single record is a list of one"),
         (b"[]", ", got 0. Send one"),
         (b"[1,2,3,4]", ", got 4. Split the request"),
