@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lepton_ray.client import tensors as protocol
 from lepton_ray.client.errors import AnswerError, CallError, DeadlineError
 from lepton_ray.client.events import shift_rows
+from lepton_ray.client.records import as_list, encode_records
 from lepton_ray.client.sending import JSON, Answer, BrokenError, Options, Sender, Tries, strange
 from lepton_ray.core.status import HTTP_NOT_FOUND
 
@@ -95,12 +96,13 @@ class AsyncClient:
         """Return a prediction for each raw record, as ``POST /predict`` answers.
 
         Raises:
+            ValueError: If a record holds what cannot be sent, such as infinity; says which and what.
             AnswerError: If the server refuses the request; says which record and why.
             UnavailableError: If no address answers.
             DeadlineError: If there is no answer in time.
         """
         request_id = uuid.uuid4().hex
-        answer = await self._sender.call("/predict", _body_of(records), JSON, request_id, deadline_s)
+        answer = await self._sender.call("/predict", encode_records(as_list(records)), JSON, request_id, deadline_s)
         return _predictions(answer, request_id)
 
     async def predict_in_parts(
@@ -114,11 +116,11 @@ class AsyncClient:
         Raises:
             AnswerError, UnavailableError, DeadlineError: As ``predict``; what was yielded before stands.
         """
-        given, done = list(records), 0
+        given, done = as_list(records), 0
         tries = Tries(self._sender.options, uuid.uuid4().hex, deadline_s)
         while True:
             url, before = await self._sender.next_url(tries), done
-            parts = self._sender.stream(url, _body_of(given[before:]), tries)
+            parts = self._sender.stream(url, encode_records(given[before:], before), tries)
             try:
                 while (part := await tries.within(anext(parts, None))) is not None:
                     done += len(part)
@@ -175,7 +177,10 @@ class AsyncClient:
         """
         request_id = uuid.uuid4().hex
         headers = {**JSON, "idempotency-key": key or request_id}
-        return _job(await self._sender.call("/jobs", _body_of(records), headers, request_id, deadline_s), request_id)
+        return _job(
+            await self._sender.call("/jobs", encode_records(as_list(records)), headers, request_id, deadline_s),
+            request_id,
+        )
 
     async def job(self, id: str, deadline_s: float | None = None) -> Job:
         """Return how far a job is.
@@ -240,10 +245,6 @@ class AsyncClient:
     async def _delete_job(self, id: str) -> None:
         with contextlib.suppress(CallError, ValueError):  # else it is forgotten in time
             await self.cancel_job(id, self._sender.options.try_s)
-
-
-def _body_of(records: Sequence[Mapping[str, Any]]) -> bytes:
-    return orjson.dumps(list(records), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _path_of(id: str) -> str:
