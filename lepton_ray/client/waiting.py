@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from numpy.typing import NDArray
-
-from lepton_ray.client.calls import AsyncClient, Job
+from lepton_ray.client.answers import Job, Outputs, Predictions
+from lepton_ray.client.calls import MAX_ROWS, AsyncClient
 from lepton_ray.client.sending import CLOSED, Options
 
 T = TypeVar("T")
@@ -74,9 +73,16 @@ class Client:
     def _is_closed(self) -> bool:
         return not self._unclosed.alive
 
-    def predict(self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None) -> list[Any]:
+    def predict(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        deadline_s: float | None = None,
+        *,
+        model: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Predictions:
         """Return a prediction for each raw record; see ``AsyncClient.predict``."""
-        return self._wait(self._client.predict(records, deadline_s))
+        return self._wait(self._client.predict(records, deadline_s, model=model, headers=headers))
 
     def infer(
         self,
@@ -84,22 +90,46 @@ class Client:
         tensors: Mapping[str, Any],
         outputs: Sequence[str] | None = None,
         deadline_s: float | None = None,
-    ) -> dict[str, NDArray[Any]]:
+        *,
+        version: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Outputs:
         """Return the model's outputs for arrays; see ``AsyncClient.infer``."""
-        return self._wait(self._client.infer(model, tensors, outputs, deadline_s))
+        return self._wait(self._client.infer(model, tensors, outputs, deadline_s, version=version, headers=headers))
+
+    def report_outcome(
+        self,
+        model: str,
+        value: float,
+        *,
+        key: str | None = None,
+        version: str | None = None,
+        deadline_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Tell a rollout what came of an answer; see ``AsyncClient.report_outcome``."""
+        self._wait(
+            self._client.report_outcome(model, value, key=key, version=version, deadline_s=deadline_s, headers=headers)
+        )
 
     def predict_in_parts(
-        self, records: Sequence[Mapping[str, Any]], deadline_s: float | None = None
-    ) -> Iterator[list[Any]]:
+        self,
+        records: Sequence[Mapping[str, Any]],
+        deadline_s: float | None = None,
+        *,
+        model: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_rows: int = MAX_ROWS,
+    ) -> Iterator[Predictions]:
         """Yield the predictions of many records part by part; see ``AsyncClient.predict_in_parts``."""
-        parts = self._client.predict_in_parts(records, deadline_s)
+        parts = self._client.predict_in_parts(records, deadline_s, model=model, headers=headers, max_rows=max_rows)
         try:
             while (part := self._wait(_next(parts))) is not None:
                 yield part
         finally:
             self._leave(parts)
 
-    def _leave(self, parts: AsyncGenerator[list[Any], None]) -> None:
+    def _leave(self, parts: AsyncGenerator[Predictions, None]) -> None:
         """End parts that are half taken; garbage collection does so in any thread, that of the loop too, which must not wait for itself."""
         if self._is_closed or self._is_forked():  # they have ended with the client, or are another process's
             return
@@ -109,26 +139,39 @@ class Client:
             self._wait(parts.aclose())
 
     def submit_job(
-        self, records: Sequence[Mapping[str, Any]], key: str | None = None, deadline_s: float | None = None
+        self,
+        records: Sequence[Mapping[str, Any]],
+        key: str | None = None,
+        deadline_s: float | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Job:
         """Send a long prediction; see ``AsyncClient.submit_job``."""
-        return self._wait(self._client.submit_job(records, key, deadline_s))
+        return self._wait(self._client.submit_job(records, key, deadline_s, headers=headers))
 
-    def job(self, id: str, deadline_s: float | None = None) -> Job:
+    def job(self, id: str, deadline_s: float | None = None, *, headers: Mapping[str, str] | None = None) -> Job:
         """Return how far a job is; see ``AsyncClient.job``."""
-        return self._wait(self._client.job(id, deadline_s))
+        return self._wait(self._client.job(id, deadline_s, headers=headers))
 
-    def job_result(self, id: str, deadline_s: float | None = None) -> list[Any]:
+    def job_result(
+        self, id: str, deadline_s: float | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> Predictions:
         """Return the predictions of a job that is done; see ``AsyncClient.job_result``."""
-        return self._wait(self._client.job_result(id, deadline_s))
+        return self._wait(self._client.job_result(id, deadline_s, headers=headers))
 
-    def cancel_job(self, id: str, deadline_s: float | None = None) -> None:
+    def cancel_job(self, id: str, deadline_s: float | None = None, *, headers: Mapping[str, str] | None = None) -> None:
         """End a job, and have it forgotten; see ``AsyncClient.cancel_job``."""
-        self._wait(self._client.cancel_job(id, deadline_s))
+        self._wait(self._client.cancel_job(id, deadline_s, headers=headers))
 
-    def predict_as_job(self, records: Sequence[Mapping[str, Any]], deadline_s: float) -> list[Any]:
+    def predict_as_job(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        deadline_s: float,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Predictions:
         """Return predictions by a job; see ``AsyncClient.predict_as_job``."""
-        return self._wait(self._client.predict_as_job(records, deadline_s))
+        return self._wait(self._client.predict_as_job(records, deadline_s, headers=headers))
 
     def _is_forked(self) -> bool:
         return self._process != os.getpid()
@@ -174,5 +217,5 @@ async def _end(client: AsyncClient) -> None:
     await client.close()
 
 
-async def _next(parts: AsyncIterator[list[Any]]) -> list[Any] | None:
+async def _next(parts: AsyncIterator[Predictions]) -> Predictions | None:
     return await anext(parts, None)

@@ -45,11 +45,9 @@ class Awaited:
     def __repr__(self) -> str:
         return repr(self._client)
 
-    def predict(self, *arguments: Any, **options: Any) -> Any:
-        return self._runner.run(self._client.predict(*arguments, **options))
-
-    def infer(self, *arguments: Any, **options: Any) -> Any:
-        return self._runner.run(self._client.infer(*arguments, **options))
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        ask = getattr(self._client, name)
+        return lambda *arguments, **options: self._runner.run(ask(*arguments, **options))
 
     def predict_in_parts(self, *arguments: Any, **options: Any) -> Iterator[Any]:
         parts = self._client.predict_in_parts(*arguments, **options)
@@ -151,7 +149,7 @@ class Fake:
 
 def _length(request: bytes) -> int:
     head = request.partition(b"\r\n\r\n")[0].lower()
-    return int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
 
 
 @pytest.fixture
@@ -529,6 +527,231 @@ def test_arrays_come_back_as_they_went(dtype: str) -> None:
     assert back["a"].shape == (4, 3)
 
 
+_JOB = b'{"id": "j", "state": "done", "rows": 1, "rows_done": 1}'
+_RAW = b'{"outputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": [1.5]}]}'
+_CALLS: dict[str, tuple[bytes, bytes, Callable[..., Any]]] = {
+    "predict": (b"POST /predict", _ANSWER, lambda client, **own: client.predict([{}], **own)),
+    "predict of a model": (
+        b"POST /v2/models/a%2Fb/predict",
+        _ANSWER,
+        lambda client, **own: client.predict([{}], model="a/b", **own),
+    ),
+    "infer": (b"POST /v2/models/m/infer", _RAW, lambda client, **own: client.infer("m", _TENSORS, **own)),
+    "infer of a version": (
+        b"POST /v2/models/m/versions/12/infer",
+        _RAW,
+        lambda client, **own: client.infer("m", _TENSORS, version="12", **own),
+    ),
+    "outcome": (
+        b"POST /v2/models/m/outcomes",
+        b'{"counted": true}',
+        lambda client, **own: client.report_outcome("m", 1, key="7", **own),
+    ),
+    "submit": (b"POST /jobs", _JOB, lambda client, **own: client.submit_job([{}], "k", **own)),
+    "job": (b"GET /jobs/j", _JOB, lambda client, **own: client.job("j", **own)),
+    "result": (b"GET /jobs/j/result", _ANSWER, lambda client, **own: client.job_result("j", **own)),
+    "cancel": (b"DELETE /jobs/j", b"{}", lambda client, **own: client.cancel_job("j", **own)),
+}
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_a_call_carries_the_headers_that_it_is_given(
+    fake: Callable[..., Fake], connect: Callable[..., Any], call: str
+) -> None:
+    line, answer, ask = _CALLS[call]
+    server = fake(_said("503 Busy", b"{}", "Retry-After: 0"), _said("200 OK", answer), _said("200 OK", answer))
+    client = connect(server.url)
+    ask(client, headers={"X-User-Id": "user 7", "X-Request-ID": "mine"})
+    ask(client)
+    assert len(server.requests) == 3
+    for request in server.requests[:2]:
+        assert request.startswith(line + b" HTTP/1.1\r\n")
+        assert b"\r\nx-user-id: user 7\r\n" in request
+        assert request.count(b"\r\nx-request-id: mine\r\n") == 1
+    assert b"x-user-id" not in server.requests[2]
+    assert re.search(rb"\r\nx-request-id: [0-9a-f]{32}\r\n", server.requests[2])
+
+
+def test_parts_carry_the_headers_that_they_are_given(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake(_CLOSE, _events(_part(0, 1), _END))
+    parts = connect(server.url).predict_in_parts([{}], model="m", headers={"x-user-id": "7", "x-request-id": "mine"})
+    assert [(part, part.request_id) for part in parts] == [([1], "mine")]
+    for request in server.requests:
+        assert request.startswith(b"POST /v2/models/m/predict HTTP/1.1\r\n")
+        assert b"\r\nx-user-id: 7\r\n" in request
+        assert b"\r\nx-request-id: mine\r\n" in request
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("Authorization", "Bearer a", "must be none that the client sets, got 'Authorization'"),
+        ("content-length", "1", "must be none that the client sets"),
+        ("Host", "a", "must be none that the client sets"),
+        ("x-a", "1\r\nx-b: 2", r"\['x-a'\] must be a text of one line"),
+        ("x-a", "1\0", "must be a text of one line"),
+        ("x-a", " 1", "must be a text of one line without spaces around it"),
+        ("x-a", 7, "must be a text of one line"),
+        ("x-a\n", "1", "must have names of letters"),
+        ("", "1", "must have names of letters"),
+        ("x-request-id", "a b", "must be 1 to 128 visible ASCII characters, got 'a b'"),
+        ("x-request-id", "a" * 129, "must be 1 to 128 visible ASCII characters"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_refused(
+    fake: Callable[..., Fake], connect: Callable[..., Any], name: str, value: Any, told: str
+) -> None:
+    server = fake()
+    client = connect(server.url)
+    for ask in (client.predict, lambda *given, **own: list(client.predict_in_parts(*given, **own))):
+        with pytest.raises(ValueError, match=rf"headers.*{told}"):
+            ask([{}], headers={name: value})
+    assert server.requests == []
+
+
+def test_an_answer_knows_its_version_and_its_request(
+    listen: Callable[..., Any], connect: Callable[..., Any], mixed_package: Path
+) -> None:
+    client = connect(f"http://127.0.0.1:{listen().port}")
+    version = open_package(mixed_package).version
+    mine = {"x-request-id": "mine"}
+    parts = list(client.predict_in_parts(_RECORDS * 20, headers=mine))
+    answers = [client.predict(_RECORDS, headers=mine), client.infer("demo", _TENSORS, headers=mine), *parts]
+    assert [(answer.version, answer.request_id) for answer in answers] == [(version, "mine")] * len(answers)
+    for answer in answers[:2]:
+        again = pickle.loads(pickle.dumps(answer))
+        assert (again.version, again.request_id) == (version, "mine")
+    assert (type(answers[0] + []), answers[0] == [*answers[0]]) == (list, True)
+    assert client.infer("demo", _TENSORS, version=version).version == version
+    with pytest.raises(AnswerError) as caught:
+        client.infer("demo", _TENSORS, version="other")
+    assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        _CLOSE,
+        _FINE[:-3] + _CLOSE,
+        _said("502 Bad Gateway"),
+        _said("503 Service Unavailable"),  # of a proxy that lost the server's answer
+        _said("504 Gateway Timeout"),
+        _STALL,
+    ],
+    ids=["closed", "half", "502", "503", "504", "stall"],
+)
+def test_an_outcome_that_may_have_been_counted_is_not_sent_again(
+    fake: Callable[..., Fake], connect: Callable[..., Any], said: bytes
+) -> None:
+    server = fake(_FINE, said)
+    client = connect(server.url, options=Options(try_s=0.5, first_wait_s=0.001))
+    client.report_outcome("m", 1, key="7")  # also on a connection that was kept
+    with pytest.raises(UnavailableError, match="may have been: it is not sent again"):
+        client.report_outcome("m", 0.5, version="12")
+    assert _sent(server) == [b'{"value":1.0,"key":"7"}', b'{"value":0.5,"version":"12"}']
+
+
+def test_an_outcome_that_was_not_taken_is_sent_again(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        busy = [_said(status, b"{}", "Retry-After: 0") for status in ("503 Busy", "429 Too Many Requests")]
+        server = fake(*busy)
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        connect([server.url, nowhere]).report_outcome("m", True, key="7")  # begins with the second
+    assert _sent(server) == [b'{"value":1.0,"key":"7"}'] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"value": 1}, "either key or version, got None and None"),
+        ({"value": 1, "key": "a", "version": "b"}, "either key or version, got 'a' and 'b'"),
+        ({"value": float("nan"), "key": "a"}, "value must be a finite number, got nan"),
+    ],
+)
+def test_an_outcome_that_is_none_is_refused(connect: Callable[..., Any], given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        connect("http://127.0.0.1:1").report_outcome("m", **given)
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_an_answer_must_have_a_prediction_for_each_record(
+    fake: Callable[..., Fake], connect: Callable[..., Any], given: int
+) -> None:
+    told = f"a prediction for each of {given} records, got 2"
+    for said in (_said("200 OK", b'{"predictions": [1, 2]}'), _events(_part(0, 1, 2), _END)):
+        client = connect(fake(said).url)
+        with pytest.raises(AnswerError, match=told):
+            client.predict([{}] * given) if b"event" not in said else list(client.predict_in_parts([{}] * given))
+
+
+def test_many_records_are_sent_in_slices(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    """The second breaks off, the third, with its last part, misses only its end."""
+    server = fake(
+        _events(_part(0, 0, 1), _END), _events(_part(0, 2)), _events(_part(0, 3, 4)), _events(_part(0, 5), _END)
+    )
+    client = connect(server.url)
+    given = [{"a": row} for row in range(6)]
+    assert [one for part in client.predict_in_parts(given, max_rows=2) for one in part] == list(range(6))
+    assert [re.findall(rb"\d", body) for body in _sent(server)] == [[b"0", b"1"], [b"2", b"3"], [b"3", b"4"], [b"5"]]
+    with pytest.raises(ValueError, match=r"records\[3\]\.a must be finite"):
+        list(
+            connect(fake(_events(_part(0, 0, 1), _END)).url).predict_in_parts(
+                [*given[:3], {"a": float("inf")}], max_rows=2
+            )
+        )
+    with pytest.raises(ValueError, match="max_rows must be greater than 0, got 0"):
+        list(client.predict_in_parts(given, max_rows=0))
+
+
+def _told(state: str, rows_done: int = 0, more: str = "") -> bytes:
+    body = f'{{"id": "j", "state": "{state}", "rows": 1, "rows_done": {rows_done}{more}}}'
+    return _said("202 Accepted" if state == "queued" else "200 OK", body.encode())
+
+
+def _lines(server: Fake) -> list[str]:
+    return [request.partition(b" HTTP")[0].decode() for request in server.requests]
+
+
+def test_a_job_that_was_taken_is_asked_about_until_its_deadline(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    """Far more often than a call may fail; one that is lost is sent again as long."""
+    away = [_CLOSE, _said("503 Busy")] * 4
+    lost = _said("404 Not Found")
+    script = [_told("queued"), *away, lost, *away, _told("queued"), *away, _told("done", 1), *away, _FINE]
+    server = fake(*script, _said("200 OK", b"{}"))
+    options = Options(max_tries=3, first_wait_s=0.001, longest_wait_s=0.002)
+    assert connect(server.url, options=options).predict_as_job([{"a": 1}], deadline_s=20) == [1]
+    assert set(_lines(server)) == {"POST /jobs", "GET /jobs/j", "GET /jobs/j/result", "DELETE /jobs/j"}
+    assert len({key for request in server.requests for key in re.findall(rb"idempotency-key: \w+", request)}) == 1
+    server = fake(*away)
+    with pytest.raises(UnavailableError, match="within 3 tries"):
+        connect(server.url, options=options).predict_as_job([{"a": 1}], deadline_s=20)
+
+
+def test_all_requests_of_a_job_have_the_id_of_its_error(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    failed = _told("failed", 0, ', "status": 422, "error": "records[0].a must be b"')
+    for own in (None, {"x-request-id": "mine"}):
+        server = fake(_told("queued"), failed, _said("200 OK", b"{}"))
+        with pytest.raises(AnswerError, match=r"records\[0\]\.a must be b") as caught:
+            connect(server.url).predict_as_job([{"a": 1}], deadline_s=20, headers=own)
+        assert _lines(server) == ["POST /jobs", "GET /jobs/j", "DELETE /jobs/j"]
+        sent = {re.findall(rb"x-request-id: (\w+)", request)[0].decode() for request in server.requests}
+        assert sent == {caught.value.request_id}
+        assert own is None or sent == {"mine"}
+
+
+def test_a_job_that_is_late_tells_how_far_it_is_and_what_was_last(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    server = fake(_told("queued"), _told("running", 1), *[_said("503 Busy", b'{"error": "full"}')] * 9999)
+    with pytest.raises(DeadlineError, match=r"within 0\.5 s; the last: .*full; of the job 1 of 1 rows are done"):
+        connect(server.url).predict_as_job([{"a": 1}], deadline_s=0.5)
+    with pytest.raises(DeadlineError, match=r"within 0\.2 s; .*; the job is not taken yet"):
+        connect(fake(_STALL).url).predict_as_job([{"a": 1}], deadline_s=0.2)
+
+
 def test_the_client_loads_no_engine() -> None:
     command = [sys.executable, "-c", "import sys, lepton_ray.client; print(*sys.modules)"]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -655,7 +878,7 @@ def test_who_takes_no_more_parts_ends_the_work(listen: Callable[..., Any], conne
 
 def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
     client = Client(fake(_FINE, _FINE).url, options=_QUICK)
-    assert client.predict(_RECORDS) == [1]
+    assert client.predict([{}]) == [1]
     said, says = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
@@ -663,7 +886,7 @@ def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
     if not child:
         signal.alarm(10)  # ends a child that waits for ever
         try:
-            client.predict(_RECORDS)
+            client.predict([{}])
         except ValueError as error:
             client.close()
             os.write(says, str(error).encode())
@@ -672,7 +895,7 @@ def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
     with open(said, "rb") as pipe:
         assert b"was before a fork. Make another" in pipe.read()
     os.waitpid(child, 0)
-    assert client.predict(_RECORDS) == [1], "the parent's goes on"
+    assert client.predict([{}]) == [1], "the parent's goes on"
     client.close()
 
 
@@ -688,7 +911,7 @@ def test_parts_that_garbage_collection_ends_hold_nobody(fake: Callable[..., Fake
         del parts, cycle
         client._loop.call_soon_threadsafe(gc.collect)
         answers: list[Any] = []
-        asking = threading.Thread(target=lambda: answers.append(client.predict(_RECORDS)), daemon=True)
+        asking = threading.Thread(target=lambda: answers.append(client.predict([{}])), daemon=True)
         asking.start()
         asking.join(20)
         assert answers == [[1]]
@@ -701,7 +924,7 @@ def test_a_client_that_nobody_has_any_more_ends_its_thread_and_connections(fake:
     server = fake()
     client = Client(server.url, options=_QUICK)
     thread = client._thread
-    assert client.predict(_RECORDS) == [1]
+    assert client.predict([{}]) == [1]
     del client
     thread.join(20)
     assert not thread.is_alive()
@@ -746,7 +969,7 @@ def test_a_client_that_is_collected_with_parts_that_are_half_taken_ends(fake: Ca
             other._loop.call_soon_threadsafe(gc.collect)
         thread.join(20)
         assert not thread.is_alive()
-        assert other.predict(_RECORDS) == [1]
+        assert other.predict([{}]) == [1]
     finally:
         gc.enable()
     other.close()
@@ -757,7 +980,7 @@ def test_a_client_is_there_as_long_as_a_thread_asks_it(fake: Callable[..., Fake]
     client = Client(server.url, options=_QUICK)
     thread, answers = client._thread, []
     ask = client.predict
-    asking = threading.Thread(target=lambda ask: answers.append(ask(_RECORDS)), args=(ask,), daemon=True)
+    asking = threading.Thread(target=lambda ask: answers.append(ask([{}])), args=(ask,), daemon=True)
     asking.start()
     del client, ask
     asking.join(20)
