@@ -70,8 +70,13 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Have jobs deleted that nobody waits for, and close the connections; other calls under way, and later ones, end with ``ValueError``."""
-        await asyncio.gather(*self.deleting)
+        await asyncio.gather(*self.deleting, return_exceptions=True)
         await self._sender.close()
+
+    def leave_jobs(self) -> None:
+        """Have no more jobs deleted: they are forgotten in time."""
+        for deleting in self.deleting:
+            deleting.cancel()
 
     async def predict(
         self,

@@ -1,6 +1,7 @@
 """The client for programs without an event loop: it runs ``AsyncClient`` in a thread of its own, and waits."""
 
 import asyncio
+import atexit
 import concurrent.futures
 import os
 import threading
@@ -15,13 +16,15 @@ from lepton_ray.client.calls import MAX_ROWS, AsyncClient
 from lepton_ray.client.sending import CLOSED, Options
 
 T = TypeVar("T")
+_EXIT_S = 1.0  # for jobs that are still to be deleted when the process ends
 _FORKED = "the client must be made in this process, and was before a fork. Make another"
 
 
 class Client:
     """Asks the endpoint at one or several addresses. Thread-safe: its threads share connections; made anew after a fork.
 
-    Nobody has to close it: with the last reference to it its thread and its connections end too, soon after.
+    Nobody has to close it: with the last reference to it its thread and its connections end too, soon after, and so they do with the
+    process.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class Client:
         self._thread = threading.Thread(target=_run, args=(self._loop,), daemon=True, name="lepton-ray-client")
         self._thread.start()
         self._unclosed = weakref.finalize(self, _end_soon, self._client, self._loop, self._process)
-        self._unclosed.atexit = False
+        self._unclosed.atexit = False  # it waits for nothing, and a process that ends would leave it half done
+        _open_clients.add(self)
 
     def __repr__(self) -> str:
         return repr(self._client).removeprefix("Async")
@@ -57,12 +61,15 @@ class Client:
 
     def close(self) -> None:
         """End the calls of other threads, close the connections and end the thread; done again, or in a fork, it does nothing."""
+        self._close()
+
+    def _close(self, deleting_s: float | None = None) -> None:
         if self._is_forked():
             return
         with self._lock:
             if self._unclosed.detach() is None:
                 return
-            ended = asyncio.run_coroutine_threadsafe(_end(self._client), self._loop)
+            ended = asyncio.run_coroutine_threadsafe(_end(self._client, deleting_s), self._loop)
         try:
             ended.result()
         finally:
@@ -193,6 +200,16 @@ class Client:
             future.cancel()  # Ctrl-C ends the call too; an answer is not changed by it
 
 
+_open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the clients that a process keeps until its end."""
+    for client in list(_open_clients):
+        client._close(_EXIT_S)
+
+
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
@@ -207,8 +224,10 @@ def _end_soon(client: AsyncClient, loop: asyncio.AbstractEventLoop, process: int
         ended.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))  # here, if it has ended already
 
 
-async def _end(client: AsyncClient) -> None:
-    """Leave nothing that a thread could wait for when the loop stops."""
+async def _end(client: AsyncClient, deleting_s: float | None = None) -> None:
+    """Leave nothing that a thread could wait for when the loop stops; jobs that are not deleted in time, if there is a bound, are left."""
+    if deleting_s is not None:
+        asyncio.get_running_loop().call_later(deleting_s, client.leave_jobs)
     calls = asyncio.all_tasks() - {asyncio.current_task()} - client.deleting
     for call in calls:
         call.cancel()

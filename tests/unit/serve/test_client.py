@@ -975,6 +975,31 @@ def test_a_client_that_is_collected_with_parts_that_are_half_taken_ends(fake: Ca
     other.close()
 
 
+@pytest.mark.parametrize(
+    ("use", "script"),
+    [
+        ("client.predict([{}])", [_FINE]),
+        ("next(client.predict_in_parts([{}] * 2))", [_events(_part(0, 1), _part(1, 2))[:-9]]),
+        ("client.predict_as_job([{}], 1.0)", [_told("queued"), _told("done", 1), _FINE, _STALL]),
+        ("[1]", []),
+    ],
+    ids=["used", "parts", "deleting", "unused"],
+)
+def test_a_client_that_is_kept_until_the_process_ends_ends_with_it(
+    fake: Callable[..., Fake], use: str, script: list[bytes]
+) -> None:
+    """Without a word, and soon: also where parts are half taken, or a job's deletion is not answered."""
+    code = f"""import sys
+from lepton_ray.client import Client, Options
+client = Client(sys.argv[1], options=Options(try_s=600))
+kept = {use}
+print(kept)
+sys.exit(3)"""
+    command = [sys.executable, "-c", code, fake(*script).url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("[1]\n", "", 3)
+
+
 def test_a_client_is_there_as_long_as_a_thread_asks_it(fake: Callable[..., Fake]) -> None:
     server = fake(_said("503 Busy", b"{}", "Retry-After: 0"), _FINE)
     client = Client(server.url, options=_QUICK)
