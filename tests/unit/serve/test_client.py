@@ -759,6 +759,13 @@ def test_the_client_loads_no_engine() -> None:
     assert {"ray", "onnxruntime", "pyarrow", "pydantic"} & set(loaded) == set()
 
 
+def test_the_client_names_the_extra_that_it_needs() -> None:
+    code = "import sys; sys.modules['aiohttp'] = None; import lepton_ray.client"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "the client needs the package 'aiohttp', which is not installed. Run: pip install 'lepton-ray[client]'."
+    assert done.stderr.splitlines()[-1] == f"lepton_ray.core.errors.MissingExtraError: {told}"
+
+
 def test_parts_are_those_of_the_whole(
     listen: Callable[..., Any], connect: Callable[..., Any], mixed_package: Path
 ) -> None:
