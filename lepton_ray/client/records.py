@@ -58,7 +58,11 @@ def encode_records(records: list[Mapping[str, Any]], before: int = 0) -> bytes:
 
 def is_missing(value: Any) -> bool:
     """Whether a value stands for none: None, NaN, or pandas' NA or NaT."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in _OF_PANDAS
+    return (
+        value is None
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+        or type(value).__name__ in _OF_PANDAS
+    )
 
 
 def _dump(value: Any) -> bytes:

@@ -25,6 +25,7 @@ from lepton_ray.client.events import read_events
 from lepton_ray.client.headers import JSON, REQUEST_ID, authorization
 from lepton_ray.core import settings
 from lepton_ray.core.status import HTTP_ACCEPTED, HTTP_BAD_GATEWAY, HTTP_LATE, HTTP_OK, HTTP_TOO_MANY, HTTP_UNAVAILABLE
+from lepton_ray.core.text import without_credentials
 from lepton_ray.core.web import retry_after_s
 
 _WAITS = frozenset({HTTP_TOO_MANY, HTTP_UNAVAILABLE})  # with Retry-After
@@ -92,6 +93,8 @@ class Sender:
         self._ssl = _trusting(ca_file) if ca_file is not None else True
         self.options = options or Options()
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """That of the connections."""
         self._is_closed = False
         self._resting: dict[str, float] = {}
         self._turn = 0
@@ -131,7 +134,7 @@ class Sender:
         """Return which address to ask, when that may be.
 
         Raises:
-            ValueError: If the client is closed.
+            ValueError: If the client is closed, or of another event loop.
             DeadlineError: If the call's time would be over by then.
         """
         url = self._choose(tries.ready)
@@ -140,6 +143,8 @@ class Sender:
         await asyncio.sleep(max(0.0, until - time.monotonic()))
         if self._is_closed:
             raise ValueError(CLOSED)
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise ValueError("the client must be used in one event loop, and was in another. Make one in each")
         return url
 
     def take_note(self, tries: "Tries", url: str, fault: Fault) -> None:
@@ -194,9 +199,9 @@ class Sender:
                         raise AnswerError(data["error"], data["status"], request_id)
                     yield Predictions(data["predictions"], data.get("version"), request_id)
         except aiohttp.ClientSSLError as error:
-            raise UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id) from error
+            raise _untrusted(url, error, request_id) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise BrokenError(Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)) from error
+            raise BrokenError(_fault_of(url, error, facts.is_reused)) from error
         except (ValueError, LookupError, TypeError) as error:
             raise AnswerError(f"the events must be of the protocol, got {error!r}", HTTP_OK, request_id) from error
         raise BrokenError(Fault(f"{url}: the events broke off"))
@@ -222,13 +227,9 @@ class Sender:
         try:
             answer = await self._send(method, url + path, body, headers, facts)
         except aiohttp.ClientSSLError as error:
-            raise UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id) from error
-        except aiohttp.ClientConnectorError as error:
-            return Fault(f"{url}: {_shown(error)}", is_unread=True)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            return Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)
+            raise _untrusted(url, error, request_id) from error
         except (aiohttp.ClientError, OSError, _TryTimeoutError) as error:
-            return Fault(f"{url}: {_shown(error)}")
+            return _fault_of(url, error, facts.is_reused)
         return self._judge(url, answer)
 
     def _judge(self, url: str, answer: Answer) -> Answer | Fault:
@@ -265,6 +266,7 @@ class Sender:
             trace.on_connection_reuseconn.append(_note_reuse)
             connector = aiohttp.TCPConnector(limit=self.options.max_connections, ssl=self._ssl)
             timeout = aiohttp.ClientTimeout(total=None)  # ours are around it
+            self._loop = asyncio.get_running_loop()
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trace_configs=[trace])
         return self._session
 
@@ -305,7 +307,8 @@ class Tries:
     def late(self) -> DeadlineError:
         """Return the error of a call whose time is over."""
         last = self.faults[-1] if self.faults else Fault("the server has not answered")
-        message = f"the call must be answered within {self.seconds:g} s; the last: {last.message}"
+        asked = f", asks to wait {last.retry_after_s:g} s" if last.retry_after_s else ""
+        message = f"the call must be answered within {self.seconds:g} s; the last: {last.message}{asked}"
         return DeadlineError(message, last.status, self.request_id)
 
 
@@ -337,9 +340,15 @@ def _all_checked(urls: str | Sequence[str]) -> list[str]:
 
 
 def _checked(url: str) -> str:
-    at = urlsplit(url)
-    if at.scheme not in ("http", "https") or not at.hostname:
-        raise ValueError(f"urls must be http://HOST:PORT or https://HOST:PORT, got {url!r}")
+    rule = f"urls must be http://HOST:PORT or https://HOST:PORT, got {without_credentials(url)!r}"
+    try:
+        at = urlsplit(url)
+        is_whole = at.scheme in ("http", "https") and at.port != 0 and url.split() == [url]
+        host = (at.hostname or "").encode("idna")
+    except ValueError as error:  # a port or a name that is none
+        raise ValueError(f"{rule} ({error})") from None
+    if not is_whole or not host:
+        raise ValueError(rule)
     if at.username is not None or at.query or at.fragment:
         raise ValueError(f"urls must have no credentials, query or fragment, got one at {at.hostname}. Give a token")
     return url.rstrip("/")
@@ -355,5 +364,20 @@ async def _read(response: aiohttp.ClientResponse, request_id: str) -> Answer:
     return Answer(response.status, response.headers, body, response.headers.get(REQUEST_ID, request_id))
 
 
-def _shown(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _fault_of(url: str, error: Exception, is_reused: bool) -> Fault:
+    """Return what an error on the way to an answer means."""
+    message = f"{url}: {str(error) or type(error).__name__}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Fault(message, is_unread=True)
+    if not isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+        return Fault(message)
+    if not is_reused and url.startswith("http:"):  # as one does that waits for TLS
+        message += ". If it speaks TLS, its address begins with https"
+    return Fault(message, was_kept=is_reused)
+
+
+def _untrusted(url: str, error: aiohttp.ClientSSLError, request_id: str) -> UnavailableError:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id)
+    rule = "must speak TLS as its address says"
+    return UnavailableError(f"{url} {rule}, got: {error}. If it does not, it begins with http", None, request_id)

@@ -1,6 +1,7 @@
 """The client against the listener, and against servers that stall, break off, ask to wait and close what was kept open."""
 
 import asyncio
+import concurrent.futures
 import gc
 import os
 import pickle
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lepton_ray.artifacts.package import open_package
@@ -329,6 +331,12 @@ def test_the_deadline_ends_a_call(fake: Callable[..., Fake], connect: Callable[.
     assert len(server.requests) == 1
 
 
+def test_a_wait_that_is_too_long_is_told(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake(_said("429 Too Many", b'{"error": "too many"}', "Retry-After: 60"))
+    with pytest.raises(DeadlineError, match=r"within 5 s; the last: .*: too many, asks to wait 60 s"):
+        connect(server.url).predict([{}], deadline_s=5.0)
+
+
 def test_a_server_that_stalls_is_left_for_another_try(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
     server = fake(_STALL)
     assert connect(server.url, options=Options(try_s=1.0, first_wait_s=0.001)).predict([{}]) == [1]
@@ -435,6 +443,23 @@ def test_https_is_trusted_by_the_given_certificates_alone(
     assert len(server.requests) == 1
 
 
+def test_an_address_with_the_other_scheme_is_told(
+    fake: Callable[..., Fake],
+    listen: Callable[..., Any],
+    connect: Callable[..., Any],
+    certificate: tuple[Path, Path],
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    quick = Options(max_tries=2, first_wait_s=0.001)
+    for call in ("predict", "predict_in_parts"):
+        with pytest.raises(UnavailableError, match=r"must speak TLS .* it begins with http \(status"):
+            list(getattr(connect(f"https://127.0.0.1:{listen().port}"), call)([{}]))
+        plain = fake(context=context).url.replace("https", "http")
+        with pytest.raises(UnavailableError, match="If it speaks TLS, its address begins with https"):
+            list(getattr(connect(plain, options=quick), call)([{}]))
+
+
 def test_certificates_that_are_none_are_refused_with_their_file(connect: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "empty.pem").touch()
     for file in (tmp_path / "gone.pem", tmp_path / "empty.pem"):
@@ -444,11 +469,31 @@ def test_certificates_that_are_none_are_refused_with_their_file(connect: Callabl
             connect("https://127.0.0.1:1", ca_file=file)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://", "http://user:pass@a", "http://a?b", []])
+_NO_ADDRESSES = [
+    "",
+    "localhost:80",
+    "ftp://a",
+    "http://",
+    "http://user:pass@a",
+    "http://a?b",
+    [],
+    "http://a b",
+    "http://[::1",
+]
+_NO_PORTS = ["http://a:99999", "http://a:b", "http://a:0", "http://a:80 ", "http://user:pass@a:b"]
+_NO_NAMES = ["http://a..b:80", f"http://{'a' * 64}"]
+
+
+@pytest.mark.parametrize("url", [*_NO_ADDRESSES, *_NO_PORTS, *_NO_NAMES])
 def test_an_address_that_is_none_is_refused(url: Any) -> None:
     with pytest.raises(ValueError, match="urls must") as caught:
         AsyncClient(url)
     assert "pass" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:80/", "http://a_b", "HTTPS://a.:1/base", "http://ü.example"])
+def test_other_addresses_are_taken(url: str) -> None:
+    assert repr(AsyncClient(url)) == f"AsyncClient({url.rstrip('/')})"
 
 
 def test_options_must_be_positive() -> None:
@@ -485,6 +530,26 @@ def test_a_closed_async_client_says_so(fake: Callable[..., Fake]) -> None:
 
     asyncio.run(asyncio.wait_for(ask(is_used=False), 60))
     asyncio.run(asyncio.wait_for(ask(is_used=True), 60))
+
+
+def test_an_async_client_of_another_loop_says_so(fake: Callable[..., Fake]) -> None:
+    client = AsyncClient(fake().url)
+
+    async def ask(*, is_last: bool) -> Any:
+        try:
+            return await client.predict([{}])
+        finally:
+            if is_last:
+                await client.close()
+
+    with asyncio.Runner() as first:
+        assert first.run(ask(is_last=False)) == [1]
+        with (
+            concurrent.futures.ThreadPoolExecutor() as pool,
+            pytest.raises(ValueError, match=r"in one event loop, and was in another\. Make one"),
+        ):
+            pool.submit(asyncio.run, ask(is_last=False)).result()
+        assert first.run(ask(is_last=True)) == [1]
 
 
 def test_a_client_that_is_closed_ends_the_calls_of_other_threads(fake: Callable[..., Fake]) -> None:
@@ -525,6 +590,22 @@ def test_arrays_come_back_as_they_went(dtype: str) -> None:
     np.testing.assert_array_equal(back["a"], values)
     assert back["t"].tolist() == ["", "é", ""]
     assert back["a"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT], ids=repr)
+def test_what_is_missing_in_arrays_is_what_the_protocol_has_for_it(missing: Any) -> None:
+    given = {"n": np.array([[1, missing], [2.5, True]], object), "t": np.array([["a", missing]], object)}
+    body, length = encode(given, None)
+    back = decode(body.replace(b'"inputs":', b'"outputs":'), length + 1)
+    np.testing.assert_array_equal(back["n"], [[1, np.nan], [2.5, 1]])
+    assert back["t"].tolist() == [["a", ""]]
+    with pytest.raises(ValueError, match="must hold texts or numbers of one type, got 1"):
+        encode({"t": np.array(["a", missing, 1], object)}, None)
+
+
+def test_outputs_are_a_list(connect: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"outputs must be a list of names, got 'label'\. Give \['label'\]"):
+        connect("http://127.0.0.1:1").infer("m", _TENSORS, outputs="label")
 
 
 _JOB = b'{"id": "j", "state": "done", "rows": 1, "rows_done": 1}'
