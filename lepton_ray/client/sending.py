@@ -8,24 +8,22 @@ another one at once. The next time it may be this request that ends them.
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 
+from lepton_ray.client.addresses import checked_urls, trusting
 from lepton_ray.client.answers import Answer, Predictions
 from lepton_ray.client.errors import AnswerError, DeadlineError, UnavailableError
 from lepton_ray.client.events import read_events
 from lepton_ray.client.headers import JSON, REQUEST_ID, authorization
 from lepton_ray.core import settings
 from lepton_ray.core.status import HTTP_ACCEPTED, HTTP_BAD_GATEWAY, HTTP_LATE, HTTP_OK, HTTP_TOO_MANY, HTTP_UNAVAILABLE
-from lepton_ray.core.text import without_credentials
 from lepton_ray.core.web import retry_after_s
 
 _WAITS = frozenset({HTTP_TOO_MANY, HTTP_UNAVAILABLE})  # with Retry-After
@@ -85,12 +83,12 @@ class Sender:
         fallback: str | Sequence[str],
     ) -> None:
         """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
-        self.urls = _all_checked(urls)
+        self.urls = checked_urls(urls)
         if not self.urls:
             raise ValueError("urls must hold an address, got none")
-        self._fallback = _all_checked(fallback)
+        self._fallback = checked_urls(fallback)
         self._headers = authorization(settings.endpoint_token() if token is None else token)
-        self._ssl = _trusting(ca_file) if ca_file is not None else True
+        self._ssl = trusting(ca_file) if ca_file is not None else True
         self.options = options or Options()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -326,32 +324,6 @@ class _TryTimeoutError(Exception):
 
 async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
     context.trace_request_ctx.is_reused = True
-
-
-def _trusting(ca_file: str | Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=str(ca_file))
-    except OSError as error:  # ssl.SSLError too
-        raise ValueError(f"ca_file must be a file of certificates in PEM, got {str(ca_file)!r} ({error})") from error
-
-
-def _all_checked(urls: str | Sequence[str]) -> list[str]:
-    return [_checked(url) for url in ([urls] if isinstance(urls, str) else urls)]
-
-
-def _checked(url: str) -> str:
-    rule = f"urls must be http://HOST:PORT or https://HOST:PORT, got {without_credentials(url)!r}"
-    try:
-        at = urlsplit(url)
-        is_whole = at.scheme in ("http", "https") and at.port != 0 and url.split() == [url]
-        host = (at.hostname or "").encode("idna")
-    except ValueError as error:  # a port or a name that is none
-        raise ValueError(f"{rule} ({error})") from None
-    if not is_whole or not host:
-        raise ValueError(rule)
-    if at.username is not None or at.query or at.fragment:
-        raise ValueError(f"urls must have no credentials, query or fragment, got one at {at.hostname}. Give a token")
-    return url.rstrip("/")
 
 
 def _wait_s(answer: Answer) -> float | None:

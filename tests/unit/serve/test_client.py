@@ -1,8 +1,10 @@
 """The client against the listener, and against servers that stall, break off, ask to wait and close what was kept open."""
 
+import ast
 import asyncio
 import concurrent.futures
 import gc
+import inspect
 import os
 import pickle
 import re
@@ -22,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lepton_ray.client
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, AsyncClient, CallError, Client, DeadlineError, Options, UnavailableError
@@ -838,6 +841,26 @@ def test_the_client_loads_no_engine() -> None:
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert {"aiohttp", "numpy"} <= set(loaded)
     assert {"ray", "onnxruntime", "pyarrow", "pydantic"} & set(loaded) == set()
+
+
+def test_both_clients_have_the_same_methods_and_the_document_calls_them_as_they_are() -> None:
+    text = (Path(__file__).parents[3] / "docs/client.md").read_text(encoding="utf-8")
+    called = set()
+    for node in ast.walk(ast.parse("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func.value) == "client"
+        ):
+            named = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(getattr(Client, node.func.attr)).bind(None, *node.args, **named)
+            called.add(node.func.attr)
+    assert {"predict", "infer", "predict_in_parts", "predict_as_job", "report_outcome"} <= called
+    methods = {name for name in vars(Client) if not name.startswith("_")}
+    for name in methods:
+        taken = [list(inspect.signature(getattr(kind, name)).parameters.values()) for kind in (Client, AsyncClient)]
+        assert taken[0] == taken[1]
+    assert [name for name in {*methods, *lepton_ray.client.__all__} if name not in text] == []
 
 
 def test_the_client_names_the_extra_that_it_needs() -> None:
