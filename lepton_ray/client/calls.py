@@ -119,10 +119,10 @@ class AsyncClient:
         from one part to the next.
 
         Args:
-            records: As ``predict``; so are ``model`` and ``headers``.
+            records: As ``predict``.
             deadline_s: For all parts, in the place of the client's.
-            model: See ``records``.
-            headers: See ``records``.
+            model: As ``predict``.
+            headers: As ``predict``; each request has them.
             max_rows: Of one request; the server's ``serve.max_rows_per_request`` bounds it.
 
         Raises:
