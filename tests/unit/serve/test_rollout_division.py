@@ -14,6 +14,7 @@ from scipy import stats
 
 from lepton_ray.artifacts.package import ModelPackage, open_package
 from lepton_ray.artifacts.predictor import Predictor
+from lepton_ray.client import AnswerError, Client
 from lepton_ray.core.errors import ArtifactError, RecordError
 from lepton_ray.serve.batching import Batcher, Cost
 from lepton_ray.serve.bodies import reader_of
@@ -500,6 +501,29 @@ def test_outcomes_are_counted_for_who_answered(held: Holding, canary: TrafficPla
     assert tallies[challenger.version].outcomes == chosen + 1
     assert tallies[challenger.version].outcome_sum == chosen + 0.5
     assert tallies[canary.model.version].outcomes == 10 - chosen
+
+
+def test_the_client_takes_part_in_a_test(
+    listen: Callable[..., Any], held: Holding, canary: TrafficPlan, challenger: ModelRef
+) -> None:
+    """Its callers have their names in a header, or by the answer's request; outcomes count for who answered them."""
+    asyncio.run(held.follow(_change(canary, mode="ab", sticky_header="x-user-id")))
+    running = listen()
+    running.listener.endpoint = held.front
+    versions = []
+    with Client(f"http://127.0.0.1:{running.port}") as client:
+        for index in range(12):
+            answer = client.predict([_RECORD], headers={"x-user-id": f"user-{index}"})
+            versions.append(answer.version)
+            client.report_outcome("demo", 1, key=f"user-{index}")
+        client.report_outcome("demo", 0.5, version=challenger.version)
+        with pytest.raises(AnswerError, match="or 'version'"):
+            client.report_outcome("demo", 1, version="other")
+    chosen = [is_chosen("r", f"user-{index}".encode(), 0.5) for index in range(12)]
+    assert versions == [challenger.version if one else canary.model.version for one in chosen]
+    tallies = held.tallies()
+    assert tallies[challenger.version].outcome_sum == sum(chosen) + 0.5
+    assert tallies[canary.model.version].outcome_sum == 12 - sum(chosen)
 
 
 def test_without_a_rollout_there_is_no_place_for_outcomes(held: Holding, champion: ModelRef) -> None:
