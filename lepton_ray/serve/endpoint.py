@@ -120,7 +120,7 @@ class Limits:
         return cls(spec.max_request_bytes, spec.max_rows_per_request, receive_s, spec.max_job_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request makes one, which would take three times as long
 class Response:
     """Status, body and headers besides ``content-length``; names are lower case."""
 

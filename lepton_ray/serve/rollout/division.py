@@ -44,7 +44,7 @@ def is_chosen(rollout: str, key: bytes, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * (1 << 8 * _HASH_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ObservedResponse(Response):
     """A response with the outputs that it was made of."""
 
