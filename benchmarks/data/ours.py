@@ -1,7 +1,7 @@
 """The job as a spec of ours: python benchmarks/data/ours.py INPUT OUTPUT local|ray|session (see job.py).
 
 OUTPUT is the run's storage; ``latest/clean`` holds the rows that stay with their texts, ``latest/featurize`` the model input
-of the same rows in the same order. ``session`` keeps a Ray session, and does the job anew for each line on standard input.
+of the same rows in the same order. ``session`` keeps a Ray session, and does the job anew for each engine on standard input.
 Python collects garbage as seldom as in the command ``lepton-ray``.
 """
 
@@ -41,11 +41,14 @@ def do_job(source: Path, target: Path, engine: str) -> None:
 
 
 def hold_session(source: Path, target: Path) -> None:
-    """Do the job for each line read, in a folder of its own; print its seconds."""
-    for number, _ in enumerate(sys.stdin):
+    """Do the job for each engine read, in a folder of its own; print its seconds."""
+    from lepton_ray.engine.session import connect  # noqa: PLC0415  no job without Ray pays for it
+
+    connect()
+    for number, engine in enumerate(sys.stdin):
         folder = target / str(number)
         start = time.perf_counter()
-        do_job(source, folder, "ray")
+        do_job(source, folder, engine.strip())
         print(f"seconds {time.perf_counter() - start}", flush=True)
         shutil.rmtree(folder)
 
