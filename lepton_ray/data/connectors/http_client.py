@@ -16,10 +16,9 @@ from typing import IO, Any, NamedTuple
 from lepton_ray.core.errors import DataError, LeptonError
 from lepton_ray.core.text import show, without_credentials
 from lepton_ray.core.web import retry_after_s
-from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, describe, waits_s
+from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, PASSING, describe, waits_s
 
 _CHUNK_BYTES = 1 << 16
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GZIP = 16 + zlib.MAX_WBITS
 _PORTS = {"http": 80, "https": 443}
 _REFUSAL_BYTES = 4096
@@ -195,7 +194,7 @@ class Client:
 
     def _refusal(self, error: urllib.error.HTTPError, url: str) -> Exception:
         reason = describe(ValueError(error.reason), *self.templates)
-        if error.code in _PASSING:
+        if error.code in PASSING:
             return _FaultError(f"{error.code} {reason}", _wait_s(error.headers.get("Retry-After")))
         answer = f"{error.code} {reason}" + (f" ({text})" if (text := self._text(error)) else "")
         return DataError(

@@ -19,7 +19,7 @@ from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.data.connectors.cells import finish, lines_from
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.files import FileConnector, Piece, Span, even_ranges
-from lepton_ray.data.connectors.filesystems import SourceFile
+from lepton_ray.data.connectors.filesystems import SourceFile, has_suffix
 from lepton_ray.data.connectors.tables import header_fault
 from lepton_ray.spec.data import ImageColumn
 from lepton_ray.spec.sources import NumpySource
@@ -160,7 +160,7 @@ class NumpyConnector(FileConnector):
 
 
 def _is_zip(path: str) -> bool:
-    return path.lower().endswith(".npz")
+    return has_suffix(path, ".npz")
 
 
 def _open_array(stream: Any, size_bytes: int) -> _Array:

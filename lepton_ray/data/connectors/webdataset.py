@@ -15,6 +15,7 @@ from lepton_ray.core.text import show
 from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
+from lepton_ray.data.connectors.filesystems import has_suffix
 from lepton_ray.data.connectors.records import Fault, cell_text, fault_of
 from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
 
@@ -61,7 +62,7 @@ class WebDatasetConnector(FileConnector):
     def stream(self, path: str) -> Any:
         """Open a tar file; ``.tgz`` is gzip."""
         stream = super().stream(path)
-        return pa.CompressedInputStream(stream, "gzip") if path.lower().endswith(".tgz") else stream
+        return pa.CompressedInputStream(stream, "gzip") if has_suffix(path, ".tgz") else stream
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
         """Yield blocks of samples."""
