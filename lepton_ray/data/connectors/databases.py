@@ -5,7 +5,7 @@ Both are opened to read only. Names are quoted, values are sent as parameters.
 
 import sqlite3
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,9 @@ class Database(Protocol):
 
     def key(self, connection: Any, table: str) -> list[str]:
         """Columns that tell the rows of a table apart; none where that is not known."""
+
+    def marks(self, columns: Sequence[str]) -> list[str]:
+        """Return SQL of texts, of columns as SQL, by which reading can go on behind a row; none where no connection is lost."""
 
     def bound(self, value: Bound) -> Any:
         """Return a key as a parameter."""
@@ -151,6 +154,10 @@ class Sqlite:
         )
         return [name for _, name in keys] or (["rowid"] if is_table else [])
 
+    def marks(self, columns: Sequence[str]) -> list[str]:
+        """None: it is a file."""
+        return []
+
     def bound(self, value: Bound) -> Any:
         """A value of its type."""
         kind, text = value
@@ -227,6 +234,10 @@ class Postgres:
             {"table": quote_table(table)},
         )
         return [row[0] for row in rows]
+
+    def marks(self, columns: Sequence[str]) -> list[str]:
+        """As the server writes them: it reads each back as the same value."""
+        return [f"{column}::text" for column in columns]
 
     def bound(self, value: Bound) -> Any:
         """A text without a type, which takes that of the column it is compared with."""
