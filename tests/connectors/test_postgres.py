@@ -148,6 +148,28 @@ def test_types_keep_their_meaning(postgres: Postgres) -> None:
     }  # fmt: skip
 
 
+def test_times_that_python_has_not_are_bad_cells_of_their_rows(postgres: Postgres) -> None:
+    postgres.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, at timestamptz, day date, hour time, zoned timetz, plain timestamp)",
+        "INSERT INTO t VALUES (1, '2024-01-31 12:00+02', '2024-01-31', '12:00', '12:00+02', '2024-01-31'), "
+        "(2, 'infinity', '0044-03-15 BC', '24:00', '24:00+02', '-infinity'), (3, NULL, NULL, NULL, NULL, NULL)",
+    )
+    kept = dict.fromkeys(["day", "hour", "zoned", "plain"], "category")
+    read = {}
+    for kind in ("time", "category"):
+        data = section(postgres.uri(), {"id": "number", "at": kind, **kept}, table="t", partition_column="at")
+        read[kind] = read_all(data, open_connector(data))
+    assert [(row["id"], row["at"]) for row in read["time"].rows] == [
+        (1, datetime(2024, 1, 31, 10, tzinfo=UTC)),
+        (3, None),
+    ]
+    assert [(row["_reason"], row["_detail"][:2]) for row in read["time"].removed] == [("type_error", "at")]
+    odd = next(row for row in read["category"].rows if row["id"] == 2)
+    assert [odd[name] for name in ("at", *kept)] == [
+        "infinity", "0044-03-15 BC", "24:00:00", "24:00:00+02", "-infinity",
+    ]  # fmt: skip
+
+
 def test_a_reader_changes_nothing(shop: Postgres) -> None:
     owner = shop.uri("owner")
     shop.execute("CREATE SEQUENCE numbers")

@@ -22,6 +22,7 @@ Bound = list[str]
 
 _LOCK_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 10
+_TIMES = ("date", "time", "timetz", "timestamp", "timestamptz")  # PostgreSQL's reach further than Python's
 _PASSING = ("starting up", "shutting down", "too many", "remaining connection slots", "recovery")
 
 
@@ -203,6 +204,8 @@ class Postgres:
             connection.read_only = True
             connection.isolation_level = library.IsolationLevel.REPEATABLE_READ
             connection.execute("SET TIME ZONE 'UTC'")
+            for name in _TIMES:
+                connection.adapters.register_loader(name, _or_text(library, connection.adapters, name))
             yield connection
         finally:
             connection.close()
@@ -257,6 +260,24 @@ class Postgres:
             return None
         row = connection.execute("SELECT pg_table_size(%(table)s::regclass)", {"table": quote_table(table)}).fetchone()
         return int(row[0])
+
+
+def _or_text(library: Any, adapters: Any, name: str) -> Any:
+    """Return a loader for a type that gives what Python's type cannot hold as the text that the server sends."""
+    usual = adapters.get_loader(adapters.types[name].oid, library.pq.Format.TEXT)
+
+    class OrText(library.adapt.Loader):  # type: ignore[misc]
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._usual = usual(oid, context)
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._usual.load(data)
+            except library.DataError:
+                return bytes(data).decode()
+
+    return OrText
 
 
 def _type_name(known: Any, code: int) -> str:
