@@ -6,6 +6,7 @@ text that it is in a CSV file. A list is a series, or tags, where the column say
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -119,24 +120,32 @@ def to_cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -
     """Return the columns of rows that ``fault_of`` found good."""
     if not columns:
         return pa.table({})
-    return pa.table({name: _cells([row.get(name) for row in rows], column) for name, column in columns.items()})
+    return pa.table({name: to_array([row.get(name) for row in rows], column) for name, column in columns.items()})
 
 
-def _cells(values: list[Any], column: Column) -> pa.Array:
+def to_array(values: list[Any], column: Column) -> pa.Array:
+    """Return values of JSON, or such as JSON has, as a column's array."""
     if isinstance(column, SeriesColumn) and all(value is None or isinstance(value, list) for value in values):
         return pa.array([value and [None if v is None else float(v) for v in value] for value in values], SERIES)
     if isinstance(column, TagsColumn) and all(value is None or isinstance(value, list) for value in values):
         return pa.array([value and [cell_text(v) for v in value] for value in values], TAGS)
     if isinstance(column, NumberColumn) and all(value is None or _is_number(value) for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    decimal = column.decimal if isinstance(column, NumberColumn) else "."
-    return pa.array([_spelled(value, decimal) for value in values], pa.string())
+    return pa.array([spelled(value, column) for value in values], pa.string())
 
 
-def _spelled(value: Any, decimal: str) -> str | None:
+def to_bytes(values: list[Any], column: Column) -> pa.Array:
+    """Return bytes as they are, and values beside them as the texts that these are."""
+    encoded = (v if v is None or isinstance(v, bytes) else str(spelled(v, column)).encode() for v in values)
+    return pa.array(list(encoded), pa.binary())
+
+
+def spelled(value: Any, column: Column) -> str | None:
     """Return a value as text; a number beside texts has the decimal sign that these have."""
     text = cell_text(value)
-    return text.replace(".", decimal) if text is not None and isinstance(value, float) else text
+    if text is None or not isinstance(column, NumberColumn) or not isinstance(value, float | Decimal):
+        return text
+    return text.replace(".", column.decimal)
 
 
 SERIES = pa.list_(pa.float64())

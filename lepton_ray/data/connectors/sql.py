@@ -26,7 +26,7 @@ from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.databases import BadText, Bound, Database, Sqlite, open_database, quote, quote_table
 from lepton_ray.data.connectors.faults import describe, waits_s
 from lepton_ray.data.connectors.files import prepare_missing
-from lepton_ray.data.connectors.records import SERIES, cell_text
+from lepton_ray.data.connectors.records import SERIES, spelled
 from lepton_ray.spec.data import Column, DataSpec, NumberColumn, SeriesColumn
 from lepton_ray.spec.sources import SqlSource
 
@@ -265,13 +265,16 @@ def _array(values: list[Any], column: Column) -> pa.Array:
             return pa.array([value and [_element(item) for item in value] for value in values], SERIES)
     if kinds & {bytes, BadText}:
         return pa.array(
-            [value if value is None or isinstance(value, bytes) else str(_text(value)).encode() for value in values],
+            [
+                value if value is None or isinstance(value, bytes) else str(_text(value, column)).encode()
+                for value in values
+            ],
             pa.binary(),
         )
     if len(kinds) == 1 and kinds <= {str, bool, int, decimal.Decimal, datetime.date, datetime.datetime}:
         with contextlib.suppress(pa.ArrowException, OverflowError, TypeError):  # the last of Decimal("Infinity")
             return pa.array(values)
-    return pa.array([_text(value) for value in values], pa.string())
+    return pa.array([_text(value, column) for value in values], pa.string())
 
 
 def _element(item: Any) -> Any:
@@ -279,7 +282,7 @@ def _element(item: Any) -> Any:
     return float(item) if isinstance(item, decimal.Decimal) else item
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, column: Column) -> str | None:
     if value is None or isinstance(value, str | bool | int | float | decimal.Decimal):
-        return cell_text(value)
+        return spelled(value, column)
     return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list) else str(value)

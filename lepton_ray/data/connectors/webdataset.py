@@ -16,7 +16,7 @@ from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.data.connectors.filesystems import has_suffix
-from lepton_ray.data.connectors.records import Fault, cell_text, fault_of
+from lepton_ray.data.connectors.records import Fault, fault_of, to_array, to_bytes
 from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
 
 _BLOCK_BYTES = 16 << 20
@@ -160,12 +160,9 @@ def _only_image(sample: _Sample) -> bytes | None:
 
 
 def _array(values: list[Any], column: Column) -> pa.Array:
-    """Return bytes as they are, values of JSON as texts."""
-    if isinstance(column, SeriesColumn) and not any(isinstance(value, str) for value in values):
-        return pa.array(values, pa.list_(pa.float64()))
-    encoded = (
-        value if value is None or isinstance(value, bytes) else str(cell_text(value)).encode() for value in values
-    )
+    """Return members as they are, values of JSON as those of other sources."""
     if isinstance(column, ImageColumn):
-        return pa.array(list(encoded), pa.binary())
-    return pa.array([value and value.strip() for value in encoded], pa.binary())
+        return to_bytes(values, column)
+    if any(isinstance(value, bytes) for value in values):
+        return to_bytes([value.strip() if isinstance(value, bytes) else value for value in values], column)
+    return to_array(values, column)

@@ -61,12 +61,17 @@ def test_tfrecord_and_webdataset_give_tags(tmp_path: Path) -> None:
         {"n": 3, "t": [2, 1]},
         {"n": [1, 2], "t": b"a"},
         {"n": 5},
+        {"n": 6, "t": []},
+        {"n": 7, "t": [b"a", b"\xff"]},
+        {"n": 8, "t": b"\xff"},
+        {"n": 9, "t": [0.1, 2.0]},
     ]
     content = b"".join(samples.tf_record(samples.tf_example(record)) for record in records)
     (tmp_path / "a.tfrecord").write_bytes(content)
     found = _read_tags("tfrecord", tmp_path / "a.tfrecord")
-    assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b"), (3, "1|2")]
-    assert sorted((r["_line"], r["_reason"]) for r in found.removed) == [(4, "type_error"), (5, "missing_label")]
+    assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b"), (3, "1|2"), (6, ""), (9, "0.1|2")]
+    reasons = {4: "type_error", 5: "missing_label", 7: "invalid_utf8", 8: "invalid_utf8"}
+    assert {r["_line"]: r["_reason"] for r in found.removed} == reasons
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, body in (("1.json", b'{"n": 1, "t": ["b", "a"]}'), ("2.json", b'{"n": 2}'), ("2.t", b"b|a")):
             member = tarfile.TarInfo(name)
@@ -74,6 +79,47 @@ def test_tfrecord_and_webdataset_give_tags(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(body))
     found = _read_tags("webdataset", tmp_path / "a.tar")
     assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b")]
+
+
+def test_tfrecord_floats_are_spelled_as_short_as_they_are(tmp_path: Path) -> None:
+    """As those of Parquet and NumPy are: 32 bits do not become the digits of 64."""
+    records = [{"c": 0.1, "n": 0.5}, {"c": 2.0, "n": 3}, {"c": b"x"}, {"c": 7}]
+    content = [samples.tf_record(samples.tf_example(record)) for record in records]
+    for count in (2, 4):
+        (tmp_path / "a.tfrecord").write_bytes(b"".join(content[:count]))
+        rows = read("tfrecord", tmp_path, {"c": "category", "n": "number"}).rows
+        assert [row["c"] for row in rows] == ["0.1", "2", "x", "7"][:count]
+        assert [row["n"] for row in rows[:2]] == [0.5, 3]
+
+
+GERMAN = {"kind": "number", "decimal": ",", "thousands": "."}
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_numbers_are_no_texts_with_a_decimal_point(tmp_path: Path, kind: str) -> None:
+    """Alone and beside texts whose decimal sign is a comma."""
+    for beside in ([], [b"2,75"]):
+        values = [1.25, *beside, 3]
+        if kind == "tfrecord":
+            content = b"".join(samples.tf_record(samples.tf_example({"n": value})) for value in values)
+        else:
+            content = samples.tar([{"n": v} if isinstance(v, bytes) else {"json": b'{"n": %r}' % v} for v in values])
+        (tmp_path / f"a.{'tar' if kind == 'webdataset' else kind}").write_bytes(content)
+        found = read(kind, tmp_path, {"n": GERMAN})
+        assert [row["n"] for row in found.rows] == ([1.25, 2.75, 3] if beside else [1.25, 3])
+        assert found.removed == []
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_series_hold_whole_numbers_of_any_size(tmp_path: Path, kind: str) -> None:
+    large = 2**60 + 1
+    if kind == "tfrecord":
+        content = samples.tf_record(samples.tf_example({"s": [1, large]}))
+    else:
+        content = samples.tar([{"json": b'{"s": [1, %d]}' % large}, {"json": b'{"s": [null, 2.5]}'}])
+    (tmp_path / f"a.{'tar' if kind == 'webdataset' else kind}").write_bytes(content)
+    rows = read(kind, tmp_path, {"s": {"kind": "series", "length": 2}}).rows
+    assert rows[0]["s"] == [1, float(large)]
 
 
 @pytest.mark.parametrize("cut", [3, 8, 14, -1, -5])
