@@ -93,8 +93,10 @@ class WebDatasetConnector(FileConnector):
                     archive.members.clear()  # type: ignore[attr-defined]  # else it holds all that went by
                     folder, slash, name = member.name.rpartition("/")
                     stem, _, ending = name.partition(".")
-                    if not member.isfile() or not stem or not ending:
+                    if not stem or not ending or not (member.isfile() or member.islnk() or member.issym()):
                         continue
+                    if not member.isfile():
+                        raise _is_link(path, member)
                     if member.size > _MAX_SAMPLE_BYTES:
                         raise _too_large(path, member.name)
                     content = archive.extractfile(member)
@@ -109,6 +111,14 @@ class WebDatasetConnector(FileConnector):
 def _open_archive(stream: Any) -> tarfile.TarFile:
     """Open a stream; names that are not UTF-8 are written with backslashes."""
     return tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
+
+
+def _is_link(path: str, member: tarfile.TarInfo) -> DataError:
+    """Return the error for a member whose bytes lie elsewhere: a sample without it would be another."""
+    return DataError(
+        f"{path} must hold members with bytes of their own, got {show(member.name)}, a link to {show(member.linkname)}. "
+        "Pack it by tar --hard-dereference -h"
+    )
 
 
 def _too_large(path: str, name: str) -> DataError:

@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import os
 import struct
 import subprocess
 import sys
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,28 @@ def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -
     (tmp_path / "a.tar").write_bytes(samples.tar([{"cls": b"1"}, {"cls": b"2"}], keys=["k", "k"]))
     with pytest.raises(DataError, match="must have one member 'cls' in a sample, 'k' has two"):
         read("webdataset", tmp_path, {"cls": "category"})
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_link_in_a_webdataset_is_no_sample_without_a_member(tmp_path: Path, link: Callable[..., None]) -> None:
+    """A folder whose equal files were joined; packed as the message says, all its samples come."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in (("1.cls", "3"), ("1.txt", "a"), ("2.txt", "b")):
+        (folder / name).write_text(content)
+    link(folder / "1.cls", folder / "2.cls")
+    columns = {"cls": "category", "txt": "text"}
+    for dereference in (False, True):
+        with tarfile.open(tmp_path / "a.tar", "w", dereference=dereference) as archive:
+            for path in sorted(folder.iterdir()):
+                archive.add(path, path.name)
+        if not dereference:
+            with pytest.raises(
+                DataError, match=r"got '2\.cls', a link to '.*1\.cls'\. Pack it by tar --hard-dereference -h"
+            ):
+                read("webdataset", tmp_path / "a.tar", columns)
+    rows = read("webdataset", tmp_path / "a.tar", columns).rows
+    assert [(row["cls"], row["txt"]) for row in rows] == [("3", "a"), ("3", "b")]
 
 
 def spoilt(content: bytes, at: int) -> bytes:
