@@ -202,3 +202,8 @@ def test_an_empty_iceberg_table_has_no_rows(catalog: Any) -> None:
 def test_an_iceberg_table_is_named_in_one_way(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Name the table in one of the two ways"):
         section("iceberg", **options)
+
+
+def test_options_of_a_table_that_a_catalog_names_are_the_catalogs() -> None:
+    with pytest.raises(ValueError, match=r"options must come with uri, got \['s3.region'\] .* Write them in catalog"):
+        section("iceberg", catalog={"type": "sql"}, table="a.b", options={"s3.region": "eu-west-1"})

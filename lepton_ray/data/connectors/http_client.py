@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import IO, Any, NamedTuple
 
 from lepton_ray.core.errors import DataError, LeptonError
@@ -45,6 +46,10 @@ class Limits(NamedTuple):
     deadline_s: float
     max_tries: int
     max_bytes: int
+
+
+class NotFoundError(DataError):
+    """The server says that nothing is at an address."""
 
 
 class _FaultError(Exception):
@@ -91,6 +96,7 @@ class Client:
         """Return the server's answer.
 
         Raises:
+            NotFoundError: If it says that nothing is there.
             DataError: If it stays unreachable, refuses, or answers what is too large.
         """
         if origin(url) != origin(self.first_url):
@@ -197,7 +203,8 @@ class Client:
         if error.code in PASSING:
             return _FaultError(f"{error.code} {reason}", _wait_s(error.headers.get("Retry-After")))
         answer = f"{error.code} {reason}" + (f" ({text})" if (text := self._text(error)) else "")
-        return DataError(
+        kind = NotFoundError if error.code == HTTPStatus.NOT_FOUND else DataError
+        return kind(
             f"{self.shown(url)} must answer with 200, got {answer}. Check data.source.uri and data.source.headers"
         )
 
