@@ -176,6 +176,15 @@ def test_what_is_no_end_is_an_error(server: Server, pages: dict[str, Any], repli
         read_all(data, open_connector(data))
 
 
+def test_whole_numbers_beyond_64_bits_keep_their_digits_as_texts(server: Server) -> None:
+    large = 123456789012345678901
+    server.app = lambda request: Reply(json.dumps([{"n": large, "town": large}, {"n": "x", "town": large}]).encode())
+    data = section(f"{server.url}/x")
+    read = read_all(data, open_connector(data))
+    assert [(row["n"], row["town"]) for row in read.rows] == [(float(large), str(large))]
+    assert [json.loads(row["_text"])["town"] for row in read.removed] == [large]
+
+
 def scripted(*replies: Reply | Callable[[], Reply]) -> Callable[[Request], Reply]:
     """Answer with one after the other, then with an empty list."""
     waiting: Iterator[Any] = iter(replies)

@@ -15,7 +15,7 @@ from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.http_client import Answer, Client, Limits, NotFoundError
-from lepton_ray.data.connectors.records import Gathered, strip
+from lepton_ray.data.connectors.records import Gathered, is_rounded, parse_anew, strip, to_json
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import CursorPages, HttpSource, LinkPages, NextPages, NumberedPages, OffsetPages
 
@@ -60,6 +60,8 @@ class HttpConnector:
                     raise
                 return
             records = _records(content, source, answer, is_first)
+            if any(is_rounded(record, self.data.columns) for record in records):
+                records = _records(parse_anew(content, answer.body), source, answer, is_first)
             if records and answer.body == last:
                 raise DataError(
                     f"{client.shown(url)} must give another page for another request, got the same again. Check data.source.pages"
@@ -88,7 +90,7 @@ class HttpConnector:
     def _block(self, records: list[Any], first_line: int) -> RawBlock:
         gathered = Gathered(self.data.columns)
         for line, record in enumerate(records, first_line):
-            gathered.add(line, record, orjson.dumps(record).decode())
+            gathered.add(line, record, to_json(record))
         return gathered.block(without_credentials(self._source.uri))
 
 

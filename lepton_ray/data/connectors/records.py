@@ -4,6 +4,8 @@ A value keeps its meaning: text stays text, a number of a number column stays a 
 text that it is in a CSV file. A list is a series, or tags, where the column says so; else a nested value makes the record bad.
 """
 
+import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,6 +21,7 @@ from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn, TagsColumn
 
 _BOM = b"\xef\xbb\xbf"
+_EXACT = 2.0**63
 _NO_JSON = ("NaN", "Infinity")  # that Python's json writes all the same
 
 Fault = tuple[str, str]
@@ -42,7 +45,7 @@ class Gathered:
         if fault:
             self.bad.append(BadRecord(line, text, *fault))
         else:
-            self.add(line, value, text)
+            self.add(line, exact(value, content, self.columns), text)
 
     def add(self, line: int, value: Any, text: str) -> None:
         """Add a record that was parsed."""
@@ -90,6 +93,32 @@ def parse(content: bytes) -> tuple[Any, Fault | None]:
         word = next((word for word in _NO_JSON if error.doc.startswith(word, error.pos)), None)
         what = f", got {word}, which JSON has no number for. Write null" if word else f": {error.args[0]}"
         return None, ("invalid_json", f"the line must be a JSON object{what}")
+
+
+def exact(record: Any, content: bytes, columns: Mapping[str, Column]) -> Any:
+    """Return a record as parsed, or parsed anew from its text where a whole number that becomes a text has lost digits."""
+    return parse_anew(record, content) if is_rounded(record, columns) else record
+
+
+def parse_anew(value: Any, content: bytes) -> Any:
+    """Return the value of a JSON text with all digits; as it is where it goes too deep for Python's parser."""
+    with contextlib.suppress(RecursionError):
+        return json.loads(strip(content))
+    return value
+
+
+def is_rounded(record: Any, columns: Mapping[str, Column]) -> bool:
+    """Whether orjson, which has floats for whole numbers beyond 64 bits, may have rounded one that becomes a text."""
+    if not isinstance(record, dict):
+        return False
+    values = (
+        record.get(name) for name, column in columns.items() if not isinstance(column, NumberColumn | SeriesColumn)
+    )
+    return any(_is_large(item) for value in values for item in (value if isinstance(value, list) else (value,)))
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) >= _EXACT
 
 
 def fault_of(record: Any, columns: Mapping[str, Column]) -> Fault | None:
@@ -160,4 +189,12 @@ def cell_text(value: Any) -> str | None:
     """Return a JSON value as the text that it is in a CSV file."""
     if value is None or isinstance(value, str):
         return value
-    return orjson.dumps(value).decode() if isinstance(value, list | dict) else category_text(value)
+    return to_json(value) if isinstance(value, list | dict) else category_text(value)
+
+
+def to_json(value: Any) -> str:
+    """Return a JSON value as text, whole numbers with all digits."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # beyond 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

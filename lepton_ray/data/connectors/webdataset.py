@@ -16,7 +16,7 @@ from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
 from lepton_ray.data.connectors.filesystems import has_suffix
-from lepton_ray.data.connectors.records import Fault, fault_of, to_array, to_bytes
+from lepton_ray.data.connectors.records import Fault, exact, fault_of, to_array, to_bytes
 from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
 
 _BLOCK_BYTES = 16 << 20
@@ -148,7 +148,7 @@ def _row(sample: _Sample, columns: Mapping[str, Column]) -> tuple[dict[str, Any]
     values: dict[str, Any] = {}
     if "json" in sample.members and "json" not in columns:
         try:
-            values = orjson.loads(sample.members["json"])
+            values = exact(orjson.loads(sample.members["json"]), sample.members["json"], columns)
         except orjson.JSONDecodeError as error:
             return {}, ("invalid_json", f"the json member must be a JSON object: {error.args[0]}")
         if fault := fault_of(values, {name: columns[name] for name in columns if name not in sample.members}):

@@ -292,6 +292,13 @@ def test_webdataset_members_are_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_whole_numbers_of_a_json_member_keep_their_digits_as_texts(tmp_path: Path) -> None:
+    large = 123456789012345678901
+    (tmp_path / "a.tar").write_bytes(samples.tar([{"json": b'{"c": %d, "n": %d}' % (large, large)}]))
+    rows = read("webdataset", tmp_path, {"c": "category", "n": "number"}).rows
+    assert [(row["c"], row["n"]) for row in rows] == [(str(large), float(large))]
+
+
 def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -> None:
     content = samples.tar([{"cls": b"1" * 2000}, {"cls": b"2"}])
     (tmp_path / "a.tar").write_bytes(content[:1500])
