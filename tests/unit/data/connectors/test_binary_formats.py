@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from lepton_ray.core.errors import DataError, MissingExtraError
-from lepton_ray.data.connectors import open_connector, webdataset
+from lepton_ray.data.connectors import check_source, open_connector, webdataset
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.testing.connector_suite import read_all
 
@@ -252,8 +252,27 @@ def test_numpy_archives_that_cannot_be_read(tmp_path: Path, content: bytes, mess
 
 def test_numpy_archives_have_one_length(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.zeros(2), b=np.zeros(3))
-    with pytest.raises(DataError, match=r"must hold arrays of one length, got \[2, 3\]"):
+    with pytest.raises(DataError, match=r"must hold arrays of one length, got a: 2, b: 3\. Store them apart"):
+        read("numpy", tmp_path, {"a": "number", "b": "number"})
+    (tmp_path / "a.npz").write_bytes(samples.zip_of({"readme.txt": b"no array"}))
+    with pytest.raises(DataError, match=r"must hold arrays of one length, got none"):
         read("numpy", tmp_path, {"a": "number"})
+
+
+@pytest.mark.parametrize(
+    "other", [np.array(5), np.array(["a", "b"]), np.array([{}], object), np.asfortranarray(np.zeros((3, 2)))]
+)
+def test_what_a_numpy_archive_holds_beside_the_columns_is_no_matter(tmp_path: Path, other: Any) -> None:
+    """But for a column it is, and its name is told."""
+    rows = np.array([(1, 0.5), (2, 1.5), (3, 2.5)], [("n", "i4"), ("f", "f8")])
+    np.savez(tmp_path / "a.npz", other=other, x=np.arange(3), rows=rows)
+    data = samples.section("numpy", tmp_path, {"x": "number", "f": "number"})
+    check_source(data, open_connector(data))
+    assert [(row["x"], row["f"]) for row in read_all(data, open_connector(data)).rows] == [(0, 0.5), (1, 1.5), (2, 2.5)]
+    with pytest.raises(
+        DataError, match=r"a\.npz must .* got: other, an array|one length, got other: 2, x: 3|other, a single"
+    ):
+        read("numpy", tmp_path, {"x": "number", "other": "category"})
 
 
 def test_a_numpy_file_without_a_column_is_condemned(tmp_path: Path) -> None:
