@@ -25,7 +25,7 @@ from lepton_ray.spec.sources import CustomSource
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
-VERSION = 7
+VERSION = 8
 WITHOUT_EFFECT = {"data": {"engine": True, "profile": True, "split": True, "source": {"timeout_s"}}}
 _PLAN = "plan.json"
 

@@ -77,7 +77,7 @@ def _open_by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(_FsspecHandler(filesystem, path, shown)), shown
 
 
-class _FsspecHandler(pafs.FSSpecHandler):
+class _FsspecHandler(pafs.FSSpecHandler):  # type: ignore[misc]
     """Files of fsspec. Those of HTTP have their whole addresses as paths: here they begin as the URI does, without its secrets."""
 
     def __init__(self, fs: Any, root: str, shown: str) -> None:

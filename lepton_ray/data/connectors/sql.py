@@ -36,6 +36,19 @@ _MAX_FETCH_ROWS = 50_000
 _BLOCK_BYTES = 8 << 20
 
 
+@dataclass
+class _Place:
+    """How far a part has been read."""
+
+    rows: int = 0
+    key: tuple[str, ...] = ()
+    """What the last row has in the columns by which rows are ordered, where it is the only one."""
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {f"lr_last_{number}": text for number, text in enumerate(self.key)}
+
+
 @dataclass(frozen=True)
 class SqlConnector:
     """Reads a table or a query."""
@@ -172,7 +185,7 @@ class SqlConnector:
                     starts.setdefault(place, (_to_bound(value), place))
         return list(starts.values())
 
-    def _blocks(self, connection: Any, part: Part, place: "_Place") -> Iterator[RawBlock]:
+    def _blocks(self, connection: Any, part: Part, place: _Place) -> Iterator[RawBlock]:
         """Yield the rows behind a place, which goes on with them."""
         query, bounds = self._query(part, self._key(connection), place), self._bounds(part, place)
         size = _FIRST_FETCH_ROWS
@@ -193,7 +206,7 @@ class SqlConnector:
         """Columns that tell rows apart; none where that is not known."""
         return self._database.key(connection, self._source.table) if self._source.table else []
 
-    def _query(self, part: Part, key: Sequence[str], place: "_Place") -> str:
+    def _query(self, part: Part, key: Sequence[str], place: _Place) -> str:
         partition, parameter = self._source.partition_column, self._database.parameter
         conditions = []
         if partition is not None:
@@ -211,7 +224,7 @@ class SqlConnector:
         ordered = f" ORDER BY {', '.join(order)}" if order else ""
         return f"SELECT {', '.join(selected)} FROM {self._relation}{where}{ordered}"  # noqa: S608  quoted names, bound values
 
-    def _bounds(self, part: Part, place: "_Place") -> dict[str, Any]:
+    def _bounds(self, part: Part, place: _Place) -> dict[str, Any]:
         bounds = {f"lr_{name}": part.where.get(name) for name in ("low", "high")}
         given = {name: self._database.bound(value) for name, value in bounds.items() if value is not None}
         return self._given | given | place.parameters
@@ -222,19 +235,6 @@ class SqlConnector:
             name: _array(list(v), column) for (name, column), v in zip(self.data.columns.items(), values, strict=False)
         }
         return finish(RawBlock(self._name, pa.table(cells), lines_from(line, len(rows))), self.data.columns)
-
-
-@dataclass
-class _Place:
-    """How far a part has been read."""
-
-    rows: int = 0
-    key: tuple[str, ...] = ()
-    """What the last row has in the columns by which rows are ordered, where it is the only one."""
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        return {f"lr_last_{number}": text for number, text in enumerate(self.key)}
 
 
 class _LostError(DataError):
