@@ -244,7 +244,7 @@ class OffsetPages(Section):
 
 
 class NumberedPages(Section):
-    """Requests name a page by number; an answer without records is the end."""
+    """Requests name a page by number; an answer without records is the end, and so is a 404 behind the first page."""
 
     kind: Literal["page"]
     parameter: str = "page"
@@ -253,8 +253,16 @@ class NumberedPages(Section):
     """Number of the first page."""
     size_parameter: str | None = None
     """Query parameter of ``size``; None where the server has no such thing."""
-    size: PositiveInt = 100
-    """Records a page."""
+    size: PositiveInt | None = None
+    """Records a page, 100 by default, for ``size_parameter``."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        if self.size is not None and self.size_parameter is None:
+            raise ValueError(
+                f"size must come with size_parameter, got {self.size}. Name the query parameter that sends it, or remove size"
+            )
+        return self
 
 
 Pages = Annotated[LinkPages | NextPages | CursorPages | OffsetPages | NumberedPages, Field(discriminator="kind")]
@@ -317,6 +325,10 @@ class IcebergSource(_Source):
     def _check_table(self) -> Self:
         if (self.uri is None) == (self.table is None) or (self.table is None) != (not self.catalog):
             raise ValueError("uri, or catalog and table, must be given. Name the table in one of the two ways")
+        if self.options and self.uri is None:
+            raise ValueError(
+                f"options must come with uri, got {sorted(self.options)} for a table of a catalog. Write them in catalog"
+            )
         return self
 
     @property

@@ -25,7 +25,7 @@ from lepton_ray.spec.sources import CustomSource
 from lepton_ray.stages.blocks import Mapper, in_groups
 from lepton_ray.stages.context import RunContext
 
-VERSION = 7
+VERSION = 8
 WITHOUT_EFFECT = {"data": {"engine": True, "profile": True, "split": True, "source": {"timeout_s"}}}
 _PLAN = "plan.json"
 
@@ -34,7 +34,7 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     """Read all records of the source.
 
     Raises:
-        DataError: If there is no record that is a row of the table.
+        DataError: If there is no record that is a row of the table, or a file changes while it is read.
     """
     connector = open_connector(data)
     parts = _plan(connector, ctx)
@@ -45,6 +45,8 @@ def ingest(data: DataSpec, ctx: RunContext) -> RawDataset:
     read = partial(read_part, connector, mender, ctx.output)
     size_bytes = connector.size_bytes()
     facts = Mapper(data, size_bytes, ctx).map_resumable("reading", read, parts)
+    if isinstance(connector, FileConnector):
+        _check_unchanged(connector, ctx)
     rows, quarantine = (_part_files(facts, name) for name in ("rows", "quarantine"))
     removed = sum((Counter(fact["removed"]) for fact in facts), Counter())
     ledger = Ledger.of(sum(part.rows for part in rows) + removed.total(), removed)
@@ -99,6 +101,19 @@ def _noted(parts: Iterable[Part], work: Folder) -> Iterator[Part]:
         found.append(part.where)
         yield part
     work.write_json(_PLAN, found)
+
+
+def _check_unchanged(connector: FileConnector, ctx: RunContext) -> None:
+    """See that the parts are of one state of the files; else a later run that finds the old ones again must not go on from them.
+
+    Raises:
+        DataError: If they are not.
+    """
+    try:
+        connector.check_unchanged()
+    except DataError:
+        ctx.filesystem.delete_dir(ctx.work_path)
+        raise
 
 
 def read_part(connector: Connector, mender: Mender, folder: Folder, index: int, part: Part) -> dict[str, Any]:

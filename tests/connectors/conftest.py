@@ -166,6 +166,7 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     time_s: float
+    raw_query: str
 
 
 @dataclass
@@ -196,7 +197,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
-            request = Request(parts.path, dict(parse_qsl(parts.query)), dict(self.headers), time.monotonic())
+            query = dict(parse_qsl(parts.query))
+            request = Request(parts.path, query, dict(self.headers), time.monotonic(), parts.query)
             server.requests.append(request)
             reply = server.app(request)
             if reply.stall_s:

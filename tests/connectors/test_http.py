@@ -131,6 +131,60 @@ def test_pages_keep_the_other_parameters(server: Server) -> None:
     ]
 
 
+def test_pages_leave_the_query_of_the_spec_as_it_is(server: Server) -> None:
+    """To the byte: it may be of another encoding than UTF-8, or signed."""
+    server.app = api(size=20)
+    query = "name=%E9t&flag&q=a+b%20c&q=%2F~&off%73et=5"
+    data = section(f"{server.url}/list?{query}", records="data.items", pages={"kind": "offset", "limit": 20})
+    read_all(data, open_connector(data))
+    asked = [request.raw_query for request in server.requests]
+    kept = query.rpartition("&")[0]
+    assert asked == [f"{kept}&offset={number}&limit=20" for number in (0, 20, 25)]
+
+
+@pytest.mark.parametrize(
+    ("pages", "last"),
+    [
+        ({"kind": "offset", "limit": 2}, Reply(b'{"items": null}')),
+        ({"kind": "page"}, Reply(b'{"items": null}')),
+        ({"kind": "page"}, Reply(b'{"detail": "Invalid page."}', 404)),
+        ({"kind": "cursor"}, Reply(b'{"items": [], "next_cursor": 0}')),
+        ({"kind": "next"}, Reply(b'{"items": [], "next": false}')),
+    ],
+)
+def test_servers_end_in_several_ways(server: Server, pages: dict[str, Any], last: Reply) -> None:
+    more = [Reply(json.dumps({"items": [record(n)], "next_cursor": n, "next": f"?p={n}"}).encode()) for n in (1, 2)]
+    server.app = scripted(*more, last)
+    data = section(f"{server.url}/x", records="items", pages=pages)
+    assert [row["n"] for row in read_all(data, open_connector(data)).rows] == [1, 2]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("pages", "replies", "message"),
+    [
+        ({"kind": "page"}, [Reply(b"", 404)], "got 404"),
+        ({"kind": "offset"}, [Reply(b'{"items": [{"n": 1}]}'), Reply(b"", 404)], "got 404"),
+        ({"kind": "page"}, [Reply(b'{"items": null}')], "must lead to a list"),
+        ({"kind": "page"}, [Reply(b'{"items": [{"n": 1}]}'), Reply(b'{"error": "no"}')], "must lead to a list"),
+    ],
+)
+def test_what_is_no_end_is_an_error(server: Server, pages: dict[str, Any], replies: list[Reply], message: str) -> None:
+    server.app = scripted(*replies)
+    data = section(f"{server.url}/x", records="items", pages=pages)
+    with pytest.raises(DataError, match=message):
+        read_all(data, open_connector(data))
+
+
+def test_whole_numbers_beyond_64_bits_keep_their_digits_as_texts(server: Server) -> None:
+    large = 123456789012345678901
+    server.app = lambda request: Reply(json.dumps([{"n": large, "town": large}, {"n": "x", "town": large}]).encode())
+    data = section(f"{server.url}/x")
+    read = read_all(data, open_connector(data))
+    assert [(row["n"], row["town"]) for row in read.rows] == [(float(large), str(large))]
+    assert [json.loads(row["_text"])["town"] for row in read.removed] == [large]
+
+
 def scripted(*replies: Reply | Callable[[], Reply]) -> Callable[[Request], Reply]:
     """Answer with one after the other, then with an empty list."""
     waiting: Iterator[Any] = iter(replies)
@@ -402,6 +456,7 @@ def test_an_address_without_a_server_is_an_error(make_server: Callable[[], Serve
         ({"headers": {"A": "${NO_SUCH_VARIABLE}"}}, "NO_SUCH_VARIABLE"),
         ({"headers": {"A b": "x"}}, "pattern"),
         ({"pages": {"kind": "scroll"}}, "scroll"),
+        ({"pages": {"kind": "page", "size": 500}}, "size must come with size_parameter, got 500"),
         ({"requests_per_s": 0.0}, "greater than 0"),
     ],
 )

@@ -17,6 +17,7 @@ deltalake = pytest.importorskip("deltalake", reason="deltalake is not installed:
 pyiceberg_catalog = pytest.importorskip(
     "pyiceberg.catalog", reason="pyiceberg is not installed: pip install 'lepton-ray[iceberg]'"
 )
+pyiceberg_types = pytest.importorskip("pyiceberg.types")
 ROWS = 60
 
 
@@ -157,6 +158,37 @@ def test_an_iceberg_part_stays_with_its_snapshot(iceberg: Any) -> None:
     assert len(read_all(data, open_connector(data), parts).rows) == ROWS
 
 
+def test_iceberg_columns_have_the_names_of_the_version_that_is_read(catalog: Any) -> None:
+    """Values are those of pyiceberg's own scan, also where a name has gone from one column to another and nothing was written since."""
+    catalog.create_namespace("shop")
+    found = catalog.create_table("shop.prices", schema=pa.schema({"price": pa.float64(), "usd": pa.float64()}))
+    found.append(pa.table({"price": [1.0, 2.0], "usd": [100.0, 200.0]}))
+    first = found.current_snapshot().snapshot_id
+
+    def read(*names: str, **options: Any) -> dict[str, list[Any]]:
+        data = section("iceberg", dict.fromkeys(names, "number"), uri=found.location(), **options)
+        check_source(data, open_connector(data))
+        rows = read_all(data, open_connector(data)).rows
+        return {name: [row[name] for row in rows] for name in names}
+
+    before = open_connector(data := section("iceberg", {"price": "number"}, uri=found.location()))
+    parts, fingerprint = before.parts(), before.fingerprint()
+    for old, new in (("price", "eur"), ("usd", "price")):
+        with found.update_schema() as update:
+            update.rename_column(old, new)
+    with found.update_schema() as update:
+        update.add_column("note", pyiceberg_types.DoubleType())
+    own = found.scan(selected_fields=("price", "note")).to_arrow().to_pydict()
+    assert read("price", "note") == own == {"price": [100, 200], "note": [None, None]}
+    assert open_connector(data).fingerprint() != fingerprint
+    assert [row["price"] for row in read_all(data, open_connector(data), parts).rows] == [1, 2]
+    found.append(pa.table({"eur": [3.0], "price": [300.0], "note": [1.0]}))
+    assert sorted(read("price")["price"]) == [100, 200, 300]
+    assert read("price", "usd", snapshot_id=first) == {"price": [1, 2], "usd": [100, 200]}
+    with pytest.raises(SpecError, match=r"data\.columns\.eur must name a column"):
+        read("eur", snapshot_id=first)
+
+
 def test_an_empty_iceberg_table_has_no_rows(catalog: Any) -> None:
     catalog.create_namespace("shop")
     found = catalog.create_table("shop.empty", schema=table([]).schema)
@@ -170,3 +202,8 @@ def test_an_empty_iceberg_table_has_no_rows(catalog: Any) -> None:
 def test_an_iceberg_table_is_named_in_one_way(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Name the table in one of the two ways"):
         section("iceberg", **options)
+
+
+def test_options_of_a_table_that_a_catalog_names_are_the_catalogs() -> None:
+    with pytest.raises(ValueError, match=r"options must come with uri, got \['s3.region'\] .* Write them in catalog"):
+        section("iceberg", catalog={"type": "sql"}, table="a.b", options={"s3.region": "eu-west-1"})

@@ -148,6 +148,28 @@ def test_types_keep_their_meaning(postgres: Postgres) -> None:
     }  # fmt: skip
 
 
+def test_times_that_python_has_not_are_bad_cells_of_their_rows(postgres: Postgres) -> None:
+    postgres.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, at timestamptz, day date, hour time, zoned timetz, plain timestamp)",
+        "INSERT INTO t VALUES (1, '2024-01-31 12:00+02', '2024-01-31', '12:00', '12:00+02', '2024-01-31'), "
+        "(2, 'infinity', '0044-03-15 BC', '24:00', '24:00+02', '-infinity'), (3, NULL, NULL, NULL, NULL, NULL)",
+    )
+    kept = dict.fromkeys(["day", "hour", "zoned", "plain"], "category")
+    read = {}
+    for kind in ("time", "category"):
+        data = section(postgres.uri(), {"id": "number", "at": kind, **kept}, table="t", partition_column="at")
+        read[kind] = read_all(data, open_connector(data))
+    assert [(row["id"], row["at"]) for row in read["time"].rows] == [
+        (1, datetime(2024, 1, 31, 10, tzinfo=UTC)),
+        (3, None),
+    ]
+    assert [(row["_reason"], row["_detail"][:2]) for row in read["time"].removed] == [("type_error", "at")]
+    odd = next(row for row in read["category"].rows if row["id"] == 2)
+    assert [odd[name] for name in ("at", *kept)] == [
+        "infinity", "0044-03-15 BC", "24:00:00", "24:00:00+02", "-infinity",
+    ]  # fmt: skip
+
+
 def test_a_reader_changes_nothing(shop: Postgres) -> None:
     owner = shop.uri("owner")
     shop.execute("CREATE SEQUENCE numbers")
@@ -247,6 +269,35 @@ def test_a_lost_connection_without_a_key_is_an_error_not_a_guess(
         DataError, match=r"the connection was lost after 256 rows\. Run again, or read a table with a primary key"
     ):
         list(blocks)
+
+
+@pytest.mark.parametrize("options", [{}, {"partition_column": "k", "partitions": 2}])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("int", "g"), ("timestamptz", "'2024-01-01'::timestamptz + g * interval '1 us'")]
+)
+def test_rows_written_before_the_place_of_a_lost_connection_move_nothing(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, kind: str, value: str, options: dict[str, Any]
+) -> None:
+    """Rows that went by are deleted, others are put before them: those that nobody touched come once."""
+    monkeypatch.setattr(faults, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(sql, "_MAX_FETCH_ROWS", 300)
+    postgres.execute(
+        f"CREATE TABLE t (id int, k real, at {kind}, PRIMARY KEY (at, id))",
+        f"INSERT INTO t SELECT g, CASE WHEN g % 5 > 0 THEN g / 3.0 END, {value} FROM generate_series(1, 3000) AS g",
+    )
+    connector = open_connector(section(postgres.uri(), {"id": "number"}, table="t", **options))
+    found = []
+    for part in connector.parts():
+        blocks = connector.read(part)
+        first = next(blocks).cells["id"].to_pylist()
+        assert _kill_readers(postgres, threading.Event(), 1) == 1
+        gone = ", ".join(map(str, first[:9]))
+        postgres.execute(
+            f"DELETE FROM t WHERE id IN ({gone})",
+            f"INSERT INTO t SELECT -g, -g, {value} FROM generate_series(-9, 0) AS g ON CONFLICT DO NOTHING",
+        )
+        found += [*first, *(id_ for block in blocks for id_ in block.cells["id"].to_pylist())]
+    assert sorted(id_ for id_ in found if id_ > 0) == list(range(1, 3001))
 
 
 def test_types_that_cannot_be_are_a_spec_error(postgres: Postgres) -> None:

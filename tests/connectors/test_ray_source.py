@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lepton_ray.core.errors import SpecError
-from lepton_ray.data.connectors import check_source, open_connector
+from lepton_ray.data.connectors import check_source, on_ray, open_connector
 from lepton_ray.engine import session
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.testing.connector_suite import ConnectorSuite, read_all
@@ -66,3 +67,18 @@ def test_arguments_that_a_reader_does_not_take_are_a_spec_error() -> None:
     data = section("binary_files", paths="x", colour="red")
     with pytest.raises(SpecError, match="colour"):
         read_all(data, open_connector(data))
+
+
+def test_a_column_that_no_block_has_is_a_spec_error(tmp_path: Path) -> None:
+    pq.write_table(table(rows(3)), tmp_path / "a.parquet")
+    data = section("parquet", {"n": "number", "twon": "category"}, paths=str(tmp_path / "a.parquet"))
+    with pytest.raises(SpecError, match=r"data\.columns\.twon must name a column .*read_parquet.* Did you mean 'town'"):
+        read_all(data, open_connector(data))
+
+
+def test_a_column_that_some_blocks_lack_is_missing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is in JSON whose first records have not all keys."""
+    blocks = [pa.table({"n": [1]}), pa.table({"n": [2], "town": ["oslo"]})]
+    monkeypatch.setattr(on_ray, "read_blocks", lambda *given: iter(blocks))
+    data = section("json", {"n": "number", "town": "category"}, paths="x")
+    assert [row["town"] for row in read_all(data, open_connector(data)).rows] == [None, "oslo"]

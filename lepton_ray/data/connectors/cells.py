@@ -17,7 +17,7 @@ from lepton_ray.spec.data import Column, ImageColumn
 Fault = tuple[str, str]
 Read = tuple[pa.ChunkedArray, dict[int, Fault]]
 
-_UTF8: Fault = ("invalid_utf8", "the record must be UTF-8")
+NO_UTF8: Fault = ("invalid_utf8", "the record must be UTF-8")
 
 
 def finish(block: RawBlock, columns: Mapping[str, Column]) -> RawBlock:
@@ -103,7 +103,7 @@ def _read_texts(cells: pa.ChunkedArray) -> Read:
         values = to_python(cells)
     texts = [_text_or_none(value) for value in values]
     wrong = [i for i, (value, text) in enumerate(zip(values, texts, strict=True)) if value is not None and text is None]
-    return pa.chunked_array([pa.array(texts, pa.string())]), dict.fromkeys(wrong, _UTF8)
+    return pa.chunked_array([pa.array(texts, pa.string())]), dict.fromkeys(wrong, NO_UTF8)
 
 
 def _text_or_none(value: Any) -> str | None:

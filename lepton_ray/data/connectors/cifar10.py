@@ -5,7 +5,6 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,9 +73,10 @@ class Cifar10Connector(FileConnector):
         )
         return RawBlock(path, pa.table(cells), line + np.flatnonzero(is_row).astype(np.int64), None, tuple(bad))
 
-    def fingerprint(self) -> Any:
-        """Path, size and time of each file that is read."""
-        return [[file.path, file.size_bytes, file.modified_ns] for file in (*self.files, *self._find(NAMES_FILE))]
+    @property
+    def watched_files(self) -> Sequence[SourceFile]:
+        """The records, and the names of their classes."""
+        return (*self.files, *self._find(NAMES_FILE))
 
     @cached_property
     def files(self) -> Sequence[SourceFile]:

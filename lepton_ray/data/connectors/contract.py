@@ -51,7 +51,7 @@ def check_source(data: DataSpec, connector: Connector) -> None:
     if columns := connector.columns():
         for name, column in data.columns.items():
             if name not in columns:
-                problems.append(_missing(name, list(columns), data))
+                problems.append(missing_column(name, list(columns), data))
             elif not can_give(columns[name], column.kind):
                 problems.append(
                     f"data.columns.{name} must be of a kind that the source's type {columns[name]!r} can give, "
@@ -75,7 +75,8 @@ def _image_problems(data: DataSpec) -> Iterator[str]:
         )
 
 
-def _missing(name: str, names: Sequence[str], data: DataSpec) -> str:
+def missing_column(name: str, names: Sequence[str], data: DataSpec) -> str:
+    """Return the problem of a declared column that is none of the source's ``names``."""
     shown = ", ".join(map(_cut_short, names[:_SHOWN_NAMES])) + (
         f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     )

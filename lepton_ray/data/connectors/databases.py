@@ -5,7 +5,7 @@ Both are opened to read only. Names are quoted, values are sent as parameters.
 
 import sqlite3
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ Bound = list[str]
 
 _LOCK_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 10
+_TIMES = ("date", "time", "timetz", "timestamp", "timestamptz")  # PostgreSQL's reach further than Python's
 _PASSING = ("starting up", "shutting down", "too many", "remaining connection slots", "recovery")
 
 
@@ -64,6 +65,9 @@ class Database(Protocol):
 
     def key(self, connection: Any, table: str) -> list[str]:
         """Columns that tell the rows of a table apart; none where that is not known."""
+
+    def marks(self, columns: Sequence[str]) -> list[str]:
+        """Return SQL of texts, of columns as SQL, by which reading can go on behind a row; none where no connection is lost."""
 
     def bound(self, value: Bound) -> Any:
         """Return a key as a parameter."""
@@ -151,6 +155,10 @@ class Sqlite:
         )
         return [name for _, name in keys] or (["rowid"] if is_table else [])
 
+    def marks(self, columns: Sequence[str]) -> list[str]:
+        """None: it is a file."""
+        return []
+
     def bound(self, value: Bound) -> Any:
         """A value of its type."""
         kind, text = value
@@ -196,6 +204,8 @@ class Postgres:
             connection.read_only = True
             connection.isolation_level = library.IsolationLevel.REPEATABLE_READ
             connection.execute("SET TIME ZONE 'UTC'")
+            for name in _TIMES:
+                connection.adapters.register_loader(name, _or_text(library, connection.adapters, name))
             yield connection
         finally:
             connection.close()
@@ -228,6 +238,10 @@ class Postgres:
         )
         return [row[0] for row in rows]
 
+    def marks(self, columns: Sequence[str]) -> list[str]:
+        """As the server writes them: it reads each back as the same value."""
+        return [f"{column}::text" for column in columns]
+
     def bound(self, value: Bound) -> Any:
         """A text without a type, which takes that of the column it is compared with."""
         kind, text = value
@@ -246,6 +260,24 @@ class Postgres:
             return None
         row = connection.execute("SELECT pg_table_size(%(table)s::regclass)", {"table": quote_table(table)}).fetchone()
         return int(row[0])
+
+
+def _or_text(library: Any, adapters: Any, name: str) -> Any:
+    """Return a loader for a type that gives what Python's type cannot hold as the text that the server sends."""
+    usual = adapters.get_loader(adapters.types[name].oid, library.pq.Format.TEXT)
+
+    class OrText(library.adapt.Loader):  # type: ignore[misc]
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._usual = usual(oid, context)
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._usual.load(data)
+            except library.DataError:
+                return bytes(data).decode()
+
+    return OrText
 
 
 def _type_name(known: Any, code: int) -> str:

@@ -13,6 +13,7 @@ T = TypeVar("T")
 MAX_TRIES = 5
 FIRST_WAIT_S = 0.5  # doubled each time: 0.5, 1, 2, 4 s at most, half of it by chance
 LONGEST_WAIT_S = 30.0
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP's statuses of faults that may pass
 
 
 def waits_s(max_tries: int = MAX_TRIES) -> Iterator[float]:

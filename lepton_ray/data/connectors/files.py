@@ -7,15 +7,18 @@ follow each other: small files are grouped, large ones are cut where their forma
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from lepton_ray.core import settings
 from lepton_ray.core.errors import DataError, LeptonError, SpecError
+from lepton_ray.core.files import sha256_json
 from lepton_ray.core.imports import load_function
+from lepton_ray.core.text import without_credentials
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.faults import describe
@@ -122,8 +125,29 @@ class FileConnector(ABC):
         return sum(file.size_bytes for file in self.files)
 
     def fingerprint(self) -> Any:
-        """Path, size and time of each file."""
-        return [[file.path, file.size_bytes, file.modified_ns] for file in self.files]
+        """Path, size and time of each file; with what stands in the environment for a part of their addresses, as a digest."""
+        files: list[Any] = [[file.path, file.size_bytes, file.modified_ns] for file in self.watched_files]
+        if not settings.references(files[0][0]):
+            return files
+        return [*files, sha256_json(without_credentials(settings.expand(self.data.source.place)))]
+
+    def check_unchanged(self) -> None:
+        """See that all files, now that they have been read, are as they were when they were listed.
+
+        Raises:
+            DataError: If one is not: parts of it were read from one file, parts from another.
+        """
+        now = set(replace(self).watched_files)
+        for file in self.watched_files:
+            if file not in now:
+                raise DataError(
+                    f"{file.path} must stay as it is while it is read, but has changed. Run again when it is whole"
+                )
+
+    @property
+    def watched_files(self) -> Sequence[SourceFile]:
+        """The files on which the rows depend."""
+        return self.files
 
     @cached_property
     def files(self) -> Sequence[SourceFile]:

@@ -5,11 +5,14 @@ after a lost connection.
 """
 
 import codecs
+import contextlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,13 +21,14 @@ from lepton_ray.core import settings
 from lepton_ray.core.errors import ArtifactError, DataError
 from lepton_ray.core.extras import require
 from lepton_ray.core.text import without_credentials
-from lepton_ray.data.connectors.faults import describe, persist, waits_s
+from lepton_ray.data.connectors.faults import PASSING, describe, persist, waits_s
 
 UTF_8 = "utf-8"
 _ESCAPE = "lepton_ray.escape"
 COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _REFUSED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")  # in Arrow's words
 
 
@@ -33,12 +37,13 @@ class SourceFile:
     """A file of a source: what its fingerprint holds."""
 
     path: str
+    """As messages, parts and the ledger show it: no secret."""
     size_bytes: int
     modified_ns: int
 
 
 def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the filesystem of a path or URI, and the path in it.
+    """Return the filesystem of a path or URI, and the path in it, which holds no secret.
 
     Raises:
         ArtifactError: If nothing opens the URI's scheme.
@@ -52,7 +57,7 @@ def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
         if scheme in _ARROW_SCHEMES:
             filesystem, path = persist(lambda: pafs.FileSystem.from_uri(text), _is_transient)
             return filesystem, str(path)
-        return _open_by_fsspec(text)
+        return _open_by_fsspec(uri)
     except (ValueError, ImportError) as error:
         raise ArtifactError(
             f"data.source.uri must be a path or a URI that pyarrow or fsspec opens, got {without_credentials(uri)!r} "
@@ -67,8 +72,70 @@ def open_location(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _open_by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
     fsspec = require("fsspec", "reading this URI")
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    filesystem, path = fsspec.core.url_to_fs(settings.expand(uri))
+    shown = without_credentials(uri) if _is_address(path) else path
+    return pafs.PyFileSystem(_FsspecHandler(filesystem, path, shown)), shown
+
+
+class _FsspecHandler(pafs.FSSpecHandler):  # type: ignore[misc]
+    """Files of fsspec. Those of HTTP have their whole addresses as paths: here they begin as the URI does, without its secrets."""
+
+    def __init__(self, fs: Any, root: str, shown: str) -> None:
+        super().__init__(fs)
+        self._root, self._shown = root, shown
+
+    def _address(self, path: str) -> str:
+        return self._root + path.removeprefix(self._shown) if path.startswith(self._shown) else path
+
+    def get_file_info(self, paths: Sequence[str]) -> list[pafs.FileInfo]:
+        """Return what is known of files; one that is not there is no fault."""
+        infos = []
+        for path in paths:
+            try:
+                with _os_errors():
+                    infos.append(self._create_file_info(path, self.fs.info(self._address(path))))
+            except FileNotFoundError:
+                infos.append(pafs.FileInfo(path, pafs.FileType.NotFound))
+        return infos
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open a file; whether it is one is not asked first, where any fault would say that it is none."""
+        with _os_errors():
+            return pa.PythonFile(self.fs.open(self._address(path), mode="rb"), mode="r")
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn what the libraries of fsspec raise into an ``OSError`` of the fitting kind."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.__cause__ is None or not _is_address(str(error)):
+            raise
+        raise _os_error(error.__cause__) from error  # fsspec's HTTP says so of any fault
+    except (OSError, MemoryError, pa.ArrowException):
+        raise
+    except Exception as error:
+        raise _os_error(error) from error
+
+
+def _os_error(fault: BaseException) -> OSError:
+    if isinstance(fault, OSError):
+        return fault
+    status = getattr(fault, "status", None)
+    lasting = FileNotFoundError if status in _GONE else PermissionError
+    kind = OSError if status is None or status in PASSING else lasting
+    return kind(str(fault) or type(fault).__name__)
+
+
+def _is_address(path: str) -> bool:
+    """Whether a path is a URL: paths of this machine are absolute."""
+    return "://" in path
+
+
+def has_suffix(path: str, suffixes: str | tuple[str, ...]) -> bool:
+    """Whether a file's name ends so, in any case; the query of an address is no part of it."""
+    return (urlsplit(path).path if _is_address(path) else path).lower().endswith(suffixes)
 
 
 def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
@@ -84,9 +151,7 @@ def list_files(filesystem: pafs.FileSystem, root: str, suffixes: tuple[str, ...]
         selector = pafs.FileSelector(root, recursive=True)
         found = persist(lambda: filesystem.get_file_info(selector), _is_transient)
         try:
-            infos = [
-                i for i in found if i.is_file and i.path.lower().endswith(suffixes) and not _is_hidden(i.path, root)
-            ]
+            infos = [i for i in found if i.is_file and has_suffix(i.path, suffixes) and not _is_hidden(i.path, root)]
         except UnicodeDecodeError as error:
             raise DataError(
                 f"data.source.uri must hold files whose names are UTF-8, got {error.object!r} in {root!r}. Rename it"
@@ -149,7 +214,8 @@ def read_head(filesystem: pafs.FileSystem, path: str, num_bytes: int) -> bytes:
 
 def codec_of(path: str) -> str | None:
     """Name of the compression that a path's suffix says, or None."""
-    return str(pa.Codec.detect(path).name) if path.lower().endswith(COMPRESSED) else None
+    suffix = next((suffix for suffix in COMPRESSED if has_suffix(path, suffix)), None)
+    return str(pa.Codec.detect(f"file{suffix}").name) if suffix else None
 
 
 class PersistentFile(io.RawIOBase):
@@ -200,13 +266,15 @@ class PersistentFile(io.RawIOBase):
     def _persist(self, use: Callable[[Any], Any]) -> Any:
         for wait_s in waits_s():
             try:
-                return use(self._opened())
+                with _os_errors():
+                    return use(self._opened())
             except OSError as error:
                 self._file = None
                 if not _is_transient(error):
                     raise
             time.sleep(wait_s)
-        return use(self._opened())
+        with _os_errors():
+            return use(self._opened())
 
     def _opened(self) -> Any:
         if self._file is None:

@@ -14,13 +14,14 @@ from lepton_ray.core.text import show, without_credentials
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.contract import source_as
-from lepton_ray.data.connectors.http_client import Answer, Client, Limits
-from lepton_ray.data.connectors.records import Gathered, strip
+from lepton_ray.data.connectors.http_client import Answer, Client, Limits, NotFoundError
+from lepton_ray.data.connectors.records import Gathered, is_rounded, parse_anew, strip, to_json
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.spec.sources import CursorPages, HttpSource, LinkPages, NextPages, NumberedPages, OffsetPages
 
 _LINK = re.compile(r"<([^>]*)>([^<]*)")
 _JSON_TRIES = 3
+_PAGE_SIZE = 100
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,17 @@ class HttpConnector:
                 raise DataError(
                     f"{client.shown(url)} must end within {source.max_pages} pages, got more. Raise data.source.max_pages"
                 )
+            is_first = not asked
             asked.add(url)
-            answer, content = _get_json(client, url)
-            records = _records(content, source, answer)
+            try:
+                answer, content = _get_json(client, url)
+            except NotFoundError:
+                if is_first or not isinstance(source.pages, NumberedPages):
+                    raise
+                return
+            records = _records(content, source, answer, is_first)
+            if any(is_rounded(record, self.data.columns) for record in records):
+                records = _records(parse_anew(content, answer.body), source, answer, is_first)
             if records and answer.body == last:
                 raise DataError(
                     f"{client.shown(url)} must give another page for another request, got the same again. Check data.source.pages"
@@ -81,7 +90,7 @@ class HttpConnector:
     def _block(self, records: list[Any], first_line: int) -> RawBlock:
         gathered = Gathered(self.data.columns)
         for line, record in enumerate(records, first_line):
-            gathered.add(line, record, orjson.dumps(record).decode())
+            gathered.add(line, record, to_json(record))
         return gathered.block(without_credentials(self._source.uri))
 
 
@@ -107,8 +116,11 @@ def _get_json(client: Client, url: str) -> tuple[Answer, Any]:
     raise AssertionError("the last try returns or raises")
 
 
-def _records(content: Any, source: HttpSource, answer: Answer) -> list[Any]:
+def _records(content: Any, source: HttpSource, answer: Answer, is_first: bool) -> list[Any]:
+    """Return the records of an answer; null in their place is none, behind the first page."""
     found = _look_up(content, source.records) if source.records else content
+    if found is None and not is_first and _look_up(content, source.records, missing=()) is None:
+        return []
     if not isinstance(found, list):
         keys = f", which has {', '.join(list(content)[:20])}" if isinstance(content, dict) else ""
         where = repr(source.records) if source.records else "the answer itself"
@@ -119,12 +131,12 @@ def _records(content: Any, source: HttpSource, answer: Answer) -> list[Any]:
     return found
 
 
-def _look_up(content: Any, path: str) -> Any:
-    """Return the value at keys joined by dots, None where a key is missing; a key may hold dots itself."""
+def _look_up(content: Any, path: str, missing: Any = None) -> Any:
+    """Return the value at keys joined by dots, ``missing`` where a key is not there; a key may hold dots itself."""
     if isinstance(content, dict) and path in content:
         return content[path]
     for key in path.split("."):
-        content = content.get(key) if isinstance(content, dict) else None
+        content = content.get(key, missing) if isinstance(content, dict) else missing
     return content
 
 
@@ -151,7 +163,7 @@ def _next_url(source: HttpSource, answer: Answer, content: Any, on_page: int, so
 def _page_url(pages: OffsetPages | NumberedPages, url: str, so_far: int, number: int) -> str:
     if isinstance(pages, OffsetPages):
         return _with_query(url, {pages.parameter: str(so_far), pages.limit_parameter: str(pages.limit)})
-    size = {pages.size_parameter: str(pages.size)} if pages.size_parameter else {}
+    size = {pages.size_parameter: str(pages.size or _PAGE_SIZE)} if pages.size_parameter else {}
     return _with_query(url, {pages.parameter: str(max(number, pages.start)), **size})
 
 
@@ -162,7 +174,7 @@ def _number_of(url: str, pages: OffsetPages | NumberedPages) -> int:
 
 def _text_at(content: Any, path: str, answer: Answer) -> str | None:
     value = _look_up(content, path)
-    if value is None or value == "" or value is False:
+    if value is None or value == "" or value == 0:  # as it is where there are no more
         return None
     if not isinstance(value, str | int):
         raise DataError(
@@ -192,6 +204,8 @@ def _join(answer: Answer, target: str | None) -> str | None:
 
 
 def _with_query(url: str, changes: dict[str, str]) -> str:
+    """Return an address with other values of some parameters; the rest of its query stays to the byte, in whatever encoding."""
     parts = urllib.parse.urlsplit(url)
-    kept = [(k, v) for k, v in urllib.parse.parse_qsl(parts.query, keep_blank_values=True) if k not in changes]
-    return urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode([*kept, *changes.items()])))
+    pieces = [piece for piece in parts.query.split("&") if piece]
+    kept = [piece for piece in pieces if urllib.parse.unquote_plus(piece.partition("=")[0]) not in changes]
+    return urllib.parse.urlunsplit(parts._replace(query="&".join([*kept, urllib.parse.urlencode(changes)])))

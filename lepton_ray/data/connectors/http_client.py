@@ -11,15 +11,15 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import IO, Any, NamedTuple
 
 from lepton_ray.core.errors import DataError, LeptonError
 from lepton_ray.core.text import show, without_credentials
 from lepton_ray.core.web import retry_after_s
-from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, describe, waits_s
+from lepton_ray.data.connectors.faults import LONGEST_WAIT_S, PASSING, describe, waits_s
 
 _CHUNK_BYTES = 1 << 16
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GZIP = 16 + zlib.MAX_WBITS
 _PORTS = {"http": 80, "https": 443}
 _REFUSAL_BYTES = 4096
@@ -46,6 +46,10 @@ class Limits(NamedTuple):
     deadline_s: float
     max_tries: int
     max_bytes: int
+
+
+class NotFoundError(DataError):
+    """The server says that nothing is at an address."""
 
 
 class _FaultError(Exception):
@@ -92,6 +96,7 @@ class Client:
         """Return the server's answer.
 
         Raises:
+            NotFoundError: If it says that nothing is there.
             DataError: If it stays unreachable, refuses, or answers what is too large.
         """
         if origin(url) != origin(self.first_url):
@@ -195,10 +200,11 @@ class Client:
 
     def _refusal(self, error: urllib.error.HTTPError, url: str) -> Exception:
         reason = describe(ValueError(error.reason), *self.templates)
-        if error.code in _PASSING:
+        if error.code in PASSING:
             return _FaultError(f"{error.code} {reason}", _wait_s(error.headers.get("Retry-After")))
         answer = f"{error.code} {reason}" + (f" ({text})" if (text := self._text(error)) else "")
-        return DataError(
+        kind = NotFoundError if error.code == HTTPStatus.NOT_FOUND else DataError
+        return kind(
             f"{self.shown(url)} must answer with 200, got {answer}. Check data.source.uri and data.source.headers"
         )
 

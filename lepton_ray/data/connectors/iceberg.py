@@ -29,7 +29,10 @@ _EXPANSION = 4  # Parquet
 
 @dataclass(frozen=True)
 class IcebergConnector:
-    """Reads a table as one snapshot has it; a record's line is its row among those of its file that were not deleted."""
+    """Reads a table as one snapshot has it; a record's line is its row among those of its file that were not deleted.
+
+    Columns have the names that the table gives them now, written since or not; those of its time where the spec names a snapshot.
+    """
 
     data: DataSpec
 
@@ -37,24 +40,26 @@ class IcebergConnector:
         """Columns with their Arrow types."""
         to_arrow = require("pyiceberg.io.pyarrow", _PURPOSE).schema_to_pyarrow
         with self._faults():
-            return {field.name: str(field.type) for field in to_arrow(self._table.schema())}
+            return {field.name: str(field.type) for field in to_arrow(self._schema)}
 
     def parts(self) -> list[Part]:
         """The snapshot's files by name, small ones grouped."""
         with self._faults():
-            snapshot, files = self._snapshot, self._plan(self._snapshot)
+            version = {"snapshot": self._snapshot, "schema": self._schema.schema_id}
+            files = self._plan(self._snapshot)
         pieces = [Piece(Span(path), task.file.file_size_in_bytes * _EXPANSION) for path, task in files.items()]
         groups = group_pieces(pieces, target_bytes(sum(piece.weight_bytes for piece in pieces)))
-        return [Part({"snapshot": snapshot, "files": [piece.span.path for piece in group]}) for group in groups]
+        return [Part({**version, "files": [piece.span.path for piece in group]}) for group in groups]
 
     def read(self, part: Part) -> Iterator[RawBlock]:
         """Yield the rows of the part's files."""
         scan_type = require("pyiceberg.io.pyarrow", _PURPOSE).ArrowScan
         with self._faults():
             table, tasks = self._table, self._plan(part.where["snapshot"])
-            scan = table.scan(snapshot_id=part.where["snapshot"], selected_fields=self._names)
+            schema = table.schemas()[part.where["schema"]]
+            chosen = schema.select(*(name for name in self.data.columns if name in _names(schema)))
             for path in part.where["files"]:
-                reader = scan_type(table.metadata, table.io, scan.projection(), scan.row_filter)
+                reader = scan_type(table.metadata, table.io, chosen, table.scan().row_filter)
                 yield from blocks_of(reader.to_record_batches([tasks[path]]), path, self.data.columns)
 
     def size_bytes(self) -> int:
@@ -63,9 +68,9 @@ class IcebergConnector:
             return sum(task.file.file_size_in_bytes for task in self._plan(self._snapshot).values())
 
     def fingerprint(self) -> Any:
-        """The table's identity and snapshot."""
+        """The table's identity, snapshot and schema, which may change without a new snapshot."""
         with self._faults():
-            return [str(self._table.metadata.table_uuid), self._snapshot]
+            return [str(self._table.metadata.table_uuid), self._snapshot, self._schema.schema_id]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the spec alone: an open table holds credentials."""
@@ -74,11 +79,6 @@ class IcebergConnector:
     @property
     def _source(self) -> IcebergSource:
         return source_as(self.data, IcebergSource)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        known = {field.name for field in self._table.schema().fields}
-        return tuple(name for name in self.data.columns if name in known)
 
     @cached_property
     def _table(self) -> Any:
@@ -99,10 +99,17 @@ class IcebergConnector:
         current = self._table.current_snapshot()
         return None if current is None else int(current.snapshot_id)
 
+    @property
+    def _schema(self) -> Any:
+        """The schema by which columns are named."""
+        table, wanted = self._table, self._source.snapshot_id
+        schema_id = None if wanted is None else table.snapshot_by_id(self._snapshot).schema_id
+        return table.schema() if schema_id is None else table.schemas()[schema_id]
+
     def _plan(self, snapshot: int | None) -> dict[str, Any]:
         if snapshot is None:
             return {}
-        tasks = self._table.scan(snapshot_id=snapshot, selected_fields=self._names).plan_files()
+        tasks = self._table.scan(snapshot_id=snapshot).plan_files()
         return dict(sorted((task.file.file_path, task) for task in tasks))
 
     @contextmanager
@@ -120,6 +127,10 @@ class IcebergConnector:
                 f"data.source must be an Iceberg table that can be read, got from {source.place!r}: {describe(error, *texts)}. "
                 "Check uri, catalog, table and snapshot_id"
             ) from error
+
+
+def _names(schema: Any) -> set[str]:
+    return {field.name for field in schema.fields}
 
 
 def _errors() -> tuple[type[Exception], ...]:

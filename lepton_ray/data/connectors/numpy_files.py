@@ -5,7 +5,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.data.connectors.cells import finish, lines_from
 from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.files import FileConnector, Piece, Span, even_ranges
-from lepton_ray.data.connectors.filesystems import SourceFile
+from lepton_ray.data.connectors.filesystems import SourceFile, has_suffix
 from lepton_ray.data.connectors.tables import header_fault
 from lepton_ray.spec.data import ImageColumn
 from lepton_ray.spec.sources import NumpySource
@@ -79,11 +79,12 @@ class NumpyConnector(FileConnector):
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
         """Yield blocks of rows."""
-        with self._arrays(span.path) as arrays:
-            fault = header_fault(list(self._fields(arrays)), self.data.columns)
-            rows = {array.rows for array in arrays.values()}
-            if len(rows) != 1:
-                raise DataError(f"{span.path} must hold arrays of one length, got {sorted(rows)}. Store them apart")
+        with self._arrays(span.path) as found:
+            fault = header_fault(list(self._fields(found)), self.data.columns)
+            arrays = self._wanted(found)
+            if len({array.rows for array in arrays.values()}) != 1:
+                lengths = ", ".join(f"{name}: {array.rows}" for name, array in arrays.items()) or "none"
+                raise DataError(f"{span.path} must hold arrays of one length, got {lengths}. Store them apart")
             first = next(iter(arrays.values()))
             if span.start:
                 first.stream.seek(first.offset + span.start * first.row_bytes)
@@ -111,6 +112,12 @@ class NumpyConnector(FileConnector):
         for name, array in arrays.items():
             columns |= {field: _field(array, field) for field in array.dtype.names or ()} or {name: array}
         return columns
+
+    def _wanted(self, arrays: Mapping[str, _Array]) -> Mapping[str, _Array]:
+        """Return the arrays that hold declared columns; all, if none does, so that their rows can be told."""
+        declared = self.data.columns.keys()
+        wanted = {name: a for name, a in arrays.items() if not declared.isdisjoint(self._fields({name: a}))}
+        return wanted or arrays
 
     def _cells(self, name: str, values: NDArray[Any], path: str) -> pa.Array:
         column = self.data.columns[name]
@@ -142,12 +149,7 @@ class NumpyConnector(FileConnector):
                 members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
                 if len({member.filename for member in members}) < len(members):
                     raise ValueError("two arrays of one name")
-                yield {
-                    member.filename.removesuffix(".npy"): _open_array(
-                        stack.enter_context(archive.open(member.filename)), member.file_size
-                    )
-                    for member in members
-                }
+                yield dict(self._open_members(archive, members, stack))
             except LeptonError:
                 raise
             except (
@@ -158,9 +160,25 @@ class NumpyConnector(FileConnector):
             ) as error:  # encrypted, unknown compression
                 raise DataError(f"{path} must be a readable numpy file, got: {error}. Repair or remove it") from error
 
+    def _open_members(
+        self, archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], stack: contextlib.ExitStack
+    ) -> Iterator[tuple[str, _Array]]:
+        """Yield arrays by name; one that cannot be read and is no column, such as settings kept beside the rows, is none.
+
+        Raises:
+            ValueError: If a column cannot be read.
+        """
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            try:
+                yield name, _open_array(stack.enter_context(archive.open(member.filename)), member.file_size)
+            except ValueError as error:
+                if name in self.data.columns:
+                    raise ValueError(f"{name}, {error}") from error
+
 
 def _is_zip(path: str) -> bool:
-    return path.lower().endswith(".npz")
+    return has_suffix(path, ".npz")
 
 
 def _open_array(stream: Any, size_bytes: int) -> _Array:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepton_ray.core import settings
+from lepton_ray.core.errors import SpecError
 from lepton_ray.core.extras import require
 from lepton_ray.data.block import RawBlock
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.cells import finish, lines_from, select
-from lepton_ray.data.connectors.contract import source_as
+from lepton_ray.data.connectors.contract import missing_column, source_as
 from lepton_ray.data.connectors.faults import expand_all
 from lepton_ray.engine.session import connect
 from lepton_ray.spec.data import DataSpec
@@ -34,17 +35,24 @@ class RayConnector:
         return [Part({"reader": self._source.reader})]
 
     def read(self, part: Part) -> Iterator[RawBlock]:
-        """Yield the dataset's blocks, in its order."""
+        """Yield the dataset's blocks, in its order.
+
+        Raises:
+            SpecError: If a column was in no block; one that some blocks lack, as those of JSON may, is missing there.
+        """
         ray = self._ray()
         connect()
-        source, line = self._source, 1
+        source, line, names = self._source, 1, dict[str, None]()
         for table in ray.read_blocks(source.reader, expand_all(source.options), source.options):
+            names |= dict.fromkeys(table.column_names)
             for start in range(0, table.num_rows, _BLOCK_ROWS):
                 rows = table.slice(start, _BLOCK_ROWS)
                 cells = select(rows, self.data.columns)
                 block = RawBlock(source.place, cells, lines_from(line, rows.num_rows))
                 yield finish(block, self.data.columns)
                 line += rows.num_rows
+        if names and (lacking := [name for name in self.data.columns if name not in names]):
+            raise SpecError([missing_column(name, list(names), self.data) for name in lacking])
 
     def size_bytes(self) -> None:
         """Not known."""

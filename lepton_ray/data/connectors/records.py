@@ -4,8 +4,11 @@ A value keeps its meaning: text stays text, a number of a number column stays a 
 text that it is in a CSV file. A list is a series, or tags, where the column says so; else a nested value makes the record bad.
 """
 
+import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.spec.data import Column, NumberColumn, SeriesColumn, TagsColumn
 
 _BOM = b"\xef\xbb\xbf"
+_EXACT = 2.0**63
 _NO_JSON = ("NaN", "Infinity")  # that Python's json writes all the same
 
 Fault = tuple[str, str]
@@ -41,7 +45,7 @@ class Gathered:
         if fault:
             self.bad.append(BadRecord(line, text, *fault))
         else:
-            self.add(line, value, text)
+            self.add(line, exact(value, content, self.columns), text)
 
     def add(self, line: int, value: Any, text: str) -> None:
         """Add a record that was parsed."""
@@ -91,6 +95,32 @@ def parse(content: bytes) -> tuple[Any, Fault | None]:
         return None, ("invalid_json", f"the line must be a JSON object{what}")
 
 
+def exact(record: Any, content: bytes, columns: Mapping[str, Column]) -> Any:
+    """Return a record as parsed, or parsed anew from its text where a whole number that becomes a text has lost digits."""
+    return parse_anew(record, content) if is_rounded(record, columns) else record
+
+
+def parse_anew(value: Any, content: bytes) -> Any:
+    """Return the value of a JSON text with all digits; as it is where it goes too deep for Python's parser."""
+    with contextlib.suppress(RecursionError):
+        return json.loads(strip(content))
+    return value
+
+
+def is_rounded(record: Any, columns: Mapping[str, Column]) -> bool:
+    """Whether orjson, which has floats for whole numbers beyond 64 bits, may have rounded one that becomes a text."""
+    if not isinstance(record, dict):
+        return False
+    values = (
+        record.get(name) for name, column in columns.items() if not isinstance(column, NumberColumn | SeriesColumn)
+    )
+    return any(_is_large(item) for value in values for item in (value if isinstance(value, list) else (value,)))
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) >= _EXACT
+
+
 def fault_of(record: Any, columns: Mapping[str, Column]) -> Fault | None:
     """Return why a JSON value is no row, or None."""
     if not isinstance(record, dict):
@@ -119,24 +149,32 @@ def to_cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -
     """Return the columns of rows that ``fault_of`` found good."""
     if not columns:
         return pa.table({})
-    return pa.table({name: _cells([row.get(name) for row in rows], column) for name, column in columns.items()})
+    return pa.table({name: to_array([row.get(name) for row in rows], column) for name, column in columns.items()})
 
 
-def _cells(values: list[Any], column: Column) -> pa.Array:
+def to_array(values: list[Any], column: Column) -> pa.Array:
+    """Return values of JSON, or such as JSON has, as a column's array."""
     if isinstance(column, SeriesColumn) and all(value is None or isinstance(value, list) for value in values):
         return pa.array([value and [None if v is None else float(v) for v in value] for value in values], SERIES)
     if isinstance(column, TagsColumn) and all(value is None or isinstance(value, list) for value in values):
         return pa.array([value and [cell_text(v) for v in value] for value in values], TAGS)
     if isinstance(column, NumberColumn) and all(value is None or _is_number(value) for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    decimal = column.decimal if isinstance(column, NumberColumn) else "."
-    return pa.array([_spelled(value, decimal) for value in values], pa.string())
+    return pa.array([spelled(value, column) for value in values], pa.string())
 
 
-def _spelled(value: Any, decimal: str) -> str | None:
+def to_bytes(values: list[Any], column: Column) -> pa.Array:
+    """Return bytes as they are, and values beside them as the texts that these are."""
+    encoded = (v if v is None or isinstance(v, bytes) else str(spelled(v, column)).encode() for v in values)
+    return pa.array(list(encoded), pa.binary())
+
+
+def spelled(value: Any, column: Column) -> str | None:
     """Return a value as text; a number beside texts has the decimal sign that these have."""
     text = cell_text(value)
-    return text.replace(".", decimal) if text is not None and isinstance(value, float) else text
+    if text is None or not isinstance(column, NumberColumn) or not isinstance(value, float | Decimal):
+        return text
+    return text.replace(".", column.decimal)
 
 
 SERIES = pa.list_(pa.float64())
@@ -151,4 +189,12 @@ def cell_text(value: Any) -> str | None:
     """Return a JSON value as the text that it is in a CSV file."""
     if value is None or isinstance(value, str):
         return value
-    return orjson.dumps(value).decode() if isinstance(value, list | dict) else category_text(value)
+    return to_json(value) if isinstance(value, list | dict) else category_text(value)
+
+
+def to_json(value: Any) -> str:
+    """Return a JSON value as text, whole numbers with all digits."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # beyond 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -26,7 +26,7 @@ from lepton_ray.data.connectors.contract import source_as
 from lepton_ray.data.connectors.databases import BadText, Bound, Database, Sqlite, open_database, quote, quote_table
 from lepton_ray.data.connectors.faults import describe, waits_s
 from lepton_ray.data.connectors.files import prepare_missing
-from lepton_ray.data.connectors.records import SERIES, cell_text
+from lepton_ray.data.connectors.records import SERIES, spelled
 from lepton_ray.spec.data import Column, DataSpec, NumberColumn, SeriesColumn
 from lepton_ray.spec.sources import SqlSource
 
@@ -34,6 +34,19 @@ ROWS_PER_PART = 200_000
 _FIRST_FETCH_ROWS = 256
 _MAX_FETCH_ROWS = 50_000
 _BLOCK_BYTES = 8 << 20
+
+
+@dataclass
+class _Place:
+    """How far a part has been read."""
+
+    rows: int = 0
+    key: tuple[str, ...] = ()
+    """What the last row has in the columns by which rows are ordered, where it is the only one."""
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {f"lr_last_{number}": text for number, text in enumerate(self.key)}
 
 
 @dataclass(frozen=True)
@@ -66,18 +79,16 @@ class SqlConnector:
 
     def read(self, part: Part) -> Iterator[RawBlock]:
         """Yield the rows of a part. A lost connection is taken up again where a primary key tells the rows apart."""
-        done = 0
+        place = _Place()
         for wait_s in (*waits_s(), None):
             try:
                 with self._session() as connection:
-                    for block in self._blocks(connection, part, done):
-                        yield block
-                        done += len(block.lines) + len(block.bad)
+                    yield from self._blocks(connection, part, place)
                 return
             except _LostError as error:
-                if wait_s is None or (done and not error.has_key):
+                if wait_s is None or (place.rows and not place.key):
                     raise DataError(
-                        f"{error}: the connection was lost after {done} rows. Run again, or read a table with a primary key"
+                        f"{error}: the connection was lost after {place.rows} rows. Run again, or read a table with a primary key"
                     ) from error
             time.sleep(wait_s)
 
@@ -174,59 +185,60 @@ class SqlConnector:
                     starts.setdefault(place, (_to_bound(value), place))
         return list(starts.values())
 
-    def _blocks(self, connection: Any, part: Part, skip: int) -> Iterator[RawBlock]:
-        key = self._order(connection)
-        query, bounds = self._query(part, key, skip), self._bounds(part)
-        size, line = _FIRST_FETCH_ROWS, part.where["line"] + skip
+    def _blocks(self, connection: Any, part: Part, place: _Place) -> Iterator[RawBlock]:
+        """Yield the rows behind a place, which goes on with them."""
+        query, bounds = self._query(part, self._key(connection), place), self._bounds(part, place)
+        size = _FIRST_FETCH_ROWS
         try:
             with self._database.run(connection, query, bounds, is_large=True) as rows:
                 while found := rows.fetchmany(size):
-                    block = self._block(found, line)
+                    block = self._block(found, part.where["line"] + place.rows)
                     yield block
-                    line += len(found)
+                    place.rows += len(found)
+                    place.key = found[-1][len(self.data.columns) :]
                     size = _next_size(size, block.cells.nbytes)
         except self._database.errors as error:
             if self._database.is_transient(error):
-                raise _LostError(str(self._fault(error)), bool(self._source.table and key)) from error
+                raise _LostError(str(self._fault(error))) from error
             raise
 
-    def _order(self, connection: Any) -> list[str]:
-        """Columns by which rows are ordered, after the partition column."""
+    def _key(self, connection: Any) -> list[str]:
+        """Columns that tell rows apart; none where that is not known."""
         return self._database.key(connection, self._source.table) if self._source.table else []
 
-    def _query(self, part: Part, key: Sequence[str], skip: int) -> str:
-        names = ", ".join(map(self._column, self.data.columns))
-        partition = self._source.partition_column
+    def _query(self, part: Part, key: Sequence[str], place: _Place) -> str:
+        partition, parameter = self._source.partition_column, self._database.parameter
         conditions = []
         if partition is not None:
-            column, parameter = self._column(partition), self._database.parameter
+            column = self._column(partition)
             is_given = {"low": f"{column} >= {parameter('lr_low')}", "high": f"{column} < {parameter('lr_high')}"}
             conditions = [text for name, text in is_given.items() if part.where.get(name) is not None]
             conditions.append(f"{column} IS NULL" if part.where.get("is_null") else f"{column} IS NOT NULL")
+        by = [partition] if partition and not part.where.get("is_null") else []
+        order = list(map(self._column, dict.fromkeys([*by, *key])))
+        if place.key:
+            last = ", ".join(parameter(name) for name in place.parameters)
+            conditions.append(f"({', '.join(order)}) > ({last})")
+        selected = [*map(self._column, self.data.columns), *(self._database.marks(order) if key else [])]
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        order = list(dict.fromkeys([*([partition] if partition else []), *key]))
-        ordered = f" ORDER BY {', '.join(map(self._column, order))}" if order else ""
-        offset = f" LIMIT {2**62} OFFSET {skip}" if skip else ""
-        return f"SELECT {names} FROM {self._relation}{where}{ordered}{offset}"  # noqa: S608  quoted names, bound values
+        ordered = f" ORDER BY {', '.join(order)}" if order else ""
+        return f"SELECT {', '.join(selected)} FROM {self._relation}{where}{ordered}"  # noqa: S608  quoted names, bound values
 
-    def _bounds(self, part: Part) -> dict[str, Any]:
+    def _bounds(self, part: Part, place: _Place) -> dict[str, Any]:
         bounds = {f"lr_{name}": part.where.get(name) for name in ("low", "high")}
-        return self._given | {name: self._database.bound(value) for name, value in bounds.items() if value is not None}
+        given = {name: self._database.bound(value) for name, value in bounds.items() if value is not None}
+        return self._given | given | place.parameters
 
     def _block(self, rows: Sequence[tuple[Any, ...]], line: int) -> RawBlock:
-        values = zip(*rows, strict=True)
+        values = zip(*rows, strict=True)  # those of the key come behind the columns'
         cells = {
-            name: _array(list(v), column) for (name, column), v in zip(self.data.columns.items(), values, strict=True)
+            name: _array(list(v), column) for (name, column), v in zip(self.data.columns.items(), values, strict=False)
         }
         return finish(RawBlock(self._name, pa.table(cells), lines_from(line, len(rows))), self.data.columns)
 
 
 class _LostError(DataError):
     """The connection was lost while rows were read."""
-
-    def __init__(self, message: str, has_key: bool) -> None:
-        super().__init__(message)
-        self.has_key = has_key
 
 
 def _next_size(size: int, num_bytes: int) -> int:
@@ -253,13 +265,16 @@ def _array(values: list[Any], column: Column) -> pa.Array:
             return pa.array([value and [_element(item) for item in value] for value in values], SERIES)
     if kinds & {bytes, BadText}:
         return pa.array(
-            [value if value is None or isinstance(value, bytes) else str(_text(value)).encode() for value in values],
+            [
+                value if value is None or isinstance(value, bytes) else str(_text(value, column)).encode()
+                for value in values
+            ],
             pa.binary(),
         )
     if len(kinds) == 1 and kinds <= {str, bool, int, decimal.Decimal, datetime.date, datetime.datetime}:
         with contextlib.suppress(pa.ArrowException, OverflowError, TypeError):  # the last of Decimal("Infinity")
             return pa.array(values)
-    return pa.array([_text(value) for value in values], pa.string())
+    return pa.array([_text(value, column) for value in values], pa.string())
 
 
 def _element(item: Any) -> Any:
@@ -267,7 +282,7 @@ def _element(item: Any) -> Any:
     return float(item) if isinstance(item, decimal.Decimal) else item
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, column: Column) -> str | None:
     if value is None or isinstance(value, str | bool | int | float | decimal.Decimal):
-        return cell_text(value)
+        return spelled(value, column)
     return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list) else str(value)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from lepton_ray.data.block import BadRecord, RawBlock
 from lepton_ray.data.connectors.cells import finish, lines_from, row_texts
@@ -65,10 +67,36 @@ def rows_at_once(rows: int, num_bytes: int) -> int:
 
 
 def in_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Yield a batch in slices that a block may hold."""
-    step = rows_at_once(batch.num_rows, batch.nbytes)
-    for start in range(0, batch.num_rows, step):
-        yield batch.slice(start, step)
+    """Yield a batch in slices that a block may hold, also when the texts of its dictionaries are written out."""
+    packed = [column for column in batch.columns if pa.types.is_dictionary(column.type) and _has_texts(column.type)]
+    longest = sum(pc.max(pc.binary_length(column.dictionary)).as_py() or 0 for column in packed)
+    if batch.num_rows <= BATCH_ROWS and batch.nbytes + batch.num_rows * longest <= BATCH_BYTES:
+        yield batch
+        return
+    ends = np.cumsum(_row_bytes(batch, packed))
+    start = 0
+    while start < batch.num_rows:
+        reached = ends[start - 1] if start else 0
+        end = int(np.searchsorted(ends, reached + BATCH_BYTES, "right"))
+        end = max(start + 1, min(end, start + BATCH_ROWS))
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def _row_bytes(batch: pa.RecordBatch, packed: Sequence[pa.DictionaryArray]) -> NDArray[np.float64]:
+    """Return about how many bytes each row is: of plain columns an even share, of ``packed`` ones the text."""
+    plain = batch.nbytes - sum(column.nbytes for column in packed)
+    sizes = np.full(batch.num_rows, plain / max(batch.num_rows, 1))
+    for column in packed:
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+        sizes += lengths.fill_null(0).to_numpy(zero_copy_only=False)
+    return sizes
+
+
+def _has_texts(kind: pa.DictionaryType) -> bool:
+    value = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(value) for test in tests)
 
 
 def header_fault(names: Sequence[str], declared: Iterable[str]) -> str | None:

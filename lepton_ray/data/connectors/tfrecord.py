@@ -16,10 +16,10 @@ import pyarrow as pa
 from lepton_ray.core.errors import DataError
 from lepton_ray.core.extras import require
 from lepton_ray.data.block import BadRecord, RawBlock, in_batches
-from lepton_ray.data.connectors.cells import finish
+from lepton_ray.data.connectors.cells import NO_UTF8, finish
 from lepton_ray.data.connectors.files import FileConnector, Piece, Span
 from lepton_ray.data.connectors.filesystems import SourceFile
-from lepton_ray.data.connectors.records import SERIES, cell_text
+from lepton_ray.data.connectors.records import to_array, to_bytes
 from lepton_ray.spec.data import Column, ImageColumn, NumberColumn, SeriesColumn, TagsColumn
 
 _HEAD = struct.Struct("<QI")
@@ -131,18 +131,31 @@ def _row(record: _Record, columns: Mapping[str, Column]) -> tuple[dict[str, Any]
     except require("google.protobuf.message", _PURPOSE).DecodeError:
         return {}, ("type_error", "the record must be a tf.train.Example")
     features = example.features.feature
-    row = {name: _value(features[name]) if name in features else None for name in columns}
+    try:
+        row = {name: _value(features[name], column) if name in features else None for name, column in columns.items()}
+    except UnicodeDecodeError:
+        return {}, NO_UTF8
     for name, value in row.items():
-        if isinstance(value, list) and not isinstance(columns[name], SeriesColumn | TagsColumn):
+        if isinstance(value, list) and not isinstance(columns[name], SeriesColumn):
             return {}, ("type_error", f"{name} must be a single value, got {len(value)} of them")
     return row, None
 
 
-def _value(feature: Any) -> Any:
-    """Return a feature's one value, a list of several, None where it has none."""
+def _value(feature: Any, column: Column) -> Any:
+    """Return a feature's one value, a list of several, None where it has none; a list of tags, which may be empty, as JSON.
+
+    Raises:
+        UnicodeDecodeError: If a tag of several is no text.
+    """
     kind = feature.WhichOneof("kind")
-    values = list(getattr(feature, kind).value) if kind else []
-    return values if len(values) > 1 else values[0] if values else None
+    if kind is None:
+        return None
+    values = list(getattr(feature, kind).value)
+    if kind == "float_list" and not isinstance(column, NumberColumn | SeriesColumn):
+        values = [float(str(np.float32(value))) for value in values]  # 0.1, not 0.10000000149011612
+    if len(values) == 1:
+        return values[0]
+    return _tags_text(values) if isinstance(column, TagsColumn) else values or None
 
 
 def _array(values: list[Any], column: Column) -> pa.Array:
@@ -150,22 +163,19 @@ def _array(values: list[Any], column: Column) -> pa.Array:
     if isinstance(column, SeriesColumn):
         lists = [value if isinstance(value, list) or value is None else [value] for value in values]
         if all(value is None or not isinstance(value[0], bytes) for value in lists):
-            return pa.array(lists, SERIES)
+            return to_array(lists, column)
         return pa.array([None if value is None else repr(value) for value in lists], pa.string())
-    if isinstance(column, TagsColumn):
-        values = [_tags_text(value) if isinstance(value, list) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {bytes} or isinstance(column, ImageColumn):
-        return pa.array(values, pa.binary())
-    if kinds == {int} or (kinds == {float} and isinstance(column, NumberColumn)):
+    if kinds == {int}:
         return pa.array(values)
-    texts = [value if isinstance(value, bytes) or value is None else str(cell_text(value)).encode() for value in values]
-    return pa.array(texts, pa.binary())
+    if bytes in kinds or isinstance(column, ImageColumn):
+        return to_bytes(values, column)
+    return to_array(values, column)
 
 
 def _tags_text(values: list[Any]) -> bytes:
     """Return several values as a JSON list of texts."""
-    return orjson.dumps([v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else v for v in values])
+    return orjson.dumps([v.decode() if isinstance(v, bytes) else v for v in values])
 
 
 @cache

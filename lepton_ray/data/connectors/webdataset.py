@@ -15,7 +15,8 @@ from lepton_ray.core.text import show
 from lepton_ray.data.block import BadRecord, RawBlock, in_batches
 from lepton_ray.data.connectors.cells import finish
 from lepton_ray.data.connectors.files import FileConnector, Span
-from lepton_ray.data.connectors.records import Fault, cell_text, fault_of
+from lepton_ray.data.connectors.filesystems import has_suffix
+from lepton_ray.data.connectors.records import Fault, exact, fault_of, to_array, to_bytes
 from lepton_ray.spec.data import Column, ImageColumn, SeriesColumn
 
 _BLOCK_BYTES = 16 << 20
@@ -61,7 +62,7 @@ class WebDatasetConnector(FileConnector):
     def stream(self, path: str) -> Any:
         """Open a tar file; ``.tgz`` is gzip."""
         stream = super().stream(path)
-        return pa.CompressedInputStream(stream, "gzip") if path.lower().endswith(".tgz") else stream
+        return pa.CompressedInputStream(stream, "gzip") if has_suffix(path, ".tgz") else stream
 
     def read_span(self, span: Span) -> Iterator[RawBlock]:
         """Yield blocks of samples."""
@@ -92,8 +93,10 @@ class WebDatasetConnector(FileConnector):
                     archive.members.clear()  # type: ignore[attr-defined]  # else it holds all that went by
                     folder, slash, name = member.name.rpartition("/")
                     stem, _, ending = name.partition(".")
-                    if not member.isfile() or not stem or not ending:
+                    if not stem or not ending or not (member.isfile() or member.islnk() or member.issym()):
                         continue
+                    if not member.isfile():
+                        raise _is_link(path, member)
                     if member.size > _MAX_SAMPLE_BYTES:
                         raise _too_large(path, member.name)
                     content = archive.extractfile(member)
@@ -108,6 +111,14 @@ class WebDatasetConnector(FileConnector):
 def _open_archive(stream: Any) -> tarfile.TarFile:
     """Open a stream; names that are not UTF-8 are written with backslashes."""
     return tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
+
+
+def _is_link(path: str, member: tarfile.TarInfo) -> DataError:
+    """Return the error for a member whose bytes lie elsewhere: a sample without it would be another."""
+    return DataError(
+        f"{path} must hold members with bytes of their own, got {show(member.name)}, a link to {show(member.linkname)}. "
+        "Pack it by tar --hard-dereference -h"
+    )
 
 
 def _too_large(path: str, name: str) -> DataError:
@@ -137,7 +148,7 @@ def _row(sample: _Sample, columns: Mapping[str, Column]) -> tuple[dict[str, Any]
     values: dict[str, Any] = {}
     if "json" in sample.members and "json" not in columns:
         try:
-            values = orjson.loads(sample.members["json"])
+            values = exact(orjson.loads(sample.members["json"]), sample.members["json"], columns)
         except orjson.JSONDecodeError as error:
             return {}, ("invalid_json", f"the json member must be a JSON object: {error.args[0]}")
         if fault := fault_of(values, {name: columns[name] for name in columns if name not in sample.members}):
@@ -159,12 +170,9 @@ def _only_image(sample: _Sample) -> bytes | None:
 
 
 def _array(values: list[Any], column: Column) -> pa.Array:
-    """Return bytes as they are, values of JSON as texts."""
-    if isinstance(column, SeriesColumn) and not any(isinstance(value, str) for value in values):
-        return pa.array(values, pa.list_(pa.float64()))
-    encoded = (
-        value if value is None or isinstance(value, bytes) else str(cell_text(value)).encode() for value in values
-    )
+    """Return members as they are, values of JSON as those of other sources."""
     if isinstance(column, ImageColumn):
-        return pa.array(list(encoded), pa.binary())
-    return pa.array([value and value.strip() for value in encoded], pa.binary())
+        return to_bytes(values, column)
+    if any(isinstance(value, bytes) for value in values):
+        return to_bytes([value.strip() if isinstance(value, bytes) else value for value in values], column)
+    return to_array(values, column)

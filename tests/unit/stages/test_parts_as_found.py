@@ -1,5 +1,6 @@
-"""The first parts are read while others are still being found; a run that is killed then goes on to the same rows."""
+"""The first parts are read while others are still being found; a killed run goes on to the same rows, of files that stayed as they were."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from lepton_ray.core.errors import DataError
 from lepton_ray.data import csv_text
-from lepton_ray.data.connectors import files
+from lepton_ray.data.connectors import files, open_connector
 from lepton_ray.data.connectors.base import Part
 from lepton_ray.data.connectors.csv_files import CsvConnector
 from lepton_ray.data.connectors.files import FileConnector
+from lepton_ray.data.parts import read_arrow
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.stages.blocks import Mapper
 from lepton_ray.stages.ingest import ingest
@@ -72,3 +75,50 @@ def test_a_run_killed_while_it_cuts_reads_no_part_again(tmp_path: Path, monkeypa
     assert len(raw.rows) > 2
     assert len(seen) == len(set(seen)) == len(raw.rows), "each is read once in both runs together"
     assert raw.rows == whole.rows, "to the digest"
+
+
+def test_a_file_that_is_replaced_while_it_is_read_gives_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a run go on from the parts of both files, should the first one come back."""
+    monkeypatch.setattr(files, "PART_BYTES", 300)
+    monkeypatch.setattr(csv_text, "_MIN_READ_BYTES", 100)
+    path, other = tmp_path / "rows.csv", tmp_path / "other"
+    path.write_text("a\n" + "1\n" * 400)
+    other.write_text("a\n" + "2\n" * 500)
+    os.link(path, tmp_path / "first")
+    read, seen = CsvConnector.read_span, []
+
+    def replaced(self: CsvConnector, span: files.Span) -> Any:
+        seen.append(span)
+        if len(seen) == 3:
+            other.replace(path)
+        return read(self, span)
+
+    context = context_in(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvConnector, "read_span", replaced)
+        with pytest.raises(DataError, match=r"rows\.csv must stay as it is while it is read, but has changed"):
+            ingest(spec_of(path), context)
+    (tmp_path / "first").replace(path)
+    raw = ingest(spec_of(path), context)
+    assert {value for part in raw.rows for value in read_arrow(context.output, part, ["a"])["a"].to_pylist()} == {1.0}
+    assert raw.ledger.rows_kept == 400
+
+
+@pytest.mark.parametrize("change", ["added", "touched", "gone"])
+def test_only_files_that_were_listed_must_stay(tmp_path: Path, change: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("a\n1\n")
+    connector = open_connector(spec_of(tmp_path))
+    assert isinstance(connector, FileConnector)
+    assert connector.size_bytes() == 8
+    if change == "added":
+        (tmp_path / "c.csv").write_text("a\n1\n")
+        connector.check_unchanged()
+        return
+    os.utime(tmp_path / "b.csv", (1, 1))
+    if change == "gone":
+        (tmp_path / "b.csv").unlink()
+    with pytest.raises(DataError, match=r"b\.csv must stay as it is"):
+        connector.check_unchanged()

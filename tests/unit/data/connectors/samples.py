@@ -113,7 +113,9 @@ def tf_example(features: dict[str, Any]) -> bytes:
     for name, value in features.items():
         feature = example.features.feature[name]
         values = value if isinstance(value, list) else [value]
-        if isinstance(values[0], int):
+        if not values:
+            feature.bytes_list.SetInParent()
+        elif isinstance(values[0], int):
             feature.int64_list.value.extend(values)
         elif isinstance(values[0], float):
             feature.float_list.value.extend(values)

@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import os
 import struct
 import subprocess
 import sys
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from lepton_ray.core.errors import DataError, MissingExtraError
-from lepton_ray.data.connectors import open_connector, webdataset
+from lepton_ray.data.connectors import check_source, open_connector, webdataset
 from lepton_ray.spec.data import DataSpec
 from lepton_ray.testing.connector_suite import read_all
 
@@ -61,12 +63,17 @@ def test_tfrecord_and_webdataset_give_tags(tmp_path: Path) -> None:
         {"n": 3, "t": [2, 1]},
         {"n": [1, 2], "t": b"a"},
         {"n": 5},
+        {"n": 6, "t": []},
+        {"n": 7, "t": [b"a", b"\xff"]},
+        {"n": 8, "t": b"\xff"},
+        {"n": 9, "t": [0.1, 2.0]},
     ]
     content = b"".join(samples.tf_record(samples.tf_example(record)) for record in records)
     (tmp_path / "a.tfrecord").write_bytes(content)
     found = _read_tags("tfrecord", tmp_path / "a.tfrecord")
-    assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b"), (3, "1|2")]
-    assert sorted((r["_line"], r["_reason"]) for r in found.removed) == [(4, "type_error"), (5, "missing_label")]
+    assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b"), (3, "1|2"), (6, ""), (9, "0.1|2")]
+    reasons = {4: "type_error", 5: "missing_label", 7: "invalid_utf8", 8: "invalid_utf8"}
+    assert {r["_line"]: r["_reason"] for r in found.removed} == reasons
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, body in (("1.json", b'{"n": 1, "t": ["b", "a"]}'), ("2.json", b'{"n": 2}'), ("2.t", b"b|a")):
             member = tarfile.TarInfo(name)
@@ -74,6 +81,47 @@ def test_tfrecord_and_webdataset_give_tags(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(body))
     found = _read_tags("webdataset", tmp_path / "a.tar")
     assert [(row["n"], row["t"]) for row in found.rows] == [(1, "a|b"), (2, "a|b")]
+
+
+def test_tfrecord_floats_are_spelled_as_short_as_they_are(tmp_path: Path) -> None:
+    """As those of Parquet and NumPy are: 32 bits do not become the digits of 64."""
+    records = [{"c": 0.1, "n": 0.5}, {"c": 2.0, "n": 3}, {"c": b"x"}, {"c": 7}]
+    content = [samples.tf_record(samples.tf_example(record)) for record in records]
+    for count in (2, 4):
+        (tmp_path / "a.tfrecord").write_bytes(b"".join(content[:count]))
+        rows = read("tfrecord", tmp_path, {"c": "category", "n": "number"}).rows
+        assert [row["c"] for row in rows] == ["0.1", "2", "x", "7"][:count]
+        assert [row["n"] for row in rows[:2]] == [0.5, 3]
+
+
+GERMAN = {"kind": "number", "decimal": ",", "thousands": "."}
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_numbers_are_no_texts_with_a_decimal_point(tmp_path: Path, kind: str) -> None:
+    """Alone and beside texts whose decimal sign is a comma."""
+    for beside in ([], [b"2,75"]):
+        values = [1.25, *beside, 3]
+        if kind == "tfrecord":
+            content = b"".join(samples.tf_record(samples.tf_example({"n": value})) for value in values)
+        else:
+            content = samples.tar([{"n": v} if isinstance(v, bytes) else {"json": b'{"n": %r}' % v} for v in values])
+        (tmp_path / f"a.{'tar' if kind == 'webdataset' else kind}").write_bytes(content)
+        found = read(kind, tmp_path, {"n": GERMAN})
+        assert [row["n"] for row in found.rows] == ([1.25, 2.75, 3] if beside else [1.25, 3])
+        assert found.removed == []
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_series_hold_whole_numbers_of_any_size(tmp_path: Path, kind: str) -> None:
+    large = 2**60 + 1
+    if kind == "tfrecord":
+        content = samples.tf_record(samples.tf_example({"s": [1, large]}))
+    else:
+        content = samples.tar([{"json": b'{"s": [1, %d]}' % large}, {"json": b'{"s": [null, 2.5]}'}])
+    (tmp_path / f"a.{'tar' if kind == 'webdataset' else kind}").write_bytes(content)
+    rows = read(kind, tmp_path, {"s": {"kind": "series", "length": 2}}).rows
+    assert rows[0]["s"] == [1, float(large)]
 
 
 @pytest.mark.parametrize("cut", [3, 8, 14, -1, -5])
@@ -204,8 +252,27 @@ def test_numpy_archives_that_cannot_be_read(tmp_path: Path, content: bytes, mess
 
 def test_numpy_archives_have_one_length(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.zeros(2), b=np.zeros(3))
-    with pytest.raises(DataError, match=r"must hold arrays of one length, got \[2, 3\]"):
+    with pytest.raises(DataError, match=r"must hold arrays of one length, got a: 2, b: 3\. Store them apart"):
+        read("numpy", tmp_path, {"a": "number", "b": "number"})
+    (tmp_path / "a.npz").write_bytes(samples.zip_of({"readme.txt": b"no array"}))
+    with pytest.raises(DataError, match=r"must hold arrays of one length, got none"):
         read("numpy", tmp_path, {"a": "number"})
+
+
+@pytest.mark.parametrize(
+    "other", [np.array(5), np.array(["a", "b"]), np.array([{}], object), np.asfortranarray(np.zeros((3, 2)))]
+)
+def test_what_a_numpy_archive_holds_beside_the_columns_is_no_matter(tmp_path: Path, other: Any) -> None:
+    """But for a column it is, and its name is told."""
+    rows = np.array([(1, 0.5), (2, 1.5), (3, 2.5)], [("n", "i4"), ("f", "f8")])
+    np.savez(tmp_path / "a.npz", other=other, x=np.arange(3), rows=rows)
+    data = samples.section("numpy", tmp_path, {"x": "number", "f": "number"})
+    check_source(data, open_connector(data))
+    assert [(row["x"], row["f"]) for row in read_all(data, open_connector(data)).rows] == [(0, 0.5), (1, 1.5), (2, 2.5)]
+    with pytest.raises(
+        DataError, match=r"a\.npz must .* got: other, an array|one length, got other: 2, x: 3|other, a single"
+    ):
+        read("numpy", tmp_path, {"x": "number", "other": "category"})
 
 
 def test_a_numpy_file_without_a_column_is_condemned(tmp_path: Path) -> None:
@@ -244,6 +311,13 @@ def test_webdataset_members_are_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_whole_numbers_of_a_json_member_keep_their_digits_as_texts(tmp_path: Path) -> None:
+    large = 123456789012345678901
+    (tmp_path / "a.tar").write_bytes(samples.tar([{"json": b'{"c": %d, "n": %d}' % (large, large)}]))
+    rows = read("webdataset", tmp_path, {"c": "category", "n": "number"}).rows
+    assert [(row["c"], row["n"]) for row in rows] == [(str(large), float(large))]
+
+
 def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -> None:
     content = samples.tar([{"cls": b"1" * 2000}, {"cls": b"2"}])
     (tmp_path / "a.tar").write_bytes(content[:1500])
@@ -252,6 +326,28 @@ def test_a_webdataset_that_is_damaged_or_ambiguous_is_an_error(tmp_path: Path) -
     (tmp_path / "a.tar").write_bytes(samples.tar([{"cls": b"1"}, {"cls": b"2"}], keys=["k", "k"]))
     with pytest.raises(DataError, match="must have one member 'cls' in a sample, 'k' has two"):
         read("webdataset", tmp_path, {"cls": "category"})
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_link_in_a_webdataset_is_no_sample_without_a_member(tmp_path: Path, link: Callable[..., None]) -> None:
+    """A folder whose equal files were joined; packed as the message says, all its samples come."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in (("1.cls", "3"), ("1.txt", "a"), ("2.txt", "b")):
+        (folder / name).write_text(content)
+    link(folder / "1.cls", folder / "2.cls")
+    columns = {"cls": "category", "txt": "text"}
+    for dereference in (False, True):
+        with tarfile.open(tmp_path / "a.tar", "w", dereference=dereference) as archive:
+            for path in sorted(folder.iterdir()):
+                archive.add(path, path.name)
+        if not dereference:
+            with pytest.raises(
+                DataError, match=r"got '2\.cls', a link to '.*1\.cls'\. Pack it by tar --hard-dereference -h"
+            ):
+                read("webdataset", tmp_path / "a.tar", columns)
+    rows = read("webdataset", tmp_path / "a.tar", columns).rows
+    assert [(row["cls"], row["txt"]) for row in rows] == [("3", "a"), ("3", "b")]
 
 
 def spoilt(content: bytes, at: int) -> bytes:

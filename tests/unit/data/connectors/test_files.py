@@ -20,7 +20,7 @@ from lepton_ray.core.errors import ArtifactError, DataError, SpecError
 from lepton_ray.data.connectors import files, open_connector
 from lepton_ray.data.connectors.faults import describe, persist
 from lepton_ray.data.connectors.files import MAX_PARTS, Piece, Span, group_pieces, target_bytes
-from lepton_ray.data.connectors.filesystems import PersistentFile, open_file, open_location
+from lepton_ray.data.connectors.filesystems import PersistentFile, codec_of, open_file, open_location
 from lepton_ray.testing.connector_suite import read_all
 
 from . import samples
@@ -119,6 +119,19 @@ def test_compressed_text_is_read_by_its_suffix(tmp_path: Path, kind: str, suffix
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(DataError, match=rf"a\.\w+\.{suffix} must be a readable {kind} file.*Truncated"):
         read_all(data, open_connector(data))
+
+
+@pytest.mark.parametrize(
+    ("path", "is_packed"),
+    [
+        ("/in/a.csv.GZ", True),
+        ("/in/a.csv?.gz", True),
+        ("http://h/a.csv.gz?sig=x.csv", True),
+        ("http://h/a.csv?x=.gz", False),
+    ],
+)
+def test_the_query_of_an_address_is_no_part_of_a_name(path: str, is_packed: bool) -> None:
+    assert codec_of(path) == ("gzip" if is_packed else None)
 
 
 def test_members_of_one_gzip_file_follow_each_other(tmp_path: Path) -> None:

@@ -254,6 +254,26 @@ def test_numbers_that_are_too_large_are_no_json_beside_whatever_lines(value: str
     assert json_lines.read_fast(Chunk(f'{first * 30}{{"a": {value}}}\n'.encode(), 1), "f", data.columns) is None
 
 
+def test_whole_numbers_beyond_64_bits_keep_their_digits_as_texts(tmp_path: Path) -> None:
+    """As they do in a CSV file; beside them floats stay such, and what is a number is one."""
+    large = [123456789012345678901, 123456789012345678902, -9223372036854775809, 2**64 - 1, 7]
+    rows = [{"c": n, "i": n, "n": n, "t": [n, "a"], "f": 1e20} for n in large]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"c": "category", "i": "ignored", "n": "number", "f": "category", "t": "tags"}
+    data = DataSpec.model_validate(
+        {"source": {"kind": "jsonl", "uri": str(tmp_path)}, "columns": columns, "label": "t"}
+    )
+    found = read_all(data, open_connector(data)).rows
+    assert [row["c"] for row in found] == [row["i"] for row in found] == list(map(str, large))
+    assert [row["n"] for row in found] == list(map(float, large))
+    assert {row["f"] for row in found} == {"1e+20"}
+    assert [row["t"] for row in found] == ["|".join(sorted([str(n), "a"])) for n in large]
+    deep = f'{{"c": {large[0]}, "other": {"[" * 1000}{"]" * 1000}}}\n'
+    (tmp_path / "f.jsonl").write_text(deep)
+    data = samples.section("jsonl", tmp_path, {"c": "category"})
+    assert len(read_all(data, open_connector(data)).rows) == 1
+
+
 def test_a_file_without_line_ends_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(lines, "CHUNK_BYTES", 100)

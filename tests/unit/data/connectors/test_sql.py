@@ -110,6 +110,17 @@ def test_odd_values_keep_their_meaning(tmp_path: Path) -> None:
     ]
 
 
+def test_numbers_beside_texts_have_their_decimal_sign(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a.db")) as connection, connection:
+        connection.execute("CREATE TABLE t (v)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(value,) for value in (1.234, 2.5, "2,75", b"1.000,5", 7)])
+    number = {"kind": "number", "decimal": ",", "thousands": "."}
+    data = section(tmp_path / "a.db", {"v": number}, table="t")
+    assert [row["v"] for row in read_all(data, open_connector(data)).rows] == [1.234, 2.5, 2.75, 1000.5, 7]
+    column = NumberColumn(kind="number", decimal=",", thousands=".")
+    assert _array([Decimal("1.5"), Decimal("Infinity")], column).to_pylist() == ["1,5", "Infinity"]
+
+
 def test_a_column_that_is_not_there_is_no_text(path: Path) -> None:
     """SQLite takes a quoted name that nothing has for a text: every cell would hold the column's name."""
     data = section(path, {"n": "number", "gone": "text"}, table="t")

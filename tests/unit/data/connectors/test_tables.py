@@ -86,6 +86,26 @@ def test_blocks_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(found) < 20  # what is not read is not counted
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_that_are_often_repeated_are_written_out_a_block_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """In a file they take a few bytes each: long ones stand together, where an average over all rows would not show them."""
+    monkeypatch.setattr(tables, "BATCH_BYTES", 40_000)
+    texts = ["a" * 2000] * 300 + [None, "b"] * 1000
+    rows = pa.table({"n": list(range(len(texts))), "t": pa.array(texts).dictionary_encode()})
+    write(kind, tmp_path, rows if kind == "arrow" else rows.set_column(1, "t", pa.array(texts)))
+    found, most_bytes = [], pa.total_allocated_bytes() + 400_000
+    for part in (connector := open_connector(samples.section(kind, tmp_path, {"n": "number", "t": "text"}))).parts():
+        for block in connector.read(part):
+            column = block.cells["t"].cast(pa.string())
+            assert column.nbytes <= 45_000
+            assert pa.total_allocated_bytes() < most_bytes
+            found += column.to_pylist()
+            assert block.cells["n"].to_pylist()[-1] == len(found) - 1
+    assert found == texts
+
+
 def write(kind: str, path: Path, table: pa.Table) -> None:
     if kind == "parquet":
         pq.write_table(table, path / "b.parquet")
