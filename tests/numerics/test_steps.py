@@ -242,7 +242,7 @@ def test_workers_wait_for_each_other_once_a_step() -> None:
     assert log == ["goes on", "goes on", "waits", "goes on", "waits"]
 
 
-def test_progress_has_a_rate_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_has_a_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([100.0, 102.0, 104.0, 104.5])
     monkeypatch.setattr("lepton_ray.train.pace.time.monotonic", lambda: next(now))
     pace = Pace(epochs=2000, rows=5000)

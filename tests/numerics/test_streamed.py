@@ -119,8 +119,7 @@ def test_another_window_has_another_order_of_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image", "tokens", "table"])
-@pytest.mark.parametrize("balance", [None, "weights"])
-def test_what_is_known_of_all_rows_is_what_memory_says(kind: str, balance: Any) -> None:
+def test_what_is_known_of_all_rows_is_what_memory_says(kind: str) -> None:
     data = data_of(kind, rows=37, num_classes=4)
     from_files = streamed(data)
     assert from_files.class_counts().tolist() == data.class_counts().tolist()

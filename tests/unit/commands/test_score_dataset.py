@@ -177,9 +177,7 @@ def test_finished_parts_are_not_scored_again(
     assert again == []
 
 
-def test_another_input_another_package_and_a_used_folder_are_refused(
-    mixed_package: Path, picture_package: Path, tmp_path: Path
-) -> None:
+def test_another_input_another_package_and_a_used_folder_are_refused(mixed_package: Path, tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text(_csv(5))
     _score(mixed_package, tmp_path / "d.csv", tmp_path / "o")
     before = _contents(tmp_path / "o")

@@ -207,7 +207,7 @@ def test_files_are_numbered_and_the_later_wins(tmp_path: Path) -> None:
     assert len(merged) == 2
 
 
-def test_the_fingerprint_depends_on_what_is_mended_only(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_what_is_mended_only() -> None:
     assert fingerprint({}) is None
     one, other = {("a", 1): _record(1, source="a", age=1)}, {("a", 1): _record(1, source="a", age=2)}
     assert fingerprint(one) != fingerprint(other)
