@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from lepton_ray.artifacts.kinds import Target
 from lepton_ray.artifacts.package import ModelPackage
-from lepton_ray.artifacts.reference import Drift, Reference, Side, read_reference
+from lepton_ray.artifacts.reference import Drift, Reference, Side, brightness, read_reference
 from lepton_ray.artifacts.signature import Signature
 from lepton_ray.artifacts.tables import to_feeds
 from lepton_ray.core.errors import ArtifactError
@@ -94,6 +94,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def by_name(found: list[Drift]) -> dict[str, Drift]:
     return {drift.name: drift for drift in found}
+
+
+def test_the_brightness_of_an_image_is_of_its_own_pixels() -> None:
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    images[1], images[2, ..., 0] = 255, 30
+    assert brightness(images).tolist() == [0, 255, 10]
 
 
 def test_all_columns_but_times_are_watched(reference: Reference) -> None:
