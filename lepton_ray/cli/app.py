@@ -296,9 +296,8 @@ def serve(
         from lepton_ray.stages.deploy import check_keeps, locate_model, start_application
 
         ref, package = locate_model(model, tracking_uri)
-        spec = _serve_spec(
-            [f"host={host}", f"port={port}", f"autoscaling.max_replicas={max_replicas}", *(set_values or ())]
-        )
+        asked = {"host": host, "port": port, "autoscaling": {"max_replicas": max_replicas}}
+        spec = _serve_spec(asked, set_values or ())
         typer.echo(f"starting {name or package.name}; Ray takes a while", err=True)
         with _ray_closed_after():
             check_keeps(spec, name or package.name)
@@ -307,11 +306,11 @@ def serve(
             wait_for_interrupt(url)
 
 
-def _serve_spec(values: list[str]) -> Any:
+def _serve_spec(asked: dict[str, Any], values: Sequence[str]) -> Any:
     from lepton_ray.spec.load import parse_model
     from lepton_ray.spec.release import ServeSpec
 
-    return parse_model(ServeSpec, "{}", values, "the section serve")
+    return parse_model(ServeSpec, json.dumps(asked), values, "the section serve")
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lepton_ray.core.text import without_credentials
-
 
 def trusting(ca_file: str | Path) -> ssl.SSLContext:
     """Return what trusts the certificates of a file alone.
@@ -30,13 +28,14 @@ def checked_urls(urls: str | Sequence[str]) -> list[str]:
 
 
 def _checked(url: str) -> str:
-    rule = f"urls must be http://HOST:PORT or https://HOST:PORT, got {without_credentials(url)!r}"
+    shown = "one with credentials" if "@" in url else repr(url)
+    rule = f"urls must be http://HOST:PORT or https://HOST:PORT, got {shown}"
     try:
         at = urlsplit(url)
         is_whole = at.scheme in ("http", "https") and at.port != 0 and url.split() == [url]
         host = (at.hostname or "").encode("idna")
-    except ValueError as error:  # a port or a name that is none
-        raise ValueError(f"{rule} ({error})") from None
+    except ValueError:  # a port or a name that is none; it may repeat a part of a password
+        raise ValueError(rule) from None
     if not is_whole or not host:
         raise ValueError(rule)
     if at.username is not None or at.query or at.fragment:

@@ -69,7 +69,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Have jobs deleted that nobody waits for, and close the connections; other calls under way, and later ones, end with ``ValueError``."""
+        """Have jobs deleted that nobody waits for, and close the connections.
+
+        Other calls under way, after a wait that has begun, and later ones end with ``ValueError``.
+        """
         await asyncio.gather(*self.deleting, return_exceptions=True)
         await self._sender.close()
 
@@ -207,7 +210,8 @@ class AsyncClient:
             headers: As ``predict``.
 
         Raises:
-            ValueError: If ``value`` is no finite number, both or none of ``key`` and ``version`` are given, or a header cannot be sent.
+            ValueError: If ``value`` is no finite number, both or none of ``key`` and ``version`` are given, or a header cannot be sent;
+                or if the client is closed meanwhile: then it may have been received.
             AnswerError: If the server refuses it; with status 404 if no rollout is under way.
             UnavailableError: If it was not received, or perhaps was, which the message says.
             DeadlineError: If there is no answer in time; it may have been received.

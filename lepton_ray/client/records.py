@@ -43,13 +43,21 @@ def encode_records(records: list[Mapping[str, Any]], before: int = 0) -> bytes:
     Raises:
         ValueError: If no JSON stands for a value, or it is infinite; names the record and the field.
     """
+    for row, record in enumerate(records, before):
+        if not isinstance(record, dict | Mapping):
+            raise ValueError(f"records[{row}] must be a mapping from names to values, got {record!r:.200}")
     try:
         body = _dump(records)
     except TypeError as error:
-        place, got = _find(_fails, records, before) or ("", records)
         rule = "must be a number, text, truth value, time, list, array, bytes of an image file, or None"
-        why = f"{got!r:.200} ({error.__cause__ or error})"
-        raise ValueError(f"records{place} {rule}, got {why}. Convert it") from error
+        why = error.__cause__ or error
+        if found := _find(_fails, records, before):
+            place, got = found
+            raise ValueError(f"records{place} {rule}, got {got!r:.200} ({why}). Convert it") from error
+        row = next(row for row, record in enumerate(records, before) if _fails(record))
+        raise ValueError(
+            f"records[{row}] must have names that are texts, got {records[row - before]!r:.200}"
+        ) from error
     if _NULL.search(body) and (found := _find(_is_infinite, records, before)):
         place, got = found
         raise ValueError(f"records{place} must be finite, got {got!r:.200}. Give None for what is missing")
@@ -61,6 +69,7 @@ def is_missing(value: Any) -> bool:
     return (
         value is None
         or (isinstance(value, float | np.floating) and math.isnan(value))
+        or (isinstance(value, np.datetime64) and bool(np.isnat(value)))
         or type(value).__name__ in _OF_PANDAS
     )
 
@@ -79,8 +88,10 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return {"b64": base64.b64encode(value).decode()}
-    if isinstance(value, Decimal | Fraction):
+    if isinstance(value, Decimal | Fraction | np.longdouble):
         return float(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.longdouble:
+        return value.astype(float).tolist()
     if is_missing(value):
         return None
     if isinstance(value, date):  # of a subclass, as pandas' Timestamp is
@@ -93,7 +104,7 @@ def _plain(value: Any) -> Any:
 def _find(is_wrong: Callable[[Any], bool], records: list[Mapping[str, Any]], before: int) -> tuple[str, Any] | None:
     """Return the place of the first value that is wrong, and the value."""
     for row, record in enumerate(records, before):
-        if isinstance(record, Mapping) and any(map(is_wrong, record.values())):
+        if any(map(is_wrong, record.values())):
             return next((f"[{row}].{name}", value) for name, value in record.items() if is_wrong(value))
     return None
 

@@ -98,7 +98,7 @@ class Sender:
         self._turn = 0
 
     async def close(self) -> None:
-        """Close the connections; calls under way, and those made later, end with ``ValueError``."""
+        """Close the connections; calls under way, after a wait that has begun, and those made later, end with ``ValueError``."""
         self._is_closed = True
         if self._session is not None:
             await self._session.close()
@@ -149,8 +149,11 @@ class Sender:
         """Add a fault of an address, which is asked last for a while; but none for the call's first connection that was closed.
 
         Raises:
+            ValueError: If the client is closed.
             UnavailableError: If there are as many as are allowed, or the request must not be received twice and may have been.
         """
+        if self._is_closed and tries.may_repeat:
+            raise ValueError(CLOSED)
         if not tries.may_repeat and not fault.is_unread:
             message = (
                 f"the request must be received once, and may have been: it is not sent again; the last: {fault.message}"

@@ -71,7 +71,10 @@ def decode(body: bytes, json_bytes: int | None) -> dict[str, NDArray[Any]]:
 
 def _to_raw(name: str, array: NDArray[Any]) -> tuple[str, bytes]:
     if array.dtype.kind == "O":
-        array = _without_missing(array)
+        try:
+            array = _without_missing(array)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"tensors[{name!r}] must hold texts, or numbers that float64 holds ({error})") from error
     if array.dtype.kind in _TEXTS:
         values = array.ravel().tolist()
         if wrong := [value for value in values if not isinstance(value, str)]:

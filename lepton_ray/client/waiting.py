@@ -201,6 +201,8 @@ class Client:
 
 
 _open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_inherited: list[AsyncClient] = []
+"""In a fork: collected, their connections would be struck off the list of sockets that it shares with its parent's loop."""
 
 
 @atexit.register
@@ -219,9 +221,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 def _end_soon(client: AsyncClient, loop: asyncio.AbstractEventLoop, process: int) -> None:
     """End what a ``Client`` that nobody has any more left behind, and wait for nothing: this may run in any thread, the loop's own too."""
-    if process == os.getpid():
-        ended = asyncio.run_coroutine_threadsafe(_end(client), loop)
-        ended.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))  # here, if it has ended already
+    if process != os.getpid():
+        _inherited.append(client)
+        return
+    ended = asyncio.run_coroutine_threadsafe(_end(client), loop)
+    ended.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))  # here, if it has ended already
 
 
 async def _end(client: AsyncClient, deleting_s: float | None = None) -> None:

@@ -97,9 +97,9 @@ def unknown_columns(connector: Connector, signature: Signature) -> list[str]:
     unknown = [name for name in given if name not in known]
     if given and len(unknown) == len(given):
         rule = f"the records must have columns of the training data, such as {show(next(iter(signature.columns)))}"
-        raise DataError(
-            f"{rule}, got only {show(unknown)}. A JSON file has an object in each line, and nothing around them"
-        )
+        is_json = isinstance(connector, JsonLinesConnector)
+        way_out = "A JSON file has an object in each line, and nothing around them" if is_json else "Check the file"
+        raise DataError(f"{rule}, got only {show(unknown)}. {way_out}")
     return unknown
 
 

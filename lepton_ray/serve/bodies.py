@@ -73,9 +73,8 @@ def read_csv(body: Body, signature: Signature, max_rows: int) -> Records:
         raise ProtocolError(f"the body must be CSV in UTF-8: {str(error)[:200]}") from error
     if not records:
         rule = "the body must have a line that names the columns, and a further one for each record"
-        raise ProtocolError(
-            f"{rule}, got {min(1, len(names))}. curl keeps ends of lines with --data-binary, not with -d"
-        )
+        got = "only names" if names else "nothing"
+        raise ProtocolError(f"{rule}, got {got}. curl keeps ends of lines with --data-binary, not with -d")
     return records
 
 

@@ -142,6 +142,12 @@ def test_pages_leave_the_query_of_the_spec_as_it_is(server: Server) -> None:
     assert asked == [f"{kept}&offset={number}&limit=20" for number in (0, 20, 25)]
 
 
+def test_null_is_a_page_without_records_where_the_answer_is_the_list(server: Server) -> None:
+    server.app = scripted(Reply(json.dumps([record(1)]).encode()), Reply(b"null"))
+    data = section(f"{server.url}/x", pages={"kind": "page"})
+    assert [row["n"] for row in read_all(data, open_connector(data)).rows] == [1]
+
+
 @pytest.mark.parametrize(
     ("pages", "last"),
     [

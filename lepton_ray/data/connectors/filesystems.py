@@ -113,8 +113,8 @@ def _os_errors() -> Iterator[None]:
         if error.__cause__ is None or not _is_address(str(error)):
             raise
         raise _os_error(error.__cause__) from error  # fsspec's HTTP says so of any fault
-    except (OSError, MemoryError, pa.ArrowException):
-        raise
+    except (OSError, MemoryError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError):
+        raise  # what is wrong with the file's content, or with this program, does not pass
     except Exception as error:
         raise _os_error(error) from error
 

@@ -119,7 +119,8 @@ def _get_json(client: Client, url: str) -> tuple[Answer, Any]:
 def _records(content: Any, source: HttpSource, answer: Answer, is_first: bool) -> list[Any]:
     """Return the records of an answer; null in their place is none, behind the first page."""
     found = _look_up(content, source.records) if source.records else content
-    if found is None and not is_first and _look_up(content, source.records, missing=()) is None:
+    is_there = not source.records or _look_up(content, source.records, missing=()) is None
+    if found is None and not is_first and is_there:
         return []
     if not isinstance(found, list):
         keys = f", which has {', '.join(list(content)[:20])}" if isinstance(content, dict) else ""

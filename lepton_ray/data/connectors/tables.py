@@ -68,6 +68,8 @@ def rows_at_once(rows: int, num_bytes: int) -> int:
 
 def in_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Yield a batch in slices that a block may hold, also when the texts of its dictionaries are written out."""
+    if not batch.num_rows:
+        return
     packed = [column for column in batch.columns if pa.types.is_dictionary(column.type) and _has_texts(column.type)]
     longest = sum(pc.max(pc.binary_length(column.dictionary)).as_py() or 0 for column in packed)
     if batch.num_rows <= BATCH_ROWS and batch.nbytes + batch.num_rows * longest <= BATCH_BYTES:
@@ -86,7 +88,7 @@ def in_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 def _row_bytes(batch: pa.RecordBatch, packed: Sequence[pa.DictionaryArray]) -> NDArray[np.float64]:
     """Return about how many bytes each row is: of plain columns an even share, of ``packed`` ones the text."""
     plain = batch.nbytes - sum(column.nbytes for column in packed)
-    sizes = np.full(batch.num_rows, plain / max(batch.num_rows, 1))
+    sizes = np.full(batch.num_rows, plain / batch.num_rows)
     for column in packed:
         lengths = pc.binary_length(column.dictionary).take(column.indices)
         sizes += lengths.fill_null(0).to_numpy(zero_copy_only=False)

@@ -29,6 +29,8 @@ _SENT = [
     (Fraction(3, 2), 1.5),
     (np.float32(1.5), 1.5),
     (np.int64(3), 3),
+    (np.longdouble(1.5), 1.5),
+    (np.ones(2, np.longdouble), [1.0, 1.0]),
     (np.str_("a"), "a"),
     (date(2020, 1, 2), "2020-01-02"),
     (time(1, 2), "01:02:00"),
@@ -67,6 +69,7 @@ _INF = float("inf")
         _INF,
         -_INF,
         np.float32(_INF),
+        np.longdouble(_INF),
         np.float64(-_INF),
         Decimal("-Infinity"),
         [1.0, None, _INF],
@@ -101,8 +104,14 @@ def test_what_json_has_no_value_for_is_refused_with_its_place(value: Any, told: 
 
 
 def test_a_name_that_is_no_text_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\{1: 2\}.*key must be str"):
-        encode_records([{1: 2}])  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"records\[1\] must have names that are texts, got \{1: 2\}"):
+        encode_records([{"a": 2}, {1: 2}])  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("record", [None, [1.0, _INF], "a", 1])
+def test_a_record_that_is_no_mapping_is_refused(record: Any) -> None:
+    with pytest.raises(ValueError, match=r"records\[1\] must be a mapping from names to values, got"):
+        encode_records([{"a": 2}, record])
 
 
 @pytest.mark.parametrize(

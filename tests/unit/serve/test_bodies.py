@@ -204,10 +204,10 @@ def test_a_record_that_breaks_the_signature_is_refused_as_in_json(client: Any, f
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the body must have a line that names the columns, and a further one for each record, got 0"),
+        (b"", "the body must have a line that names the columns, and a further one for each record, got nothing"),
         (
             b"age,size1,S",
-            "the body must have a line that names the columns, and a further one for each record, got 1. curl",
+            "the body must have a line that names the columns, and a further one for each record, got only names. curl",
         ),
         (b"age,size\n" + b"1,S\n" * 4, "the body must have 1 to 3 records, got more. Split"),
         (b"age,size\n1,S\n\n1\n", "records[1] must have 2 cells between commas, got 1"),
