@@ -44,7 +44,7 @@ def encode_records(records: list[Mapping[str, Any]], before: int = 0) -> bytes:
         ValueError: If no JSON stands for a value, or it is infinite; names the record and the field.
     """
     for row, record in enumerate(records, before):
-        if not isinstance(record, dict | Mapping):
+        if not isinstance(record, Mapping):
             raise ValueError(f"records[{row}] must be a mapping from names to values, got {record!r:.200}")
     try:
         body = _dump(records)

@@ -266,7 +266,7 @@ def _or_text(library: Any, adapters: Any, name: str) -> Any:
     """Return a loader for a type that gives what Python's type cannot hold as the text that the server sends."""
     usual = adapters.get_loader(adapters.types[name].oid, library.pq.Format.TEXT)
 
-    class OrText(library.adapt.Loader):  # type: ignore[misc]
+    class OrText(library.adapt.Loader):  # type: ignore[misc]  # psycopg is optional
         def __init__(self, oid: int, context: Any = None) -> None:
             super().__init__(oid, context)
             self._usual = usual(oid, context)

@@ -77,7 +77,7 @@ def _open_by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(_FsspecHandler(filesystem, path, shown)), shown
 
 
-class _FsspecHandler(pafs.FSSpecHandler):  # type: ignore[misc]
+class _FsspecHandler(pafs.FSSpecHandler):  # type: ignore[misc]  # pyarrow has no types
     """Files of fsspec. Those of HTTP have their whole addresses as paths: here they begin as the URI does, without its secrets."""
 
     def __init__(self, fs: Any, root: str, shown: str) -> None:
@@ -115,7 +115,7 @@ def _os_errors() -> Iterator[None]:
         raise _os_error(error.__cause__) from error  # fsspec's HTTP says so of any fault
     except (OSError, MemoryError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError):
         raise  # what is wrong with the file's content, or with this program, does not pass
-    except Exception as error:
+    except Exception as error:  # each library has its own, such as aiohttp's
         raise _os_error(error) from error
 
 
